@@ -1,0 +1,108 @@
+"""FleetClient: a backend service's way into the fleet. Safe from threads, after fork, inside Celery tasks."""
+
+from __future__ import annotations
+
+import functools
+import os
+import secrets
+import threading
+import weakref
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from pagefleet.api.connections import Connections, job_not_found
+from pagefleet.api.fleet import DEFAULT_TIMEOUT_S, Fleet, FleetStatus, prepare
+from pagefleet.api.messages import MAX_SEED, ModelCard
+from pagefleet.api.settings import FleetSettings
+from pagefleet.api.sources import AttachedSource, OwnSource
+from pagefleet.api.status import read_status
+from pagefleet.api.stream import StreamState
+from pagefleet.api.token_stream import TokenStream
+
+
+class FleetClient(Fleet):
+    """The fleet behind one Redis server.
+
+    Connections are opened at the first call and once for each process: a client made before ``fork`` works
+    in every child. Also a context manager.
+
+    Args:
+        settings: where the server is; by default from the environment (``REDIS_URL``), else a stack that
+            ``pagefleet up`` keeps running here.
+        redis_url: instead of ``settings``.
+    """
+
+    def __init__(self, settings: FleetSettings | None = None, *, redis_url: str | None = None) -> None:
+        self.settings = settings or (FleetSettings(redis_url=redis_url) if redis_url else FleetSettings())
+        self._lock = threading.Lock()
+        self._connections: Connections | None = None
+        os.register_at_fork(after_in_child=functools.partial(_forget_in_child, weakref.ref(self)))
+
+    def attach(
+        self, job_id: str, *, after: int = 0, timeout: float | None = DEFAULT_TIMEOUT_S
+    ) -> TokenStream:
+        live = self._live
+        if not live.store.watch(job_id):
+            raise job_not_found(job_id)
+        source = AttachedSource(live, job_id)
+        state = StreamState(job_id, after=after)
+        record = live.store.read(job_id)
+        if record is None:
+            source.close()
+            raise job_not_found(job_id)
+        state.feed_record(record)
+        return TokenStream(state, source, record.request().model, timeout)
+
+    def cancel(self, job_id: str) -> bool:
+        return self._live.cancel(job_id)
+
+    def models(self) -> list[ModelCard]:
+        return self._live.store.cards()
+
+    def status(self) -> FleetStatus:
+        return read_status(self._live.store)
+
+    def close(self) -> None:
+        """Closes the connections; the next call opens new ones."""
+        with self._lock:
+            if self._connections is not None:
+                self._connections.close()
+            self._connections = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start(self, job_id: str | None, fields: Mapping[str, Any], timeout: float | None) -> TokenStream:
+        live = self._live
+        model = fields.get("model")
+        cards = live.index(model if isinstance(model, str) else None)
+        prepared = prepare(cards, job_id, fields, secrets.randbelow(MAX_SEED))
+        source = OwnSource(live, prepared)
+        if not source.submit():
+            source.close()
+            return self.attach(prepared.job_id, timeout=timeout)
+        return TokenStream(StreamState(prepared.job_id), source, prepared.card.name, timeout)
+
+    @property
+    def _live(self) -> Connections:
+        with self._lock:
+            if self._connections is None:
+                self._connections = Connections(self.settings)
+            return self._connections
+
+    def _forget(self) -> None:
+        """In a forked child: the parent's connections are the parent's."""
+        self._lock = threading.Lock()
+        self._connections = None
+
+
+def _forget_in_child(client: weakref.ref[FleetClient]) -> None:
+    alive = client()
+    if alive is not None:
+        alive._forget()

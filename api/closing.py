@@ -1,0 +1,53 @@
+"""CLOSE (protocol line 9): an ended job's result is written from its hash and log, then it may expire.
+
+Idempotent, and anyone may do it: the worker that ended the job, the client that cancelled it, a sweeper.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+from celery.states import FAILURE, REVOKED, SUCCESS
+
+from pagefleet.api.errors import FleetError, JobFailed
+from pagefleet.api.job_record import JobRecord
+from pagefleet.api.job_store import JobStore
+from pagefleet.api.messages import JobState
+
+
+class JobCloser:
+    """Writes Celery's result of an ended job, so that ``AsyncResult(job_id).get()`` works everywhere."""
+
+    def __init__(self, store: JobStore, app: Celery) -> None:
+        self._store = store
+        self._backend: Any = app.backend
+
+    def close(self, job_id: str) -> JobRecord | None:
+        """Writes the result, takes the job out of its ledger and starts the clock of its expiry.
+
+        Returns:
+            The job as it ended, or None where the server knows no such job.
+        """
+        record = self._store.read(job_id)
+        if record is None:
+            return None
+        assert record.state.is_final, f"close of job {job_id} in state {record.state}"
+        self._write_result(record)
+        self._store.close(job_id, record.queue)
+        return record
+
+    def _write_result(self, record: JobRecord) -> None:
+        if record.state is JobState.CANCELLED:
+            self._backend.store_result(record.job_id, RuntimeError("cancelled"), REVOKED)
+        elif record.state is JobState.DONE:
+            self._backend.store_result(record.job_id, record.result().model_dump(mode="json"), SUCCESS)
+        else:
+            self._backend.store_result(record.job_id, failure_of(record), FAILURE)
+
+
+def failure_of(record: JobRecord) -> FleetError:
+    """The exception that stands for a job which ended without an answer."""
+    if record.error is not None:
+        return record.error.to_error(record.job_id)
+    return JobFailed(f"The job ended with {record.finish_reason(0)!r}.", job_id=record.job_id)

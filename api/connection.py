@@ -1,0 +1,71 @@
+"""Connections to Redis: how they are opened, and how their failures become one of our errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis.backoff import NoBackoff
+
+from pagefleet.api.errors import ConfigurationError, RedisUnavailable
+from pagefleet.api.settings import FleetSettings
+
+
+def _options(settings: FleetSettings) -> dict[str, Any]:
+    return {
+        "decode_responses": True,
+        "socket_connect_timeout": settings.connect_timeout_s,
+        "socket_timeout": settings.socket_timeout_s,
+        "socket_keepalive": True,
+        "health_check_interval": 30,
+    }
+
+
+def connect(settings: FleetSettings) -> redis.Redis:
+    """A pool of connections, opened when first used. No retries: who calls knows better when to."""
+    with _url_errors(settings.url):
+        return redis.Redis.from_url(
+            settings.url, retry=redis.retry.Retry(NoBackoff(), 0), **_options(settings)
+        )
+
+
+def connect_async(settings: FleetSettings) -> redis.asyncio.Redis:
+    with _url_errors(settings.url):
+        return redis.asyncio.Redis.from_url(
+            settings.url, retry=redis.asyncio.retry.Retry(NoBackoff(), 0), **_options(settings)
+        )
+
+
+@contextmanager
+def redis_errors(url: str) -> Iterator[None]:
+    """Turns every way in which a server can be out of reach into :class:`RedisUnavailable`."""
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+        raise RedisUnavailable(
+            f"No answer from Redis at {safe_url(url)} ({_reason(error)}); "
+            "is it running, and does REDIS_URL name it? `pagefleet up` starts a local one."
+        ) from error
+
+
+def safe_url(url: str) -> str:
+    """The URL without its password, fit for messages and logs."""
+    scheme, separator, rest = url.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    user = credentials.partition(":")[0]
+    return f"{scheme}{separator}{user}:***{at}{host}" if at else url
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).rstrip(".")
+
+
+@contextmanager
+def _url_errors(url: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigurationError(f"{safe_url(url)!r} is not a Redis URL: {error}") from None

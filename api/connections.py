@@ -1,0 +1,99 @@
+"""Everything that one process of a producer holds open, and the one way a job's message is sent."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from pagefleet.api import keys
+from pagefleet.api.celery_app import broker_priority, make_celery, make_queue
+from pagefleet.api.closing import JobCloser
+from pagefleet.api.connection import safe_url
+from pagefleet.api.errors import JobNotFound, RedisUnavailable
+from pagefleet.api.job_store import JobStore
+from pagefleet.api.messages import ModelCard
+from pagefleet.api.model_cards import CardIndex
+from pagefleet.api.operations import CancelVerdict
+from pagefleet.api.settings import FleetSettings
+from pagefleet.api.subscriber import Subscriber
+
+
+class CardCache:
+    """Model cards as last read; a producer asks the server again after ``ttl_s``, or for an unknown name."""
+
+    def __init__(self, ttl_s: float) -> None:
+        self._ttl_s = ttl_s
+        self._index = CardIndex([])
+        self._read_at = float("-inf")
+
+    def knows(self, name: str | None) -> CardIndex | None:
+        fresh = time.monotonic() - self._read_at < self._ttl_s
+        return self._index if fresh and name is not None and name in self._index else None
+
+    def put(self, cards: list[ModelCard]) -> CardIndex:
+        self._index, self._read_at = CardIndex(cards), time.monotonic()
+        return self._index
+
+
+def send_message(app: Celery, job_id: str, queue_name: str, priority: int) -> None:
+    """ENQUEUE (protocol line 2): a thin message, the id and nothing else that could be large.
+
+    Raises:
+        RedisUnavailable: the broker did not take it.
+    """
+    try:
+        app.send_task(
+            keys.GENERATE_TASK,
+            kwargs={"job_id": job_id, "server": "default", "t": time.time()},
+            task_id=job_id,
+            queue=make_queue(queue_name),
+            priority=broker_priority(priority),
+            retry=False,
+        )
+    except (OperationalError, OSError) as error:
+        raise RedisUnavailable(
+            f"The broker at {safe_url(str(app.conf.broker_url))} did not take the job: {error}", job_id=job_id
+        ) from error
+
+
+class Connections:
+    """Everything that a forked child must not share with its parent."""
+
+    def __init__(self, settings: FleetSettings) -> None:
+        self.store = JobStore(settings)
+        self.app = make_celery(settings)
+        self.closer = JobCloser(self.store, self.app)
+        self.cards = CardCache(settings.card_ttl_s)
+        self.channel = keys.reply_channel(uuid.uuid4().hex)
+        self.subscriber = Subscriber(settings, self.channel)
+        self.subscriber.open()
+
+    def close(self) -> None:
+        self.subscriber.close()
+        self.store.close_connections()
+        self.app.close()
+
+    def index(self, name: str | None) -> CardIndex:
+        return self.cards.knows(name) or self.cards.put(self.store.cards())
+
+    def cancel(self, job_id: str) -> bool:
+        """CANCEL (protocol line 16), and CLOSE where nobody runs the job. False where it had ended.
+
+        Raises:
+            JobNotFound: there is no such job.
+        """
+        verdict = self.store.cancel(job_id)
+        if verdict is CancelVerdict.MISSING:
+            raise job_not_found(job_id)
+        if verdict is CancelVerdict.ENDED:
+            self.closer.close(job_id)
+        return verdict is not CancelVerdict.FINAL
+
+
+def job_not_found(job_id: str) -> JobNotFound:
+    return JobNotFound(
+        f"There is no job {job_id!r}: the id is wrong, or its result has expired.", job_id=job_id
+    )

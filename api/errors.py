@@ -1,0 +1,136 @@
+"""Everything that pagefleet raises at a producer, as one tree.
+
+::
+
+    FleetError
+    ├── InvalidRequest          the request is wrong; ``param`` names the field
+    │   ├── ContextTooLong      prompt does not fit the model's context
+    │   └── UnknownParameter    a field nobody knows (with the nearest known name)
+    ├── UnknownModel            no worker ever served this model here
+    ├── QueueFull               the queue's depth limit is reached; nothing was written
+    ├── JobError                the job itself ended badly; ``job_id`` names it
+    │   ├── JobFailed           the worker reported a failure
+    │   ├── JobDead             given up after repeated worker deaths
+    │   ├── JobLost             the server forgot the job (restarted without its data)
+    │   └── JobNotFound         no such job (never was, or its result expired)
+    ├── StreamTimeout           nothing arrived for the caller's timeout; the job goes on
+    ├── RedisUnavailable        no connection to the server
+    ├── MissingExtra            a part is not installed; the message names the pip command
+    ├── ConfigurationError      a setting or an option is wrong
+    └── ProtocolError           a message that this version cannot read
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = [
+    "ConfigurationError",
+    "ContextTooLong",
+    "FleetError",
+    "InvalidRequest",
+    "JobDead",
+    "JobError",
+    "JobFailed",
+    "JobLost",
+    "JobNotFound",
+    "MissingExtra",
+    "ProtocolError",
+    "QueueFull",
+    "RedisUnavailable",
+    "StreamTimeout",
+    "UnknownModel",
+    "UnknownParameter",
+    "error_from_code",
+]
+
+
+class FleetError(Exception):
+    """Root of the tree. ``code`` is stable and machine-readable; the message is one clear sentence."""
+
+    code = "fleet_error"
+
+    def __init__(self, message: str, *, param: str | None = None, job_id: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.job_id = job_id
+
+
+class InvalidRequest(FleetError, ValueError):
+    code = "invalid_request"
+
+
+class ContextTooLong(InvalidRequest):
+    code = "context_too_long"
+
+
+class UnknownParameter(InvalidRequest):
+    code = "unknown_parameter"
+
+
+class UnknownModel(FleetError):
+    code = "unknown_model"
+
+
+class QueueFull(FleetError):
+    code = "queue_full"
+
+
+class JobError(FleetError):
+    code = "job_error"
+
+
+class JobFailed(JobError):
+    code = "job_failed"
+
+
+class JobDead(JobError):
+    code = "job_dead"
+
+
+class JobLost(JobError):
+    code = "job_lost"
+
+
+class JobNotFound(JobError):
+    code = "job_not_found"
+
+
+class StreamTimeout(FleetError, TimeoutError):
+    code = "stream_timeout"
+
+
+class RedisUnavailable(FleetError, ConnectionError):
+    code = "redis_unavailable"
+
+
+class MissingExtra(FleetError, ImportError):
+    code = "missing_extra"
+
+
+class ConfigurationError(FleetError):
+    code = "configuration"
+
+
+class ProtocolError(FleetError):
+    code = "protocol"
+
+
+_BY_CODE: Final[dict[str, type[FleetError]]] = {
+    error.code: error
+    for error in (
+        InvalidRequest, ContextTooLong, UnknownParameter, UnknownModel, QueueFull, JobFailed, JobDead,
+        JobLost, JobNotFound, StreamTimeout, RedisUnavailable, ProtocolError,
+    )
+}  # fmt: skip
+
+
+def error_from_code(
+    code: str, message: str, *, param: str | None = None, job_id: str | None = None
+) -> FleetError:
+    """The exception that a worker's ``{code, message, param}`` stands for.
+
+    A code that this version does not know becomes a :class:`JobFailed` that keeps the message.
+    """
+    return _BY_CODE.get(code, JobFailed)(message, param=param, job_id=job_id)

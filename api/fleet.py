@@ -1,0 +1,196 @@
+"""What every fleet offers a service, whether it is real or a fake: the base class of all clients."""
+
+from __future__ import annotations
+
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+from pagefleet.api import keys
+from pagefleet.api.errors import InvalidRequest
+from pagefleet.api.keys import Lane
+from pagefleet.api.messages import (
+    GenerateRequest,
+    ModelCard,
+    SamplingOptions,
+    WorkerStatus,
+    build_request,
+)
+from pagefleet.api.model_cards import CardIndex, check_fits
+from pagefleet.api.token_stream import TokenStream
+
+DEFAULT_TIMEOUT_S = 600.0
+"""How long a stream waits for its next chunk before it raises ``StreamTimeout``."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """``num_queued`` messages wait in the broker; ``num_open`` jobs have not been closed yet."""
+
+    name: str
+    model: str
+    lane: Lane
+    num_queued: int
+    num_open: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunningJob:
+    job_id: str
+    model: str
+    worker_id: str
+    num_tokens: int
+    attempts: int
+    running_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class FleetStatus:
+    models: list[ModelCard]
+    workers: list[WorkerStatus]
+    queues: list[QueueStatus]
+    running: list[RunningJob]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that is known to be right as far as a producer can tell, and where it goes."""
+
+    job_id: str
+    request: GenerateRequest
+    card: ModelCard
+
+    @property
+    def queue(self) -> str:
+        return keys.queue(self.card.name, self.request.lane)
+
+
+def prepare(cards: CardIndex, job_id: str | None, fields: Mapping[str, Any], seed: int) -> Prepared:
+    """Validates a request against the cards; a missing seed becomes ``seed``, the model its canonical name.
+
+    Raises:
+        InvalidRequest, UnknownModel, ContextTooLong: nothing was sent anywhere.
+    """
+    if job_id is not None and not _is_job_id(job_id):
+        raise InvalidRequest(
+            "job_id: give 1 to 255 characters without blanks or line breaks.", param="job_id"
+        )
+    model = fields.get("model")
+    if model is not None and not isinstance(model, str):
+        raise InvalidRequest(f"model: a name is expected, not {model!r}.", param="model")
+    given = {name: value for name, value in fields.items() if value is not None}
+    # Wrong fields are the more useful complaint where the model is unknown too: validate first.
+    request = build_request({**given, "model": model or "-"})
+    card = cards.resolve(model)
+    sampling = request.sampling
+    if sampling.seed is None:
+        sampling = sampling.model_copy(update={"seed": seed})
+    request = request.model_copy(update={"model": card.name, "sampling": sampling})
+    check_fits(request, card)
+    return Prepared(job_id or str(uuid.uuid4()), request, card)
+
+
+def _is_job_id(job_id: str) -> bool:
+    return 0 < len(job_id) <= 255 and not any(character.isspace() for character in job_id)
+
+
+class Fleet(ABC):
+    """Send work to a fleet and read its tokens.
+
+    ``generate`` and ``chat`` check the request here and now: a wrong one raises a
+    :class:`~pagefleet.api.errors.FleetError` and nothing is enqueued.
+    """
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        model: str | None = None,
+        prompt_token_ids: Sequence[int] | None = None,
+        job_id: str | None = None,
+        lane: Lane = "interactive",
+        priority: int = 5,
+        deadline_s: float | None = None,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        **sampling: Unpack[SamplingOptions],
+    ) -> TokenStream:
+        """Continues a text (or token ids).
+
+        Args:
+            prompt: the text; or ``prompt_token_ids``, exactly one of them.
+            model: name or alias; may be left out where the fleet knows one model only.
+            job_id: makes the call idempotent: a second one with the same id reads the first one's job.
+            lane: ``batch`` fills what ``interactive`` leaves.
+            priority: 0..9 within the lane, 9 is the most urgent.
+            deadline_s: seconds from now after which the job is given up.
+            timeout: seconds without a chunk after which the stream raises ``StreamTimeout``.
+            sampling: see :class:`~pagefleet.api.messages.SamplingParams`.
+
+        Raises:
+            InvalidRequest, ContextTooLong, UnknownModel, QueueFull, RedisUnavailable.
+        """
+        fields = {
+            "prompt": prompt,
+            "prompt_token_ids": as_list(prompt_token_ids),
+            "model": model,
+            "lane": lane,
+            "priority": priority,
+            "deadline_s": deadline_s,
+            **sampling,
+        }
+        return self._start(job_id, fields, timeout)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        model: str | None = None,
+        job_id: str | None = None,
+        lane: Lane = "interactive",
+        priority: int = 5,
+        deadline_s: float | None = None,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        **sampling: Unpack[SamplingOptions],
+    ) -> TokenStream:
+        """Answers a conversation through the model's chat template. Arguments as for :meth:`generate`."""
+        fields = {
+            "messages": [dict(message) for message in messages],
+            "model": model,
+            "lane": lane,
+            "priority": priority,
+            "deadline_s": deadline_s,
+            **sampling,
+        }
+        return self._start(job_id, fields, timeout)
+
+    @abstractmethod
+    def _start(self, job_id: str | None, fields: Mapping[str, Any], timeout: float | None) -> TokenStream: ...
+
+    @abstractmethod
+    def attach(
+        self, job_id: str, *, after: int = 0, timeout: float | None = DEFAULT_TIMEOUT_S
+    ) -> TokenStream:
+        """Reads any job from any process, also after it has ended, from token ``after`` on.
+
+        Raises:
+            JobNotFound: there is no such job (any more).
+        """
+
+    @abstractmethod
+    def cancel(self, job_id: str) -> bool:
+        """Stops a job; false where it had ended already. Raises: JobNotFound."""
+
+    @abstractmethod
+    def models(self) -> list[ModelCard]: ...
+
+    @abstractmethod
+    def status(self) -> FleetStatus: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+def as_list(token_ids: Sequence[int] | None) -> list[int] | None:
+    return None if token_ids is None else list(token_ids)

@@ -1,0 +1,103 @@
+"""What the server knows of one job at one moment: its hash and its log, read together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pagefleet.api.messages import (
+    ChoiceResult,
+    EndedEvent,
+    ErrorInfo,
+    GenerateRequest,
+    JobResult,
+    JobState,
+    LogEntry,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job as read: typed access to the fields that ``scripts/prelude.lua`` lists."""
+
+    job_id: str
+    fields: Mapping[str, str]
+    entries: Sequence[LogEntry] = field(default=())
+
+    @property
+    def state(self) -> JobState:
+        return JobState(self.fields["state"])
+
+    @property
+    def queue(self) -> str:
+        return self.fields["queue"]
+
+    @property
+    def num_choices(self) -> int:
+        return int(self.fields.get("num_choices", 1))
+
+    @property
+    def num_tokens(self) -> list[int]:
+        """Tokens in the log, by choice."""
+        return [int(self.fields.get(f"n:{choice}", 0)) for choice in range(self.num_choices)]
+
+    @property
+    def num_prompt_tokens(self) -> int | None:
+        value = self.fields.get("num_prompt_tokens")
+        return None if value is None else int(value)
+
+    @property
+    def attempts(self) -> int:
+        return int(self.fields.get("attempts", 0))
+
+    @property
+    def error(self) -> ErrorInfo | None:
+        text = self.fields.get("error")
+        return None if text is None else ErrorInfo.model_validate_json(text)
+
+    def finish_reason(self, choice: int) -> str | None:
+        return self.fields.get(f"fin:{choice}")
+
+    def request(self) -> GenerateRequest:
+        return GenerateRequest.model_validate_json(self.fields["request"])
+
+    def ended_event(self) -> EndedEvent:
+        """The event that was published when the job ended. Only for a final state."""
+        return EndedEvent(
+            state=self.state,
+            num_tokens=self.num_tokens,
+            finish_reasons=[self.finish_reason(choice) for choice in range(self.num_choices)],
+            error=self.error,
+        )
+
+    def result(self) -> JobResult:
+        """The job's outcome, from the hash and the log alone."""
+        return JobResult(
+            job_id=self.job_id,
+            model=self.request().model,
+            state=self.state,
+            choices=[self._choice(index) for index in range(self.num_choices)],
+            num_prompt_tokens=self.num_prompt_tokens,
+            attempts=self.attempts,
+            worker=self.fields.get("owner"),
+            error=self.error,
+            enqueued_at=self._seconds("enqueued_at"),
+            claimed_at=self._seconds("claimed_at"),
+            first_token_at=self._seconds("first_token_at"),
+            ended_at=self._seconds("ended_at"),
+        )
+
+    def _choice(self, index: int) -> ChoiceResult:
+        entries = [entry for entry in self.entries if entry.choice == index]
+        stop_reasons = [entry.stop_reason for entry in entries if entry.stop_reason is not None]
+        return ChoiceResult(
+            index=index,
+            token_ids=[token for entry in entries for token in entry.token_ids],
+            text="".join(text for entry in entries for text in entry.texts),
+            finish_reason=self.finish_reason(index),
+            stop_reason=stop_reasons[-1] if stop_reasons else None,
+        )
+
+    def _seconds(self, name: str) -> float | None:
+        value = self.fields.get(name)
+        return None if value is None else int(value) / 1000

@@ -1,0 +1,226 @@
+"""JobStore: every state change of a job is one method here and one script in ``scripts/``.
+
+The docstrings name the line of the protocol that a method is. It knows Redis and the wire contract;
+it does not know Celery, models or engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import redis
+import redis.asyncio
+from pydantic import ValidationError
+
+from pagefleet.api import keys, operations
+from pagefleet.api.connection import connect, connect_async, redis_errors
+from pagefleet.api.errors import ProtocolError
+from pagefleet.api.job_record import JobRecord
+from pagefleet.api.messages import (
+    ErrorInfo,
+    GenerateRequest,
+    JobState,
+    LogEntry,
+    ModelCard,
+    WorkerStatus,
+)
+from pagefleet.api.operations import CancelVerdict, Claim, Operation, StepItem, StepReply, Submitted
+from pagefleet.api.scripts import load_script
+from pagefleet.api.settings import FleetSettings
+
+T = TypeVar("T")
+
+
+class JobStore:
+    """The state of all jobs on one Redis server, for threads. Every method is safe to repeat.
+
+    All methods raise :class:`~pagefleet.api.errors.RedisUnavailable` where the server does not answer.
+    """
+
+    def __init__(self, settings: FleetSettings) -> None:
+        self.settings = settings
+        # redis-py types a reply as the union of all replies; operations.py says what each one is.
+        self.redis: Any = connect(settings)
+
+    def submit(
+        self, job_id: str, request: GenerateRequest, *, queue: str, channel: str, max_depth: int
+    ) -> Submitted:
+        """Line 1, SUBMIT: queued, unless the queue is too deep or the id exists."""
+        return self.run(operations.submit(job_id, request, queue=queue, channel=channel, max_depth=max_depth))
+
+    def claim(self, job_ids: Sequence[str], worker_id: str, fingerprint_json: str) -> list[Claim]:
+        """Line 4, CLAIM: takes jobs for a worker, in one round trip."""
+        return self.run_many([operations.claim(job_id, worker_id, fingerprint_json) for job_id in job_ids])
+
+    def mark(self, worker_id: str, epochs: dict[str, int]) -> set[str]:
+        """Line 5, MARK: before a first prefill reaches the device. Returns the jobs lost to the fence."""
+        return self.run(operations.mark(worker_id, epochs))
+
+    def step(self, worker_id: str, items: Sequence[StepItem]) -> list[StepReply]:
+        """Line 6, STEP: appends and publishes what the last steps produced, for all jobs at once."""
+        return self.run(operations.step(worker_id, items))
+
+    def end(
+        self,
+        job_id: str,
+        worker_id: str,
+        epoch: int,
+        state: JobState,
+        *,
+        reason: str = "",
+        error: ErrorInfo | None = None,
+    ) -> str:
+        """Lines 7 and 8, END and FAIL, by the owner: a final state other than done."""
+        return self.run(operations.end(job_id, worker_id, epoch, state, reason=reason, error=error))
+
+    def release(self, job_id: str, worker_id: str, epoch: int) -> str:
+        """Line 8, RELEASE: gives the job back; the caller returns its message to the queue."""
+        return self.run(operations.release(job_id, worker_id, epoch))
+
+    def claim_callbacks(self, job_id: str) -> bool:
+        """Line 9, CLOSE, the marker: true for the one caller that may run the job's links and chain."""
+        with redis_errors(self.settings.url):
+            return bool(self.redis.hsetnx(keys.job(job_id), "callbacks", "1"))
+
+    def close(self, job_id: str, queue: str) -> str:
+        """Line 9, CLOSE, last part: out of the ledger; hash and log may expire from now on."""
+        return self.run(operations.close(job_id, queue, self.settings.result_ttl_s))
+
+    def beat(self, status: WorkerStatus, lease_s: float) -> None:
+        """Line 10, BEAT: the worker's lease runs anew."""
+        self.run(operations.beat(status, lease_s))
+
+    def leave(self, worker_id: str) -> None:
+        """Line 17, DRAIN, last part: the lease is given up. The worker stays known as a tombstone."""
+        with redis_errors(self.settings.url):
+            self.redis.delete(keys.lease(worker_id))
+
+    def read(self, job_id: str, *, with_log: bool = True) -> JobRecord | None:
+        """Line 15, replay: hash and log of a job, read together; None where there is no such job."""
+        with redis_errors(self.settings.url):
+            pipeline = self.redis.pipeline(transaction=True)
+            _queue_read(pipeline, job_id, with_log)
+            return _parse_record(job_id, pipeline.execute())
+
+    def watch(self, job_id: str) -> bool:
+        """Line 15, ATTACH: the job publishes on its own channel too; false where there is no such job."""
+        return self.run(operations.watch(job_id))
+
+    def cancel(self, job_id: str) -> CancelVerdict:
+        """Line 16, CANCEL: after ``ENDED`` the caller must close the job."""
+        return self.run(operations.cancel(job_id))
+
+    def publish_card(self, card: ModelCard) -> None:
+        """Makes a model known to producers, from now on and after its last worker is gone."""
+        with redis_errors(self.settings.url):
+            pipeline = self.redis.pipeline(transaction=True)
+            pipeline.set(keys.model(card.name), card.model_dump_json())
+            pipeline.sadd(keys.MODELS, card.name)
+            pipeline.execute()
+
+    def remove_card(self, name: str) -> bool:
+        """Makes a model unknown; false where it was."""
+        with redis_errors(self.settings.url):
+            pipeline = self.redis.pipeline(transaction=True)
+            pipeline.delete(keys.model(name))
+            pipeline.srem(keys.MODELS, name)
+            return any(pipeline.execute())
+
+    def cards(self) -> list[ModelCard]:
+        with redis_errors(self.settings.url):
+            names = sorted(self.redis.smembers(keys.MODELS))
+            texts = self.redis.mget([keys.model(name) for name in names]) if names else []
+        return [ModelCard.model_validate_json(text) for text in texts if text is not None]
+
+    def workers(self) -> list[WorkerStatus]:
+        """The workers whose lease is alive, by id."""
+        with redis_errors(self.settings.url):
+            ids = sorted(self.redis.zrange(keys.WORKERS, 0, -1))
+            texts = self.redis.mget([keys.lease(worker_id) for worker_id in ids]) if ids else []
+        return [WorkerStatus.model_validate_json(text) for text in texts if text is not None]
+
+    def run(self, operation: Operation[T]) -> T:
+        """Runs one script; sends its text only to a server that does not know it yet."""
+        script = load_script(operation.script)
+        with redis_errors(self.settings.url):
+            call = (len(operation.keys), *operation.keys, *operation.args)
+            try:
+                reply = self.redis.evalsha(script.sha, *call)
+            except redis.exceptions.NoScriptError:
+                reply = self.redis.eval(script.source, *call)
+        return operation.parse(reply)
+
+    def run_many(self, calls: Sequence[Operation[T]]) -> list[T]:
+        """Runs several scripts in one round trip; not atomic together."""
+        with redis_errors(self.settings.url):
+            pipeline = self.redis.pipeline(transaction=False)
+            for call in calls:
+                pipeline.evalsha(load_script(call.script).sha, len(call.keys), *call.keys, *call.args)
+            replies = pipeline.execute(raise_on_error=False)
+        return [
+            self.run(call)
+            if isinstance(reply, redis.exceptions.NoScriptError)
+            else call.parse(_raised(reply))
+            for call, reply in zip(calls, replies, strict=True)
+        ]
+
+    def close_connections(self) -> None:
+        self.redis.close()
+
+
+class AsyncJobStore:
+    """The producer's half of :class:`JobStore` on ``redis.asyncio``: the same operations, awaited."""
+
+    def __init__(self, settings: FleetSettings) -> None:
+        self.settings = settings
+        self.redis: Any = connect_async(settings)
+
+    async def read(self, job_id: str) -> JobRecord | None:
+        """Line 15, replay."""
+        with redis_errors(self.settings.url):
+            pipeline = self.redis.pipeline(transaction=True)
+            _queue_read(pipeline, job_id, with_log=True)
+            return _parse_record(job_id, await pipeline.execute())
+
+    async def cards(self) -> list[ModelCard]:
+        with redis_errors(self.settings.url):
+            names = sorted(await self.redis.smembers(keys.MODELS))
+            texts = await self.redis.mget([keys.model(name) for name in names]) if names else []
+        return [ModelCard.model_validate_json(text) for text in texts if text is not None]
+
+    async def run(self, operation: Operation[T]) -> T:
+        script = load_script(operation.script)
+        with redis_errors(self.settings.url):
+            call = (len(operation.keys), *operation.keys, *operation.args)
+            try:
+                reply = await self.redis.evalsha(script.sha, *call)
+            except redis.exceptions.NoScriptError:
+                reply = await self.redis.eval(script.source, *call)
+        return operation.parse(reply)
+
+    async def close_connections(self) -> None:
+        await self.redis.aclose()
+
+
+def _queue_read(pipeline: Any, job_id: str, with_log: bool) -> None:
+    pipeline.hgetall(keys.job(job_id))
+    if with_log:
+        pipeline.lrange(keys.log(job_id), 0, -1)
+
+
+def _parse_record(job_id: str, replies: list[Any]) -> JobRecord | None:
+    fields, *log = replies
+    if not fields:
+        return None
+    try:
+        entries = [LogEntry.model_validate_json(text) for text in (log[0] if log else ())]
+    except ValidationError as error:
+        raise ProtocolError(f"The log of job {job_id} cannot be read: {error}", job_id=job_id) from None
+    return JobRecord(job_id, fields, entries)
+
+
+def _raised(reply: Any) -> Any:
+    if isinstance(reply, Exception):
+        raise reply
+    return reply

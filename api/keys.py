@@ -1,0 +1,86 @@
+"""Every Redis key, pub/sub channel and queue name, and nothing else.
+
+The server holds two kinds of names: ours, under the prefix ``pf:``, and Celery's own (queues and
+``celery-task-meta-*``), which keep Celery's spelling so that any Celery service can read them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Literal
+
+Lane = Literal["interactive", "batch"]
+LANES: Final[tuple[Lane, ...]] = ("interactive", "batch")
+
+PREFIX: Final = "pf:"
+MODELS: Final = PREFIX + "models"
+"""Set of the canonical names of all models that ever had a worker."""
+WORKERS: Final = PREFIX + "workers"
+"""Sorted set worker id -> milliseconds of its last beat (Redis clock)."""
+
+GENERATE_TASK: Final = "pagefleet.generate"
+
+_SLUG_SAFE = re.compile(r"[a-z0-9.-]")
+
+
+def job(job_id: str) -> str:
+    """Hash: the state of a job (its fields are listed in ``scripts/prelude.lua``)."""
+    return f"{PREFIX}job:{job_id}"
+
+
+def log(job_id: str) -> str:
+    """List: the durable log of a job, one JSON entry for each flush of its worker."""
+    return f"{PREFIX}log:{job_id}"
+
+
+def open_jobs(queue: str) -> str:
+    """Sorted set job id -> milliseconds at which it was enqueued: the ledger of jobs not yet closed.
+
+    One ledger for each queue: depth is counted on it, and a single one would be a hot spot.
+    """
+    return f"{PREFIX}open:{queue}"
+
+
+def model(name: str) -> str:
+    """String: the card of a model, as JSON."""
+    return f"{PREFIX}model:{name}"
+
+
+def lease(worker_id: str) -> str:
+    """String with an expiry: exists for as long as the worker is trusted to be alive."""
+    return f"{PREFIX}lease:{worker_id}"
+
+
+def reply_channel(client_id: str) -> str:
+    """Channel on which one client process hears of all its jobs."""
+    return f"{PREFIX}reply:{client_id}"
+
+
+def job_channel(job_id: str) -> str:
+    """Channel for readers that attached to a job they did not submit."""
+    return f"{PREFIX}job-events:{job_id}"
+
+
+def slug(name: str) -> str:
+    """Reversible, queue-safe spelling of a model's name: every other byte becomes ``_`` + two hex digits."""
+    return "".join(chr(byte) if _SLUG_SAFE.fullmatch(chr(byte)) else f"_{byte:02x}" for byte in name.encode())
+
+
+def unslug(text: str) -> str:
+    """The inverse of :func:`slug`."""
+    plain = re.sub(rb"_([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), text.encode())
+    return plain.decode()
+
+
+def queue(model_name: str, lane: Lane) -> str:
+    """The Celery queue that serves a model's lane."""
+    return f"{slug(model_name)}.{lane}"
+
+
+def unacked(worker_id: str) -> dict[str, str]:
+    """kombu's options that give one worker process its own ledger of unacknowledged messages."""
+    return {
+        "unacked_key": f"{PREFIX}unacked:{worker_id}",
+        "unacked_index_key": f"{PREFIX}unacked-index:{worker_id}",
+        "unacked_mutex_key": f"{PREFIX}unacked-mutex:{worker_id}",
+    }

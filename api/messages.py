@@ -1,0 +1,338 @@
+"""The wire contract: requests, log entries, stream events, results and model cards.
+
+Everything that crosses a process boundary is one of these models; nothing else is trusted. They know
+nothing of Redis or Celery. Every stored JSON carries ``v``, the protocol version that wrote it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal, Self, TypedDict
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pagefleet.api.errors import FleetError, InvalidRequest, UnknownParameter, error_from_code
+from pagefleet.api.keys import Lane
+
+PROTOCOL_VERSION: Final = 1
+MAX_SEED: Final = 2**63 - 1
+
+
+class JobState(StrEnum):
+    """The one-letter states of ``pf:job:<id>``; the last four are final and never change."""
+
+    QUEUED = "Q"
+    RUNNING = "R"
+    DONE = "D"
+    FAILED = "F"
+    CANCELLED = "C"
+    DEAD = "X"
+
+    @property
+    def is_final(self) -> bool:
+        return self not in (JobState.QUEUED, JobState.RUNNING)
+
+
+class WireModel(BaseModel):
+    """Frozen, strict, closed: a wrong type or an unknown field is an error, never a guess."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class StoredModel(WireModel):
+    """Written by one version of pagefleet and read by another: unknown fields are newer, not wrong."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    v: int = 1
+    """The protocol version that wrote it; absent means 1, whatever the reader speaks."""
+
+
+class SamplingParams(WireModel):
+    """How tokens are drawn and when a sequence ends. ``temperature=0`` is greedy."""
+
+    max_tokens: int = Field(256, ge=1, le=1_000_000)
+    min_tokens: int = Field(0, ge=0, le=1_000_000)
+    temperature: float = Field(1.0, ge=0.0, le=100.0, allow_inf_nan=False)
+    top_k: int = Field(0, ge=0, description="0: off")
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    min_p: float = Field(0.0, ge=0.0, le=1.0)
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="drawn at submit if missing")
+    stop: list[Annotated[str, Field(min_length=1, max_length=1024)]] = Field(
+        default_factory=list, max_length=64
+    )
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list, max_length=1024)
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_stop_string(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and isinstance(data.get("stop"), str):
+            return {**data, "stop": [data["stop"]]}
+        return data
+
+    @model_validator(mode="after")
+    def _min_within_max(self) -> Self:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})")
+        return self
+
+
+class SamplingOptions(TypedDict, total=False):
+    """:class:`SamplingParams` as keyword arguments, for editors and type checkers."""
+
+    max_tokens: int
+    min_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int | None
+    stop: str | list[str]
+    stop_token_ids: list[int]
+    include_stop_str_in_output: bool
+    ignore_eos: bool
+    skip_special_tokens: bool
+
+
+class ChatMessage(WireModel):
+    role: str = Field(min_length=1, max_length=64)
+    content: str
+    name: str | None = None
+
+
+class GenerateRequest(StoredModel):
+    """One generation: exactly one of ``prompt``, ``prompt_token_ids`` and ``messages``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(min_length=1, max_length=512)
+    prompt: str | None = Field(None, max_length=10_000_000)
+    prompt_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
+    messages: list[ChatMessage] | None = None
+    sampling: SamplingParams = SamplingParams()
+    lane: Lane = "interactive"
+    priority: int = Field(5, ge=0, le=9, description="9 is the most urgent")
+    deadline_s: float | None = Field(None, gt=0, description="seconds from submit until the job is given up")
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Self:
+        given = [
+            name for name in ("prompt", "prompt_token_ids", "messages") if getattr(self, name) is not None
+        ]
+        if len(given) != 1:
+            raise ValueError(
+                "give exactly one of prompt, prompt_token_ids and messages"
+                + (f", not {' and '.join(given)}" if given else "")
+            )
+        if not getattr(self, given[0]):
+            raise ValueError(f"{given[0]} is empty")
+        return self
+
+
+class ErrorInfo(StoredModel):
+    """Why a job was rejected or failed, in the terms of :mod:`pagefleet.api.errors`."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+    @classmethod
+    def from_error(cls, error: FleetError) -> ErrorInfo:
+        return cls(code=error.code, message=error.message, param=error.param)
+
+    def to_error(self, job_id: str) -> FleetError:
+        return error_from_code(self.code, self.message, param=self.param, job_id=job_id)
+
+
+class LogEntry(StoredModel):
+    """What one flush added to one choice of a job: an item of ``pf:log:<id>`` and a ``tokens`` event.
+
+    ``offset`` is the index of ``token_ids[0]`` among the choice's tokens. ``texts[i]`` is what exactly
+    ``token_ids[i]`` adds after stop-string hold-back: any reader replays text without a tokenizer, and a
+    stream can be cut and continued at any token.
+    """
+
+    choice: int = 0
+    offset: int = Field(ge=0)
+    token_ids: list[int]
+    texts: list[str]
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+    @model_validator(mode="after")
+    def _a_text_for_each_token(self) -> Self:
+        if len(self.texts) != len(self.token_ids):
+            raise ValueError(f"{len(self.token_ids)} token_ids but {len(self.texts)} texts")
+        return self
+
+    def to_json(self) -> str:
+        return self.model_dump_json(exclude_defaults=True)
+
+
+class AcceptedEvent(StoredModel):
+    """The worker tokenised and admitted the prompt; sent again by every attempt."""
+
+    num_prompt_tokens: int
+    attempt: int
+
+
+class EndedEvent(StoredModel):
+    """The job reached a final state. ``num_tokens[c]`` is how many tokens choice ``c`` has in the log."""
+
+    state: JobState
+    num_tokens: list[int]
+    finish_reasons: list[str | None]
+    error: ErrorInfo | None = None
+
+
+StreamEvent = LogEntry | AcceptedEvent | EndedEvent
+
+EVENT_KINDS: Final[dict[str, type[LogEntry] | type[AcceptedEvent] | type[EndedEvent]]] = {
+    "t": LogEntry,
+    "a": AcceptedEvent,
+    "e": EndedEvent,
+}
+
+
+def split_events(payload: str) -> list[tuple[str, str, str]]:
+    """The lines of one PUBLISH: ``(job_id, kind, json)`` each."""
+    events = []
+    for line in payload.split("\n"):
+        job_id, _, rest = line.partition(" ")
+        kind, _, body = rest.partition(" ")
+        events.append((job_id, kind, body))
+    return events
+
+
+def parse_event(kind: str, body: str) -> StreamEvent | None:
+    """One event, or None for a kind that a newer version invented."""
+    model = EVENT_KINDS.get(kind)
+    return None if model is None else model.model_validate_json(body)
+
+
+class ChoiceResult(StoredModel):
+    index: int = 0
+    token_ids: list[int] = Field(default_factory=list)
+    text: str = ""
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+class JobResult(StoredModel):
+    """What ``TokenStream.result()`` returns and ``AsyncResult(job_id).get()`` holds (as a dict).
+
+    Times are seconds since the epoch on the server's clock; None where the job never got that far.
+    """
+
+    job_id: str
+    model: str
+    state: JobState
+    choices: list[ChoiceResult]
+    num_prompt_tokens: int | None = None
+    attempts: int = 0
+    worker: str | None = None
+    error: ErrorInfo | None = None
+    enqueued_at: float | None = None
+    claimed_at: float | None = None
+    first_token_at: float | None = None
+    ended_at: float | None = None
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].text
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.choices[0].token_ids
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self.choices[0].finish_reason
+
+
+class Fingerprint(StoredModel):
+    """What decides a model's output. Only ``weights`` and ``tokenizer`` forbid another worker's resume."""
+
+    weights: str
+    tokenizer: str
+    dtype: str
+    backend: str
+    version: str
+
+
+class ModelCard(StoredModel):
+    """What a producer must know of a model; published by its workers and kept after they die."""
+
+    name: str
+    task: Literal["generate"] = "generate"
+    max_model_len: int = Field(gt=0)
+    vocab_size: int = Field(gt=0)
+    aliases: list[str] = Field(default_factory=list)
+    max_queue_depth: int = Field(gt=0)
+    fingerprint: Fingerprint
+
+
+class WorkerStatus(StoredModel):
+    """The value of ``pf:lease:<worker>``: what a worker says of itself with each beat."""
+
+    worker_id: str
+    model: str
+    host: str
+    pid: int
+    started_at: float
+    num_running: int = 0
+    num_waiting: int = 0
+    num_free_blocks: int = 0
+    num_blocks: int = 0
+    num_generation_tokens: int = 0
+    num_decode_steps: int = Field(0, description="steps in which at least one sequence received a token")
+    last_batch_size: int = 0
+    max_batch_size: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+
+
+def build_request(fields: Mapping[str, Any]) -> GenerateRequest:
+    """A validated request from flat fields: sampling parameters beside the rest, as users write them.
+
+    Raises:
+        UnknownParameter: a name nobody knows; the sentence offers the nearest known one.
+        InvalidRequest: a wrong type, a value out of range, an empty prompt or more than one input.
+    """
+    own, sampling = {}, {}
+    for name, value in fields.items():
+        if name in SamplingParams.model_fields:
+            sampling[name] = value
+        elif name in GenerateRequest.model_fields and name not in ("v", "sampling"):
+            own[name] = value
+        else:
+            raise UnknownParameter(_unknown(name), param=name)
+    try:
+        return GenerateRequest(sampling=SamplingParams(**sampling), **own)
+    except ValidationError as error:
+        raise invalid_request(error) from None
+
+
+def invalid_request(error: ValidationError) -> InvalidRequest:
+    """The first complaint of pydantic as one sentence that names the parameter."""
+    first = error.errors(include_url=False)[0]
+    location = [str(part) for part in first["loc"]]
+    param = ".".join(location) or None
+    message = first["msg"].removeprefix("Value error, ")
+    if param is None:
+        return InvalidRequest(f"{message}.")
+    given = repr(first["input"])
+    shown = given if len(given) <= 80 else given[:77] + "..."
+    return InvalidRequest(f"{param}: {message[0].lower()}{message[1:]} (got {shown}).", param=param)
+
+
+def _unknown(name: str) -> str:
+    known = [*SamplingParams.model_fields, *GenerateRequest.model_fields]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "see SamplingParams for what there is."
+    return f"unknown parameter {name!r}: {hint}"

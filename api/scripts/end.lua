@@ -1,0 +1,24 @@
+-- FAIL and END by the owner (protocol lines 7, 8): the job reaches a final state other than D.
+-- KEYS: job hash
+-- ARGV: id, worker, epoch, state, finish reason, error (JSON or '')
+-- -> 'ended' | 'fenced' | 'missing'
+local id, worker, epoch, state = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+if not is_final(state) then
+  return redis.error_reply('ERR end: not a final state: ' .. state)
+end
+local job = redis.call('HMGET', KEYS[1], 'state', 'owner', 'epoch')
+if not job[1] then
+  return 'missing'
+end
+if job[2] ~= worker or job[3] ~= epoch then
+  return 'fenced'
+end
+if job[1] == state then
+  return 'ended' -- the reply to this very call was lost
+end
+if job[1] ~= 'R' then
+  return 'fenced'
+end
+end_job(KEYS[1], id, state, ARGV[5], ARGV[6])
+publish_announced()
+return 'ended'

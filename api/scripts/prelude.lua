@@ -1,0 +1,76 @@
+-- Shared by every script; the loader puts this text in front of each.
+--
+-- Scripts do not roll back: each checks all of its arguments before its first write.
+-- The lease of a job's owner is looked up by a name read from the hash, so it cannot stand in KEYS;
+-- Redis Cluster is not supported anyway (one STEP writes many jobs).
+--
+-- Fields of pf:job:<id>
+--   state       Q queued, R running; final: D done, F failed, C cancelled, X dead-lettered
+--   owner       worker process (unique per start) that holds it   epoch  number of the attempt
+--   attempts    how many claims                                   suspect  1: first prefill under way
+--   request     JSON of the request                               queue, priority  where to send it again
+--   channel     reply channel of its client                       watched  1: publish on its own channel too
+--   num_choices, num_ended, and for each choice c:  n:c tokens logged, fin:c finish reason
+--   cancel      1: to be cancelled by its owner                   deadline  ms, Redis clock
+--   num_prompt_tokens, fingerprint, error (JSON), callbacks (marker)
+--   enqueued_at, claimed_at, first_token_at, ended_at             ms, Redis clock
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function is_final(state)
+  return state == 'D' or state == 'F' or state == 'C' or state == 'X'
+end
+
+local function lease_alive(worker)
+  return worker and worker ~= '' and redis.call('EXISTS', 'pf:lease:' .. worker) == 1
+end
+
+-- One PUBLISH for each channel and script call, however many jobs it speaks of.
+local lines_by_channel, channels = {}, {}
+
+local function announce(id, kind, body, channel, watched)
+  local line = id .. ' ' .. kind .. ' ' .. body
+  local targets = { channel or '', watched == '1' and 'pf:job-events:' .. id or '' }
+  for _, target in ipairs(targets) do
+    if target ~= '' then
+      if not lines_by_channel[target] then
+        lines_by_channel[target] = {}
+        channels[#channels + 1] = target
+      end
+      table.insert(lines_by_channel[target], line)
+    end
+  end
+end
+
+local function publish_announced()
+  for _, channel in ipairs(channels) do
+    redis.call('PUBLISH', channel, table.concat(lines_by_channel[channel], '\n'))
+  end
+end
+
+-- END (protocol line 7): a final state, once. The job stays in its open ledger until CLOSE.
+-- `reason` becomes the finish reason of every choice that has none; `error` is JSON or ''.
+local function end_job(key, id, state, reason, error)
+  local job = redis.call('HMGET', key, 'channel', 'watched', 'num_choices')
+  local counts, reasons = {}, {}
+  for choice = 0, tonumber(job[3]) - 1 do
+    if reason ~= '' then
+      redis.call('HSETNX', key, 'fin:' .. choice, reason)
+    end
+    local ended = redis.call('HMGET', key, 'n:' .. choice, 'fin:' .. choice)
+    counts[#counts + 1] = ended[1] or '0'
+    reasons[#reasons + 1] = ended[2] and cjson.encode(ended[2]) or 'null'
+  end
+  redis.call('HSET', key, 'state', state, 'ended_at', now_ms(), 'suspect', '0')
+  local body = '{"state":"' .. state .. '","num_tokens":[' .. table.concat(counts, ',')
+    .. '],"finish_reasons":[' .. table.concat(reasons, ',') .. ']'
+  if error ~= '' then
+    redis.call('HSET', key, 'error', error)
+    body = body .. ',"error":' .. error
+  end
+  announce(id, 'e', body .. '}', job[1], job[2])
+end
+

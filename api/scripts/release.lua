@@ -1,0 +1,12 @@
+-- RELEASE (protocol line 8): a worker gives a job back; any worker may go on with it.
+-- KEYS: job hash          ARGV: worker, epoch
+-- -> 'released' | 'fenced' | 'missing'
+local job = redis.call('HMGET', KEYS[1], 'state', 'owner', 'epoch')
+if not job[1] then
+  return 'missing'
+end
+if job[1] ~= 'R' or job[2] ~= ARGV[1] or job[3] ~= ARGV[2] then
+  return 'fenced'
+end
+redis.call('HSET', KEYS[1], 'state', 'Q', 'suspect', '0')
+return 'released'

@@ -1,0 +1,84 @@
+-- STEP (protocol line 6): everything that a worker's last steps produced, for many jobs at once.
+-- KEYS: job hash and log of each item
+-- ARGV: worker, then for each item: id, epoch, choice, base, count, entry (JSON or ''),
+--       finish reason or '', num_prompt_tokens or '' (the job was just accepted)
+-- -> for each item {'ok', n} | {'cancel', n} | {'deadline', n} | {'behind', n} | {'fenced', 0} | {'gone', 0}
+--    'behind': the log holds n tokens, send again from there.
+local WIDTH = 8
+local worker = ARGV[1]
+for index = 2, #ARGV, WIDTH do
+  if not (tonumber(ARGV[index + 2]) and tonumber(ARGV[index + 3]) and tonumber(ARGV[index + 4])) then
+    return redis.error_reply('ERR step: choice, base and count must be numbers')
+  end
+end
+if (#ARGV - 1) / WIDTH ~= #KEYS / 2 then
+  return redis.error_reply('ERR step: two keys and ' .. WIDTH .. ' arguments an item')
+end
+
+local now = now_ms()
+
+local function append(key, log, id, choice, base, count, entry, job)
+  redis.call('RPUSH', log, entry)
+  redis.call('HSET', key, 'n:' .. choice, base + count, 'suspect', '0')
+  if base == 0 then
+    redis.call('HSETNX', key, 'first_token_at', now)
+  end
+  announce(id, 't', entry, job[6], job[7])
+end
+
+local function finish(key, id, choice, reason, job)
+  if redis.call('HSETNX', key, 'fin:' .. choice, reason) == 1 then
+    if redis.call('HINCRBY', key, 'num_ended', 1) >= tonumber(job[8]) then
+      end_job(key, id, 'D', '', '')
+    end
+  end
+end
+
+local function apply(item)
+  local key, log, at = KEYS[item * 2 - 1], KEYS[item * 2], 2 + (item - 1) * WIDTH
+  local id, epoch, choice = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  local base, count, entry = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), ARGV[at + 5]
+  local reason, accepted = ARGV[at + 6], ARGV[at + 7]
+  local job = redis.call('HMGET', key, 'state', 'owner', 'epoch', 'cancel', 'deadline', 'channel',
+    'watched', 'num_choices', 'n:' .. choice, 'fin:' .. choice, 'attempts')
+  if not job[1] then
+    return { 'gone', 0 }
+  end
+  local mine = job[2] == worker and job[3] == epoch
+  local n = tonumber(job[9] or '0')
+  if mine and is_final(job[1]) and reason ~= '' and job[10] == reason then
+    return { 'ok', n } -- the reply to this very call was lost
+  end
+  if not mine or job[1] ~= 'R' then
+    return { 'fenced', 0 }
+  end
+  if accepted ~= '' then
+    redis.call('HSET', key, 'num_prompt_tokens', accepted)
+    announce(id, 'a', '{"num_prompt_tokens":' .. accepted .. ',"attempt":' .. job[11] .. '}', job[6], job[7])
+  end
+  if base > n or (base < n and base + count > n) then
+    return { 'behind', n }
+  end
+  if base == n and count > 0 then
+    append(key, log, id, choice, base, count, entry, job)
+    n = base + count
+  end
+  if reason ~= '' and n == base + count then
+    finish(key, id, choice, reason, job)
+    return { 'ok', n }
+  end
+  if job[4] == '1' then
+    return { 'cancel', n }
+  end
+  if job[5] and now > tonumber(job[5]) then
+    return { 'deadline', n }
+  end
+  return { 'ok', n }
+end
+
+local replies = {}
+for item = 1, #KEYS / 2 do
+  replies[item] = apply(item)
+end
+publish_announced()
+return replies

@@ -1,0 +1,56 @@
+"""The producer's settings: one of the two places where the environment is read.
+
+Every field is an environment variable ``PAGEFLEET_<NAME>``; the server is also found under Redis's usual
+name, ``REDIS_URL``. Without either, a stack that ``pagefleet up`` keeps running on this machine is used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
+
+
+class FleetSettings(BaseSettings):
+    """What a producer, a monitor and a worker must agree on."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PAGEFLEET_", frozen=True, extra="forbid", populate_by_name=True
+    )
+
+    redis_url: str | None = Field(
+        None, validation_alias=AliasChoices("redis_url", "PAGEFLEET_REDIS_URL", "REDIS_URL")
+    )
+    home: Path = Field(Path("~/.pagefleet"), description="where `pagefleet up` keeps its data")
+    connect_timeout_s: float = Field(3.0, gt=0, description="to reach the server at all")
+    socket_timeout_s: float = Field(5.0, gt=0, description="for one reply of the server")
+    result_ttl_s: int = Field(3600, gt=0, description="how long an ended job can still be read")
+    card_ttl_s: float = Field(5.0, ge=0, description="how long a producer believes the model cards it read")
+
+    @property
+    def home_dir(self) -> Path:
+        return self.home.expanduser()
+
+    @property
+    def stack_file(self) -> Path:
+        """Written by a running ``pagefleet up``: ``{"redis_url": ..., "pid": ...}``."""
+        return self.home_dir / "stack.json"
+
+    @cached_property
+    def url(self) -> str:
+        """The server to use: the one named, else the local stack's, else Redis's default port."""
+        return self.redis_url or self._local_stack_url() or DEFAULT_REDIS_URL
+
+    def _local_stack_url(self) -> str | None:
+        try:
+            stack = json.loads(self.stack_file.read_text())
+            os.kill(int(stack["pid"]), 0)
+            return str(stack["redis_url"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None

@@ -1,0 +1,129 @@
+"""Where a synchronous stream's events come from: the process's reply channel, or an attached job's own."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import time
+from typing import Any
+
+from pagefleet.api import keys
+from pagefleet.api.connection import connect, redis_errors
+from pagefleet.api.connections import Connections, send_message
+from pagefleet.api.errors import QueueFull, RedisUnavailable
+from pagefleet.api.fleet import Prepared
+from pagefleet.api.job_record import JobRecord
+from pagefleet.api.messages import split_events
+from pagefleet.api.subscriber import Inbox
+from pagefleet.api.token_stream import LiveEvent, Resync, Source
+
+
+class OwnSource(Source):
+    """A job that this process submitted: events come over the process's reply channel."""
+
+    def __init__(self, live: Connections, prepared: Prepared) -> None:
+        self._live = live
+        self._prepared = prepared
+        self._inbox: Inbox = queue.SimpleQueue()
+        self._submitted_at = 0.0
+        live.subscriber.add(prepared.job_id, self._inbox.put)
+
+    def submit(self) -> bool:
+        """SUBMIT and ENQUEUE. False where the id existed already."""
+        prepared, live = self._prepared, self._live
+        self._submitted_at = time.monotonic()
+        try:
+            submitted = live.store.submit(
+                prepared.job_id,
+                prepared.request,
+                queue=prepared.queue,
+                channel=live.channel,
+                max_depth=prepared.card.max_queue_depth,
+            )
+            if submitted.depth is not None:
+                raise QueueFull(
+                    f"The queue {prepared.queue} holds {submitted.depth} jobs, its limit; try again later.",
+                    job_id=prepared.job_id,
+                )
+            if submitted.created:
+                self._enqueue()
+        except Exception:
+            self.close()
+            raise
+        return submitted.created
+
+    def wait(self, timeout_s: float) -> LiveEvent | Resync | None:
+        try:
+            return self._inbox.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def read(self) -> JobRecord | None:
+        return self._live.store.read(self._prepared.job_id)
+
+    def resubmit(self) -> bool:
+        """A server that lost its data gets the same job again: same id, same seed, same tokens."""
+        if time.monotonic() - self._submitted_at > self._live.store.settings.result_ttl_s:
+            return False
+        self._live.subscriber.add(self._prepared.job_id, self._inbox.put)
+        self.submit()
+        return True
+
+    def cancel(self) -> None:
+        self._live.cancel(self._prepared.job_id)
+
+    def close(self) -> None:
+        self._live.subscriber.remove(self._prepared.job_id)
+
+    def _enqueue(self) -> None:
+        prepared = self._prepared
+        try:
+            send_message(self._live.app, prepared.job_id, prepared.queue, prepared.request.priority)
+        except RedisUnavailable:
+            # The caller is told that nothing was enqueued; make it true if the store can be reached.
+            with contextlib.suppress(RedisUnavailable):
+                self._live.cancel(prepared.job_id)
+            raise
+
+
+class AttachedSource(Source):
+    """A job of anybody's: events come over the job's own channel, on a connection of this reader's."""
+
+    def __init__(self, live: Connections, job_id: str) -> None:
+        self._live = live
+        self._job_id = job_id
+        self._url = live.store.settings.url
+        client: Any = connect(live.store.settings)
+        self._redis = client
+        with redis_errors(self._url):
+            self._pubsub = client.pubsub()
+            self._pubsub.subscribe(keys.job_channel(job_id))
+        self._lines: list[LiveEvent] = []
+
+    def wait(self, timeout_s: float) -> LiveEvent | Resync | None:
+        if self._lines:
+            return self._lines.pop(0)
+        try:
+            with redis_errors(self._url):
+                message = self._pubsub.get_message(timeout=timeout_s)
+        except RedisUnavailable:
+            return Resync()
+        if message is None:
+            return None
+        if message["type"] != "message":
+            return Resync()
+        self._lines = [LiveEvent(kind, body) for _id, kind, body in split_events(message["data"])]
+        return self._lines.pop(0)
+
+    def read(self) -> JobRecord | None:
+        return self._live.store.read(self._job_id)
+
+    def resubmit(self) -> bool:
+        return False
+
+    def cancel(self) -> None:
+        self._live.cancel(self._job_id)
+
+    def close(self) -> None:
+        self._pubsub.close()
+        self._redis.close()

@@ -1,0 +1,49 @@
+"""The state of the whole fleet as one value: what ``pagefleet status`` shows."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pagefleet.api import keys
+from pagefleet.api.celery_app import PRIORITY_STEPS
+from pagefleet.api.connection import redis_errors
+from pagefleet.api.fleet import FleetStatus, QueueStatus, RunningJob
+from pagefleet.api.job_store import JobStore
+from pagefleet.api.messages import JobState
+
+_MAX_RUNNING_LISTED: Final = 100
+
+
+def read_status(store: JobStore) -> FleetStatus:
+    """Queues, workers, models and running jobs, as they are now."""
+    cards = store.cards()
+    queues, running = [], []
+    for card in cards:
+        for lane in keys.LANES:
+            name = keys.queue(card.name, lane)
+            with redis_errors(store.settings.url):
+                num_open = store.redis.zcard(keys.open_jobs(name))
+                num_queued = sum(store.redis.llen(key) for key in _priority_lists(name))
+                job_ids = store.redis.zrange(keys.open_jobs(name), 0, _MAX_RUNNING_LISTED - 1)
+            queues.append(QueueStatus(name, card.name, lane, num_queued, num_open))
+            running += _running_jobs(store, card.name, job_ids)
+    return FleetStatus(cards, store.workers(), queues, running)
+
+
+def _priority_lists(queue_name: str) -> list[str]:
+    """kombu's lists behind one queue: the first priority keeps the plain name."""
+    return [queue_name if step == 0 else f"{queue_name}\x06\x16{step}" for step in PRIORITY_STEPS]
+
+
+def _running_jobs(store: JobStore, model: str, job_ids: list[str]) -> list[RunningJob]:
+    with redis_errors(store.settings.url):
+        seconds, _micros = store.redis.time()
+        pipeline = store.redis.pipeline(transaction=False)
+        for job_id in job_ids:
+            pipeline.hmget(keys.job(job_id), "state", "owner", "n:0", "attempts", "claimed_at")
+        rows = pipeline.execute() if job_ids else []
+    return [
+        RunningJob(job_id, model, owner, int(n or 0), int(attempts), seconds - int(claimed_at) / 1000)
+        for job_id, (state, owner, n, attempts, claimed_at) in zip(job_ids, rows, strict=True)
+        if state == JobState.RUNNING
+    ]

@@ -1,0 +1,163 @@
+"""One pub/sub connection for all streams of a client process: reconnects, resubscribes, routes by job."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import redis
+
+from pagefleet.api.connection import connect, connect_async, redis_errors
+from pagefleet.api.errors import RedisUnavailable
+from pagefleet.api.messages import split_events
+from pagefleet.api.settings import FleetSettings
+from pagefleet.api.token_stream import LiveEvent, Resync
+
+Deliver = Callable[[LiveEvent | Resync], None]
+Inbox = queue.SimpleQueue[LiveEvent | Resync]
+
+_POLL_S: Final = 1.0
+_MAX_BACKOFF_S: Final = 2.0
+
+
+class _Routes:
+    """Who wants to hear of which job."""
+
+    def __init__(self) -> None:
+        self._deliver: dict[str, Deliver] = {}
+
+    def add(self, job_id: str, deliver: Deliver) -> None:
+        self._deliver[job_id] = deliver
+
+    def remove(self, job_id: str) -> None:
+        self._deliver.pop(job_id, None)
+
+    def dispatch(self, payload: str) -> None:
+        for job_id, kind, body in split_events(payload):
+            deliver = self._deliver.get(job_id)
+            if deliver is not None:
+                deliver(LiveEvent(kind, body))
+
+    def resync(self) -> None:
+        for deliver in list(self._deliver.values()):
+            deliver(Resync())
+
+
+class Subscriber:
+    """Listens in a daemon thread; :meth:`open` returns once the server confirmed the subscription."""
+
+    def __init__(self, settings: FleetSettings, channel: str) -> None:
+        self._settings = settings
+        self._channel = channel
+        self._routes = _Routes()
+        self._ready = threading.Event()
+        self._closed = threading.Event()
+        self._failure: RedisUnavailable | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True, name="pagefleet-subscriber")
+        self.add = self._routes.add
+        self.remove = self._routes.remove
+
+    def open(self) -> None:
+        """Raises: RedisUnavailable, within the connect timeout."""
+        self._thread.start()
+        deadline = time.monotonic() + 2 * self._settings.connect_timeout_s
+        while not self._ready.wait(0.02):
+            if self._failure is not None or time.monotonic() > deadline:
+                self.close()
+                raise self._failure or RedisUnavailable(
+                    f"Redis did not confirm a subscription within {self._settings.connect_timeout_s:g} s."
+                )
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _run(self) -> None:
+        backoff_s = 0.05
+        client: Any = connect(self._settings)
+        while not self._closed.is_set():
+            try:
+                with redis_errors(self._settings.url):
+                    self._listen(client)
+            except RedisUnavailable as error:
+                self._failure = error
+                backoff_s = 0.05 if self._ready.is_set() else min(2 * backoff_s, _MAX_BACKOFF_S)
+                self._ready.clear()
+                self._closed.wait(backoff_s)
+        client.close()
+
+    def _listen(self, client: Any) -> None:
+        with contextlib.closing(client.pubsub()) as pubsub:
+            pubsub.subscribe(self._channel)
+            while not self._closed.is_set():
+                message = pubsub.get_message(timeout=_POLL_S)
+                if message is None:
+                    continue
+                if message["type"] == "subscribe":
+                    self._ready.set()
+                    self._routes.resync()
+                elif message["type"] == "message":
+                    self._routes.dispatch(message["data"])
+
+
+class AsyncSubscriber:
+    """:class:`Subscriber` as a task of the running event loop."""
+
+    def __init__(self, settings: FleetSettings, channel: str) -> None:
+        self._settings = settings
+        self._channel = channel
+        self._routes = _Routes()
+        self._ready = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.add = self._routes.add
+        self.remove = self._routes.remove
+
+    async def open(self) -> None:
+        """Raises: RedisUnavailable, within the connect timeout."""
+        client: Any = connect_async(self._settings)
+        with redis_errors(self._settings.url):
+            await client.ping()
+        self._task = asyncio.create_task(self._run(client), name="pagefleet-subscriber")
+        try:
+            await asyncio.wait_for(self._ready.wait(), self._settings.connect_timeout_s)
+        except TimeoutError:
+            await self.close()
+            raise RedisUnavailable(
+                f"Redis did not confirm a subscription within {self._settings.connect_timeout_s:g} s."
+            ) from None
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self, client: Any) -> None:
+        backoff_s = 0.05
+        try:
+            while True:
+                try:
+                    await self._listen(client)
+                except (redis.ConnectionError, redis.TimeoutError, OSError):
+                    backoff_s = 0.05 if self._ready.is_set() else min(2 * backoff_s, _MAX_BACKOFF_S)
+                    self._ready.clear()
+                    await asyncio.sleep(backoff_s)
+        finally:
+            await client.aclose()
+
+    async def _listen(self, client: Any) -> None:
+        async with client.pubsub() as pubsub:
+            await pubsub.subscribe(self._channel)
+            while True:
+                message = await pubsub.get_message(timeout=_POLL_S)
+                if message is None:
+                    continue
+                if message["type"] == "subscribe":
+                    self._ready.set()
+                    self._routes.resync()
+                elif message["type"] == "message":
+                    self._routes.dispatch(message["data"])

@@ -1,0 +1,269 @@
+"""What a caller iterates: the chunks of one job, from any source of events, synchronous or not.
+
+A source hides where events come from (a Redis channel, an attached channel, a fake); the streams here
+decide when to wait, when to look into the log, and when to give up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterator
+from typing import Final, NamedTuple, Self
+
+from pagefleet.api.errors import JobLost, RedisUnavailable, StreamTimeout
+from pagefleet.api.job_record import JobRecord
+from pagefleet.api.messages import JobResult
+from pagefleet.api.stream import SILENCE_S, Chunk, StreamState
+
+_RETRY_S: Final = 0.2
+
+
+class LiveEvent(NamedTuple):
+    """One line of a channel."""
+
+    kind: str
+    body: str
+
+
+class Resync:
+    """The channel was connected anew: something may have been missed."""
+
+
+class Source(ABC):
+    """Where one job's events come from, and how to ask the server about it."""
+
+    @abstractmethod
+    def wait(self, timeout_s: float) -> LiveEvent | Resync | None:
+        """The next event, or None after ``timeout_s`` of silence."""
+
+    @abstractmethod
+    def read(self) -> JobRecord | None:
+        """Hash and log of the job; None if the server knows it no more."""
+
+    @abstractmethod
+    def resubmit(self) -> bool:
+        """Sends the same job again; false where this reader is not its producer."""
+
+    @abstractmethod
+    def cancel(self) -> None: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+class AsyncSource(ABC):
+    """:class:`Source`, awaited."""
+
+    @abstractmethod
+    async def wait(self, timeout_s: float) -> LiveEvent | Resync | None: ...
+
+    @abstractmethod
+    async def read(self) -> JobRecord | None: ...
+
+    @abstractmethod
+    async def resubmit(self) -> bool: ...
+
+    @abstractmethod
+    async def cancel(self) -> None: ...
+
+    @abstractmethod
+    async def close(self) -> None: ...
+
+
+class _Patience:
+    """How long a reader still waits: ``timeout_s`` from the last chunk, forever if None."""
+
+    def __init__(self, job_id: str, timeout_s: float | None) -> None:
+        self._job_id = job_id
+        self._timeout_s = timeout_s
+        self.renew()
+
+    def renew(self) -> None:
+        self._since = time.monotonic()
+
+    def next_wait(self) -> float:
+        """Seconds to wait for the next event.
+
+        Raises:
+            StreamTimeout: the caller's patience is at its end.
+        """
+        if self._timeout_s is None:
+            return SILENCE_S
+        left = self._since + self._timeout_s - time.monotonic()
+        if left <= 0:
+            raise StreamTimeout(
+                f"Nothing came from job {self._job_id} for {self._timeout_s:g} s; it is still queued or "
+                "running and can be read later with attach().",
+                job_id=self._job_id,
+            )
+        return min(left, SILENCE_S)
+
+    def outlasts(self, error: RedisUnavailable) -> None:
+        """Lets an outage of the server pass, until the patience is at its end: then raises the outage."""
+        try:
+            self.next_wait()
+        except StreamTimeout:
+            raise error from None
+
+
+def _take(state: StreamState, event: LiveEvent | Resync | None) -> None:
+    if isinstance(event, LiveEvent):
+        state.feed_line(event.kind, event.body)
+    else:
+        state.wants_replay = True
+
+
+class _StreamBase:
+    def __init__(self, state: StreamState, model: str, timeout_s: float | None) -> None:
+        self.job_id = state.job_id
+        self.model = model
+        self._state = state
+        self._patience = _Patience(state.job_id, timeout_s)
+        self._closed = False
+
+    @property
+    def num_prompt_tokens(self) -> int | None:
+        """Known once the worker has accepted the job."""
+        return self._state.num_prompt_tokens
+
+    def _lost(self) -> JobLost:
+        return JobLost(
+            f"The server knows job {self.job_id} no more: it was restarted without its data, or the result "
+            "expired.",
+            job_id=self.job_id,
+        )
+
+
+class TokenStream(_StreamBase, Iterator[Chunk]):
+    """The tokens of one job, each exactly once, whatever happens to workers and connections.
+
+    Iterating raises the job's error at the end if it failed, :class:`~pagefleet.api.errors.StreamTimeout`
+    after the caller's timeout without a chunk, and nothing for a cancelled job. Leaving the iteration
+    leaves the job running; :meth:`cancel` stops it.
+    """
+
+    def __init__(self, state: StreamState, source: Source, model: str, timeout_s: float | None) -> None:
+        super().__init__(state, model, timeout_s)
+        self._source = source
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Chunk:
+        while not self._closed:
+            chunk = self._state.pop()
+            if chunk is not None:
+                self._patience.renew()
+                return chunk
+            if self._state.ended:
+                self._end()
+            elif self._state.wants_replay:
+                self._replay()
+            else:
+                _take(self._state, self._source.wait(self._patience.next_wait()))
+        raise StopIteration
+
+    def result(self) -> JobResult:
+        """Reads on to the end and returns everything.
+
+        Raises:
+            FleetError: what the job failed with, or ``StreamTimeout``.
+        """
+        for _ in self:
+            pass
+        return self._state.result(self.model)
+
+    def text(self) -> str:
+        """The whole text of the first choice; reads on to the end."""
+        return self.result().text
+
+    def cancel(self) -> None:
+        """Stops the job; the stream then ends with finish_reason ``cancelled``."""
+        self._source.cancel()
+
+    def close(self) -> None:
+        """Stops listening; the job goes on."""
+        self._closed = True
+        self._source.close()
+
+    def _end(self) -> None:
+        self.close()
+        if self._state.error is not None:
+            raise self._state.error
+
+    def _replay(self) -> None:
+        try:
+            record = self._source.read()
+            if record is not None:
+                self._state.feed_record(record)
+            elif self._source.resubmit():
+                self._state.wants_replay = False
+            else:
+                raise self._lost()
+        except RedisUnavailable as error:
+            self._patience.outlasts(error)
+            time.sleep(_RETRY_S)
+
+
+class AsyncTokenStream(_StreamBase, AsyncIterator[Chunk]):
+    """:class:`TokenStream` for ``async for``."""
+
+    def __init__(self, state: StreamState, source: AsyncSource, model: str, timeout_s: float | None) -> None:
+        super().__init__(state, model, timeout_s)
+        self._source = source
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        while not self._closed:
+            chunk = self._state.pop()
+            if chunk is not None:
+                self._patience.renew()
+                return chunk
+            if self._state.ended:
+                await self._end()
+            elif self._state.wants_replay:
+                await self._replay()
+            else:
+                _take(self._state, await self._source.wait(self._patience.next_wait()))
+        raise StopAsyncIteration
+
+    async def result(self) -> JobResult:
+        """Reads on to the end and returns everything."""
+        async for _ in self:
+            pass
+        return self._state.result(self.model)
+
+    async def text(self) -> str:
+        """The whole text of the first choice; reads on to the end."""
+        return (await self.result()).text
+
+    async def cancel(self) -> None:
+        """Stops the job; the stream then ends with finish_reason ``cancelled``."""
+        await self._source.cancel()
+
+    async def close(self) -> None:
+        """Stops listening; the job goes on."""
+        self._closed = True
+        await self._source.close()
+
+    async def _end(self) -> None:
+        await self.close()
+        if self._state.error is not None:
+            raise self._state.error
+
+    async def _replay(self) -> None:
+        try:
+            record = await self._source.read()
+            if record is not None:
+                self._state.feed_record(record)
+            elif await self._source.resubmit():
+                self._state.wants_replay = False
+            else:
+                raise self._lost()
+        except RedisUnavailable as error:
+            self._patience.outlasts(error)
+            await asyncio.sleep(_RETRY_S)

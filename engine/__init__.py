@@ -1,0 +1,56 @@
+"""pagefleet.engine: LLM inference on a paged KV cache; no queue, no network, no environment.
+
+Importing it is quick and needs no torch: `LLM` brings that when it is first touched.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pagefleet.engine.config import EngineConfig, NullOptions
+from pagefleet.engine.engine_request import EngineRequest
+from pagefleet.engine.errors import (
+    ConfigError,
+    EngineError,
+    InvalidRequestError,
+    MissingDependencyError,
+    ModelLoadError,
+    UnknownModelError,
+    UnsafeCheckpointError,
+)
+from pagefleet.engine.executor import Fingerprint, ModelInfo
+from pagefleet.engine.llm_engine import LLMEngine
+from pagefleet.engine.outputs import EngineStats, FinishReason, SequenceOutput
+from pagefleet.engine.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from pagefleet.engine.llm import LLM
+
+__all__ = [
+    "LLM",
+    "ConfigError",
+    "EngineConfig",
+    "EngineError",
+    "EngineRequest",
+    "EngineStats",
+    "Fingerprint",
+    "FinishReason",
+    "InvalidRequestError",
+    "LLMEngine",
+    "MissingDependencyError",
+    "ModelInfo",
+    "ModelLoadError",
+    "NullOptions",
+    "SamplingParams",
+    "SequenceOutput",
+    "UnknownModelError",
+    "UnsafeCheckpointError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LLM":
+        from pagefleet.engine.llm import LLM
+
+        return LLM
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

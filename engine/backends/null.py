@@ -1,0 +1,79 @@
+"""The null backend: an engine without a model, for tests and for measuring everything around the engine.
+
+Scheduling, blocks, text and stops are the real ones. Only the tokens are made up, and a step lasts as long
+as it is told to.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from hashlib import blake2b
+from importlib.metadata import version
+
+from pagefleet.engine.config import EngineConfig
+from pagefleet.engine.executor import Executor, Fingerprint, LoadedModel, ModelInfo, Report
+from pagefleet.engine.scheduler import ScheduledSequence
+from pagefleet.engine.tokenizer import ByteTokenizer
+
+__all__ = ["NullExecutor", "load", "null_token"]
+
+FIRST_PRINTABLE = 0x20
+NUM_PRINTABLE = 95
+
+
+class NullExecutor(Executor):
+    """Samples made-up tokens at a fixed cadence."""
+
+    def __init__(self, step_time_s: float) -> None:
+        self._step_time_s = step_time_s
+        self._step_ends_at = 0.0
+
+    def execute(self, scheduled: list[ScheduledSequence]) -> list[int | None]:
+        self._wait_for_end_of_step()
+        return [_sample(entry) for entry in scheduled]
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def _wait_for_end_of_step(self) -> None:
+        """Keep the cadence while the host keeps up: its work hides in the step, as beside a real device."""
+        now = time.monotonic()
+        begins_at = self._step_ends_at if now - self._step_ends_at < self._step_time_s else now
+        self._step_ends_at = begins_at + self._step_time_s
+        if self._step_ends_at > now:
+            time.sleep(self._step_ends_at - now)
+
+
+def null_token(seed: int, choice: int, position: int) -> int:
+    """The token at an output position: a printable ASCII byte, a pure function of its arguments."""
+    digest = blake2b(struct.pack("<QQQ", seed, choice, position), digest_size=8).digest()
+    return FIRST_PRINTABLE + int.from_bytes(digest, "little") % NUM_PRINTABLE
+
+
+def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
+    """An engine's model made of `config.null`; `num_blocks` and `max_model_len` of `config` go first."""
+    started_at = time.monotonic()
+    options = config.null
+    info = ModelInfo(
+        name=config.model,
+        max_model_len=min(options.max_model_len, config.max_model_len or options.max_model_len),
+        vocab_size=options.vocab_size,
+        eos_token_ids=(ByteTokenizer.EOS_TOKEN_ID,),
+        block_size=config.block_size,
+        num_blocks=config.num_blocks or options.num_blocks,
+        fingerprint=Fingerprint(
+            weights="null", tokenizer="bytes", dtype="none", backend="null", version=version("pagefleet")
+        ),
+    )
+    loaded = LoadedModel(NullExecutor(options.step_time_s), ByteTokenizer(options.vocab_size), info)
+    if report is not None:
+        report("null model", time.monotonic() - started_at)
+    return loaded
+
+
+def _sample(entry: ScheduledSequence) -> int | None:
+    sequence, num_new_tokens = entry
+    if sequence.num_computed_tokens + num_new_tokens < sequence.num_tokens:
+        return None
+    return null_token(sequence.seed, sequence.choice, sequence.num_output_tokens)

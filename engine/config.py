@@ -1,0 +1,86 @@
+"""The configuration of one engine: a value, validated, read from nowhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pagefleet.engine.errors import ConfigError
+
+__all__ = ["BACKENDS", "DTYPES", "EngineConfig", "NullOptions"]
+
+DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
+BACKENDS = ("reference", "null")
+
+MIN_NULL_VOCAB_SIZE = 259
+"""The byte tokenizer's 256 bytes and 3 special tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NullOptions:
+    """The model that the null backend pretends to be."""
+
+    step_time_s: float = 0.02
+    """Seconds that a step lasts, whatever is in it. 0: as fast as the host goes."""
+    vocab_size: int = MIN_NULL_VOCAB_SIZE
+    max_model_len: int = 4096
+    num_blocks: int = 4096
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.step_time_s < float("inf"):
+            raise ConfigError(f"null.step_time_s must be a number of seconds >= 0, not {self.step_time_s}.")
+        if self.vocab_size < MIN_NULL_VOCAB_SIZE:
+            raise ConfigError(f"null.vocab_size must be >= {MIN_NULL_VOCAB_SIZE}, not {self.vocab_size}.")
+        _require_positive("null.max_model_len", self.max_model_len)
+        _require_positive("null.num_blocks", self.num_blocks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Which model an engine serves, on what, and how much it takes on at once.
+
+    Raises ConfigError (a ValueError) where a field can't be.
+    """
+
+    model: str
+    """A folder, a GGUF file, a hub id or an alias."""
+    dtype: str = "auto"
+    device: str = "cpu"
+    backend: str = "reference"
+    block_size: int = 16
+    """Tokens in a block of the KV cache."""
+    num_blocks: int | None = None
+    """None: from `kv_memory_bytes`, else a share of the memory that is free."""
+    kv_memory_bytes: int | None = None
+    max_num_seqs: int = 64
+    """Sequences in the batch at once."""
+    max_num_batched_tokens: int = 512
+    """Tokens in one step: the token budget that the engine starts with."""
+    max_model_len: int | None = None
+    """Caps the model's own context; None leaves it."""
+    enable_prefix_caching: bool = True
+    num_threads: int | None = None
+    cache_dir: Path | None = None
+    """Where converted checkpoints are kept. None: ~/.cache/pagefleet."""
+    null: NullOptions = field(default_factory=NullOptions)
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ConfigError("model must name a folder, a GGUF file, a hub id or an alias.")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}.")
+        if self.backend not in BACKENDS:
+            raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, not {self.backend!r}.")
+        if not self.device:
+            raise ConfigError("device must name a device, such as cpu or cuda:0.")
+        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):
+            _require_positive(name, getattr(self, name))
+        for name in ("num_blocks", "kv_memory_bytes", "max_model_len", "num_threads"):
+            value = getattr(self, name)
+            if value is not None:
+                _require_positive(name, value)
+
+
+def _require_positive(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} must be an integer >= 1, not {value!r}.")

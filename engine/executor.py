@@ -1,0 +1,74 @@
+"""The seam between the scheduler's world (lists and counts) and the model's (tensors and a device).
+
+Nothing here knows torch: an executor is whatever can compute the tokens of a step.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pagefleet.engine.scheduler import ScheduledSequence
+from pagefleet.engine.tokenizer import Tokenizer
+
+__all__ = ["Executor", "Fingerprint", "LoadedModel", "ModelInfo", "Report"]
+
+Report = Callable[[str, float], None]
+"""Told of each stage of loading: its name and the seconds it took."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What decides whether two engines give the same tokens: hashes of what was loaded, and the rest."""
+
+    weights: str
+    tokenizer: str
+    dtype: str
+    backend: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What the engine and its callers must know of the model that is loaded."""
+
+    name: str
+    max_model_len: int
+    """Prompt and output together, in tokens."""
+    vocab_size: int
+    """Rows of the embedding: ids 0 .. vocab_size - 1 are accepted and sampled."""
+    eos_token_ids: tuple[int, ...]
+    block_size: int
+    num_blocks: int
+    fingerprint: Fingerprint
+
+
+class Executor(ABC):
+    """Computes steps. Owns the weights and the KV cache; knows nothing of requests, stops or text."""
+
+    @abstractmethod
+    def execute(self, scheduled: list[ScheduledSequence]) -> list[int | None]:
+        """Compute one step and sample.
+
+        For each entry, writes the K/V of tokens `num_computed_tokens` .. `num_computed_tokens +
+        num_new_tokens - 1` into the sequence's `block_table`, and returns, in the same order, the next
+        token's id where that reaches `num_tokens`, else None. Changes no sequence.
+
+        The result of an entry doesn't depend on the others. An id outside of the vocabulary says that this
+        entry's logits were of no use (NaN): the engine ends that sequence and goes on with the rest.
+        An exception fails the step as a whole; the step can then be tried again.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the memory back. The executor can't be used any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that is ready: loaded, warmed up, its KV cache allocated."""
+
+    executor: Executor
+    tokenizer: Tokenizer
+    info: ModelInfo

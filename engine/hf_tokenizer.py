@@ -1,0 +1,182 @@
+"""HFTokenizer: a checkpoint's tokenizer.json and chat template, through the `tokenizers` library alone.
+
+Not through transformers, whose import costs a starting worker seconds.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from pagefleet.engine.chat_template import ChatTemplate
+from pagefleet.engine.errors import InvalidRequestError, ModelLoadError
+from pagefleet.engine.tokenizer import TokenDecoder, Tokenizer
+
+SPECIAL_TOKEN_NAMES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "pad_token",
+    "sep_token",
+    "cls_token",
+    "mask_token",
+)
+REPLACEMENT = "\ufffd"
+
+
+class HFTokenizer(Tokenizer):
+    """Reads `tokenizer.json` and, where there are, `tokenizer_config.json` and `chat_template.jinja`.
+
+    Raises ModelLoadError for a folder whose tokenizer.json is missing or can't be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        try:
+            # The file may carry the padding and truncation of somebody's training run.
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
+        # The library raises bare Exception for whatever it dislikes.
+        except Exception as error:
+            raise ModelLoadError(f"{path} cannot be read as a tokenizer ({error}).") from error
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._is_byte_level = _is_byte_level(json.loads(path.read_text(encoding="utf-8")).get("decoder"))
+        self._chat_template = _chat_template(folder)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        # A lone surrogate is no character: it becomes "?" rather than an exception.
+        text = text.encode("utf-8", errors="replace").decode("utf-8")
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        known = [token_id for token_id in token_ids if 0 <= token_id < self.vocab_size]
+        return self._tokenizer.decode(known, skip_special_tokens=skip_special_tokens)
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        if self._chat_template is None:
+            raise InvalidRequestError(
+                "This model has no chat template; send a prompt instead of messages.",
+                "chat_template",
+                "messages",
+            )
+        # The template writes the special tokens itself.
+        return self.encode(self._chat_template.render(messages), add_special_tokens=False)
+
+    def decoder(self, skip_special_tokens: bool = True) -> TokenDecoder:
+        skipped = self._special_ids if skip_special_tokens else frozenset[int]()
+        if self._is_byte_level:
+            return _ByteLevelDecoder(self._tokenizer, skipped)
+        return _WindowDecoder(self, skipped)
+
+
+class _ByteLevelDecoder(TokenDecoder):
+    """For vocabularies whose tokens spell bytes (GPT-2's alphabet): the bytes of each, through UTF-8."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, skipped: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._skipped = skipped
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def step(self, token_id: int) -> str:
+        token = self._tokenizer.id_to_token(token_id) if token_id >= 0 else None
+        if token is None or token_id in self._skipped:
+            return ""
+        return self._utf8.decode(_spelled_bytes(token))
+
+    def flush(self) -> str:
+        return self._utf8.decode(b"", final=True)
+
+
+class _WindowDecoder(TokenDecoder):
+    """For any other tokenizer: decodes the last few tokens again with each new one.
+
+        tokens   ... | context | held back, new |
+                  start       read             end
+
+    A token's text may depend on the one before it (SentencePiece's spaces), hence the context. Text that ends
+    in U+FFFD may be the beginning of a character and is held back.
+    """
+
+    def __init__(self, tokenizer: HFTokenizer, skipped: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._skipped = skipped
+        self._window: list[int] = []
+        self._num_context = 0
+
+    def step(self, token_id: int) -> str:
+        if token_id in self._skipped:
+            return ""
+        self._window.append(token_id)
+        new = self._new_text()
+        if not new or new.endswith(REPLACEMENT):
+            return ""
+        del self._window[: self._num_context]
+        self._num_context = len(self._window)
+        return new
+
+    def flush(self) -> str:
+        new = self._new_text()
+        self._window.clear()
+        self._num_context = 0
+        return new
+
+    def _new_text(self) -> str:
+        context = self._tokenizer.decode(self._window[: self._num_context], skip_special_tokens=False)
+        return self._tokenizer.decode(self._window, skip_special_tokens=False)[len(context) :]
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's spelling of bytes: printable ones as themselves, the others, in order, from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()
+
+
+def _spelled_bytes(token: str) -> bytes:
+    """A token that isn't spelled in the alphabet was added as plain text."""
+    try:
+        return bytes(_BYTES[character] for character in token)
+    except KeyError:
+        return token.encode("utf-8")
+
+
+def _is_byte_level(decoder: Mapping[str, Any] | None) -> bool:
+    if decoder is None:
+        return False
+    if decoder["type"] == "Sequence":
+        return all(_is_byte_level(part) for part in decoder["decoders"])
+    return bool(decoder["type"] == "ByteLevel")
+
+
+def _chat_template(folder: Path) -> ChatTemplate | None:
+    config = _read_json(folder / "tokenizer_config.json")
+    special_tokens = {name: _content(config[name]) for name in SPECIAL_TOKEN_NAMES if config.get(name)}
+    path = folder / "chat_template.jinja"
+    source = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
+    if isinstance(source, list):
+        # Several by name; plain chat uses the default one.
+        source = {entry["name"]: entry["template"] for entry in source}.get("default")
+    return ChatTemplate(source, special_tokens) if source else None
+
+
+def _content(token: str | Mapping[str, Any]) -> str:
+    return token if isinstance(token, str) else str(token["content"])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content

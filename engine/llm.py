@@ -1,0 +1,134 @@
+"""LLM: the engine without a queue, for notebooks, experiments and tests.
+
+llm = LLM(model="smollm2-135m-instruct")
+llm.generate("The capital of France is", SamplingParams(max_tokens=16))[0].text
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, TypeAlias
+
+from pagefleet.engine.config import EngineConfig
+from pagefleet.engine.engine_request import EngineRequest
+from pagefleet.engine.llm_engine import LLMEngine
+from pagefleet.engine.outputs import FinishReason, SequenceOutput
+from pagefleet.engine.sampling_params import SamplingParams
+
+Prompt: TypeAlias = str | Sequence[int]
+Conversation: TypeAlias = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """One finished request."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    stop_reason: str | int | None
+    num_cached_tokens: int
+
+
+class LLM:
+    """One loaded model that answers in batches. `options` are EngineConfig's other fields.
+
+    Raises what LLMEngine.from_config raises. Not thread-safe.
+    """
+
+    def __init__(self, model: str, dtype: str = "auto", **options: Any) -> None:
+        self.config = EngineConfig(model=model, dtype=dtype, **options)
+        self.engine = LLMEngine.from_config(self.config)
+        self._request_ids = map(str, count())
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Completes each prompt, a text or a list of token ids, and returns the results in their order.
+
+        `sampling_params` is one for all or one each. Raises InvalidRequestError for a prompt or a
+        parameter that cannot be served, before anything is computed; ValueError if the numbers differ.
+        """
+        return self._run([self._token_ids(prompt) for prompt in _as_batch(prompts)], sampling_params)
+
+    def chat(
+        self,
+        conversations: Conversation | Sequence[Conversation],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Answers each conversation, a list of messages {"role": ..., "content": ...}; else as `generate`."""
+        single = not conversations or isinstance(conversations[0], Mapping)
+        batch: Any = [conversations] if single else conversations
+        return self._run([self.engine.tokenizer.apply_chat_template(chat) for chat in batch], sampling_params)
+
+    def close(self) -> None:
+        """Gives the model's memory back."""
+        self.engine.close()
+
+    def _token_ids(self, prompt: Prompt) -> Sequence[int]:
+        return self.engine.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+
+    def _run(
+        self,
+        prompts: list[Sequence[int]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+    ) -> list[RequestOutput]:
+        params = _params_for(prompts, sampling_params)
+        requests = [
+            EngineRequest(next(self._request_ids), tuple(prompt), one)
+            for prompt, one in zip(prompts, params, strict=True)
+        ]
+        added: dict[str, list[SequenceOutput]] = {}
+        try:
+            for request in requests:
+                self.engine.add_request(request)
+                added[request.request_id] = []
+            while self.engine.has_unfinished_requests:
+                for output in self.engine.step():
+                    added[output.request_id].append(output)
+        except BaseException:
+            # One bad request, or Ctrl-C, leaves nobody in the engine.
+            for request_id in added:
+                self.engine.abort(request_id)
+            raise
+        return [_join(request, added[request.request_id]) for request in requests]
+
+
+def _as_batch(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if prompts and isinstance(prompts[0], int):
+        return [prompts]  # type: ignore[list-item]
+    return prompts  # type: ignore[return-value]
+
+
+def _params_for(
+    prompts: list[Sequence[int]], sampling_params: SamplingParams | Sequence[SamplingParams] | None
+) -> Sequence[SamplingParams]:
+    if sampling_params is None or isinstance(sampling_params, SamplingParams):
+        return [sampling_params or SamplingParams()] * len(prompts)
+    if len(sampling_params) != len(prompts):
+        raise ValueError(
+            f"There are {len(prompts)} prompts and {len(sampling_params)} sampling_params; give one each, or one."
+        )
+    return sampling_params
+
+
+def _join(request: EngineRequest, outputs: list[SequenceOutput]) -> RequestOutput:
+    last = outputs[-1]
+    assert last.finish_reason is not None
+    return RequestOutput(
+        request_id=request.request_id,
+        prompt_token_ids=tuple(request.prompt_token_ids),
+        token_ids=tuple(token_id for output in outputs for token_id in output.token_ids),
+        text="".join(output.text for output in outputs),
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+        num_cached_tokens=last.num_cached_tokens,
+    )

@@ -1,0 +1,267 @@
+"""LLMEngine: requests in, tokens and text out, one step at a time.
+
+Knows nothing of queues, jobs or the environment. Not thread-safe: one thread adds, aborts and steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+
+from pagefleet.engine.block_manager import BlockManager
+from pagefleet.engine.config import EngineConfig
+from pagefleet.engine.detokenizer import IncrementalDetokenizer
+from pagefleet.engine.engine_request import EngineRequest, check_prompt_length, checked_token_ids
+from pagefleet.engine.errors import InvalidRequestError
+from pagefleet.engine.executor import LoadedModel, ModelInfo, Report
+from pagefleet.engine.outputs import EngineStats, FinishReason, SequenceOutput
+from pagefleet.engine.scheduler import Scheduler, SchedulerOutput
+from pagefleet.engine.sequence import Sequence, SequenceStatus
+from pagefleet.engine.stop_checker import Progress, StopChecker
+from pagefleet.engine.tokenizer import Tokenizer
+
+__all__ = ["EngineRequest", "LLMEngine"]
+
+logger = logging.getLogger(__name__)
+
+
+class LLMEngine:
+    """A batch that requests join and leave between steps.
+
+    engine.add_request(EngineRequest("a", token_ids, SamplingParams()))
+    while engine.has_unfinished_requests:
+        for output in engine.step():
+            ...
+    """
+
+    def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
+        info = loaded.info
+        self._executor = loaded.executor
+        self._tokenizer = loaded.tokenizer
+        self._info = info
+        self._block_manager = BlockManager(info.num_blocks, info.block_size, config.enable_prefix_caching)
+        self._scheduler = Scheduler(self._block_manager, config.max_num_seqs, config.max_num_batched_tokens)
+        self._stop_checker = StopChecker(info.eos_token_ids, info.max_model_len)
+        self._sequences: dict[str, Sequence] = {}
+        # Requests whose log had ended before they came; the next step says so.
+        self._ended_at_add: dict[str, SequenceOutput] = {}
+        self._num_steps = 0
+        self._num_generation_tokens = 0
+        self._last_step_num_seqs = 0
+
+    @classmethod
+    def from_config(cls, config: EngineConfig, report: Report | None = None) -> LLMEngine:
+        """Load the model and build its engine; `report` is told of each stage.
+
+        Raises ModelLoadError, UnknownModelError, UnsafeCheckpointError or MissingDependencyError.
+        """
+        # Imported here: only an engine with a model pays for importing torch.
+        if config.backend == "null":
+            from pagefleet.engine.backends import null
+
+            return cls(null.load(config, report), config)
+        from pagefleet.engine import loader
+
+        return cls(loader.load(config, report), config)
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._tokenizer
+
+    @property
+    def has_unfinished_requests(self) -> bool:
+        return bool(self._sequences or self._ended_at_add)
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that no sequence uses right now."""
+        return self._block_manager.num_free_blocks
+
+    def num_required_blocks(self, num_tokens: int) -> int:
+        """Blocks that so many tokens take, without prefix hits."""
+        return self._block_manager.num_required_blocks(num_tokens)
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens that a step computes at most; may be set between steps. Raises ValueError below 1."""
+        return self._scheduler.token_budget
+
+    @token_budget.setter
+    def token_budget(self, value: int) -> None:
+        self._scheduler.token_budget = value
+
+    def add_request(self, request: EngineRequest) -> None:
+        """Put a request in line; it joins the batch at a later step.
+
+        Its log (`output_token_ids`) is replayed through the detokenizer and computed again with the prompt.
+        A log that already ends its sequence makes the next step return one output, without tokens, that says
+        why.
+
+        Raises InvalidRequestError, and leaves the engine as it was, with code `empty_prompt`,
+        `context_length`, `token_out_of_vocabulary`, `invalid_type`, `duplicate_request` or
+        `exceeds_capacity`.
+        """
+        request_id = request.request_id
+        if request_id in self._sequences or request_id in self._ended_at_add:
+            raise InvalidRequestError(
+                f"The request {request_id!r} is already in the engine.", "duplicate_request", "request_id"
+            )
+        prompt = checked_token_ids("prompt_token_ids", request.prompt_token_ids, self._info)
+        log = checked_token_ids("output_token_ids", request.output_token_ids, self._info)
+        check_prompt_length(len(prompt), self._info)
+        sequence = self._new_sequence(request, prompt)
+        ended = self._replay(sequence, log)
+        if ended is not None:
+            self._ended_at_add[sequence.request_id] = _output(sequence, (), ended._replace(text=""))
+            return
+        max_num_tokens = len(prompt) + request.sampling_params.max_tokens
+        self._scheduler.add(sequence, min(max_num_tokens, self._info.max_model_len))
+        self._sequences[sequence.request_id] = sequence
+
+    def abort(self, request_id: str) -> bool:
+        """Drop a request, in whatever state, between any two calls; its blocks are free at once.
+
+        Returns whether the engine had it. No output of it comes any more.
+        """
+        if self._ended_at_add.pop(request_id, None) is not None:
+            return True
+        sequence = self._sequences.pop(request_id, None)
+        if sequence is None:
+            return False
+        self._scheduler.abort(sequence)
+        return True
+
+    def step(self) -> list[SequenceOutput]:
+        """Advance the batch by one step: one output for each sequence that got a token or ended."""
+        return self.execute(self.schedule())
+
+    def schedule(self) -> SchedulerOutput:
+        """Decide the next step; `execute` does it. Requests may be aborted between the two."""
+        return self._scheduler.schedule()
+
+    def execute(self, scheduler_output: SchedulerOutput) -> list[SequenceOutput]:
+        """Compute a step that `schedule` decided; outputs in its order.
+
+        What the executor raises is passed on: no sequence has changed then, and stepping again is safe.
+        """
+        step = scheduler_output._replace(
+            scheduled=[entry for entry in scheduler_output.scheduled if _is_running(entry.sequence)]
+        )
+        outputs = self._compute(step)
+        ended_at_add = list(self._ended_at_add.values())
+        self._ended_at_add.clear()
+        return ended_at_add + outputs
+
+    def stats(self) -> EngineStats:
+        scheduler = self._scheduler
+        return EngineStats(
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting,
+            num_free_blocks=self._block_manager.num_free_blocks,
+            num_blocks=self._block_manager.num_blocks,
+            num_steps=self._num_steps,
+            num_generation_tokens=self._num_generation_tokens,
+            num_prompt_tokens_computed=scheduler.num_prompt_tokens_computed,
+            prefix_cache_queries=scheduler.prefix_cache_queries,
+            prefix_cache_hits=scheduler.prefix_cache_hits,
+            num_preemptions=scheduler.num_preemptions,
+            last_step_num_seqs=self._last_step_num_seqs,
+        )
+
+    def check_integrity(self) -> None:
+        """Assert that the books of blocks and sequences balance, between steps."""
+        self._scheduler.check_integrity()
+        assert len(self._sequences) == self._scheduler.num_running + self._scheduler.num_waiting
+
+    def close(self) -> None:
+        """Give the model's memory back. The engine can't be used any more."""
+        self._executor.close()
+
+    def _compute(self, step: SchedulerOutput) -> list[SequenceOutput]:
+        if not step.scheduled:
+            self._last_step_num_seqs = 0
+            return []
+        sampled = self._executor.execute(step.scheduled)
+        self._scheduler.update(step, sampled)
+        outputs = [
+            self._advance(entry.sequence)
+            for entry, token_id in zip(step.scheduled, sampled, strict=True)
+            if token_id is not None
+        ]
+        self._num_steps += 1
+        self._last_step_num_seqs = len(outputs)
+        self._num_generation_tokens += sum(len(output.token_ids) for output in outputs)
+        return outputs
+
+    def _advance(self, sequence: Sequence) -> SequenceOutput:
+        """Turn the token just sampled into an output, and end the sequence where it was the last."""
+        token_id = sequence.token_ids[-1]
+        if 0 <= token_id < self._info.vocab_size:
+            progress = self._progress(sequence)
+        else:
+            progress = _failed("The model gave no usable token: its logits are not numbers.")
+        if progress.finish_reason is not None:
+            self._scheduler.finish(sequence, progress.finish_reason)
+            del self._sequences[sequence.request_id]
+        if progress.finish_reason is not FinishReason.ERROR:
+            return _output(sequence, (token_id,), progress)
+        sequence.token_ids.pop()
+        return _output(sequence, (), progress)
+
+    def _progress(self, sequence: Sequence) -> Progress:
+        try:
+            return self._stop_checker.check(sequence)
+        except Exception as error:
+            # The tokenizer is not ours: what it throws at one sequence's tokens is no reason to
+            # take the others of the batch down.
+            logger.exception("request %s: its token could not be turned into text", sequence.request_id)
+            return _failed(f"The tokenizer failed on the generated tokens: {error}")
+
+    def _new_sequence(self, request: EngineRequest, prompt: list[int]) -> Sequence:
+        params = request.sampling_params
+        return Sequence(
+            request_id=request.request_id,
+            token_ids=prompt,
+            num_prompt_tokens=len(prompt),
+            sampling_params=params,
+            seed=params.seed if params.seed is not None else secrets.randbits(64),
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+            detokenizer=IncrementalDetokenizer(self._tokenizer, params),
+        )
+
+    def _replay(self, sequence: Sequence, log: list[int]) -> Progress | None:
+        """Append an earlier attempt's tokens; says how they end the sequence, where they do."""
+        for index, token_id in enumerate(log):
+            sequence.token_ids.append(token_id)
+            progress = self._stop_checker.check(sequence)
+            if progress.finish_reason is not None:
+                sequence.token_ids.extend(log[index + 1 :])
+                return progress
+        return None
+
+
+def _is_running(sequence: Sequence) -> bool:
+    return sequence.status is SequenceStatus.RUNNING
+
+
+def _failed(sentence: str) -> Progress:
+    return Progress("", FinishReason.ERROR, sentence)
+
+
+def _output(sequence: Sequence, token_ids: tuple[int, ...], progress: Progress) -> SequenceOutput:
+    """`token_ids` are the last ones of the sequence."""
+    return SequenceOutput(
+        request_id=sequence.request_id,
+        choice=sequence.choice,
+        offset=sequence.num_output_tokens - len(token_ids),
+        token_ids=token_ids,
+        text=progress.text,
+        finish_reason=progress.finish_reason,
+        stop_reason=progress.stop_reason,
+        num_cached_tokens=sequence.num_cached_tokens,
+    )

@@ -1,0 +1,39 @@
+"""Which architectures the engine runs, and what builds them. A new family is one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pagefleet.engine.backends.base import Backend
+from pagefleet.engine.errors import ModelLoadError
+from pagefleet.engine.models.config import DecoderConfig
+from pagefleet.engine.models.decoder import Decoder
+from pagefleet.engine.weights import WeightReader
+
+_DECODERS: Mapping[str, str] = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+"""model_type -> architecture, as config.json spells them."""
+
+
+def check_supported(config: Mapping[str, Any]) -> None:
+    """Raises ModelLoadError unless config.json describes a model that the engine runs."""
+    architectures = config.get("architectures") or [_DECODERS.get(str(config.get("model_type")), "unknown")]
+    if not set(architectures) & set(_DECODERS.values()):
+        raise ModelLoadError(
+            f"Architecture {architectures[0]!r} (model_type {config.get('model_type')!r}) is not supported; "
+            f"supported are {', '.join(_DECODERS.values())}."
+        )
+
+
+def load_model(config: Mapping[str, Any], weights: WeightReader, backend: Backend[Any, Any]) -> Decoder:
+    """Builds the model that config.json describes, its weights packed by `backend`.
+
+    Raises ModelLoadError for an architecture or feature that is not supported.
+    """
+    check_supported(config)
+    return Decoder(DecoderConfig.from_hf(config), weights, backend)

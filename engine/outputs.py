@@ -1,0 +1,64 @@
+"""What leaves the engine: the tokens of a step, and its figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+__all__ = ["EngineStats", "FinishReason", "SequenceOutput"]
+
+
+class FinishReason(StrEnum):
+    """Why a sequence got no further token."""
+
+    STOP = "stop"
+    """An end-of-sequence token, a stop token or a stop string."""
+    LENGTH = "length"
+    """max_tokens, or the model's context, is used up."""
+    ABORT = "abort"
+    """The caller took the request back."""
+    ERROR = "error"
+    """This sequence alone could not go on; `stop_reason` has the sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceOutput:
+    """What one step added to one sequence.
+
+    The outputs of a sequence, joined in order, are its tokens and its text: `offset` says where they go.
+    Replaying a prefix of the tokens into another engine and going on from there yields the same texts.
+    """
+
+    request_id: str
+    choice: int
+    offset: int
+    """Index of the first of `token_ids` among the sequence's output tokens."""
+    token_ids: tuple[int, ...]
+    text: str
+    """What these tokens add to the text. Text that may be the beginning of a stop string comes later."""
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None
+    """The stop string or the stop token's id; the sentence where `finish_reason` is ERROR; else None."""
+    num_cached_tokens: int
+    """Tokens that the prefix cache saved when the sequence first joined the batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """The engine's figures: the first four of this moment, the others since it started."""
+
+    num_running: int
+    num_waiting: int
+    num_free_blocks: int
+    num_blocks: int
+    num_steps: int
+    num_generation_tokens: int
+    num_prompt_tokens_computed: int
+    """Recomputation after a preemption counts again; tokens from the prefix cache don't."""
+    prefix_cache_queries: int
+    """Tokens that were looked up in the prefix cache, at each sequence's first admission."""
+    prefix_cache_hits: int
+    """Tokens of these that were found."""
+    num_preemptions: int
+    last_step_num_seqs: int
+    """Sequences that received a token in the last step."""

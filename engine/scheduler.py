@@ -1,0 +1,253 @@
+"""Scheduler: which sequences the next step computes, and how many tokens of each.
+
+Knows nothing of tensors, text or why a sequence ends: it is told.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from typing import NamedTuple
+
+from pagefleet.engine.block_manager import BlockManager
+from pagefleet.engine.errors import InvalidRequestError
+from pagefleet.engine.outputs import FinishReason
+from pagefleet.engine.sequence import Sequence, SequenceStatus
+
+__all__ = ["ScheduledSequence", "Scheduler", "SchedulerOutput"]
+
+
+class ScheduledSequence(NamedTuple):
+    """A sequence and how many of its tokens, from `num_computed_tokens` on, the step computes (>= 1)."""
+
+    sequence: Sequence
+    num_new_tokens: int
+
+
+class SchedulerOutput(NamedTuple):
+    """One step."""
+
+    scheduled: list[ScheduledSequence]
+    preempted: list[Sequence]
+    """Sent back to wait, their blocks given up; a later step computes them again."""
+    first_prefills: list[Sequence]
+    """Scheduled for the first time on this engine, without any output token."""
+
+
+class Scheduler:
+    """Hands out one token budget a step.
+
+    There is no prefill phase and no decode phase. Every sequence has `num_tokens` known and
+    `num_computed_tokens` done, and a step lets the second catch up with the first: all at once (a decode
+    step is one token behind), in chunks (a long prompt), from a prefix hit, or again from 0 after a
+    preemption or a takeover. All of it is the same sentence. (After vLLM's v1 scheduler.)
+
+    Order: by priority, then by arrival, among the running and then among the waiting. Nobody overtakes
+    within the waiting line, so a large request is not starved by small ones. When blocks run out, the
+    running sequence of lowest priority that came last gives its blocks up and waits, at the place that its
+    arrival gives it: the front of its class. The first in the order can take everybody's blocks and fits
+    alone (`add` saw to it), so each step makes progress and every sequence ends. A waiting sequence takes
+    seat and blocks only from running ones of strictly lower priority.
+    """
+
+    def __init__(self, block_manager: BlockManager, max_num_seqs: int, token_budget: int) -> None:
+        assert max_num_seqs >= 1, max_num_seqs
+        self.block_manager = block_manager
+        self.max_num_seqs = max_num_seqs
+        self.token_budget = token_budget
+        self.num_preemptions = 0
+        self.num_prompt_tokens_computed = 0
+        self.prefix_cache_queries = 0
+        self.prefix_cache_hits = 0
+        self._num_arrivals = 0
+        # Both sorted by _urgency.
+        self._waiting: list[Sequence] = []
+        self._running: list[Sequence] = []
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens that a step computes at most.
+
+        With fewer than there are running sequences, only the first of them advance; keep it above
+        `max_num_seqs` unless the step's time demands otherwise.
+        """
+        return self._token_budget
+
+    @token_budget.setter
+    def token_budget(self, value: int) -> None:
+        if value < 1:
+            raise ValueError(f"token_budget must be at least 1, not {value}: no step would advance.")
+        self._token_budget = value
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def has_unfinished_sequences(self) -> bool:
+        return bool(self._waiting or self._running)
+
+    def add(self, sequence: Sequence, max_num_tokens: int) -> None:
+        """Put a sequence in line; it may grow to `max_num_tokens`, prompt and output.
+
+        Raises InvalidRequestError with code "exceeds_capacity" where that could never fit.
+        """
+        if not self._can_ever_fit(max_num_tokens):
+            num_slots = self.block_manager.num_blocks * self.block_manager.block_size
+            raise InvalidRequestError(
+                f"Prompt and max_tokens together may grow to {max_num_tokens} tokens, and the KV cache holds "
+                f"{num_slots}: lower max_tokens or shorten the prompt.",
+                "exceeds_capacity",
+                "max_tokens",
+            )
+        assert sequence.status is SequenceStatus.WAITING, sequence.status
+        sequence.arrival = self._num_arrivals
+        self._num_arrivals += 1
+        insort(self._waiting, sequence, key=_urgency)
+
+    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """End a sequence, in whatever state; its blocks are free at once."""
+        assert sequence.status is not SequenceStatus.FINISHED, sequence.request_id
+        line = self._running if sequence.status is SequenceStatus.RUNNING else self._waiting
+        line.remove(sequence)
+        self.block_manager.free(sequence)
+        sequence.status = SequenceStatus.FINISHED
+        sequence.finish_reason = reason
+
+    def abort(self, sequence: Sequence) -> None:
+        """End a sequence that nobody waits for any more."""
+        self.finish(sequence, FinishReason.ABORT)
+
+    def schedule(self) -> SchedulerOutput:
+        """Decide the next step. Blocks are assigned; nothing counts as computed before `update`."""
+        output = SchedulerOutput([], [], [])
+        self._yield_to_urgent(output)
+        num_tokens_left = self._schedule_running(output)
+        self._admit_waiting(output, num_tokens_left)
+        return output
+
+    def update(self, output: SchedulerOutput, sampled: list[int | None]) -> None:
+        """Book a step that was computed: one entry of `sampled` for each of `output.scheduled`.
+
+        Sequences that were ended since they were scheduled are passed over.
+        """
+        block_size = self.block_manager.block_size
+        for (sequence, num_new_tokens), token_id in zip(output.scheduled, sampled, strict=True):
+            if sequence.status is not SequenceStatus.RUNNING:
+                continue
+            before = sequence.num_computed_tokens
+            after = sequence.num_computed_tokens = before + num_new_tokens
+            if before < sequence.num_prompt_tokens:
+                self.num_prompt_tokens_computed += min(after, sequence.num_prompt_tokens) - before
+            if before // block_size != after // block_size:
+                self.block_manager.register_computed(sequence, before)
+            assert (token_id is not None) == (after == sequence.num_tokens), sequence.request_id
+            if token_id is not None:
+                sequence.token_ids.append(token_id)
+
+    def check_integrity(self) -> None:
+        """Assert what must hold between steps."""
+        self.block_manager.check_integrity(self._running)
+        assert len(self._running) <= self.max_num_seqs
+        for line, status in (
+            (self._waiting, SequenceStatus.WAITING),
+            (self._running, SequenceStatus.RUNNING),
+        ):
+            assert line == sorted(line, key=_urgency)
+            assert all(sequence.status is status for sequence in line)
+        assert not any(sequence.block_table for sequence in self._waiting)
+
+    def _can_ever_fit(self, num_tokens: int) -> bool:
+        # The last token is never fed back: its K/V are not stored.
+        return self.block_manager.num_required_blocks(num_tokens - 1) <= self.block_manager.num_blocks
+
+    def _yield_to_urgent(self, output: SchedulerOutput) -> None:
+        """Make room for the first in the waiting line, at the cost of lower priorities only.
+
+        Before anything is scheduled, so that no victim is in the step already.
+        """
+        while (
+            self._waiting
+            and self._running
+            and self._waiting[0].priority > self._running[-1].priority
+            and not self._has_room_for(self._waiting[0])
+        ):
+            self._preempt_last(output)
+
+    def _schedule_running(self, output: SchedulerOutput) -> int:
+        """Schedule the running in their order; returns the tokens left of the budget."""
+        num_tokens_left = self._token_budget
+        index = 0
+        # Preemption shortens the list from its end.
+        while index < len(self._running) and num_tokens_left > 0:
+            sequence = self._running[index]
+            # A long chunk leaves a token for each one behind it: streams don't stall for a prompt.
+            num_later = len(self._running) - index - 1
+            num_new_tokens = min(
+                len(sequence.token_ids) - sequence.num_computed_tokens, max(1, num_tokens_left - num_later)
+            )
+            if not self._grow(sequence, sequence.num_computed_tokens + num_new_tokens, output):
+                break
+            output.scheduled.append(ScheduledSequence(sequence, num_new_tokens))
+            num_tokens_left -= num_new_tokens
+            index += 1
+        return num_tokens_left
+
+    def _grow(self, sequence: Sequence, num_tokens: int, output: SchedulerOutput) -> bool:
+        """Blocks for `num_tokens`, at the cost of those behind; False where that preempted the sequence."""
+        if num_tokens <= len(sequence.block_table) * self.block_manager.block_size:
+            return True
+        while not self.block_manager.append(sequence, num_tokens):
+            if self._preempt_last(output) is sequence:
+                assert self._running, f"{sequence.request_id} outgrew what it was added with"
+                return False
+        return True
+
+    def _admit_waiting(self, output: SchedulerOutput, num_tokens_left: int) -> None:
+        while self._waiting and num_tokens_left > 0 and self._has_room_for(self._waiting[0]):
+            # Who gave way in this step would only get blocks back to lose them again.
+            if self._waiting[0] in output.preempted:
+                break
+            sequence = self._waiting.pop(0)
+            self.block_manager.allocate(sequence)
+            sequence.status = SequenceStatus.RUNNING
+            insort(self._running, sequence, key=_urgency)
+            if not sequence.was_scheduled:
+                self._count_first_admission(sequence, output)
+            num_new_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, num_tokens_left)
+            output.scheduled.append(ScheduledSequence(sequence, num_new_tokens))
+            num_tokens_left -= num_new_tokens
+
+    def _has_room_for(self, sequence: Sequence) -> bool:
+        """A seat, blocks for every token known, and a block of growth for each one that runs already.
+
+        Without the last, a newcomer would take the block that a running sequence needs in the next
+        step, and be preempted for it.
+        """
+        num_running = len(self._running)
+        return num_running < self.max_num_seqs and self.block_manager.can_allocate(sequence, num_running)
+
+    def _count_first_admission(self, sequence: Sequence, output: SchedulerOutput) -> None:
+        sequence.was_scheduled = True
+        sequence.num_cached_tokens = sequence.num_computed_tokens
+        if self.block_manager.enable_prefix_caching:
+            self.prefix_cache_queries += sequence.num_tokens
+            self.prefix_cache_hits += sequence.num_cached_tokens
+        if sequence.num_output_tokens == 0:
+            output.first_prefills.append(sequence)
+
+    def _preempt_last(self, output: SchedulerOutput) -> Sequence:
+        sequence = self._running.pop()
+        self.block_manager.free(sequence)
+        sequence.status = SequenceStatus.WAITING
+        insort(self._waiting, sequence, key=_urgency)
+        self.num_preemptions += 1
+        output.preempted.append(sequence)
+        return sequence
+
+
+def _urgency(sequence: Sequence) -> tuple[int, int]:
+    return -sequence.priority, sequence.arrival

@@ -1,0 +1,58 @@
+"""StopChecker: what a sequence's newest token means: its text, and whether it was the last.
+
+A function of the sequence's tokens and parameters alone, so that a log that is replayed ends where it ended.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pagefleet.engine.outputs import FinishReason
+from pagefleet.engine.sequence import Sequence
+
+__all__ = ["Progress", "StopChecker"]
+
+
+class Progress(NamedTuple):
+    """What the newest token adds to the text, and why it is the last one, if it is."""
+
+    text: str
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None
+
+
+class StopChecker:
+    """One model's rules for the end of a sequence."""
+
+    def __init__(self, eos_token_ids: tuple[int, ...], max_model_len: int) -> None:
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._max_model_len = max_model_len
+
+    def check(self, sequence: Sequence) -> Progress:
+        """Take the token that was appended last; to be called once for each output token, in order."""
+        detokenizer, params = sequence.detokenizer, sequence.sampling_params
+        assert detokenizer is not None, sequence.request_id
+        token_id = sequence.token_ids[-1]
+        if self._is_stop_token(sequence, token_id):
+            text = detokenizer.append(token_id).text if params.include_stop_str_in_output else ""
+            is_eos = token_id in self._eos_token_ids and not params.ignore_eos
+            return Progress(text + detokenizer.flush(), FinishReason.STOP, None if is_eos else token_id)
+        text, stop = detokenizer.append(token_id)
+        if stop is not None:
+            return Progress(text, FinishReason.STOP, stop)
+        if self._is_full(sequence):
+            return Progress(text + detokenizer.flush(), FinishReason.LENGTH, None)
+        return Progress(text, None, None)
+
+    def _is_stop_token(self, sequence: Sequence, token_id: int) -> bool:
+        params = sequence.sampling_params
+        if sequence.num_output_tokens < params.min_tokens:
+            return False
+        is_eos = token_id in self._eos_token_ids and not params.ignore_eos
+        return is_eos or token_id in params.stop_token_ids
+
+    def _is_full(self, sequence: Sequence) -> bool:
+        return (
+            sequence.num_output_tokens >= sequence.sampling_params.max_tokens
+            or sequence.num_tokens >= self._max_model_len
+        )

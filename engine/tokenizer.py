@@ -1,0 +1,122 @@
+"""Text to tokens and back: the two interfaces that the engine uses, and a tokenizer that needs no file.
+
+Nothing here knows stop strings: see detokenizer.py.
+"""
+
+from __future__ import annotations
+
+import codecs
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pagefleet.engine.errors import InvalidRequestError
+
+__all__ = ["ByteTokenizer", "TokenDecoder", "Tokenizer"]
+
+
+class TokenDecoder(ABC):
+    """Decodes one growing sequence. What a call returns is a function of the tokens so far alone."""
+
+    @abstractmethod
+    def step(self, token_id: int) -> str:
+        """Text that has become certain with this token: never half a character, "" where nothing has."""
+
+    @abstractmethod
+    def flush(self) -> str:
+        """The text still held back, as it stands; half a character comes as U+FFFD. Ends the decoder."""
+
+
+class Tokenizer(ABC):
+    """One model's tokenizer and chat template."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Ids that the tokenizer knows: 0 .. vocab_size - 1."""
+
+    @abstractmethod
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The text's token ids, with those the model expects around a text where `add_special_tokens`."""
+
+    @abstractmethod
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of the tokens; ids outside of the vocabulary add nothing."""
+
+    @abstractmethod
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The conversation as a prompt that asks for the assistant's next message.
+
+        Raises InvalidRequestError with code "chat_template" where the template refuses the messages.
+        """
+
+    @abstractmethod
+    def decoder(self, skip_special_tokens: bool = True) -> TokenDecoder:
+        """A decoder for one sequence, at its start."""
+
+
+class ByteTokenizer(Tokenizer):
+    """Token i is the byte i; after the bytes come three special tokens, then ids that mean nothing.
+
+    For tests and for engines without a model: it needs no file and covers every text.
+    """
+
+    NUM_BYTES = 256
+    BOS_TOKEN_ID = 256
+    EOS_TOKEN_ID = 257
+    PAD_TOKEN_ID = 258
+    SPECIAL_TOKENS = {BOS_TOKEN_ID: "<|bos|>", EOS_TOKEN_ID: "<|eos|>", PAD_TOKEN_ID: "<|pad|>"}  # noqa: RUF012
+
+    def __init__(self, vocab_size: int = 259) -> None:
+        assert vocab_size > self.PAD_TOKEN_ID, vocab_size
+        self._vocab_size = vocab_size
+
+    @property
+    def vocab_size(self) -> int:
+        return self._vocab_size
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        # A lone surrogate is no character: it becomes "?" rather than an exception.
+        token_ids = list(text.encode("utf-8", errors="replace"))
+        return [self.BOS_TOKEN_ID, *token_ids] if add_special_tokens else token_ids
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        decoder = self.decoder(skip_special_tokens)
+        return "".join(map(decoder.step, token_ids)) + decoder.flush()
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """`role: content` and a line end for each message, then `assistant: `."""
+        lines = [f"{_text_of(message, 'role')}: {_text_of(message, 'content')}\n" for message in messages]
+        return self.encode("".join(lines) + "assistant: ")
+
+    def decoder(self, skip_special_tokens: bool = True) -> TokenDecoder:
+        return _ByteDecoder(skip_special_tokens)
+
+
+class _ByteDecoder(TokenDecoder):
+    def __init__(self, skip_special_tokens: bool) -> None:
+        self._skip_special_tokens = skip_special_tokens
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def step(self, token_id: int) -> str:
+        if 0 <= token_id < ByteTokenizer.NUM_BYTES:
+            return self._utf8.decode(bytes((token_id,)))
+        special = ByteTokenizer.SPECIAL_TOKENS.get(token_id)
+        if special is None or self._skip_special_tokens:
+            return ""
+        # The special token stands between bytes: half a character before it stays half.
+        return self.flush() + special
+
+    def flush(self) -> str:
+        text = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return text
+
+
+def _text_of(message: Mapping[str, Any], key: str) -> str:
+    value = message.get(key)
+    if not isinstance(value, str):
+        raise InvalidRequestError(
+            f"Each message needs a text under {key!r}, not {value!r}.", "chat_template", "messages"
+        )
+    return value

@@ -1,0 +1,115 @@
+"""Reading safetensors checkpoints, and telling two of them apart. Knows no model and no backend.
+
+Files are memory-mapped: a tensor's bytes are read from disk when a backend packs them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from pagefleet.engine.errors import ModelLoadError
+
+NUM_SAMPLES = 256
+SAMPLE_BYTES = 4096
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+class WeightReader:
+    """The tensors of a folder's *.safetensors files by name; remembers which were taken.
+
+    Raises ModelLoadError if the folder has no such file or a shard of its index is missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        files = [_open(path) for path in weight_paths(folder)]
+        self._owners: dict[str, Any] = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+        self._untaken = set(self._owners)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._owners
+
+    def take(self, name: str) -> torch.Tensor:
+        """The tensor of that name, on the CPU, in the dtype it is stored in; ModelLoadError if missing."""
+        tensor = self.take_optional(name)
+        if tensor is None:
+            raise ModelLoadError(f"The checkpoint has no tensor {name!r}; is it complete?")
+        return tensor
+
+    def take_optional(self, name: str) -> torch.Tensor | None:
+        if name not in self._owners:
+            return None
+        self._untaken.discard(name)
+        tensor: torch.Tensor = self._owners[name].get_tensor(name)
+        return tensor
+
+    def assert_all_taken(self) -> None:
+        """Raises ModelLoadError for tensors that nobody asked for: a part would be left out."""
+        # Old checkpoints carry the rotary frequencies, which follow from the config.
+        left = sorted(name for name in self._untaken if not name.endswith("rotary_emb.inv_freq"))
+        if left:
+            raise ModelLoadError(
+                f"The checkpoint has {len(left)} tensors that this architecture does not use, such as "
+                f"{left[0]!r}; "
+                "the model has a feature that is not supported."
+            )
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise ModelLoadError(
+            f"{path} cannot be read as safetensors ({error}); fetch the model again."
+        ) from error
+
+
+def weight_paths(folder: Path) -> list[Path]:
+    """The weight files in a fixed order: those that the index names, else all *.safetensors."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        paths = [folder / name for name in names]
+    else:
+        paths = sorted(folder.glob("*.safetensors"))
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing or not paths:
+        raise ModelLoadError(f"{folder} has no {missing[0] if missing else '*.safetensors file'}.")
+    return paths
+
+
+def fingerprint_weights(folder: Path) -> str:
+    """32 hex digits that tell checkpoints apart at a cost that does not grow with their size.
+
+    SHA-256 over each file's size, header (names, dtypes, shapes, offsets) and 256 evenly spaced samples of
+    4 KiB (all of it, if it is no larger than that). Two fine-tunes of one model differ nearly everywhere, so
+    the samples tell them apart; an edit of a few weights between two samples goes unnoticed. The files'
+    names don't count.
+    """
+    digest = hashlib.sha256()
+    for path in weight_paths(folder):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header_size = 8 + int.from_bytes(file.read(8), "little")
+            file.seek(0)
+            digest.update(size.to_bytes(8, "little") + file.read(header_size))
+            stride = max(SAMPLE_BYTES, (size - header_size) // NUM_SAMPLES)
+            for offset in range(header_size, size, stride):
+                file.seek(offset)
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:32]
+
+
+def fingerprint_tokenizer(folder: Path) -> str:
+    """32 hex digits over the bytes of the tokenizer's files, the chat template among them."""
+    digest = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        path = folder / name
+        content = path.read_bytes() if path.is_file() else b""
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.hexdigest()[:32]

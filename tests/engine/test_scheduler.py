@@ -1,0 +1,390 @@
+"""Scheduler: one token budget, blocks that run out, priorities; and every sequence ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from zlib import crc32
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from pagefleet.engine.block_manager import BlockManager
+from pagefleet.engine.errors import InvalidRequestError
+from pagefleet.engine.outputs import FinishReason
+from pagefleet.engine.sampling_params import SamplingParams
+from pagefleet.engine.scheduler import Scheduler, SchedulerOutput
+from pagefleet.engine.sequence import Sequence, SequenceStatus
+
+BLOCK_SIZE = 4
+
+
+def make_scheduler(*, num_blocks: int = 100, max_num_seqs: int = 8, token_budget: int = 32) -> Scheduler:
+    return Scheduler(BlockManager(num_blocks, BLOCK_SIZE), max_num_seqs, token_budget)
+
+
+def add(
+    scheduler: Scheduler, name: str, num_tokens: int, *, max_tokens: int = 8, priority: int = 0
+) -> Sequence:
+    """Add a sequence whose prompt begins like no other."""
+    sequence = Sequence(
+        request_id=name,
+        token_ids=[crc32(name.encode()), *range(num_tokens - 1)],
+        num_prompt_tokens=num_tokens,
+        sampling_params=SamplingParams(max_tokens=max_tokens),
+        seed=0,
+        priority=priority,
+    )
+    scheduler.add(sequence, num_tokens + max_tokens)
+    return sequence
+
+
+def run(scheduler: Scheduler, output: SchedulerOutput) -> None:
+    """Compute a step with made-up tokens; sequences end at max_tokens."""
+    sampled = [
+        7 if entry.sequence.num_computed_tokens + entry.num_new_tokens == entry.sequence.num_tokens else None
+        for entry in output.scheduled
+    ]
+    scheduler.update(output, sampled)
+    for sequence, _ in output.scheduled:
+        if sequence.num_output_tokens == sequence.sampling_params.max_tokens:
+            scheduler.finish(sequence, FinishReason.LENGTH)
+    scheduler.check_integrity()
+
+
+def step(scheduler: Scheduler) -> dict[str, int]:
+    """One step, as the tokens that each request got."""
+    output = scheduler.schedule()
+    run(scheduler, output)
+    return {sequence.request_id: num_new_tokens for sequence, num_new_tokens in output.scheduled}
+
+
+def test_a_long_prompt_is_computed_in_chunks_beside_the_running():
+    scheduler = make_scheduler(token_budget=10)
+    add(scheduler, "a", 3)
+    assert step(scheduler) == {"a": 3}
+
+    # When a prompt comes that is larger than the budget
+    long = add(scheduler, "long", 25)
+    # Then it gets what the running leave, and its token when it has caught up
+    assert step(scheduler) == {"a": 1, "long": 9}
+    assert step(scheduler) == {"a": 1, "long": 9}
+    assert long.num_output_tokens == 0
+    assert step(scheduler) == {"a": 1, "long": 7}
+    assert long.num_output_tokens == 1
+    assert step(scheduler) == {"a": 1, "long": 1}
+
+
+def test_a_chunk_leaves_a_token_for_each_sequence_behind_it():
+    # Given an urgent long prompt in front of two sequences that are streaming
+    scheduler = make_scheduler(token_budget=10)
+    add(scheduler, "a", 2)
+    add(scheduler, "b", 2)
+    step(scheduler)
+    add(scheduler, "urgent", 30, priority=1)
+    assert step(scheduler) == {"a": 1, "b": 1, "urgent": 8}
+    # Then, though it is first in the order, the streams behind it don't stall
+    assert step(scheduler) == {"urgent": 8, "a": 1, "b": 1}
+
+
+def test_the_waiting_join_by_priority_then_by_arrival():
+    scheduler = make_scheduler(max_num_seqs=1)
+    for name, priority in (("first", 0), ("second", 0), ("urgent", 5)):
+        add(scheduler, name, 2, max_tokens=1, priority=priority)
+    assert [list(step(scheduler)) for _ in range(3)] == [["urgent"], ["first"], ["second"]]
+
+
+def test_nobody_overtakes_a_large_request():
+    # Given one running sequence, a large one that has to wait for it, and a small one that would fit
+    scheduler = make_scheduler(num_blocks=6)
+    add(scheduler, "running", 8, max_tokens=2)
+    step(scheduler)
+    add(scheduler, "large", 16, max_tokens=2)
+    add(scheduler, "small", 2, max_tokens=2)
+    assert list(step(scheduler)) == ["running"]
+    # When the large one fits, Then it goes first
+    assert list(step(scheduler)) == ["large", "small"]
+
+
+def test_without_blocks_the_lowest_priority_and_latest_gives_way_and_comes_back_first():
+    # Given four sequences, one block each, in a cache of six
+    scheduler = make_scheduler(num_blocks=6)
+    sequences = {
+        name: add(scheduler, name, 3, max_tokens=8, priority=priority)
+        for name, priority in (("low", -1), ("a", 0), ("b", 0), ("c", 0))
+    }
+    # A newcomer leaves a block for each that runs: the four don't come in at once.
+    assert list(step(scheduler)) == ["a", "b", "c"]
+    assert list(step(scheduler)) == ["a", "b", "c"]
+    late = add(scheduler, "late", 3)
+    for _ in range(3):
+        assert list(step(scheduler)) == ["a", "b", "c"]
+    assert sequences["c"].num_computed_tokens == 7
+
+    # When each needs a third block and the cache has none
+    assert step(scheduler) == {"a": 1, "b": 1, "c": 1}
+    output = scheduler.schedule()
+    # Then the latest of the class gives its blocks up, though not its tokens
+    assert [sequence.request_id for sequence in output.preempted] == ["c"]
+    assert sequences["c"].status is SequenceStatus.WAITING
+    assert sequences["c"].num_output_tokens == 6
+    assert sequences["c"].block_table == []
+    assert scheduler.num_preemptions == 1
+    run(scheduler, output)
+
+    # And it is the first of its class to come back, before a later one and a less urgent one
+    order = [name for _ in range(30) for name in step(scheduler)]
+    assert order.index("c") < order.index("late") < order.index("low")
+    assert late.status is SequenceStatus.FINISHED
+    assert not scheduler.has_unfinished_sequences
+
+
+def test_a_preempted_sequence_finds_its_blocks_in_the_prefix_cache():
+    # Given two sequences of two blocks in a cache of five, and an urgent one that takes two for a moment
+    scheduler = make_scheduler(num_blocks=5)
+    victim = add(scheduler, "victim", 7, max_tokens=5)
+    for _ in range(2):
+        step(scheduler)
+    assert victim.num_computed_tokens == 8
+    add(scheduler, "urgent", 13, max_tokens=1, priority=1)
+    assert list(step(scheduler)) == ["urgent"]
+    assert victim.num_computed_tokens == 0
+
+    # When it comes back, Then only what was overwritten is computed again
+    assert step(scheduler) == {"victim": 5}
+    assert victim.num_output_tokens == 3
+    # And it is not told to the user as a saving, nor counted as a hit
+    assert victim.num_cached_tokens == 0
+    assert scheduler.prefix_cache_hits == 0
+
+
+def test_a_more_urgent_request_takes_the_seat_of_a_less_urgent_one():
+    scheduler = make_scheduler(max_num_seqs=2)
+    add(scheduler, "batch 1", 2)
+    add(scheduler, "batch 2", 2)
+    step(scheduler)
+    # When an urgent one comes and all seats are taken
+    add(scheduler, "interactive", 2, priority=1)
+    output = scheduler.schedule()
+    # Then the latest of the less urgent ones waits
+    assert [sequence.request_id for sequence in output.preempted] == ["batch 2"]
+    assert {entry.sequence.request_id for entry in output.scheduled} == {"batch 1", "interactive"}
+    run(scheduler, output)
+    # And one of equal priority takes nobody's seat
+    add(scheduler, "interactive 2", 2, priority=0)
+    assert scheduler.schedule().preempted == []
+
+
+def test_a_more_urgent_request_takes_the_blocks_of_a_less_urgent_one():
+    scheduler = make_scheduler(num_blocks=6)
+    add(scheduler, "batch", 16, max_tokens=4)
+    step(scheduler)
+    add(scheduler, "interactive", 12, max_tokens=4, priority=1)
+    assert list(step(scheduler)) == ["interactive"]
+
+
+def test_first_prefills_name_each_fresh_sequence_once():
+    scheduler = make_scheduler(token_budget=4, num_blocks=7)
+    fresh = add(scheduler, "fresh", 10)
+    resumed = add(scheduler, "resumed", 3)
+    resumed.token_ids.append(7)
+    seen = []
+    while scheduler.has_unfinished_sequences:
+        output = scheduler.schedule()
+        seen += output.first_prefills
+        if scheduler.num_preemptions == 0 and fresh.num_output_tokens == 2:
+            # Also not again after a preemption.
+            run(scheduler, output)
+            add(scheduler, "urgent", 20, priority=1)
+            continue
+        run(scheduler, output)
+    assert scheduler.num_preemptions > 0
+    assert [sequence.request_id for sequence in seen] == ["fresh", "urgent"]
+
+
+def test_prefix_hits_are_counted_in_tokens():
+    scheduler = make_scheduler()
+    for _ in range(2):
+        sequence = add(scheduler, "same", 10, max_tokens=1)
+        step(scheduler)
+    assert sequence.num_cached_tokens == 8
+    assert scheduler.prefix_cache_queries == 20
+    assert scheduler.prefix_cache_hits == 8
+    assert scheduler.num_prompt_tokens_computed == 12
+
+
+def test_what_can_never_fit_is_refused():
+    scheduler = make_scheduler(num_blocks=4)
+    # 16 slots: 17 tokens fit, because the last token's K/V are never needed.
+    add(scheduler, "fits", 9, max_tokens=8)
+    with pytest.raises(InvalidRequestError, match="lower max_tokens") as raised:
+        add(scheduler, "too large", 9, max_tokens=9)
+    assert raised.value.code == "exceeds_capacity"
+    assert scheduler.num_waiting == 1
+
+
+def test_an_aborted_sequence_leaves_at_once_also_in_the_middle_of_a_step():
+    scheduler = make_scheduler()
+    waiting, running = add(scheduler, "waiting", 3), add(scheduler, "running", 3)
+    scheduler.abort(waiting)
+    output = scheduler.schedule()
+    scheduler.abort(running)
+    assert scheduler.block_manager.num_free_blocks == 100
+    # The step had it; its result is not booked.
+    run(scheduler, output)
+    assert running.num_output_tokens == 0
+    assert running.finish_reason is FinishReason.ABORT
+    assert not scheduler.has_unfinished_sequences
+
+
+def test_a_step_that_failed_can_be_scheduled_again():
+    scheduler = make_scheduler(num_blocks=8)
+    sequence = add(scheduler, "a", 10)
+    scheduler.schedule()
+    # No update: the executor raised.
+    assert step(scheduler) == {"a": 10}
+    assert sequence.num_output_tokens == 1
+
+
+def test_the_budget_can_change_between_steps_and_is_never_zero():
+    scheduler = make_scheduler(token_budget=10)
+    add(scheduler, "a", 40)
+    assert step(scheduler) == {"a": 10}
+    scheduler.token_budget = 5
+    assert step(scheduler) == {"a": 5}
+    with pytest.raises(ValueError, match="at least 1"):
+        scheduler.token_budget = 0
+
+
+def test_the_core_imports_no_torch():
+    program = (
+        "import sys\n"
+        "import pagefleet.engine\n"
+        "from pagefleet.engine import block_manager, config, errors, executor, outputs, sampling_params\n"
+        "from pagefleet.engine import detokenizer, engine_request, llm_engine, scheduler, sequence\n"
+        "from pagefleet.engine.backends import null\n"
+        "heavy = {'torch', 'transformers', 'tokenizers', 'numpy', 'redis', 'celery'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Requests come and go in any order while steps run, in a cache that is always too small.
+
+    The executor of this test keeps what each slot of the KV cache holds, and looks at every token that a
+    scheduled sequence attends to: a block that was lost, shared wrongly or not computed shows at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler = make_scheduler(num_blocks=12, max_num_seqs=4, token_budget=9)
+        self.sequences: list[Sequence] = []
+        self.kv: dict[tuple[int, int], tuple[int, ...]] = {}
+        self.first_prefills: list[Sequence] = []
+
+    # Prompts of two tokens: prefixes meet often.
+    @rule(
+        token_ids=st.lists(st.integers(0, 1), min_size=1, max_size=30),
+        max_tokens=st.integers(1, 25),
+        priority=st.integers(0, 2),
+    )
+    def add(self, token_ids: list[int], max_tokens: int, priority: int) -> None:
+        sequence = Sequence(
+            request_id=str(len(self.sequences)),
+            token_ids=list(token_ids),
+            num_prompt_tokens=len(token_ids),
+            sampling_params=SamplingParams(max_tokens=max_tokens),
+            seed=0,
+            priority=priority,
+        )
+        num_slots = 12 * BLOCK_SIZE
+        if len(token_ids) + max_tokens - 1 > num_slots:
+            with pytest.raises(InvalidRequestError):
+                self.scheduler.add(sequence, len(token_ids) + max_tokens)
+        else:
+            self.scheduler.add(sequence, len(token_ids) + max_tokens)
+            self.sequences.append(sequence)
+
+    @rule(token_budget=st.integers(1, 20))
+    def set_token_budget(self, token_budget: int) -> None:
+        self.scheduler.token_budget = token_budget
+
+    @precondition(lambda self: self.unfinished())
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        self.scheduler.abort(data.draw(st.sampled_from(self.unfinished())))
+
+    @rule(data=st.data())
+    def step(self, data: st.DataObject) -> None:
+        output = self.schedule()
+        # Now and then a sequence is taken back between a step's decision and its end.
+        if output.scheduled and data.draw(st.integers(0, 9)) == 0:
+            self.scheduler.abort(data.draw(st.sampled_from(output.scheduled)).sequence)
+        self.execute(output)
+
+    def schedule(self) -> SchedulerOutput:
+        had_unfinished = self.scheduler.has_unfinished_sequences
+        output = self.scheduler.schedule()
+        assert bool(output.scheduled) == had_unfinished, "a step without progress"
+        assert sum(entry.num_new_tokens for entry in output.scheduled) <= self.scheduler.token_budget
+        assert all(entry.num_new_tokens >= 1 for entry in output.scheduled)
+        scheduled = [entry.sequence for entry in output.scheduled]
+        assert len(set(scheduled)) == len(scheduled)
+        assert not set(scheduled) & set(output.preempted)
+        self.first_prefills += output.first_prefills
+        assert len(set(self.first_prefills)) == len(self.first_prefills)
+        return output
+
+    def execute(self, output: SchedulerOutput) -> None:
+        entries = [entry for entry in output.scheduled if entry.sequence.status is SequenceStatus.RUNNING]
+        sampled: list[int | None] = []
+        for sequence, num_new_tokens in entries:
+            end = sequence.num_computed_tokens + num_new_tokens
+            assert end <= sequence.num_tokens
+            for position in range(sequence.num_computed_tokens, end):
+                self.kv[self.slot(sequence, position)] = tuple(sequence.token_ids[: position + 1])
+            sampled.append(sequence.num_output_tokens % 2 if end == sequence.num_tokens else None)
+        # Only now: no sequence of the step may have written over another one's K/V.
+        for sequence, num_new_tokens in entries:
+            for position in range(sequence.num_computed_tokens + num_new_tokens):
+                expected = tuple(sequence.token_ids[: position + 1])
+                assert self.kv[self.slot(sequence, position)] == expected
+        self.scheduler.update(output._replace(scheduled=entries), sampled)
+        for sequence, _ in entries:
+            if sequence.num_output_tokens == sequence.sampling_params.max_tokens:
+                self.scheduler.finish(sequence, FinishReason.LENGTH)
+
+    @staticmethod
+    def slot(sequence: Sequence, position: int) -> tuple[int, int]:
+        return sequence.block_table[position // BLOCK_SIZE], position % BLOCK_SIZE
+
+    @invariant()
+    def books_balance(self) -> None:
+        self.scheduler.check_integrity()
+
+    def unfinished(self) -> list[Sequence]:
+        return [sequence for sequence in self.sequences if sequence.status is not SequenceStatus.FINISHED]
+
+    def teardown(self) -> None:
+        """Every sequence ends, in a number of steps that its tokens bound."""
+        max_steps = 1 + sum(
+            (sequence.num_prompt_tokens + sequence.sampling_params.max_tokens) * (len(self.sequences) + 1)
+            for sequence in self.unfinished()
+        )
+        for _ in range(max_steps):
+            if not self.scheduler.has_unfinished_sequences:
+                break
+            self.execute(self.schedule())
+        assert self.unfinished() == []
+        for sequence in self.sequences:
+            if sequence.finish_reason is FinishReason.LENGTH:
+                expected = [position % 2 for position in range(sequence.sampling_params.max_tokens)]
+                assert sequence.output_token_ids == expected
+        assert self.scheduler.block_manager.num_free_blocks == 12
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -1,0 +1,113 @@
+"""Builds and runs one worker process: engine first, then the lease, then the queue."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import celery.signals
+from celery import Celery, bootsteps
+
+from pagefleet.api.celery_app import make_celery, make_queues
+from pagefleet.api.job_store import JobStore
+from pagefleet.engine import EngineConfig, LLMEngine, NullOptions
+from pagefleet.workers.fleet_worker import FleetWorker
+from pagefleet.workers.pool import EnginePool
+from pagefleet.workers.settings import WorkerSettings, new_worker_id
+from pagefleet.workers.tasks import cancel_on_revoke, register_tasks
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[str, float], None]
+
+
+class AdmissionStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Takes messages off the queue only while the engine has room (protocol line 3)."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, consumer: Any) -> None:
+        pool: EnginePool = consumer.pool
+        qos = consumer.task_consumer.channel.qos
+        within_prefetch = qos.can_consume
+
+        def can_consume(_qos: Any) -> bool:
+            return pool.worker.has_room(pool.num_held) and bool(within_prefetch())
+
+        qos.can_consume = MethodType(can_consume, qos)
+
+
+def engine_config(settings: WorkerSettings) -> EngineConfig:
+    return EngineConfig(
+        model=settings.model,
+        dtype=settings.dtype,
+        device=settings.device,
+        backend=settings.backend,
+        num_blocks=settings.num_blocks,
+        kv_memory_bytes=settings.kv_memory_bytes,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_model_len=settings.max_model_len,
+        num_threads=settings.num_threads,
+        cache_dir=settings.cache_dir,
+        null=NullOptions(step_time_s=settings.null_step_time_s),
+    )
+
+
+def make_worker_app(settings: WorkerSettings, worker_id: str) -> Celery:
+    """The worker's Celery app, without an engine yet."""
+    app = make_celery(settings, worker_id=worker_id)
+    app.conf.update(
+        task_queues=make_queues(settings.name),
+        worker_pool=EnginePool,
+        worker_concurrency=settings.max_num_seqs,
+    )
+    register_tasks(app)
+    app.steps["consumer"].add(AdmissionStep)
+    return app
+
+
+def run_worker(settings: WorkerSettings, report: Report) -> int:
+    """Serves until SIGTERM or Ctrl-C, then drains.
+
+    Args:
+        report: told where the time of the start went, stage by stage, in seconds.
+
+    Returns:
+        The process's exit status.
+
+    Raises:
+        RedisUnavailable, EngineError: before anything was taken from the queue.
+    """
+    started_at = time.monotonic()
+    store = JobStore(settings)
+    store.cards()
+    engine = LLMEngine.from_config(engine_config(settings), report)
+    worker_id = new_worker_id()
+    app = make_worker_app(settings, worker_id)
+    worker = FleetWorker(settings, worker_id, app, store, engine)
+    app.fleet_worker = worker
+    receiver = cancel_on_revoke(worker)
+    celery.signals.setup_logging.connect(_keep_logging)
+
+    def on_ready(**_: Any) -> None:
+        report("ready", time.monotonic() - started_at)
+
+    celery.signals.worker_ready.connect(on_ready)
+    consumer = app.Worker(
+        hostname=f"{settings.name}@{worker_id}",
+        without_mingle=True,
+        without_gossip=True,
+        task_events=True,
+        quiet=True,
+    )
+    consumer.start()
+    del receiver
+    return int(consumer.exitcode or 0)
+
+
+def _keep_logging(**_: Any) -> None:
+    """A receiver keeps Celery from configuring the process's logging."""

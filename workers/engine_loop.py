@@ -1,0 +1,147 @@
+"""The thread that owns the engine: takes jobs in, steps, hands outputs on. It does no I/O of its own."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple, Protocol
+
+from pagefleet.engine import EngineRequest, InvalidRequestError, LLMEngine, SequenceOutput
+
+logger = logging.getLogger(__name__)
+
+_IDLE_S: Final = 0.1
+
+
+class Listener(Protocol):
+    """Who hears of what the engine did; called from the engine's thread."""
+
+    def before_prefill(self, job_ids: Sequence[str]) -> set[str]:
+        """MARK (protocol line 5), before these jobs' first prefill. Returns those to be dropped."""
+
+    def on_outputs(self, outputs: Sequence[SequenceOutput]) -> None: ...
+
+    def on_refused(self, job_id: str, error: InvalidRequestError) -> None: ...
+
+    def on_failed(self, job_ids: Sequence[str], error: Exception) -> None: ...
+
+
+class Beat(Protocol):
+    """The lease, as the loop sees it."""
+
+    @property
+    def valid(self) -> bool: ...
+
+    def tick(self) -> None: ...
+
+
+class BatchStats(NamedTuple):
+    """Over the steps in which at least one sequence received a token."""
+
+    num_steps: int = 0
+    num_tokens: int = 0
+    max_size: int = 0
+    last_size: int = 0
+
+
+class EngineLoop:
+    """Runs an engine in a thread of its own.
+
+    Args:
+        lease: without it the loop does not step: another worker may have its jobs by then.
+    """
+
+    def __init__(self, engine: LLMEngine, listener: Listener, lease: Beat) -> None:
+        self._engine = engine
+        self._listener = listener
+        self._lease = lease
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, daemon=True, name="pagefleet-engine")
+        self.batch = BatchStats()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def add(self, request: EngineRequest) -> None:
+        """From any thread; a refusal comes through the listener."""
+        self._commands.put(lambda: self._add(request))
+
+    def abort(self, job_id: str) -> None:
+        """From any thread; no output of the job comes after the loop's current step."""
+        self._commands.put(lambda: self._abort(job_id))
+
+    def stop(self) -> None:
+        """Ends the loop after its current step and waits for it."""
+        self._commands.put(self._stop)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            busy = self._engine.has_unfinished_requests and self._lease.valid
+            self._take_commands(wait_s=0.0 if busy else _IDLE_S)
+            self._lease.tick()
+            if self._engine.has_unfinished_requests and self._lease.valid and not self._stopping:
+                self._step()
+
+    def _take_commands(self, wait_s: float) -> None:
+        try:
+            command = self._commands.get(timeout=wait_s) if wait_s else self._commands.get_nowait()
+            while True:
+                command()
+                command = self._commands.get_nowait()
+        except queue.Empty:
+            return
+
+    def _step(self) -> None:
+        plan = self._engine.schedule()
+        job_ids = [sequence.request_id for sequence in plan.first_prefills]
+        if job_ids:
+            for job_id in self._listener.before_prefill(job_ids):
+                self._abort(job_id)
+        try:
+            outputs = self._engine.execute(plan)
+        except Exception as error:
+            logger.exception("a step of %d sequences failed", len(plan.scheduled))
+            self._fail([entry.sequence.request_id for entry in plan.scheduled], error)
+            return
+        self._count(outputs)
+        if outputs:
+            self._listener.on_outputs(outputs)
+
+    def _count(self, outputs: Sequence[SequenceOutput]) -> None:
+        size = sum(1 for output in outputs if output.token_ids)
+        if size:
+            batch = self.batch
+            num_tokens = batch.num_tokens + sum(len(output.token_ids) for output in outputs)
+            self.batch = BatchStats(batch.num_steps + 1, num_tokens, max(batch.max_size, size), size)
+
+    def _add(self, request: EngineRequest) -> None:
+        try:
+            self._engine.add_request(request)
+        except InvalidRequestError as error:
+            self._listener.on_refused(request.request_id, error)
+
+    def _abort(self, job_id: str) -> None:
+        self._engine.abort(job_id)
+
+    def _fail(self, job_ids: Sequence[str], error: Exception) -> None:
+        for job_id in job_ids:
+            self._abort(job_id)
+        self._listener.on_failed(job_ids, error)
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, poll_s: float = 0.01) -> bool:
+    """Polls a condition that another thread makes true; false when the time is up first."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(poll_s)
+    return True

@@ -1,0 +1,97 @@
+"""Finisher: closes ended jobs, off the threads that must stay quick, and runs their Celery callbacks."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from typing import Any, Final
+
+from celery import Celery
+from celery.canvas import group, signature
+
+from pagefleet.api.closing import JobCloser, failure_of
+from pagefleet.api.errors import RedisUnavailable
+from pagefleet.api.job_record import JobRecord
+from pagefleet.api.job_store import JobStore
+from pagefleet.api.messages import JobState
+from pagefleet.workers.active_job import JobMessage
+
+logger = logging.getLogger(__name__)
+
+_RETRY_S: Final = 0.1
+
+
+class Finisher:
+    """CLOSE (protocol line 9) in a thread of its own: result, callbacks behind a marker, ledger, ack."""
+
+    def __init__(self, store: JobStore, app: Celery) -> None:
+        self._store = store
+        self._app = app
+        self._closer = JobCloser(store, app)
+        self._messages: queue.SimpleQueue[JobMessage | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="pagefleet-finisher")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Closes what is queued and ends the thread."""
+        self._messages.put(None)
+        self._thread.join()
+
+    def put(self, message: JobMessage) -> None:
+        self._messages.put(message)
+
+    def _run(self) -> None:
+        while (message := self._messages.get()) is not None:
+            record = self._close(message)
+            if record is None:
+                message.dropped()
+            else:
+                message.ended(record)
+
+    def _close(self, message: JobMessage) -> JobRecord | None:
+        while True:
+            try:
+                record = self._closer.close(message.job_id)
+                if record is not None and message.has_callbacks:
+                    self._call_back(record, message)
+                return record
+            except RedisUnavailable as error:
+                logger.warning("%s", error)
+                time.sleep(_RETRY_S)
+
+    def _call_back(self, record: JobRecord, message: JobMessage) -> None:
+        """At most once: a worker that dies between the marker and the send loses them, as the docs say."""
+        if not self._store.claim_callbacks(record.job_id):
+            return
+        try:
+            run_callbacks(self._app, record, message.context)
+        except Exception:
+            logger.exception("job %s: its Celery callbacks could not be sent", record.job_id)
+
+
+def run_callbacks(app: Celery, record: JobRecord, context: Any) -> None:
+    """Links, chain and chord of a Celery message. Celery's tracer does this for ordinary tasks, in a
+    closure that cannot be called from here; ``mark_as_done`` covers the chord only.
+
+    Args:
+        context: Celery's ``Context`` of the message.
+    """
+    if record.state is JobState.CANCELLED:
+        app.backend.mark_as_revoked(record.job_id, "cancelled", request=context, store_result=False)
+        return
+    if record.state is not JobState.DONE:
+        app.backend.mark_as_failure(record.job_id, failure_of(record), request=context, store_result=False)
+        return
+    value = record.result().model_dump(mode="json")
+    options = {"parent_id": record.job_id, "root_id": context.root_id or record.job_id}
+    if context.callbacks:
+        links = [signature(link, app=app) for link in context.callbacks]
+        group(links, app=app).apply_async((value,), **options)
+    if context.chain:
+        *rest, first = context.chain
+        signature(first, app=app).apply_async((value,), chain=rest, **options)
+    app.backend.mark_as_done(record.job_id, value, request=context, store_result=False)

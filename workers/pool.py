@@ -1,0 +1,183 @@
+"""EnginePool: a Celery pool whose "processes" are sequences of one running batch.
+
+Celery keeps a request's whole life cycle (received, started, acknowledged, revoked, events), so that Flower
+shows every job by itself although all run as one. Written against Celery 5.7: ``Request`` hands the pool
+bound methods and reads back a weak reference; ``tests/workers/test_celery_contract.py`` pins what is used.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery.concurrency.base import BasePool, apply_target
+from celery.exceptions import Ignore
+
+from pagefleet.api import keys
+from pagefleet.api.closing import failure_of
+from pagefleet.api.job_record import JobRecord
+from pagefleet.api.messages import JobState
+from pagefleet.workers.active_job import JobMessage
+from pagefleet.workers.fleet_worker import FleetWorker
+from pagefleet.workers.hub_mailbox import HubMailbox
+
+logger = logging.getLogger(__name__)
+
+# Above any real process id: Celery only uses it as the name of what runs a task.
+_FIRST_SLOT = 1_000_000_000
+_SUMMARY = ("finish_reason", "num_tokens", "attempts")
+
+
+class PooledMessage(JobMessage):
+    """One Celery request on its way through the engine. Every answer runs on the hub's thread."""
+
+    def __init__(
+        self, pool: EnginePool, slot: int, request_dict: Mapping[str, Any], callbacks: Mapping[str, Any]
+    ) -> None:
+        self.job_id = request_dict["id"]
+        kwargs = request_dict["kwargs"]
+        self.bare_fields = None if "job_id" in kwargs else kwargs
+        self._pool = pool
+        self._slot = slot
+        self._received_at = time.monotonic()
+        self._accept: Callable[..., None] = callbacks["accept_callback"]
+        self._finish: Callable[..., None] = callbacks["callback"]
+        self._request: Any = self._finish.__self__
+        self._answered = False
+
+    @property
+    def context(self) -> Any:
+        return self._request._context
+
+    @property
+    def has_callbacks(self) -> bool:
+        context = self.context
+        return bool(context.callbacks or context.errbacks or context.chain or context.chord)
+
+    def adopt(self, newer: PooledMessage) -> None:
+        """The same job came again (a reconnect restored its message): go on with the newer message.
+
+        Protocol line 4: adopt, ack the older.
+        """
+        older, self._request, self._finish = self._request, newer._request, newer._finish
+        self._pool.mailbox.post(older.acknowledge)
+
+    def started(self) -> None:
+        self._pool.mailbox.post(lambda: self._accept(self._slot, time.monotonic()))
+
+    def ended(self, record: JobRecord) -> None:
+        if record.state is JobState.CANCELLED:
+            self._answer(lambda: self._request._announce_revoked("cancelled", True, None, False))
+        elif record.state is JobState.DONE:
+            self._answer(lambda: self._finish((0, _summary(record), self._runtime())))
+        else:
+            self._answer(lambda: self._finish((1, _exception_info(failure_of(record)), self._runtime())))
+
+    def rejected(self, error: Exception) -> None:
+        self._pool.app.backend.mark_as_failure(self.job_id, error, request=self.context)
+        self._answer(lambda: self._finish((1, _exception_info(error), self._runtime())))
+
+    def dropped(self) -> None:
+        self._answer(lambda: self._finish((1, _exception_info(Ignore()), self._runtime())))
+
+    def returned(self) -> None:
+        self._answer(lambda: self._request.reject(requeue=True))
+
+    def terminate(self, signal: object = None) -> None:
+        """Celery's revoke(terminate=True), after it has announced the revocation."""
+        self._answered = True
+        self._pool.worker.cancel(self.job_id)
+
+    def _answer(self, call: Callable[[], None]) -> None:
+        self._pool.forget(self)
+        if not self._answered:
+            self._answered = True
+            self._pool.mailbox.post(call)
+
+    def _runtime(self) -> float:
+        return time.monotonic() - self._received_at
+
+
+class EnginePool(BasePool):  # type: ignore[misc]
+    """Celery's pool interface in front of a :class:`FleetWorker`, which it finds as ``app.fleet_worker``."""
+
+    signal_safe = False
+    body_can_be_buffer = True
+    task_join_will_block = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.worker: FleetWorker = self.app.fleet_worker
+        self.mailbox = HubMailbox()
+        self._messages: dict[str, PooledMessage] = {}
+        self._by_slot: dict[int, PooledMessage] = {}
+        self._slots = itertools.count(_FIRST_SLOT)
+        # Celery's own small tasks (backend_cleanup, chord unlocks) do not belong on the engine.
+        self._side_pool = ThreadPoolExecutor(2, thread_name_prefix="pagefleet-side")
+
+    @property
+    def num_held(self) -> int:
+        return len(self._messages)
+
+    def on_start(self) -> None:
+        self.worker.start()
+
+    def register_with_event_loop(self, loop: Any) -> None:
+        self.mailbox.attach(loop)
+
+    def on_apply(
+        self, target: Callable[..., Any], args: Any = (), kwargs: Any = None, **callbacks: Any
+    ) -> Any:
+        if args[0] != keys.GENERATE_TASK:
+            return self._side_pool.submit(
+                apply_target, target, args, kwargs, callbacks["callback"], callbacks["accept_callback"]
+            )
+        message = PooledMessage(self, next(self._slots), args[2], callbacks)
+        held = self._messages.get(message.job_id)
+        if held is not None:
+            held.adopt(message)
+            return held
+        self._messages[message.job_id] = message
+        self._by_slot[message._slot] = message
+        self.worker.admission.put(message)
+        return message
+
+    def terminate_job(self, pid: int, signal: object = None) -> None:
+        message = self._by_slot.get(pid)
+        if message is not None:
+            message.terminate(signal)
+
+    def forget(self, message: PooledMessage) -> None:
+        self._messages.pop(message.job_id, None)
+        self._by_slot.pop(message._slot, None)
+
+    def on_stop(self) -> None:
+        """DRAIN (protocol line 17). kombu restores what is still unacknowledged to the front of its queue
+        when Celery closes the channel, right after this returns."""
+        self.worker.drain(lambda: self.num_held, self.mailbox.run_all)
+        self._messages.clear()
+        self._side_pool.shutdown(wait=True, cancel_futures=True)
+        self.mailbox.run_all()
+
+    on_terminate = on_stop
+
+    def _get_info(self) -> dict[str, Any]:
+        status = self.worker.status()
+        info: dict[str, Any] = super()._get_info()
+        return info | {"engine": status.model_dump(mode="json"), "held": self.num_held}
+
+
+def _summary(record: JobRecord) -> str:
+    """What events carry of a result: never its text."""
+    result = record.result()
+    values = (result.finish_reason, len(result.token_ids), result.attempts)
+    return " ".join(f"{name}={value}" for name, value in zip(_SUMMARY, values, strict=True))
+
+
+def _exception_info(error: Exception) -> Any:
+    return ExceptionInfo((type(error), error, error.__traceback__))

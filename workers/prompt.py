@@ -1,0 +1,62 @@
+"""From a request on the wire to a request of the engine: tokens, limits, sampling parameters.
+
+The worker owns the tokenizer and the chat template; a producer knows neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pagefleet.api.errors import ContextTooLong, FleetError, InvalidRequest
+from pagefleet.api.keys import LANES
+from pagefleet.api.messages import GenerateRequest, ModelCard
+from pagefleet.api.model_cards import check_fits, check_prompt_length
+from pagefleet.engine import EngineRequest, InvalidRequestError, LLMEngine, SamplingParams
+from pagefleet.engine.tokenizer import Tokenizer
+
+
+def tokenize(request: GenerateRequest, tokenizer: Tokenizer) -> list[int]:
+    """Raises: InvalidRequestError where the chat template refuses the messages."""
+    if request.prompt_token_ids is not None:
+        return request.prompt_token_ids
+    if request.messages is not None:
+        messages = [message.model_dump(exclude_none=True) for message in request.messages]
+        return tokenizer.apply_chat_template(messages)
+    assert request.prompt is not None
+    return tokenizer.encode(request.prompt)
+
+
+def engine_request(
+    job_id: str, request: GenerateRequest, log: Sequence[int], engine: LLMEngine, card: ModelCard
+) -> EngineRequest:
+    """What the engine is to compute for a job whose log holds ``log`` already.
+
+    Raises:
+        FleetError: the prompt is empty or too long, or its chat template refuses it.
+    """
+    check_fits(request, card)
+    try:
+        prompt_token_ids = tokenize(request, engine.tokenizer)
+    except InvalidRequestError as error:
+        raise fleet_error(error) from error
+    if not prompt_token_ids:
+        raise InvalidRequest("The prompt has no tokens.", param="prompt")
+    check_prompt_length(len(prompt_token_ids), card)
+    return EngineRequest(
+        request_id=job_id,
+        prompt_token_ids=prompt_token_ids,
+        sampling_params=SamplingParams(**request.sampling.model_dump()),
+        output_token_ids=tuple(log),
+        priority=urgency(request),
+    )
+
+
+def urgency(request: GenerateRequest) -> int:
+    """Larger is more urgent: the lane first, the priority within it."""
+    return (len(LANES) - LANES.index(request.lane)) * 10 + request.priority
+
+
+def fleet_error(error: InvalidRequestError) -> FleetError:
+    """The engine's refusal in the producer's terms."""
+    kind = ContextTooLong if error.code == "context_length" else InvalidRequest
+    return kind(error.message, param=error.param)

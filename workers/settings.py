@@ -1,0 +1,48 @@
+"""The worker's settings: the other one of the two places where the environment is read."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from pagefleet.api.settings import FleetSettings
+
+
+class WorkerSettings(FleetSettings):
+    """One worker process: one model on one set of devices. ``PAGEFLEET_<NAME>`` in the environment."""
+
+    model: str = Field("smollm2-135m-instruct", min_length=1)
+    served_name: str | None = Field(None, description="canonical name; by default made from `model`")
+    aliases: list[str] = Field(default_factory=list)
+    backend: Literal["reference", "null"] = "reference"
+    dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "cpu"
+    num_threads: int | None = Field(None, gt=0, description="by default the host's cores")
+    cache_dir: Path | None = Field(None, description="converted checkpoints; by default ~/.cache/pagefleet")
+
+    max_num_seqs: int = Field(64, gt=0, description="sequences in the batch at once")
+    max_num_batched_tokens: int = Field(512, gt=0, description="tokens of one step")
+    max_model_len: int | None = Field(None, gt=0)
+    num_blocks: int | None = Field(None, gt=0)
+    kv_memory_bytes: int | None = Field(None, gt=0)
+    null_step_time_s: float = Field(0.02, ge=0, description="backend null: how long a step lasts")
+
+    lease_s: float = Field(3.0, gt=0, description="after this long without a beat a worker counts as dead")
+    drain_s: float = Field(20.0, ge=0, description="what running sequences get to finish on SIGTERM")
+    max_queue_depth: int = Field(10_000, gt=0, description="open jobs of one lane before QueueFull")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @property
+    def name(self) -> str:
+        """The model's canonical name: what producers ask for and queues are called after."""
+        return self.served_name or Path(self.model).name.removesuffix(".gguf").lower()
+
+
+def new_worker_id() -> str:
+    """Unique for each process start: after a Redis rollback an epoch can come twice, this cannot."""
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
