@@ -105,14 +105,15 @@ def _open_folder(name: str, folder: Path, cache_dir: Path) -> Checkpoint:
     if not any(folder.glob("*.safetensors")):
         if any(path.suffix in PICKLE_SUFFIXES for path in folder.iterdir()):
             raise _unsafe(name, str(folder))
-        raise ModelLoadError(f"{name} has no *.safetensors weights; pickle weights (.bin) are not fetched.")
+        raise ModelLoadError(f"{name} has no *.safetensors; pickle weights (.bin) are not fetched.")
     return Checkpoint(name, folder, _tokenizer_folder(folder, cache_dir), config)
 
 
 def _unsafe(name: str, source: str) -> UnsafeCheckpointError:
     return UnsafeCheckpointError(
-        f"{name} holds its weights as pickle files, which can run code when read. If you trust it, convert it: "
-        f'python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; s, t = {source!r}, '
+        f"{name} holds its weights as pickle files, which can run code when read. If you trust it, run: "
+        f'python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; s, t = '
+        f"{source!r}, "
         f"{source + '-safetensors'!r}; M.from_pretrained(s).save_pretrained(t); "
         'T.from_pretrained(s).save_pretrained(t)"'
     )
@@ -167,7 +168,7 @@ def _check_gguf(path: Path, header: GGUFHeader) -> None:
     # transformers drops both without a word, and the model would then talk nonsense at some distance.
     if scaling != "none" or "rope_freqs.weight" in header.tensor_names:
         raise ModelLoadError(
-            f"{path.name} uses RoPE scaling, which is not read from GGUF files; use the checkpoint's safetensors."
+            f"{path.name} uses RoPE scaling, which is not read from GGUF; use the model's safetensors."
         )
 
 

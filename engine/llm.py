@@ -115,7 +115,7 @@ def _params_for(
         return [sampling_params or SamplingParams()] * len(prompts)
     if len(sampling_params) != len(prompts):
         raise ValueError(
-            f"There are {len(prompts)} prompts and {len(sampling_params)} sampling_params; give one each, or one."
+            f"There are {len(prompts)} prompts and {len(sampling_params)} sampling_params; give one each."
         )
     return sampling_params
 

@@ -109,7 +109,7 @@ def _device(name: str) -> torch.device:
 
 
 def _dtype(name: str, config: Mapping[str, Any], device: torch.device) -> torch.dtype:
-    """ "auto" is the checkpoint's own; float16 becomes bfloat16 on a CPU, which seldom computes in float16."""
+    """ "auto" is the checkpoint's own; float16 becomes bfloat16 on a CPU, which rarely computes in it."""
     import torch
 
     from pagefleet.engine.models.config import checkpoint_dtype

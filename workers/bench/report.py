@@ -1,0 +1,108 @@
+"""The engine alone and the whole fleet, in turn, so that a drift of the machine meets both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pagefleet.api import FleetClient
+from pagefleet.engine import LLMEngine
+from pagefleet.workers.bench.machine import describe_machine, describe_versions
+from pagefleet.workers.bench.runs import Run, run_fleet, run_in_process, run_one
+from pagefleet.workers.bench.timing import median
+from pagefleet.workers.bench.workload import Workload
+
+Progress = Callable[[str], None]
+
+_IDLE_PROMPT_LEN: Final = 16
+_IDLE_ROUND: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    in_process: Run
+    fleet: Run
+
+    @property
+    def ratio(self) -> float:
+        return self.fleet.timing.output_tok_s / self.in_process.timing.output_tok_s
+
+
+def run_bench(
+    engine: LLMEngine,
+    redis_url: str,
+    model: str,
+    workload: Workload,
+    *,
+    num_rounds: int,
+    num_idle: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Alternates ``num_rounds`` loads on the engine with as many through the fleet, after one of each that
+    is not counted; then ``num_idle`` single 16-token prompts on each, idle."""
+    vocab_size = engine.info.vocab_size
+    machine = describe_machine()
+    warm_up = Workload(num_requests=8, output_len=(8, 8)).requests(vocab_size, -1)
+    run_in_process(engine, warm_up)
+    run_fleet(redis_url, model, warm_up)
+    rounds = []
+    for index in range(num_rounds):
+        requests = workload.requests(vocab_size, index)
+        one = Round(run_in_process(engine, requests), run_fleet(redis_url, model, requests))
+        rounds.append(one)
+        progress(
+            f"round {index + 1}/{num_rounds}: in process {one.in_process.timing.output_tok_s:.1f} tok/s, "
+            f"fleet {one.fleet.timing.output_tok_s:.1f} tok/s, ratio {one.ratio:.3f}"
+        )
+    idle = _idle_ttft(engine, redis_url, model, num_idle)
+    return {
+        **_summary(rounds),
+        "idle_ttft_ms": idle,
+        "workload": workload.describe(),
+        "machine": machine,
+        "versions": describe_versions(),
+    }
+
+
+def _summary(rounds: Sequence[Round]) -> dict[str, Any]:
+    fleet = [one.fleet for one in rounds]
+    ratios = [one.ratio for one in rounds]
+    return {
+        "in_process": {
+            "output_tok_s": median([one.in_process.timing.output_tok_s for one in rounds]),
+            "itl_ms": _both([one.in_process for one in rounds], "itl_ms"),
+        },
+        "fleet": {"output_tok_s": median([run.timing.output_tok_s for run in fleet])},
+        "fleet_over_in_process": {"median": median(ratios), "min": min(ratios), "max": max(ratios)},
+        "max_batch": max(run.max_batch for run in fleet),
+        "mean_batch": median([run.mean_batch for run in fleet]),
+        "ttft_ms": _both(fleet, "ttft_ms"),
+        "itl_ms": _both(fleet, "itl_ms"),
+        "num_rounds": len(rounds),
+    }
+
+
+def _both(runs: Sequence[Run], figure: str) -> dict[str, float]:
+    return {
+        name: median([getattr(run.timing, figure)(q) for run in runs])
+        for name, q in (("p50", 0.5), ("p99", 0.99))
+    }
+
+
+def _idle_ttft(engine: LLMEngine, redis_url: str, model: str, num_idle: int) -> dict[str, float]:
+    """Enqueue -> first token of one 16-token prompt, nothing else running, in turn."""
+    workload = Workload(num_requests=1, prompt_len=(_IDLE_PROMPT_LEN,) * 2, output_len=(4, 4))
+    in_process, fleet = [], []
+    with FleetClient(redis_url=redis_url) as client:
+        for index in range(num_idle + 1):
+            (request,) = workload.requests(engine.info.vocab_size, _IDLE_ROUND + index)
+            in_process.append(run_in_process(engine, [request]).timing.ttft_ms(0.5))
+            fleet.append(run_one(client, model, request).ttft_ms)
+    # The first of each opened connections.
+    in_process, fleet = in_process[1:], fleet[1:]
+    return {
+        "in_process_p50": median(in_process),
+        "fleet_p50": median(fleet),
+        "added_p50": median(fleet) - median(in_process),
+    }

@@ -1,0 +1,87 @@
+"""One load, through the engine in this process or through a whole fleet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pagefleet.api import AsyncFleetClient, FleetClient, WorkerStatus
+from pagefleet.engine import EngineRequest, LLMEngine, SamplingParams
+from pagefleet.workers.bench.timing import LoadTiming, StreamTiming
+from pagefleet.workers.bench.workload import BenchRequest
+
+
+class Run(NamedTuple):
+    """A load and how full the batch was: sequences that received a token, over the steps that gave any."""
+
+    timing: LoadTiming
+    max_batch: int
+    mean_batch: float
+
+
+def run_in_process(engine: LLMEngine, requests: Sequence[BenchRequest]) -> Run:
+    """The engine without any queue, stepped by the caller's thread."""
+    streams = {}
+    for index, request in enumerate(requests):
+        params = SamplingParams(max_tokens=request.max_tokens, temperature=0.0, ignore_eos=True)
+        streams[f"bench-{index}"] = StreamTiming()
+        engine.add_request(EngineRequest(f"bench-{index}", request.prompt_token_ids, params))
+    sizes = []
+    while engine.has_unfinished_requests:
+        outputs = engine.step()
+        for output in outputs:
+            streams[output.request_id].arrived(len(output.token_ids))
+        if outputs:
+            sizes.append(len(outputs))
+    return Run(LoadTiming(list(streams.values())), max(sizes), sum(sizes) / len(sizes))
+
+
+def run_fleet(redis_url: str, model: str, requests: Sequence[BenchRequest]) -> Run:
+    """Client process -> Redis -> worker -> client process."""
+    return asyncio.run(_run_fleet(redis_url, model, requests))
+
+
+def run_one(client: FleetClient, model: str, request: BenchRequest) -> StreamTiming:
+    """One request through a fleet whose connections are open."""
+    timing = StreamTiming()
+    stream = client.generate(
+        model=model,
+        prompt_token_ids=request.prompt_token_ids,
+        max_tokens=request.max_tokens,
+        temperature=0.0,
+        ignore_eos=True,
+    )
+    for chunk in stream:
+        timing.arrived(len(chunk.token_ids))
+    return timing
+
+
+async def _run_fleet(redis_url: str, model: str, requests: Sequence[BenchRequest]) -> Run:
+    async with AsyncFleetClient(redis_url=redis_url) as fleet:
+        before = await _worker(fleet)
+        streams = await asyncio.gather(*(_stream(fleet, model, request) for request in requests))
+        # The worker tells with each beat, a few times a second.
+        await asyncio.sleep(1.0)
+        after = await _worker(fleet)
+    num_steps = after.num_decode_steps - before.num_decode_steps
+    num_tokens = after.num_generation_tokens - before.num_generation_tokens
+    return Run(LoadTiming(streams), after.max_batch_size, num_tokens / max(1, num_steps))
+
+
+async def _stream(fleet: AsyncFleetClient, model: str, request: BenchRequest) -> StreamTiming:
+    timing = StreamTiming()
+    stream = await fleet.generate(
+        model=model,
+        prompt_token_ids=request.prompt_token_ids,
+        max_tokens=request.max_tokens,
+        temperature=0.0,
+        ignore_eos=True,
+    )
+    async for chunk in stream:
+        timing.arrived(len(chunk.token_ids))
+    return timing
+
+
+async def _worker(fleet: AsyncFleetClient) -> WorkerStatus:
+    return (await fleet.status()).workers[0]

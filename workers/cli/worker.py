@@ -1,0 +1,79 @@
+"""``pagefleet worker``: one process, one model, one set of devices."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from typing import Any
+
+import click
+from celery.exceptions import SecurityWarning
+from pydantic import ValidationError
+
+from pagefleet.api.cli.options import given, redis_option
+from pagefleet.api.errors import ConfigurationError
+from pagefleet.workers.settings import WorkerSettings
+
+
+@click.command()
+@click.option("--model", metavar="M", help="A folder, a GGUF file, a hub id or an alias.")
+@click.option("--served-name", metavar="NAME", help="What producers call it; by default made from M.")
+@click.option("--alias", "aliases", multiple=True, metavar="NAME", help="One more name; may be given again.")
+@click.option("--backend", type=click.Choice(["reference", "null"]))
+@click.option("--dtype", type=click.Choice(["auto", "float64", "float32", "bfloat16", "float16"]))
+@click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ...")
+@click.option("--num-threads", type=int, help="CPU threads; by default the host's cores.")
+@click.option("--max-num-seqs", type=int, help="Sequences in the batch at once.")
+@click.option("--max-num-batched-tokens", type=int, help="Tokens of one step.")
+@click.option("--max-model-len", type=int, help="Caps the model's context.")
+@click.option("--num-blocks", type=int, help="KV blocks; by default from the free memory.")
+@click.option("--null-step-time", "null_step_time_s", type=float, help="Backend null: seconds of a step.")
+@click.option("--max-queue-depth", type=int, help="Open jobs of one lane before QueueFull.")
+@click.option("--lease-seconds", "lease_s", type=float, help="Without a beat for so long it counts as dead.")
+@click.option("--drain-seconds", "drain_s", type=float, help="What running jobs get to finish on SIGTERM.")
+@click.option("--log-level", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]))
+@redis_option
+def worker(aliases: tuple[str, ...], **options: Any) -> None:
+    """Serve a model until SIGTERM or Ctrl-C; then drain. Options not given come from PAGEFLEET_* variables.
+
+    \b
+    pagefleet worker --model smollm2-135m-instruct
+    pagefleet worker --model Qwen/Qwen3-0.6B --dtype bfloat16 --device cuda
+    """
+    if aliases:
+        options["aliases"] = list(aliases)
+    settings = make_settings(given(options))
+    logging.basicConfig(
+        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    # Celery logs each message that it receives at info; one line a job is enough, and it is not that one.
+    logging.getLogger("celery").setLevel(logging.WARNING)
+    # It warns of running as root because of pickle, which no pagefleet worker accepts.
+    warnings.simplefilter("ignore", SecurityWarning)
+    sys.exit(_run(settings))
+
+
+def make_settings(options: dict[str, Any]) -> WorkerSettings:
+    """Raises: ConfigurationError, one sentence for the first wrong value."""
+    try:
+        return WorkerSettings(**options)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = "_".join(str(part) for part in first["loc"]).lower().removeprefix("pagefleet_")
+        raise ConfigurationError(f"{name}: {first['msg']}.") from None
+
+
+def _run(settings: WorkerSettings) -> int:
+    # Only now: `pagefleet worker --help` need not wait for Celery's worker and the engine.
+    from pagefleet.engine import EngineError
+    from pagefleet.workers.app import run_worker
+
+    try:
+        return run_worker(settings, _report)
+    except EngineError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _report(stage: str, seconds: float) -> None:
+    click.echo(f"{stage:<24} {seconds:8.2f} s", err=True)
