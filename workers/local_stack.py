@@ -104,10 +104,15 @@ class WorkerProcess:
             self._process.kill()
             return self._process.wait()
 
+    def read_log(self) -> list[str]:
+        """The lines of its log file so far."""
+        assert self.log_file is not None, "this worker writes to the terminal"
+        return self.log_file.read_text(errors="replace").strip().splitlines()
+
     def _log_tail(self) -> str:
         if self.log_file is None:
             return f"exit status {self.exit_status}"
-        lines = self.log_file.read_text(errors="replace").strip().splitlines()
+        lines = self.read_log()
         return lines[-1] if lines else "it left no log"
 
 
