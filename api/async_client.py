@@ -7,6 +7,7 @@ import contextlib
 import secrets
 import time
 import uuid
+import weakref
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -17,7 +18,7 @@ from pagefleet.api.closing import JobCloser
 from pagefleet.api.connection import connect_async, redis_errors
 from pagefleet.api.connections import CardCache, job_not_found, send_message
 from pagefleet.api.errors import QueueFull, RedisUnavailable
-from pagefleet.api.fleet import DEFAULT_TIMEOUT_S, FleetStatus, Prepared, as_list, prepare
+from pagefleet.api.fleet import DEFAULT_TIMEOUT_S, FleetStatus, Prepared, as_list, as_messages, prepare
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.job_store import AsyncJobStore, JobStore
 from pagefleet.api.keys import Lane
@@ -87,7 +88,7 @@ class AsyncFleetClient:
     ) -> AsyncTokenStream:
         """See :meth:`pagefleet.api.fleet.Fleet.chat`."""
         fields = {
-            "messages": [dict(message) for message in messages],
+            "messages": as_messages(messages),
             "model": model,
             "lane": lane,
             "priority": priority,
@@ -136,6 +137,7 @@ class AsyncFleetClient:
         await self._store.close_connections()
         self._sync_store.close_connections()
         self._app.close()
+        self._is_open = False
 
     async def __aenter__(self) -> Self:
         await self._open()
@@ -176,11 +178,12 @@ class _AsyncOwnSource(AsyncSource):
         self._prepared = prepared
         self._inbox: asyncio.Queue[LiveEvent | Resync] = asyncio.Queue()
         self._submitted_at = 0.0
+        self._stop_listening: weakref.finalize[..., _AsyncOwnSource] | None = None
 
     async def submit(self) -> bool:
         """SUBMIT and ENQUEUE. False where the id existed already."""
         prepared, client = self._prepared, self._client
-        client._subscriber.add(prepared.job_id, self._inbox.put_nowait)
+        self._listen()
         self._submitted_at = time.monotonic()
         try:
             submitted = await client._store.run(
@@ -223,7 +226,16 @@ class _AsyncOwnSource(AsyncSource):
         await self._client.cancel(self._prepared.job_id)
 
     async def close(self) -> None:
-        self._client._subscriber.remove(self._prepared.job_id)
+        if self._stop_listening is not None:
+            self._stop_listening()
+
+    def _listen(self) -> None:
+        routes = self._client._subscriber
+        routes.add(self._prepared.job_id, self._inbox.put_nowait)
+        # A stream that its caller dropped half way must not leave its inbox behind, to be filled.
+        self._stop_listening = weakref.finalize(
+            self, routes.remove, self._prepared.job_id, self._inbox.put_nowait
+        )
 
     async def _enqueue(self) -> None:
         prepared = self._prepared

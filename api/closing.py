@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import TaskRevokedError
 from celery.states import FAILURE, REVOKED, SUCCESS
 
 from pagefleet.api.errors import FleetError, JobFailed
@@ -39,7 +40,7 @@ class JobCloser:
 
     def _write_result(self, record: JobRecord) -> None:
         if record.state is JobState.CANCELLED:
-            self._backend.store_result(record.job_id, RuntimeError("cancelled"), REVOKED)
+            self._backend.store_result(record.job_id, TaskRevokedError("cancelled"), REVOKED)
         elif record.state is JobState.DONE:
             self._backend.store_result(record.job_id, record.result().model_dump(mode="json"), SUCCESS)
         else:

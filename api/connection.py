@@ -44,6 +44,8 @@ def redis_errors(url: str) -> Iterator[None]:
     """Turns every way in which a server can be out of reach into :class:`RedisUnavailable`."""
     try:
         yield
+    except (redis.OutOfMemoryError, redis.ReadOnlyError) as error:
+        raise RedisUnavailable(f"Redis at {safe_url(url)} takes no writes: {_reason(error)}.") from error
     except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
         raise RedisUnavailable(
             f"No answer from Redis at {safe_url(url)} ({_reason(error)}); "

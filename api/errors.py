@@ -22,6 +22,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 __all__ = [
@@ -117,13 +118,13 @@ class ProtocolError(FleetError):
     code = "protocol"
 
 
-_BY_CODE: Final[dict[str, type[FleetError]]] = {
-    error.code: error
-    for error in (
-        InvalidRequest, ContextTooLong, UnknownParameter, UnknownModel, QueueFull, JobFailed, JobDead,
-        JobLost, JobNotFound, StreamTimeout, RedisUnavailable, ProtocolError,
-    )
-}  # fmt: skip
+def _tree(root: type[FleetError]) -> Iterator[type[FleetError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from _tree(child)
+
+
+_BY_CODE: Final[dict[str, type[FleetError]]] = {error.code: error for error in _tree(FleetError)}
 
 
 def error_from_code(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -92,8 +93,8 @@ def prepare(cards: CardIndex, job_id: str | None, fields: Mapping[str, Any], see
     return Prepared(job_id or str(uuid.uuid4()), request, card)
 
 
-def _is_job_id(job_id: str) -> bool:
-    return 0 < len(job_id) <= 255 and not any(character.isspace() for character in job_id)
+def _is_job_id(job_id: Any) -> bool:
+    return isinstance(job_id, str) and re.fullmatch(r"[^\s\x00-\x1f\ud800-\udfff]{1,255}", job_id) is not None
 
 
 class Fleet(ABC):
@@ -156,7 +157,7 @@ class Fleet(ABC):
     ) -> TokenStream:
         """Answers a conversation through the model's chat template. Arguments as for :meth:`generate`."""
         fields = {
-            "messages": [dict(message) for message in messages],
+            "messages": as_messages(messages),
             "model": model,
             "lane": lane,
             "priority": priority,
@@ -192,5 +193,16 @@ class Fleet(ABC):
     def close(self) -> None: ...
 
 
-def as_list(token_ids: Sequence[int] | None) -> list[int] | None:
-    return None if token_ids is None else list(token_ids)
+# What is no sequence is left as it is: validation names it better than a TypeError would.
+
+
+def as_list(token_ids: Sequence[int] | None) -> Any:
+    if isinstance(token_ids, str) or not isinstance(token_ids, Iterable):
+        return token_ids
+    return list(token_ids)
+
+
+def as_messages(messages: Sequence[Mapping[str, str]]) -> Any:
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
+        return messages
+    return [dict(message) if isinstance(message, Mapping) else message for message in messages]

@@ -24,6 +24,7 @@ from pagefleet.api.messages import (
     LogEntry,
     ModelCard,
     WorkerStatus,
+    invalid_request,
 )
 from pagefleet.api.operations import CancelVerdict, Claim, Operation, StepItem, StepReply, Submitted
 from pagefleet.api.scripts import load_script
@@ -158,12 +159,12 @@ class JobStore:
             for call in calls:
                 pipeline.evalsha(load_script(call.script).sha, len(call.keys), *call.keys, *call.args)
             replies = pipeline.execute(raise_on_error=False)
-        return [
-            self.run(call)
-            if isinstance(reply, redis.exceptions.NoScriptError)
-            else call.parse(_raised(reply))
-            for call, reply in zip(calls, replies, strict=True)
-        ]
+            return [
+                self.run(call)
+                if isinstance(reply, redis.exceptions.NoScriptError)
+                else call.parse(_raised(reply))
+                for call, reply in zip(calls, replies, strict=True)
+            ]
 
     def close_connections(self) -> None:
         self.redis.close()
@@ -216,7 +217,9 @@ def _parse_record(job_id: str, replies: list[Any]) -> JobRecord | None:
     try:
         entries = [LogEntry.model_validate_json(text) for text in (log[0] if log else ())]
     except ValidationError as error:
-        raise ProtocolError(f"The log of job {job_id} cannot be read: {error}", job_id=job_id) from None
+        raise ProtocolError(
+            f"The log of job {job_id} cannot be read: {invalid_request(error).message}", job_id=job_id
+        ) from None
     return JobRecord(job_id, fields, entries)
 
 

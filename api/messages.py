@@ -12,12 +12,17 @@ from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from pagefleet.api.errors import FleetError, InvalidRequest, UnknownParameter, error_from_code
 from pagefleet.api.keys import Lane
 
 PROTOCOL_VERSION: Final = 1
-MAX_SEED: Final = 2**63 - 1
+MAX_SEED: Final = 2**64 - 1
+MAX_TOP_K: Final = 2**31 - 1
+MAX_DEADLINE_S: Final = 10.0**9
+
+_WRONG: Final = "pagefleet_field"
 
 
 class JobState(StrEnum):
@@ -56,7 +61,7 @@ class SamplingParams(WireModel):
     max_tokens: int = Field(256, ge=1, le=1_000_000)
     min_tokens: int = Field(0, ge=0, le=1_000_000)
     temperature: float = Field(1.0, ge=0.0, le=100.0, allow_inf_nan=False)
-    top_k: int = Field(0, ge=0, description="0: off")
+    top_k: int = Field(0, ge=0, le=MAX_TOP_K, description="0: off")
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     min_p: float = Field(0.0, ge=0.0, le=1.0)
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="drawn at submit if missing")
@@ -78,7 +83,7 @@ class SamplingParams(WireModel):
     @model_validator(mode="after")
     def _min_within_max(self) -> Self:
         if self.min_tokens > self.max_tokens:
-            raise ValueError(f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})")
+            raise _wrong("min_tokens", f"{self.min_tokens} is more than max_tokens, {self.max_tokens}")
         return self
 
 
@@ -117,7 +122,9 @@ class GenerateRequest(StoredModel):
     sampling: SamplingParams = SamplingParams()
     lane: Lane = "interactive"
     priority: int = Field(5, ge=0, le=9, description="9 is the most urgent")
-    deadline_s: float | None = Field(None, gt=0, description="seconds from submit until the job is given up")
+    deadline_s: float | None = Field(
+        None, gt=0, le=MAX_DEADLINE_S, description="seconds from submit until the job is given up"
+    )
 
     @model_validator(mode="after")
     def _one_input(self) -> Self:
@@ -130,7 +137,7 @@ class GenerateRequest(StoredModel):
                 + (f", not {' and '.join(given)}" if given else "")
             )
         if not getattr(self, given[0]):
-            raise ValueError(f"{given[0]} is empty")
+            raise _wrong(given[0], "it is empty")
         return self
 
 
@@ -297,6 +304,9 @@ class WorkerStatus(StoredModel):
     prefix_cache_hits: int = 0
 
 
+_OWN_FIELDS: Final = [name for name in GenerateRequest.model_fields if name not in ("v", "sampling")]
+
+
 def build_request(fields: Mapping[str, Any]) -> GenerateRequest:
     """A validated request from flat fields: sampling parameters beside the rest, as users write them.
 
@@ -308,7 +318,7 @@ def build_request(fields: Mapping[str, Any]) -> GenerateRequest:
     for name, value in fields.items():
         if name in SamplingParams.model_fields:
             sampling[name] = value
-        elif name in GenerateRequest.model_fields and name not in ("v", "sampling"):
+        elif name in _OWN_FIELDS:
             own[name] = value
         else:
             raise UnknownParameter(_unknown(name), param=name)
@@ -322,8 +332,11 @@ def invalid_request(error: ValidationError) -> InvalidRequest:
     """The first complaint of pydantic as one sentence that names the parameter."""
     first = error.errors(include_url=False)[0]
     location = [str(part) for part in first["loc"]]
-    param = ".".join(location) or None
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == _WRONG:
+        param = first["ctx"]["param"]
+        return InvalidRequest(f"{param}: {message}.", param=param)
+    param = ".".join(location) or None
     if param is None:
         return InvalidRequest(f"{message}.")
     given = repr(first["input"])
@@ -331,8 +344,13 @@ def invalid_request(error: ValidationError) -> InvalidRequest:
     return InvalidRequest(f"{param}: {message[0].lower()}{message[1:]} (got {shown}).", param=param)
 
 
+def _wrong(param: str, message: str) -> PydanticCustomError:
+    """A complaint of a whole model that is one field's fault all the same."""
+    return PydanticCustomError(_WRONG, message, {"param": param})
+
+
 def _unknown(name: str) -> str:
-    known = [*SamplingParams.model_fields, *GenerateRequest.model_fields]
+    known = [*SamplingParams.model_fields, *_OWN_FIELDS]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "see SamplingParams for what there is."
     return f"unknown parameter {name!r}: {hint}"

@@ -57,17 +57,17 @@ def check_fits(request: GenerateRequest, card: ModelCard) -> None:
             param="max_tokens",
         )
     if request.prompt_token_ids is not None:
-        check_prompt_length(len(request.prompt_token_ids), card)
+        check_prompt_length(len(request.prompt_token_ids), card, "prompt_token_ids")
         check_vocabulary(request.prompt_token_ids, card, "prompt_token_ids")
     check_vocabulary(request.sampling.stop_token_ids, card, "stop_token_ids")
 
 
-def check_prompt_length(num_prompt_tokens: int, card: ModelCard) -> None:
+def check_prompt_length(num_prompt_tokens: int, card: ModelCard, param: str = "prompt") -> None:
     if num_prompt_tokens >= card.max_model_len:
         raise ContextTooLong(
             f"The prompt has {num_prompt_tokens} tokens; the context of {card.name} holds "
             f"{card.max_model_len}, prompt and answer together.",
-            param="prompt",
+            param=param,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import time
+import weakref
 from typing import Any
 
 from pagefleet.api import keys
@@ -26,7 +27,7 @@ class OwnSource(Source):
         self._prepared = prepared
         self._inbox: Inbox = queue.SimpleQueue()
         self._submitted_at = 0.0
-        live.subscriber.add(prepared.job_id, self._inbox.put)
+        self._listen()
 
     def submit(self) -> bool:
         """SUBMIT and ENQUEUE. False where the id existed already."""
@@ -65,7 +66,7 @@ class OwnSource(Source):
         """A server that lost its data gets the same job again: same id, same seed, same tokens."""
         if time.monotonic() - self._submitted_at > self._live.store.settings.result_ttl_s:
             return False
-        self._live.subscriber.add(self._prepared.job_id, self._inbox.put)
+        self._listen()
         self.submit()
         return True
 
@@ -73,7 +74,13 @@ class OwnSource(Source):
         self._live.cancel(self._prepared.job_id)
 
     def close(self) -> None:
-        self._live.subscriber.remove(self._prepared.job_id)
+        self._stop_listening()
+
+    def _listen(self) -> None:
+        routes = self._live.subscriber
+        routes.add(self._prepared.job_id, self._inbox.put)
+        # A stream that its caller dropped half way must not leave its inbox behind, to be filled.
+        self._stop_listening = weakref.finalize(self, routes.remove, self._prepared.job_id, self._inbox.put)
 
     def _enqueue(self) -> None:
         prepared = self._prepared

@@ -22,6 +22,7 @@ from pagefleet.api.messages import (
     JobState,
     LogEntry,
     StreamEvent,
+    invalid_request,
     parse_event,
 )
 
@@ -93,7 +94,10 @@ class StreamState:
         try:
             event = parse_event(kind, body)
         except ValidationError as error:
-            raise ProtocolError(f"Job {self.job_id} sent an unreadable event: {error}") from None
+            raise ProtocolError(
+                f"Job {self.job_id} sent an unreadable event: {invalid_request(error).message}",
+                job_id=self.job_id,
+            ) from None
         if event is not None:
             self.feed(event)
 

@@ -29,23 +29,33 @@ class _Routes:
     """Who wants to hear of which job."""
 
     def __init__(self) -> None:
-        self._deliver: dict[str, Deliver] = {}
+        # Tuples, replaced and never changed: the listening thread reads them while others add and remove.
+        # No lock, which a fork could leave held in the child: two threads that add the same job at the same
+        # moment may lose one route, whose stream then lives off the log.
+        self._deliver: dict[str, tuple[Deliver, ...]] = {}
 
     def add(self, job_id: str, deliver: Deliver) -> None:
-        self._deliver[job_id] = deliver
+        """Several streams of one process may read the same job: each hears of it."""
+        there = self._deliver.get(job_id, ())
+        if deliver not in there:
+            self._deliver[job_id] = (*there, deliver)
 
-    def remove(self, job_id: str) -> None:
-        self._deliver.pop(job_id, None)
+    def remove(self, job_id: str, deliver: Deliver) -> None:
+        left = tuple(each for each in self._deliver.get(job_id, ()) if each != deliver)
+        if left:
+            self._deliver[job_id] = left
+        else:
+            self._deliver.pop(job_id, None)
 
     def dispatch(self, payload: str) -> None:
         for job_id, kind, body in split_events(payload):
-            deliver = self._deliver.get(job_id)
-            if deliver is not None:
+            for deliver in self._deliver.get(job_id, ()):
                 deliver(LiveEvent(kind, body))
 
     def resync(self) -> None:
-        for deliver in list(self._deliver.values()):
-            deliver(Resync())
+        for delivers in list(self._deliver.values()):
+            for deliver in delivers:
+                deliver(Resync())
 
 
 class Subscriber:
@@ -135,6 +145,8 @@ class AsyncSubscriber:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+            self._task = None
+        self._ready.clear()
 
     async def _run(self, client: Any) -> None:
         backoff_s = 0.05

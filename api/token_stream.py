@@ -73,7 +73,10 @@ class AsyncSource(ABC):
 
 
 class _Patience:
-    """How long a reader still waits: ``timeout_s`` from the last chunk, forever if None."""
+    """How long a reader still waits for its next chunk: ``timeout_s``, forever if None.
+
+    What the caller does between two chunks is not waiting: the clock starts anew with each of its calls.
+    """
 
     def __init__(self, job_id: str, timeout_s: float | None) -> None:
         self._job_id = job_id
@@ -128,6 +131,12 @@ class _StreamBase:
         """Known once the worker has accepted the job."""
         return self._state.num_prompt_tokens
 
+    def _outcome(self) -> JobResult:
+        """Raises the job's error, also where the iteration has raised it before."""
+        if self._state.error is not None:
+            raise self._state.error
+        return self._state.result(self.model)
+
     def _lost(self) -> JobLost:
         return JobLost(
             f"The server knows job {self.job_id} no more: it was restarted without its data, or the result "
@@ -152,10 +161,10 @@ class TokenStream(_StreamBase, Iterator[Chunk]):
         return self
 
     def __next__(self) -> Chunk:
+        self._patience.renew()
         while not self._closed:
             chunk = self._state.pop()
             if chunk is not None:
-                self._patience.renew()
                 return chunk
             if self._state.ended:
                 self._end()
@@ -173,7 +182,7 @@ class TokenStream(_StreamBase, Iterator[Chunk]):
         """
         for _ in self:
             pass
-        return self._state.result(self.model)
+        return self._outcome()
 
     def text(self) -> str:
         """The whole text of the first choice; reads on to the end."""
@@ -218,10 +227,10 @@ class AsyncTokenStream(_StreamBase, AsyncIterator[Chunk]):
         return self
 
     async def __anext__(self) -> Chunk:
+        self._patience.renew()
         while not self._closed:
             chunk = self._state.pop()
             if chunk is not None:
-                self._patience.renew()
                 return chunk
             if self._state.ended:
                 await self._end()
@@ -235,7 +244,7 @@ class AsyncTokenStream(_StreamBase, AsyncIterator[Chunk]):
         """Reads on to the end and returns everything."""
         async for _ in self:
             pass
-        return self._state.result(self.model)
+        return self._outcome()
 
     async def text(self) -> str:
         """The whole text of the first choice; reads on to the end."""

@@ -99,7 +99,7 @@ def _open_folder(name: str, folder: Path, cache_dir: Path) -> Checkpoint:
         raise ModelLoadError(f"{folder / 'config.json'} is not valid JSON ({error}).") from error
     if config.get("auto_map"):
         raise UnsafeCheckpointError(
-            f"{name} needs code that comes with the checkpoint (auto_map in config.json), which is never run; "
+            f"{name} needs code that comes with it (auto_map in config.json), which is never run; "
             "use a checkpoint of an architecture that the engine has."
         )
     if not any(folder.glob("*.safetensors")):

@@ -57,12 +57,10 @@ class LLMEngine:
         """
         # Imported here: only an engine with a model pays for importing torch.
         if config.backend == "null":
-            from pagefleet.engine.backends import null
-
-            return cls(null.load(config, report), config)
-        from pagefleet.engine import loader
-
-        return cls(loader.load(config, report), config)
+            from pagefleet.engine.backends.null import load
+        else:
+            from pagefleet.engine.loader import load
+        return cls(load(config, report), config)
 
     @property
     def info(self) -> ModelInfo:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import queue
-import threading
 import time
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -21,6 +20,7 @@ from pagefleet.api.operations import Claim, ClaimVerdict, Submitted
 from pagefleet.engine import LLMEngine
 from pagefleet.workers.active_job import ActiveJob, JobMessage
 from pagefleet.workers.engine_loop import EngineLoop
+from pagefleet.workers.loop_thread import LoopThread
 from pagefleet.workers.prompt import engine_request
 from pagefleet.workers.publisher import Publisher
 
@@ -65,7 +65,7 @@ class Admission:
         self._on_claimed = on_claimed
         self._messages: queue.SimpleQueue[JobMessage | None] = queue.SimpleQueue()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, daemon=True, name="pagefleet-admission")
+        self._thread = LoopThread("admission", self._run)
 
     def start(self) -> None:
         self._thread.start()

@@ -16,7 +16,7 @@ from pagefleet.api.job_store import JobStore
 from pagefleet.engine import EngineConfig, LLMEngine, NullOptions
 from pagefleet.workers.fleet_worker import FleetWorker
 from pagefleet.workers.pool import EnginePool
-from pagefleet.workers.settings import WorkerSettings, new_worker_id
+from pagefleet.workers.settings import WorkerSettings, let_threads_sleep, new_worker_id
 from pagefleet.workers.tasks import cancel_on_revoke, register_tasks
 
 logger = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ def run_worker(settings: WorkerSettings, report: Report) -> int:
         RedisUnavailable, EngineError: before anything was taken from the queue.
     """
     started_at = time.monotonic()
+    let_threads_sleep()
     store = JobStore(settings)
     store.cards()
     engine = LLMEngine.from_config(engine_config(settings), report)

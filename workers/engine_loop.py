@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from pagefleet.engine import EngineRequest, InvalidRequestError, LLMEngine, SequenceOutput
+from pagefleet.workers.loop_thread import LoopThread
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class EngineLoop:
         self._lease = lease
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, daemon=True, name="pagefleet-engine")
+        self._thread = LoopThread("engine", self._run)
         self.batch = BatchStats()
 
     def start(self) -> None:

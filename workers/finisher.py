@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 import time
 from typing import Any, Final
 
@@ -17,6 +16,7 @@ from pagefleet.api.job_record import JobRecord
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import JobState
 from pagefleet.workers.active_job import JobMessage
+from pagefleet.workers.loop_thread import LoopThread
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Finisher:
         self._app = app
         self._closer = JobCloser(store, app)
         self._messages: queue.SimpleQueue[JobMessage | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="pagefleet-finisher")
+        self._thread = LoopThread("finisher", self._run)
 
     def start(self) -> None:
         self._thread.start()

@@ -11,6 +11,7 @@ from typing import Final
 from pagefleet.api.errors import RedisUnavailable
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import WorkerStatus
+from pagefleet.workers.loop_thread import LoopThread
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class Lease:
         self._valid_until = float("-inf")
         self._ticked = threading.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="pagefleet-lease")
+        self._thread = LoopThread("lease", self._run)
 
     @property
     def valid(self) -> bool:

@@ -20,6 +20,7 @@ from pagefleet.api.messages import ErrorInfo, JobState
 from pagefleet.api.operations import StepItem, StepReply, StepStatus
 from pagefleet.engine import FinishReason, SequenceOutput
 from pagefleet.workers.active_job import ActiveJob
+from pagefleet.workers.loop_thread import LoopThread
 
 T = TypeVar("T")
 
@@ -59,7 +60,7 @@ class Publisher:
         self._dirty: dict[str, ActiveJob] = {}
         self._notes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, daemon=True, name="pagefleet-publisher")
+        self._thread = LoopThread("publisher", self._run)
 
     def start(self) -> None:
         self._thread.start()

@@ -133,7 +133,8 @@ class RedisServer:
     def _answers(self) -> bool:
         client = redis.Redis(port=self.port, socket_connect_timeout=0.5, socket_timeout=0.5)
         try:
-            return bool(client.ping())
+            # Whoever answers on this port may be somebody else's server.
+            return bool(client.info("server")["process_id"] == self.pid)
         except redis.RedisError:
             return False
         finally:

@@ -43,6 +43,16 @@ class WorkerSettings(FleetSettings):
         return self.served_name or Path(self.model).name.removesuffix(".gguf").lower()
 
 
+def let_threads_sleep() -> None:
+    """Makes OpenMP's threads sleep, not spin, where they wait for each other. Before torch is imported.
+
+    A worker shares its cores with Redis, clients and other workers. A spinning thread holds the core that
+    the thread it waits for needs: measured, one busy neighbour on two cores makes a linear layer 20 times
+    slower (ops/decisions/0003-omp-wait-policy.md). A value set by the user stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 def new_worker_id() -> str:
     """Unique for each process start: after a Redis rollback an epoch can come twice, this cannot."""
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"

@@ -232,18 +232,20 @@ def test_a_log_is_computed_with_the_prompt_and_not_generated_again():
     # It has tokens already: this is no first prefill.
     assert output.first_prefills == []
     assert engine.execute(output)[0].offset == 6
+    assert engine.stats().num_prompt_tokens_computed == 3
 
 
 @pytest.mark.parametrize(
     ("params", "log", "finish_reason", "stop_reason"),
     [
         ({"max_tokens": 3}, b"abc", FinishReason.LENGTH, None),
+        ({"max_tokens": 3}, b"abcde", FinishReason.LENGTH, None),
         ({"max_tokens": 8}, [*b"ab", EOS], FinishReason.STOP, None),
         ({"max_tokens": 8, "stop_token_ids": [99]}, b"abc", FinishReason.STOP, 99),
         ({"max_tokens": 8, "stop": ("bc",)}, b"abc", FinishReason.STOP, "bc"),
         ({"max_tokens": 99}, b"a" * 27, FinishReason.LENGTH, None),
     ],
-    ids=["max_tokens", "eos", "stop token", "stop string", "context"],
+    ids=["max_tokens", "more than max_tokens", "eos", "stop token", "stop string", "context"],
 )
 def test_a_log_that_ends_its_sequence_ends_it_at_once(
     params: dict[str, Any], log: list[int], finish_reason: FinishReason, stop_reason: str | int | None
@@ -289,9 +291,15 @@ def test_text_held_back_for_a_stop_string_comes_with_the_last_token():
     assert record.texts == ["b", "", "cd"]
     assert record.finish_reason is FinishReason.LENGTH
 
+    record = generate(EngineRequest("a", [1], params), script=[*b"bc", EOS])
+    assert record.texts == ["b", "", "c"]
+    assert record.finish_reason is FinishReason.STOP
+
 
 def test_generation_stops_where_the_context_ends():
-    record = generate(EngineRequest("a", [1] * 10, SamplingParams(max_tokens=100)), max_model_len=16)
+    # The cache holds the context and no more: that is enough, whatever max_tokens says.
+    request = EngineRequest("a", [1] * 10, SamplingParams(max_tokens=100))
+    record = generate(request, max_model_len=16, num_blocks=4)
     assert len(record.token_ids) == 6
     assert record.finish_reason is FinishReason.LENGTH
 
@@ -346,6 +354,13 @@ def test_an_aborted_request_gives_its_blocks_back_at_once():
     # The name is free again.
     engine.add_request(EngineRequest("running", [1], SamplingParams(max_tokens=1)))
     assert set(run_to_end(engine)) == {"running"}
+
+
+def test_the_more_urgent_request_goes_first():
+    engine = make_engine(max_num_seqs=1)
+    for request_id, priority in (("batch", 0), ("interactive", 1)):
+        engine.add_request(EngineRequest(request_id, [1], SamplingParams(max_tokens=1), priority=priority))
+    assert [engine.step()[0].request_id for _ in range(2)] == ["interactive", "batch"]
 
 
 def test_a_seed_is_drawn_for_a_request_without_one():

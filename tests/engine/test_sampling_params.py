@@ -20,13 +20,13 @@ def test_the_defaults_sample_from_the_whole_distribution():
 
 
 def test_lists_become_tuples_and_one_stop_string_becomes_a_tuple():
-    params = SamplingParams(stop="\n", stop_token_ids=[1, 2])
-    assert params.stop == ("\n",)
+    params = SamplingParams(stop="end", stop_token_ids=[1, 2])
+    assert params.stop == ("end",)
     assert params.stop_token_ids == (1, 2)
     assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
     # Hashable and picklable: it crosses process boundaries.
     assert pickle.loads(pickle.dumps(params)) == params
-    assert len({params, SamplingParams(stop=("\n",), stop_token_ids=(1, 2))}) == 1
+    assert len({params, SamplingParams(stop=("end",), stop_token_ids=(1, 2))}) == 1
 
 
 @pytest.mark.parametrize(

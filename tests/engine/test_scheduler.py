@@ -191,6 +191,25 @@ def test_a_more_urgent_request_takes_the_blocks_of_a_less_urgent_one():
     assert list(step(scheduler)) == ["interactive"]
 
 
+def test_who_gave_way_does_not_come_back_in_the_same_step():
+    # Given twins that were computed side by side, each in blocks of its own, and one block left
+    scheduler = make_scheduler(num_blocks=7)
+    twins = []
+    for name in ("a", "b"):
+        twins.append(add(scheduler, name, 8))
+        twins[-1].token_ids[:] = range(8)
+    for _ in range(2):
+        step(scheduler)
+    # When an urgent one takes the second twin's place
+    add(scheduler, "urgent", 4, max_tokens=1, priority=1)
+    output = scheduler.schedule()
+    # Then that twin waits, though it would have room again: it can share the first one's blocks now
+    assert output.preempted == [twins[1]]
+    assert twins[1] not in [entry.sequence for entry in output.scheduled]
+    run(scheduler, output)
+    assert step(scheduler)["b"] == 2
+
+
 def test_first_prefills_name_each_fresh_sequence_once():
     scheduler = make_scheduler(token_budget=4, num_blocks=7)
     fresh = add(scheduler, "fresh", 10)

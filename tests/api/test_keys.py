@@ -1,0 +1,74 @@
+"""Names on the server: reversible, safe in a queue's name, and pinned, because other versions read them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pagefleet.api import keys
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def test_every_name_on_the_server_is_what_the_protocol_says():
+    assert keys.job("j") == "pf:job:j"
+    assert keys.log("j") == "pf:log:j"
+    assert keys.open_jobs("m.batch") == "pf:open:m.batch"
+    assert keys.model("m") == "pf:model:m"
+    assert keys.lease("w") == "pf:lease:w"
+    assert keys.reply_channel("c") == "pf:reply:c"
+    assert keys.job_channel("j") == "pf:job-events:j"
+    assert keys.MODELS == "pf:models"
+    assert keys.WORKERS == "pf:workers"
+    assert keys.GENERATE_TASK == "pagefleet.generate"
+    assert keys.LANES == ("interactive", "batch")
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("smollm2-135m-instruct", "smollm2-135m-instruct"),
+        ("Qwen/Qwen3-0.6B", "_51wen_2f_51wen3-0.6_42"),
+        ("a_b", "a_5fb"),
+        ("modèle", "mod_c3_a8le"),
+        ("a b\n", "a_20b_0a"),
+    ],
+)
+def test_a_slug_spells_every_unusual_byte(name, slug):
+    assert keys.slug(name) == slug
+    assert keys.unslug(slug) == name
+
+
+@settings(deadline=None)
+@given(TEXT)
+def test_a_slug_is_reversible_and_safe_in_a_queue_name(name):
+    slug = keys.slug(name)
+    assert re.fullmatch(r"[a-z0-9._-]*", slug)
+    assert keys.unslug(slug) == name
+
+
+@settings(deadline=None)
+@given(TEXT, TEXT)
+def test_two_models_never_share_a_queue(one, other):
+    for lane in keys.LANES:
+        assert (keys.queue(one, lane) == keys.queue(other, lane)) == (one == other)
+    assert keys.queue(one, "interactive") != keys.queue(other, "batch")
+
+
+def test_a_queue_says_its_model_and_its_lane():
+    queue = keys.queue("org/Model.v1", "batch")
+    assert queue == "org_2f_4dodel.v1.batch"
+    slug, _, lane = queue.rpartition(".")
+    assert (keys.unslug(slug), lane) == ("org/Model.v1", "batch")
+
+
+def test_each_worker_has_its_own_ledger_of_unacknowledged_messages():
+    assert keys.unacked("w1") == {
+        "unacked_key": "pf:unacked:w1",
+        "unacked_index_key": "pf:unacked-index:w1",
+        "unacked_mutex_key": "pf:unacked-mutex:w1",
+    }
+    assert not set(keys.unacked("w1").values()) & set(keys.unacked("w2").values())

@@ -1,0 +1,85 @@
+"""What a model's card allows, as the producer and the worker both see it."""
+
+from __future__ import annotations
+
+import pytest
+
+from pagefleet.api.errors import ContextTooLong, InvalidRequest, UnknownModel
+from pagefleet.api.messages import Fingerprint, ModelCard, build_request
+from pagefleet.api.model_cards import CardIndex, check_fits, check_prompt_length
+
+FINGERPRINT = Fingerprint(weights="w", tokenizer="t", dtype="none", backend="null", version="0")
+
+
+def card(name="small", *, aliases=(), max_model_len=16, vocab_size=100):
+    return ModelCard(
+        name=name, max_model_len=max_model_len, vocab_size=vocab_size, aliases=list(aliases),
+        max_queue_depth=10, fingerprint=FINGERPRINT,
+    )  # fmt: skip
+
+
+def request(**fields):
+    return build_request({"model": "small", "max_tokens": 4, **fields})
+
+
+def test_a_model_is_found_by_its_name_and_by_its_aliases():
+    index = CardIndex([card("small", aliases=["s", "tiny"]), card("large")])
+    assert [index.resolve(name).name for name in ("small", "s", "tiny", "large")] == ["small"] * 3 + ["large"]
+    assert "tiny" in index
+    assert "huge" not in index
+
+
+def test_a_name_goes_before_another_models_alias():
+    index = CardIndex([card("large", aliases=["small"]), card("small")])
+    assert index.resolve("small").name == "small"
+
+
+def test_without_a_name_the_only_model_is_meant():
+    assert CardIndex([card("small")]).resolve(None).name == "small"
+
+
+def test_without_a_name_a_choice_must_be_made():
+    with pytest.raises(UnknownModel, match="this fleet knows large, small") as raised:
+        CardIndex([card("small"), card("large")]).resolve(None)
+    assert raised.value.param == "model"
+
+
+def test_without_any_card_nothing_is_known():
+    with pytest.raises(UnknownModel, match="none yet"):
+        CardIndex([]).resolve(None)
+
+
+def test_an_unknown_model_names_the_known_ones_and_the_command():
+    with pytest.raises(UnknownModel, match=r"'huge' here \(known: large, small\)") as raised:
+        CardIndex([card("small"), card("large")]).resolve("huge")
+    assert "pagefleet worker --model huge" in raised.value.message
+
+
+def test_the_context_holds_the_prompt_and_one_token():
+    check_fits(request(prompt_token_ids=[1] * 15), card())
+    with pytest.raises(ContextTooLong, match="The prompt has 16 tokens; the context of small holds 16") as raised:
+        check_fits(request(prompt_token_ids=[1] * 16), card())
+    assert raised.value.param == "prompt_token_ids"
+
+
+def test_a_text_is_left_to_the_worker():
+    check_fits(request(prompt="x" * 1000), card())
+    with pytest.raises(ContextTooLong) as raised:
+        check_prompt_length(1000, card())
+    assert raised.value.param == "prompt"
+
+
+def test_max_tokens_ends_at_the_context():
+    check_fits(request(prompt="x", max_tokens=16), card())
+    with pytest.raises(InvalidRequest, match="max_tokens: 17 is more than the context of small, 16") as raised:
+        check_fits(request(prompt="x", max_tokens=17), card())
+    assert raised.value.param == "max_tokens"
+
+
+@pytest.mark.parametrize("param", ["prompt_token_ids", "stop_token_ids"])
+def test_token_ids_are_those_of_the_vocabulary(param):
+    fields = {"prompt_token_ids": [0]} | {param: [0, 99]}
+    check_fits(request(**fields), card())
+    with pytest.raises(InvalidRequest, match=rf"{param}: token id 100 is outside") as raised:
+        check_fits(request(**fields | {param: [0, 100]}), card())
+    assert raised.value.param == param

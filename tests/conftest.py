@@ -1,0 +1,79 @@
+"""What every test stands on: an environment of its own, a real Valkey, a real fleet without a model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pagefleet.api import FleetClient, FleetSettings
+from pagefleet.api.errors import ConfigurationError
+from pagefleet.api.job_store import JobStore
+from pagefleet.workers.local_stack import LocalStack
+from pagefleet.workers.redis_server import RedisServer, find_server_binary
+
+NULL_WORKER = ["--model", "null", "--backend", "null", "--null-step-time", "0.005"]
+
+
+def missing_service(reason: str) -> None:
+    """A service that is not there skips at home and fails in CI."""
+    if os.environ.get("CI"):
+        pytest.fail(f"CI must have it: {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_environment(tmp_path_factory):
+    """No test finds a developer's Redis, settings or running stack."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name == "REDIS_URL" or name.startswith("PAGEFLEET_"):
+                patch.delenv(name)
+        patch.setenv("PAGEFLEET_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_home(monkeypatch, tmp_path):
+    """A stack that one test announces is not found by the next."""
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    monkeypatch.setenv("PAGEFLEET_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(scope="session")
+def server_binary() -> Path:
+    try:
+        return find_server_binary()
+    except ConfigurationError as error:
+        missing_service(error.message)
+        raise
+
+
+@pytest.fixture(scope="session")
+def redis_server(server_binary, tmp_path_factory):
+    """A plain server that nothing else uses; :func:`store` empties it for each test."""
+    with RedisServer(tmp_path_factory.mktemp("plain") / "redis") as server:
+        yield server
+
+
+@pytest.fixture
+def store(redis_server):
+    """A JobStore on an empty server."""
+    store = JobStore(FleetSettings(redis_url=redis_server.url))
+    store.redis.flushall()
+    yield store
+    store.close_connections()
+
+
+@pytest.fixture(scope="session")
+def null_stack(server_binary, own_environment, tmp_path_factory):
+    """A Redis and one worker whose engine makes tokens up, 5 ms each; shared by all end-to-end tests."""
+    with LocalStack(tmp_path_factory.mktemp("stack"), NULL_WORKER) as stack:
+        yield stack
+
+
+@pytest.fixture
+def fleet(null_stack):
+    with FleetClient(redis_url=null_stack.redis_url) as client:
+        yield client

@@ -1,0 +1,124 @@
+"""Session fixtures: the real SmolLM2, tiny random checkpoints, and what transformers makes of them.
+
+Whatever is slow to compute is computed once: a test that needs a reference shares it with the others.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pagefleet.engine.config import EngineConfig
+from pagefleet.engine.executor import LoadedModel
+from pagefleet.engine.llm_engine import LLMEngine
+
+SMOLLM2 = "smollm2-135m-instruct"
+
+_TINY: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+TINY_CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {"tie_word_embeddings": False}),
+    "llama-tied-biased": ("Llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    "llama-linear-rope": (
+        "Llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e3, "factor": 4.0}},
+    ),
+    "llama-llama3-rope": ("Llama", {"rope_parameters": _LLAMA3_ROPE}),
+    "mistral": ("Mistral", {"sliding_window": 128, "head_dim": 16}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", {"head_dim": 24}),
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory, transformers: Any) -> dict[str, Path]:
+    """One random float32 checkpoint for each of TINY_CHECKPOINTS, biases and norms random as well."""
+    import torch
+
+    folders = {}
+    for name, (family, options) in TINY_CHECKPOINTS.items():
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{family}Config")(**(_TINY | options))
+        model = getattr(transformers, f"{family}ForCausalLM")(config)
+        for parameter_name, parameter in model.named_parameters():
+            # Freshly made, norms are all 1 and biases all 0: a decoder that left them out would pass.
+            if parameter.ndim == 1:
+                torch.nn.init.normal_(parameter, mean=float("norm" in parameter_name), std=0.3)
+        folders[name] = tmp_path_factory.mktemp(name)
+        model.save_pretrained(folders[name])
+    return folders
+
+
+@pytest.fixture(params=TINY_CHECKPOINTS)
+def tiny_checkpoint(request: pytest.FixtureRequest, tiny_checkpoints: dict[str, Path]) -> Path:
+    """Each of them in turn."""
+    return tiny_checkpoints[request.param]
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder() -> Path:
+    """The real SmolLM2-135M-Instruct, converted from its GGUF file unless an earlier run has done so."""
+    from pagefleet.engine.checkpoint import resolve
+
+    return resolve(SMOLLM2).folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_float32(smollm2_folder: Path) -> LoadedModel:
+    return _loaded(dtype="float32", num_blocks=512)
+
+
+@pytest.fixture(scope="session")
+def smollm2_float64(smollm2_folder: Path) -> LoadedModel:
+    return _loaded(dtype="float64", num_blocks=256)
+
+
+def _loaded(**options: Any) -> LoadedModel:
+    from pagefleet.engine import loader
+
+    return loader.load(EngineConfig(model=SMOLLM2, max_num_batched_tokens=128, **options))
+
+
+@pytest.fixture(scope="session")
+def engine_with() -> Callable[..., LLMEngine]:
+    """Makes new engines, their books empty, around a model that other tests use too."""
+    return _engine_with
+
+
+def _engine_with(loaded: LoadedModel, *, num_blocks: int | None = None, **options: Any) -> LLMEngine:
+    info = replace(loaded.info, num_blocks=num_blocks or loaded.info.num_blocks)
+    return LLMEngine(replace(loaded, info=info), EngineConfig(model=SMOLLM2, **options))
+
+
+@pytest.fixture(scope="session")
+def transformers() -> Any:
+    """The library, its warnings and progress bars off: they are about its own future."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import transformers
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers

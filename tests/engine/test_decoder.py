@@ -1,0 +1,148 @@
+"""The decoder against transformers, family by family, on tiny random checkpoints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pagefleet.engine.backends.base import RaggedBatch
+from pagefleet.engine.backends.reference import ReferenceBackend
+from pagefleet.engine.errors import ModelLoadError
+from pagefleet.engine.models.config import DecoderConfig
+from pagefleet.engine.models.decoder import Decoder
+from pagefleet.engine.models.registry import load_model
+from pagefleet.engine.weights import WeightReader, fingerprint_weights
+
+BLOCK_SIZE = 4
+LENGTHS = (60, 1, 17)
+PROMPTS = [
+    torch.randint(3, 97, (length,), generator=torch.Generator().manual_seed(length)) for length in LENGTHS
+]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def load_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
+    backend = ReferenceBackend(torch.device("cpu"), dtype)
+    model = load_model(read_json(folder / "config.json"), WeightReader(folder), backend)
+    backend.allocate_kv_cache(model.attention, 64, BLOCK_SIZE)
+    return model
+
+
+@torch.inference_mode()
+def logits_of(model: Decoder, chunk_sizes: tuple[int, ...]) -> list[torch.Tensor]:
+    """Logits of every token of PROMPTS, computed side by side in chunks of these sizes (the last repeats)."""
+    logits: list[list[torch.Tensor]] = [[] for _ in PROMPTS]
+    tables = np.arange(1, 1 + 3 * 15)[::-1].reshape(3, 15)
+    done, sizes = [0] * len(PROMPTS), list(chunk_sizes)
+    while True:
+        size = sizes.pop(0) if len(sizes) > 1 else sizes[0]
+        lens = [min(size, len(prompt) - d) for prompt, d in zip(PROMPTS, done, strict=True)]
+        active = [i for i, n in enumerate(lens) if n > 0]
+        if not active:
+            return [torch.cat(parts) for parts in logits]
+        tokens = torch.cat([PROMPTS[i][done[i] : done[i] + lens[i]] for i in active])
+        batch = RaggedBatch(
+            tokens.numpy(), np.array(lens)[active], np.array(done)[active], tables[active].copy()
+        )
+        output = model.forward(model.backend.begin_step(batch), torch.arange(len(tokens)))
+        for i, part in zip(active, output.split([lens[i] for i in active]), strict=True):
+            logits[i].append(part)
+            done[i] += lens[i]
+
+
+@pytest.mark.parametrize(
+    "chunk_sizes", [(64,), (9,), (30, 1)], ids=["whole", "chunks of 9", "30, then singly"]
+)
+def test_logits_equal_those_of_transformers(transformers, tiny_checkpoint, chunk_sizes):
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    for prompt, actual in zip(PROMPTS, logits_of(load_decoder(tiny_checkpoint), chunk_sizes), strict=True):
+        with torch.inference_mode():
+            expected = reference(prompt[None]).logits[0]
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_float64_is_float64_throughout(tiny_checkpoints):
+    """Given one checkpoint in two ways of chunking, float64 logits agree far beyond float32's reach."""
+    model = load_decoder(tiny_checkpoints["qwen3"], torch.float64)
+    for whole, pieces in zip(logits_of(model, (64,)), logits_of(model, (5, 1)), strict=True):
+        torch.testing.assert_close(whole, pieces, rtol=1e-11, atol=1e-11)
+
+
+def test_a_sliding_window_caps_the_context(tiny_checkpoints):
+    config = read_json(tiny_checkpoints["mistral"] / "config.json")
+    assert DecoderConfig.from_hf(config).max_model_len == 128
+    assert DecoderConfig.from_hf(config | {"sliding_window": None}).max_model_len == 256
+    assert DecoderConfig.from_hf(config | {"use_sliding_window": False}).max_model_len == 256
+    assert DecoderConfig.from_hf(config | {"layer_types": ["full_attention"] * 3}).max_model_len == 256
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"architectures": ["MixtralForCausalLM"]}, "MixtralForCausalLM"),
+        ({"architectures": None, "model_type": "bert"}, "bert"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "part of each head"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "different rotary"),
+        ({"dtype": "int8"}, "int8"),
+        ({"vocab_size": 96}, "different models"),
+        ({"num_hidden_layers": 4}, "model.layers.3"),
+        ({"num_hidden_layers": 2}, "feature that is not supported"),
+    ],
+)
+def test_what_the_decoder_cannot_do_is_refused_in_a_sentence(tiny_checkpoints, change, sentence):
+    folder = tiny_checkpoints["llama"]
+    config = read_json(folder / "config.json") | change
+    with pytest.raises(ModelLoadError, match=sentence):
+        load_model(config, WeightReader(folder), ReferenceBackend(torch.device("cpu"), torch.float32))
+
+
+def test_a_config_without_a_needed_field_is_refused(tiny_checkpoints):
+    config = read_json(tiny_checkpoints["llama"] / "config.json")
+    del config["intermediate_size"]
+    with pytest.raises(ModelLoadError, match="intermediate_size"):
+        DecoderConfig.from_hf(config)
+
+
+def test_rope_is_read_in_both_spellings(tiny_checkpoints):
+    """transformers 5 writes rope_parameters; most checkpoints on the hub are older."""
+    new = read_json(tiny_checkpoints["llama-linear-rope"] / "config.json")
+    old = {key: value for key, value in new.items() if key != "rope_parameters"}
+    old |= {"rope_theta": 5e3, "rope_scaling": {"type": "linear", "factor": 4.0}}
+    assert torch.equal(DecoderConfig.from_hf(new).inv_freq, DecoderConfig.from_hf(old).inv_freq)
+
+
+def test_fingerprints_tell_weights_apart(tiny_checkpoints, tmp_path):
+    """Given a copy, the fingerprint is the same; given one changed weight in a small file, it is not."""
+    source = tiny_checkpoints["llama"] / "model.safetensors"
+    shutil.copy(source, tmp_path)
+    assert fingerprint_weights(tmp_path) == fingerprint_weights(source.parent)
+    weights = load_file(source)
+    weights["model.norm.weight"][5] += 1e-3
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert fingerprint_weights(tmp_path) != fingerprint_weights(source.parent)
+
+
+def test_a_file_that_is_cut_off_is_refused(tiny_checkpoints, tmp_path):
+    content = (tiny_checkpoints["llama"] / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ModelLoadError, match="fetch the model again"):
+        WeightReader(tmp_path)
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-2.safetensors"}}')
+    with pytest.raises(ModelLoadError, match=r"model-2\.safetensors"):
+        WeightReader(tmp_path)

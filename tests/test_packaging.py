@@ -1,0 +1,80 @@
+"""The folders at the root are the packages: what is on disk is in the wheel, and the wheel works alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+import venv
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PACKAGES = PYPROJECT["tool"]["setuptools"]["packages"]
+
+
+def test_every_package_on_disk_is_listed():
+    """An unlisted one works in an editable install and vanishes from the wheel."""
+    on_disk = {
+        "pagefleet." + ".".join(path.parent.relative_to(ROOT).parts)
+        for top in ("api", "engine", "workers")
+        for path in (ROOT / top).rglob("__init__.py")
+    }
+    assert on_disk == set(PACKAGES)
+
+
+def test_every_command_exists():
+    for target in PYPROJECT["project"]["entry-points"]["pagefleet.commands"].values():
+        module = target.partition(":")[0]
+        path = ROOT / Path(*module.removeprefix("pagefleet.").split(".")).with_suffix(".py")
+        assert path.exists(), target
+
+
+def test_the_version_is_one():
+    assert version("pagefleet") == PYPROJECT["project"]["version"]
+    assert f"## {version('pagefleet')}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_the_wheel_has_every_module_script_and_marker(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for top in ("api", "engine", "workers"):
+        for pattern in ("*.py", "*.lua", "py.typed"):
+            for path in (ROOT / top).rglob(pattern):
+                assert f"pagefleet/{path.relative_to(ROOT)}" in names
+
+
+def test_the_wheel_alone_is_a_producer(wheel, tmp_path):
+    """Installed without extras into an empty environment: the client imports, and a command whose extra is
+    missing names the pip command."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", str(wheel)], check=True, timeout=300)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([python, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+
+    done = run("-c", "import pagefleet.api as api; print(api.__file__); api.FleetClient()")
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path) in done.stdout
+    assert run("-c", "import torch").returncode != 0
+    help_text = run("-m", "pagefleet.api.cli.main", "--help").stdout
+    assert "worker" in help_text
+    assert "Not installed: run pip install 'pagefleet[worker]'" in " ".join(help_text.split())
+    refused = run("-m", "pagefleet.api.cli.main", "worker", "--model", "x")
+    assert refused.returncode == 1
+    assert "`pagefleet worker` is not installed: run pip install 'pagefleet[worker]'" in refused.stderr
+    assert "Traceback" not in refused.stderr

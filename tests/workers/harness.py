@@ -1,0 +1,73 @@
+"""A FleetWorker in this process, fed with messages that record how they were answered."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from pagefleet.api import keys
+from pagefleet.api.celery_app import make_celery
+from pagefleet.api.fleet import prepare
+from pagefleet.api.job_record import JobRecord
+from pagefleet.api.job_store import JobStore
+from pagefleet.api.model_cards import CardIndex
+from pagefleet.engine import EngineConfig, LLMEngine, NullOptions
+from pagefleet.workers.active_job import JobMessage
+from pagefleet.workers.fleet_worker import FleetWorker
+from pagefleet.workers.settings import WorkerSettings
+
+STEP_S = 0.005
+
+
+class RecordedMessage(JobMessage):
+    """Stands for a Celery request; keeps every answer, in order."""
+
+    context = SimpleNamespace(callbacks=None, errbacks=None, chain=None, chord=None, root_id=None)
+    has_callbacks = False
+
+    def __init__(self, job_id: str, bare_fields: Mapping[str, Any] | None = None) -> None:
+        self.job_id = job_id
+        self.bare_fields = bare_fields
+        self.answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+
+    def started(self) -> None:
+        self.answers.put(("started", None))
+
+    def ended(self, record: JobRecord) -> None:
+        self.answers.put(("ended", record))
+
+    def rejected(self, error: Exception) -> None:
+        self.answers.put(("rejected", error))
+
+    def dropped(self) -> None:
+        self.answers.put(("dropped", None))
+
+    def returned(self) -> None:
+        self.answers.put(("returned", None))
+
+    def last_answer(self, timeout_s: float = 10.0) -> tuple[str, Any]:
+        """The answer that settles the message; ``started`` does not."""
+        while True:
+            kind, value = self.answers.get(timeout=timeout_s)
+            if kind != "started":
+                return kind, value
+
+
+def make_worker(store: JobStore, worker_id: str, **settings: Any) -> FleetWorker:
+    """A worker of the null model ``null``, not started."""
+    values = {"model": "null", "backend": "null", "redis_url": store.settings.url, "lease_s": 1.0, **settings}
+    worker_settings = WorkerSettings(**values)
+    config = EngineConfig(model="null", backend="null", null=NullOptions(step_time_s=STEP_S))
+    engine = LLMEngine.from_config(config)
+    own_store = JobStore(worker_settings)
+    return FleetWorker(worker_settings, worker_id, make_celery(worker_settings), own_store, engine)
+
+
+def submit(store: JobStore, worker: FleetWorker, job_id: str, **fields: Any) -> RecordedMessage:
+    """A job in the store and the message that brings it, as a client would have sent it."""
+    prepared = prepare(CardIndex([worker.card]), job_id, {"prompt": "hello", "seed": 7, **fields}, 0)
+    queue_name = keys.queue("null", prepared.request.lane)
+    store.submit(job_id, prepared.request, queue=queue_name, channel="pf:reply:test", max_depth=100)
+    return RecordedMessage(job_id)

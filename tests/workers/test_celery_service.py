@@ -1,0 +1,147 @@
+"""A service that only knows Celery: send_task, AsyncResult, canvas, revoke, events. A real worker process."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+
+import pytest
+from celery import Celery, chain, group, signature
+from celery.exceptions import TaskRevokedError
+
+from pagefleet.api import FleetClient, JobState
+from pagefleet.api.errors import UnknownParameter
+from pagefleet.workers.engine_loop import wait_until
+
+QUEUE = "null.interactive"
+TASK = "pagefleet.generate"
+
+
+@pytest.fixture
+def service(null_stack):
+    """Another team's Celery app on the same Redis; it never imports pagefleet."""
+    app = Celery("their-service", broker=null_stack.redis_url, backend=null_stack.redis_url)
+    yield app
+    app.close()
+
+
+def send(service, **kwargs):
+    return service.send_task(TASK, kwargs={"model": "null", "prompt": "hello", **kwargs}, queue=QUEUE)
+
+
+def test_send_task_and_get(service):
+    result = send(service, max_tokens=5, seed=7).get(timeout=15)
+    assert result["state"] == "D"
+    assert len(result["choices"][0]["token_ids"]) == 5
+    assert result["choices"][0]["finish_reason"] == "length"
+    # The same seed, the same tokens, through the client.
+    assert send(service, max_tokens=5, seed=7).get(timeout=15)["choices"] == result["choices"]
+
+
+def test_a_wrong_field_fails_the_task_with_the_sentence(service):
+    with pytest.raises(UnknownParameter, match="did you mean 'max_tokens'"):
+        send(service, max_tokns=5).get(timeout=15)
+
+
+def test_the_result_of_a_clients_job_is_celerys_result_too(service, null_stack):
+    with FleetClient(redis_url=null_stack.redis_url) as fleet:
+        stream = fleet.generate("hello", model="null", max_tokens=4)
+        text = stream.text()
+        result = service.AsyncResult(stream.job_id).get(timeout=15)
+    assert result["choices"][0]["text"] == text
+
+
+def test_a_sent_task_can_be_attached_to(service, null_stack):
+    sent = send(service, max_tokens=2000)
+    with FleetClient(redis_url=null_stack.redis_url) as fleet:
+        assert wait_until(lambda: any(job.job_id == sent.id for job in fleet.status().running), 15)
+        stream = fleet.attach(sent.id)
+        assert next(stream).offset == 0
+        fleet.cancel(sent.id)
+        assert stream.result().finish_reason == "cancelled"
+
+
+@pytest.mark.parametrize("terminate", [True, False])
+def test_revoke_of_a_running_task(service, null_stack, terminate):
+    """terminate=True stops it; without, Celery's meaning holds: what runs, runs on."""
+    sent = send(service, max_tokens=600)
+    with FleetClient(redis_url=null_stack.redis_url) as fleet:
+        assert wait_until(lambda: any(job.job_id == sent.id for job in fleet.status().running), 15)
+        sent.revoke(terminate=terminate)
+        if not terminate:
+            assert len(sent.get(timeout=30)["choices"][0]["token_ids"]) == 600
+            return
+        with pytest.raises(TaskRevokedError):
+            sent.get(timeout=15)
+        result = fleet.attach(sent.id).result()
+    assert result.state is JobState.CANCELLED
+    assert len(result.token_ids) < 600
+
+
+def test_a_link_and_a_chain_run_after_the_job(service):
+    """The follow-up tasks are fleet jobs themselves, fed by partial application."""
+    ids = [str(uuid.uuid4()) for _ in range(2)]
+    follow_up = signature(
+        TASK, kwargs={"model": "null", "prompt": "after", "max_tokens": 2}, app=service, immutable=True
+    )
+    linked = follow_up.clone().set(task_id=ids[0], queue=QUEUE)
+    chained = follow_up.clone().set(task_id=ids[1], queue=QUEUE)
+    first = follow_up.clone().set(queue=QUEUE)
+    first.link(linked)
+    chain(first, chained, app=service).apply_async()
+    for task_id in ids:
+        assert service.AsyncResult(task_id).get(timeout=20)["state"] == "D"
+
+
+def test_a_failing_job_runs_its_errback(service):
+    errback_id = str(uuid.uuid4())
+    errback = signature(TASK, app=service, immutable=True).set(task_id=errback_id, queue=QUEUE)
+    errback.kwargs.update(model="null", prompt="sorry", max_tokens=2)
+    sent = service.send_task(
+        TASK, kwargs={"model": "null", "prompt": "x" * 9000}, queue=QUEUE, link_error=errback
+    )
+    with pytest.raises(Exception, match="holds 4096"):
+        sent.get(timeout=15)
+    assert service.AsyncResult(errback_id).get(timeout=20)["state"] == "D"
+
+
+def test_a_group_collects_all_results(service):
+    one = signature(TASK, kwargs={"model": "null", "prompt": "x", "max_tokens": 3}, app=service).set(
+        queue=QUEUE
+    )
+    results = group([one.clone() for _ in range(5)], app=service).apply_async().get(timeout=20)
+    assert [len(result["choices"][0]["token_ids"]) for result in results] == [3] * 5
+
+
+def test_every_job_has_its_own_events(service, null_stack):
+    """What Flower shows: received, started, succeeded with a runtime of its own, although all ran as one batch."""
+    seen: dict[str, dict[str, dict]] = {}
+    stop = threading.Event()
+
+    def capture():
+        with service.connection() as connection:
+            receiver = service.events.Receiver(connection, handlers={"*": note})
+            while not stop.is_set():
+                try:
+                    receiver.capture(limit=None, timeout=0.5, wakeup=False)
+                except TimeoutError:
+                    continue
+
+    def note(event):
+        if event["type"].startswith("task-"):
+            seen.setdefault(event["uuid"], {})[event["type"]] = event
+
+    thread = threading.Thread(target=capture)
+    thread.start()
+    time.sleep(1.0)
+    sent = [send(service, max_tokens=count) for count in (5, 50)]
+    for result in sent:
+        result.get(timeout=20)
+    wanted = {"task-received", "task-started", "task-succeeded"}
+    assert wait_until(lambda: all(wanted <= set(seen.get(one.id, ())) for one in sent), 10)
+    stop.set()
+    thread.join()
+    short, long = (seen[one.id]["task-succeeded"] for one in sent)
+    assert short["runtime"] < long["runtime"]
+    assert "num_tokens=50" in str(long["result"])

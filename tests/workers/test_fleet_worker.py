@@ -1,0 +1,270 @@
+"""One worker against a real server: what becomes of a message in every case the protocol knows."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from harness import RecordedMessage, make_worker, submit
+
+from pagefleet.api import keys
+from pagefleet.api.errors import ContextTooLong, InvalidRequest, QueueFull, UnknownParameter
+from pagefleet.api.messages import JobState
+from pagefleet.engine.backends.null import null_token
+from pagefleet.workers.engine_loop import wait_until
+
+
+@pytest.fixture
+def worker(store):
+    worker = make_worker(store, "w1", drain_s=0.0)
+    worker.start()
+    yield worker
+    worker.drain(lambda: 0, lambda: None)
+
+
+def expected_tokens(seed: int, count: int) -> list[int]:
+    return [null_token(seed, 0, position) for position in range(count)]
+
+
+def test_a_job_runs_from_its_message_to_its_result(store, worker):
+    message = submit(store, worker, "a", max_tokens=20)
+    worker.admission.put(message)
+    kind, record = message.last_answer()
+    assert kind == "ended"
+    assert record.state is JobState.DONE
+    assert record.result().token_ids == expected_tokens(7, 20)
+    assert record.result().finish_reason == "length"
+    assert record.result().text == bytes(expected_tokens(7, 20)).decode()
+    # The job is closed: out of its ledger, and on its way to expiry.
+    assert store.redis.zcard(keys.open_jobs("null.interactive")) == 0
+    assert 0 < store.redis.ttl(keys.job("a")) <= store.settings.result_ttl_s
+
+
+def test_sixty_four_jobs_share_the_batch(store, worker):
+    messages = [submit(store, worker, f"job-{index}", max_tokens=30, seed=index) for index in range(64)]
+    for message in messages:
+        worker.admission.put(message)
+    for index, message in enumerate(messages):
+        _, record = message.last_answer(30)
+        assert record.result().token_ids == expected_tokens(index, 30)
+    assert worker.loop.batch.max_size >= 32
+
+
+def test_a_message_whose_job_is_unknown_is_dropped(worker):
+    message = RecordedMessage("never-submitted")
+    worker.admission.put(message)
+    assert message.last_answer() == ("dropped", None)
+
+
+def test_a_second_message_of_an_ended_job_closes_it_again(store, worker):
+    first = submit(store, worker, "a", max_tokens=2)
+    worker.admission.put(first)
+    first.last_answer()
+    second = RecordedMessage("a")
+    worker.admission.put(second)
+    kind, record = second.last_answer()
+    assert (kind, record.state) == ("ended", JobState.DONE)
+    assert record.attempts == 1
+
+
+def test_a_job_that_a_live_worker_runs_is_left_to_it(store, worker):
+    other = make_worker(store, "w2")
+    other.lease.start()
+    message = submit(store, worker, "a", max_tokens=500)
+    store.claim(["a"], "w2", "{}")
+    worker.admission.put(message)
+    assert message.last_answer() == ("dropped", None)
+    assert store.read("a").fields["owner"] == "w2"
+    other.lease.give_up()
+
+
+def test_a_dead_workers_job_goes_on_where_its_log_ends(store, worker):
+    # Given a job of which a worker, dead by now, logged 5 tokens.
+    message = submit(store, worker, "a", max_tokens=12)
+    ghost = make_worker(store, "ghost")
+    ghost.start()
+    ghost.admission.put(message)
+    assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] >= 5, 10)
+    ghost.loop.stop()
+    ghost.lease.give_up()
+    logged = len(store.read("a").result().token_ids)
+    assert 5 <= logged < 12
+    # When its message reaches a survivor.
+    again = RecordedMessage("a")
+    worker.admission.put(again)
+    # Then the result is that of an undisturbed run.
+    _, record = again.last_answer()
+    assert record.result().token_ids == expected_tokens(7, 12)
+    assert record.result().text == bytes(expected_tokens(7, 12)).decode()
+    assert record.attempts == 2
+
+
+def test_a_fenced_worker_lets_go_and_writes_nothing(store, worker):
+    message = submit(store, worker, "a", max_tokens=4000)
+    worker.admission.put(message)
+    assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 3, 10)
+    # Another worker took the job over: its epoch is higher.
+    store.redis.hset(keys.job("a"), mapping={"epoch": "99", "owner": "w9"})
+    assert message.last_answer() == ("dropped", None)
+    length = store.redis.llen(keys.log("a"))
+    time.sleep(20 * 0.005)
+    assert store.redis.llen(keys.log("a")) == length
+    assert wait_until(lambda: worker.status().num_free_blocks == worker.status().num_blocks, 5)
+
+
+def test_a_log_that_lost_its_tail_is_sent_again(store, worker):
+    """A server restarted without its last second of writes: the worker still has the tokens."""
+    message = submit(store, worker, "a", max_tokens=200)
+    worker.admission.put(message)
+    assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 20, 10)
+    with store.redis.pipeline(transaction=True) as pipe:
+        entries = store.redis.lrange(keys.log("a"), 0, 4)
+        kept = sum(len(entry.token_ids) for entry in store.read("a").entries[:5])
+        pipe.delete(keys.log("a"))
+        pipe.rpush(keys.log("a"), *entries)
+        pipe.hset(keys.job("a"), "n:0", kept)
+        pipe.execute()
+    _, record = message.last_answer()
+    assert record.result().token_ids == expected_tokens(7, 200)
+
+
+def test_a_job_that_the_server_forgot_is_let_go(store, worker):
+    message = submit(store, worker, "a", max_tokens=4000)
+    worker.admission.put(message)
+    assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 3, 10)
+    store.redis.delete(keys.job("a"))
+    assert message.last_answer() == ("dropped", None)
+
+
+def test_cancel_frees_the_blocks_and_keeps_what_was_said(store, worker):
+    message = submit(store, worker, "a", max_tokens=4000)
+    worker.admission.put(message)
+    assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 3, 10)
+    store.cancel("a")
+    _, record = message.last_answer()
+    assert record.state is JobState.CANCELLED
+    assert record.finish_reason(0) == "cancelled"
+    tokens = record.result().token_ids
+    assert tokens == expected_tokens(7, len(tokens))
+    assert wait_until(lambda: worker.status().num_free_blocks == worker.status().num_blocks, 5)
+
+
+def test_a_cancel_reaches_a_job_that_has_no_step(store):
+    """One seat: the second job waits in the engine, and must hear of its cancel all the same."""
+    worker = make_worker(store, "w1", drain_s=0.0)
+    worker._engine._scheduler.max_num_seqs = 1
+    worker.start()
+    running = submit(store, worker, "running", max_tokens=4000)
+    waiting = submit(store, worker, "waiting", max_tokens=10)
+    worker.admission.put(running)
+    worker.admission.put(waiting)
+    assert wait_until(lambda: store.read("waiting").state is JobState.RUNNING, 10)
+    store.cancel("waiting")
+    _, record = waiting.last_answer(3)
+    assert record.state is JobState.CANCELLED
+    worker.drain(lambda: 0, lambda: None)
+
+
+def test_a_running_job_ends_at_its_deadline(store, worker):
+    message = submit(store, worker, "a", max_tokens=4000, deadline_s=0.3)
+    worker.admission.put(message)
+    _, record = message.last_answer(5)
+    assert record.finish_reason(0) == "deadline"
+    assert record.state is JobState.FAILED
+    assert 0 < len(record.result().token_ids) < 4000
+
+
+def test_a_text_that_turns_out_too_long_is_rejected_with_a_reason(store, worker):
+    message = submit(store, worker, "a", prompt="x" * 5000)
+    worker.admission.put(message)
+    _, record = message.last_answer()
+    assert record.state is JobState.FAILED
+    assert isinstance(record.error.to_error("a"), ContextTooLong)
+    assert "5001 tokens" in record.error.message
+    assert record.result().token_ids == []
+
+
+def test_a_bare_message_becomes_a_job(store, worker):
+    message = RecordedMessage("bare", {"model": "null", "prompt": "hello", "max_tokens": 3, "seed": 7})
+    worker.admission.put(message)
+    _, record = message.last_answer()
+    assert record.result().token_ids == expected_tokens(7, 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"model": "null", "prompt": ""}, InvalidRequest),
+        ({"model": "null", "prompt": "x", "max_tokenz": 3}, UnknownParameter),
+        ({"model": "null", "prompt_token_ids": [1] * 9999}, ContextTooLong),
+        ({"model": "null", "prompt": "x", "temperature": "hot"}, InvalidRequest),
+        ({"model": "null", "prompt": "x", "seed": -1}, InvalidRequest),
+    ],
+)
+def test_a_bare_message_is_checked_like_a_clients(worker, fields, error):
+    message = RecordedMessage("bare", fields)
+    worker.admission.put(message)
+    kind, raised = message.last_answer()
+    assert kind == "rejected"
+    assert type(raised) is error
+
+
+def test_a_bare_message_counts_against_the_depth_limit(store):
+    worker = make_worker(store, "w1", max_queue_depth=1, drain_s=0.0)
+    worker.start()
+    running = submit(store, worker, "running", max_tokens=4000)
+    worker.admission.put(running)
+    message = RecordedMessage("bare", {"model": "null", "prompt": "hello"})
+    worker.admission.put(message)
+    kind, error = message.last_answer()
+    assert kind == "rejected"
+    assert isinstance(error, QueueFull)
+    worker.drain(lambda: 0, lambda: None)
+
+
+def test_a_failing_step_fails_its_jobs_and_not_the_worker(store, worker, monkeypatch):
+    message = submit(store, worker, "a", max_tokens=4000)
+    worker.admission.put(message)
+    assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 3, 10)
+
+    def explode(scheduled):
+        monkeypatch.undo()
+        raise RuntimeError("the device fell off")
+
+    monkeypatch.setattr(worker._engine._executor, "execute", explode)
+    _, record = message.last_answer()
+    assert record.state is JobState.FAILED
+    assert "the device fell off" in record.error.message
+    after = submit(store, worker, "b", max_tokens=3)
+    worker.admission.put(after)
+    assert after.last_answer()[1].state is JobState.DONE
+
+
+def test_drain_gives_running_jobs_back_with_their_log(store):
+    worker = make_worker(store, "w1", drain_s=0.0)
+    worker.start()
+    message = submit(store, worker, "a", max_tokens=4000)
+    worker.admission.put(message)
+    assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 3, 10)
+    worker.drain(lambda: 1, lambda: None)
+    record = store.read("a")
+    assert record.state is JobState.QUEUED
+    assert record.result().token_ids == expected_tokens(7, record.num_tokens[0])
+    assert not store.workers()
+
+
+def test_the_first_prefill_is_marked_before_it_reaches_the_device(store, worker, monkeypatch):
+    """MARK, protocol line 5: at the moment of the first execute the hash already says suspect."""
+    seen = []
+    execute = worker._engine._executor.execute
+
+    def spy(scheduled):
+        seen.extend(store.redis.hget(keys.job(entry.sequence.request_id), "suspect") for entry in scheduled)
+        return execute(scheduled)
+
+    monkeypatch.setattr(worker._engine._executor, "execute", spy)
+    message = submit(store, worker, "a", max_tokens=5)
+    worker.admission.put(message)
+    message.last_answer()
+    assert seen[0] == "1"
+    assert store.read("a").fields["suspect"] == "0"

