@@ -20,12 +20,9 @@ class LoopThread(threading.Thread):
     worker that is gone loses its lease, and another goes on with its jobs.
     """
 
-    def __init__(
-        self, name: str, loop: Callable[[], None], on_crash: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, name: str, loop: Callable[[], None]) -> None:
         super().__init__(name=f"pagefleet-{name}", daemon=True)
         self._loop = loop
-        self._on_crash = on_crash or _exit
 
     def run(self) -> None:
         try:

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from pagefleet.engine.backends.base import AttentionSpec, Backend, Normed, RaggedBatch
 from pagefleet.engine.backends.grouping import group_by_length
 
-PACKED_ROWS = 64
+PACKED_ROWS = 16
 """The number of rows that oneDNN chooses its weight layout for; any other number works with it too."""
-GROUP_COST = 32
+GROUP_COST = 96
 """What one more attention group costs, in pages gathered; measured on a CPU with SmolLM2-135M."""
 
 

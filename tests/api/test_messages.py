@@ -236,7 +236,9 @@ class TestVersions:
 
 class TestEvents:
     def test_a_publish_is_one_line_for_each_event(self):
-        payload = 'a t {"offset":0,"token_ids":[7],"texts":["x\\n y"]}\nb a {"num_prompt_tokens":3,"attempt":1}'
+        payload = (
+            'a t {"offset":0,"token_ids":[7],"texts":["x\\n y"]}\nb a {"num_prompt_tokens":3,"attempt":1}'
+        )
         (first, second) = split_events(payload)
         assert first[:2] == ("a", "t")
         assert parse_event(*first[1:]) == LogEntry(offset=0, token_ids=[7], texts=["x\n y"])

@@ -57,7 +57,9 @@ def test_an_unknown_model_names_the_known_ones_and_the_command():
 
 def test_the_context_holds_the_prompt_and_one_token():
     check_fits(request(prompt_token_ids=[1] * 15), card())
-    with pytest.raises(ContextTooLong, match="The prompt has 16 tokens; the context of small holds 16") as raised:
+    with pytest.raises(
+        ContextTooLong, match="The prompt has 16 tokens; the context of small holds 16"
+    ) as raised:
         check_fits(request(prompt_token_ids=[1] * 16), card())
     assert raised.value.param == "prompt_token_ids"
 
@@ -71,7 +73,9 @@ def test_a_text_is_left_to_the_worker():
 
 def test_max_tokens_ends_at_the_context():
     check_fits(request(prompt="x", max_tokens=16), card())
-    with pytest.raises(InvalidRequest, match="max_tokens: 17 is more than the context of small, 16") as raised:
+    with pytest.raises(
+        InvalidRequest, match="max_tokens: 17 is more than the context of small, 16"
+    ) as raised:
         check_fits(request(prompt="x", max_tokens=17), card())
     assert raised.value.param == "max_tokens"
 

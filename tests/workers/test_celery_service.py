@@ -115,7 +115,7 @@ def test_a_group_collects_all_results(service):
 
 
 def test_every_job_has_its_own_events(service, null_stack):
-    """What Flower shows: received, started, succeeded with a runtime of its own, although all ran as one batch."""
+    """What Flower shows: received, started, succeeded, each with a runtime of its own."""
     seen: dict[str, dict[str, dict]] = {}
     stop = threading.Event()
 
