@@ -115,7 +115,7 @@ class AsyncFleetClient:
             raise job_not_found(job_id)
         state = StreamState(job_id, after=after)
         state.feed_record(record)
-        return AsyncTokenStream(state, source, record.request().model, timeout)
+        return AsyncTokenStream(state, source, record.model, timeout)
 
     async def cancel(self, job_id: str) -> bool:
         """See :meth:`pagefleet.api.fleet.Fleet.cancel`."""

@@ -52,7 +52,7 @@ class FleetClient(Fleet):
             source.close()
             raise job_not_found(job_id)
         state.feed_record(record)
-        return TokenStream(state, source, record.request().model, timeout)
+        return TokenStream(state, source, record.model, timeout)
 
     def cancel(self, job_id: str) -> bool:
         return self._live.cancel(job_id)

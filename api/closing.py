@@ -11,6 +11,7 @@ from celery import Celery
 from celery.exceptions import TaskRevokedError
 from celery.states import FAILURE, REVOKED, SUCCESS
 
+from pagefleet.api.connection import redis_errors
 from pagefleet.api.errors import FleetError, JobFailed
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.job_store import JobStore
@@ -34,7 +35,8 @@ class JobCloser:
         if record is None:
             return None
         assert record.state.is_final, f"close of job {job_id} in state {record.state}"
-        self._write_result(record)
+        with redis_errors(self._store.settings.url):
+            self._write_result(record)
         self._store.close(job_id, record.queue)
         return record
 

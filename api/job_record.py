@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -58,6 +59,11 @@ class JobRecord:
     def finish_reason(self, choice: int) -> str | None:
         return self.fields.get(f"fin:{choice}")
 
+    @property
+    def model(self) -> str:
+        """Of any version's request, also one that this version cannot obey."""
+        return str(json.loads(self.fields["request"])["model"])
+
     def request(self) -> GenerateRequest:
         return GenerateRequest.model_validate_json(self.fields["request"])
 
@@ -74,7 +80,7 @@ class JobRecord:
         """The job's outcome, from the hash and the log alone."""
         return JobResult(
             job_id=self.job_id,
-            model=self.request().model,
+            model=self.model,
             state=self.state,
             choices=[self._choice(index) for index in range(self.num_choices)],
             num_prompt_tokens=self.num_prompt_tokens,

@@ -6,12 +6,13 @@ it does not know Celery, models or engines.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import redis
 import redis.asyncio
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pagefleet.api import keys, operations
 from pagefleet.api.connection import connect, connect_async, redis_errors
@@ -31,6 +32,9 @@ from pagefleet.api.scripts import load_script
 from pagefleet.api.settings import FleetSettings
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+
+logger = logging.getLogger(__name__)
 
 
 class JobStore:
@@ -81,8 +85,7 @@ class JobStore:
 
     def claim_callbacks(self, job_id: str) -> bool:
         """Line 9, CLOSE, the marker: true for the one caller that may run the job's links and chain."""
-        with redis_errors(self.settings.url):
-            return bool(self.redis.hsetnx(keys.job(job_id), "callbacks", "1"))
+        return self.run(operations.callbacks(job_id))
 
     def close(self, job_id: str, queue: str) -> str:
         """Line 9, CLOSE, last part: out of the ledger; hash and log may expire from now on."""
@@ -132,14 +135,14 @@ class JobStore:
         with redis_errors(self.settings.url):
             names = sorted(self.redis.smembers(keys.MODELS))
             texts = self.redis.mget([keys.model(name) for name in names]) if names else []
-        return [ModelCard.model_validate_json(text) for text in texts if text is not None]
+        return _readable(ModelCard, names, texts)
 
     def workers(self) -> list[WorkerStatus]:
         """The workers whose lease is alive, by id."""
         with redis_errors(self.settings.url):
             ids = sorted(self.redis.zrange(keys.WORKERS, 0, -1))
             texts = self.redis.mget([keys.lease(worker_id) for worker_id in ids]) if ids else []
-        return [WorkerStatus.model_validate_json(text) for text in texts if text is not None]
+        return _readable(WorkerStatus, ids, texts)
 
     def run(self, operation: Operation[T]) -> T:
         """Runs one script; sends its text only to a server that does not know it yet."""
@@ -188,7 +191,7 @@ class AsyncJobStore:
         with redis_errors(self.settings.url):
             names = sorted(await self.redis.smembers(keys.MODELS))
             texts = await self.redis.mget([keys.model(name) for name in names]) if names else []
-        return [ModelCard.model_validate_json(text) for text in texts if text is not None]
+        return _readable(ModelCard, names, texts)
 
     async def run(self, operation: Operation[T]) -> T:
         script = load_script(operation.script)
@@ -221,6 +224,19 @@ def _parse_record(job_id: str, replies: list[Any]) -> JobRecord | None:
             f"The log of job {job_id} cannot be read: {invalid_request(error).message}", job_id=job_id
         ) from None
     return JobRecord(job_id, fields, entries)
+
+
+def _readable(model: type[M], names: Sequence[str], texts: Sequence[str | None]) -> list[M]:
+    """What is there and can be read: a newer version's card must not hide the others."""
+    found = []
+    for name, text in zip(names, texts, strict=True):
+        try:
+            if text is not None:
+                found.append(model.model_validate_json(text))
+        except ValidationError as error:
+            reason = invalid_request(error).message
+            logger.warning("the %s of %s cannot be read: %s", model.__name__, name, reason)
+    return found
 
 
 def _raised(reply: Any) -> Any:

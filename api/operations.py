@@ -181,6 +181,10 @@ def release(job_id: str, worker_id: str, epoch: int) -> Operation[str]:
     return Operation("release", [keys.job(job_id)], [worker_id, epoch], str)
 
 
+def callbacks(job_id: str) -> Operation[bool]:
+    return Operation("callbacks", [keys.job(job_id)], [], lambda reply: bool(int(reply)))
+
+
 def close(job_id: str, queue: str, ttl_s: int) -> Operation[str]:
     return Operation(
         "close",

@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import logging
 import queue
-import time
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final
 
 from pydantic import ValidationError
 
-from pagefleet.api.errors import FleetError, JobFailed, QueueFull, RedisUnavailable
+from pagefleet.api.errors import FleetError, JobFailed, QueueFull
 from pagefleet.api.fleet import Prepared, prepare
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import GenerateRequest, ModelCard, invalid_request
@@ -20,24 +19,23 @@ from pagefleet.api.operations import Claim, ClaimVerdict, Submitted
 from pagefleet.engine import LLMEngine
 from pagefleet.workers.active_job import ActiveJob, JobMessage
 from pagefleet.workers.engine_loop import EngineLoop
+from pagefleet.workers.insist import Insist
 from pagefleet.workers.loop_thread import LoopThread
 from pagefleet.workers.prompt import engine_request
 from pagefleet.workers.publisher import Publisher
 
-T = TypeVar("T")
-
 logger = logging.getLogger(__name__)
 
 _MAX_BATCH: Final = 64
-_RETRY_S: Final = 0.1
 
 
 class Admission:
     """Claims jobs (protocol line 4), many in one round trip, in a thread of its own.
 
     Args:
-        seed_of: the seed of a bare message without one.
+        draw_seed: the seed of a bare message without one.
         on_final: told of messages whose job has ended already; it must be closed.
+        on_claimed: told of each job that is this worker's from now on.
     """
 
     def __init__(
@@ -48,6 +46,7 @@ class Admission:
         engine: LLMEngine,
         loop: EngineLoop,
         publisher: Publisher,
+        insist: Insist,
         *,
         draw_seed: Callable[[], int],
         on_final: Callable[[JobMessage], None],
@@ -60,6 +59,7 @@ class Admission:
         self._engine = engine
         self._loop = loop
         self._publisher = publisher
+        self._insist = insist
         self._draw_seed = draw_seed
         self._on_final = on_final
         self._on_claimed = on_claimed
@@ -178,11 +178,3 @@ class Admission:
             return GenerateRequest.model_validate_json(request_json)
         except ValidationError as error:
             raise invalid_request(error) from None
-
-    def _insist(self, call: Callable[[], T]) -> T:
-        while True:
-            try:
-                return call()
-            except RedisUnavailable as error:
-                logger.warning("%s", error)
-                time.sleep(_RETRY_S)

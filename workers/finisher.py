@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import queue
-import time
-from typing import Any, Final
+from typing import Any
 
 from celery import Celery
 from celery.canvas import group, signature
 
 from pagefleet.api.closing import JobCloser, failure_of
-from pagefleet.api.errors import RedisUnavailable
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import JobState
 from pagefleet.workers.active_job import JobMessage
+from pagefleet.workers.insist import Insist
 from pagefleet.workers.loop_thread import LoopThread
 
 logger = logging.getLogger(__name__)
-
-_RETRY_S: Final = 0.1
 
 
 class Finisher:
     """CLOSE (protocol line 9) in a thread of its own: result, callbacks behind a marker, ledger, ack."""
 
-    def __init__(self, store: JobStore, app: Celery) -> None:
+    def __init__(self, store: JobStore, app: Celery, insist: Insist) -> None:
         self._store = store
+        self._insist = insist
         self._app = app
         self._closer = JobCloser(store, app)
         self._messages: queue.SimpleQueue[JobMessage | None] = queue.SimpleQueue()
@@ -46,22 +45,17 @@ class Finisher:
 
     def _run(self) -> None:
         while (message := self._messages.get()) is not None:
-            record = self._close(message)
+            record = self._insist(functools.partial(self._close, message))
             if record is None:
                 message.dropped()
             else:
                 message.ended(record)
 
     def _close(self, message: JobMessage) -> JobRecord | None:
-        while True:
-            try:
-                record = self._closer.close(message.job_id)
-                if record is not None and message.has_callbacks:
-                    self._call_back(record, message)
-                return record
-            except RedisUnavailable as error:
-                logger.warning("%s", error)
-                time.sleep(_RETRY_S)
+        record = self._closer.close(message.job_id)
+        if record is not None and message.has_callbacks:
+            self._call_back(record, message)
+        return record
 
     def _call_back(self, record: JobRecord, message: JobMessage) -> None:
         """At most once: a worker that dies between the marker and the send loses them, as the docs say."""

@@ -25,6 +25,7 @@ from pagefleet.workers.active_job import ActiveJob
 from pagefleet.workers.admission import Admission
 from pagefleet.workers.engine_loop import EngineLoop
 from pagefleet.workers.finisher import Finisher
+from pagefleet.workers.insist import Insist
 from pagefleet.workers.lease import Lease
 from pagefleet.workers.prompt import fleet_error
 from pagefleet.workers.publisher import Publisher
@@ -58,9 +59,15 @@ class FleetWorker:
         self._draining = False
         self.lease = Lease(store, settings.lease_s, self.status)
         self.loop = EngineLoop(engine, self, self.lease)
-        self.finisher = Finisher(store, app)
+        self.insist = Insist()
+        self.finisher = Finisher(store, app, self.insist)
         self.publisher = Publisher(
-            store, worker_id, abort=self.loop.abort, on_ended=self._on_ended, on_lost=self._on_lost
+            store,
+            worker_id,
+            self.insist,
+            abort=self.loop.abort,
+            on_ended=self._on_ended,
+            on_lost=self._on_lost,
         )
         self.admission = Admission(
             store,
@@ -69,6 +76,7 @@ class FleetWorker:
             engine,
             self.loop,
             self.publisher,
+            self.insist,
             draw_seed=lambda: secrets.randbelow(MAX_SEED),
             on_final=self.finisher.put,
             on_claimed=self._on_claimed,
@@ -129,13 +137,13 @@ class FleetWorker:
             run_callbacks: lets Celery acknowledge meanwhile.
         """
         self._draining = True
-        self.admission.stop()
         deadline = time.monotonic() + self.settings.drain_s
+        self.insist.at_most(self.settings.drain_s + self.settings.lease_s)
+        self.admission.stop()
         while num_held() and self._held and time.monotonic() < deadline:
             run_callbacks()
             time.sleep(_DRAIN_POLL_S)
         self.loop.stop()
-        self.publisher.release_all()
         self.publisher.stop()
         self.finisher.stop()
         run_callbacks()

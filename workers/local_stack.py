@@ -140,6 +140,10 @@ class LocalStack:
         self.redis_url = redis_url or (self.server.url if self.server is not None else "")
         self._drain_s = drain_s
         arguments = [*worker_arguments, "--drain-seconds", str(drain_s)]
+        if num_workers > 1:
+            # They share the host's cores; the last of two options counts, so a user's own value stays.
+            share = max(1, (os.cpu_count() or 1) // num_workers)
+            arguments = ["--num-threads", str(share), *arguments]
         self.workers = [
             WorkerProcess(self.redis_url, arguments, log_file=self._log_file(index) if quiet else None)
             for index in range(num_workers)

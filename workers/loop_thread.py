@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from pagefleet.api.errors import RedisUnavailable
+
 logger = logging.getLogger(__name__)
 
 CRASH_EXIT_STATUS: Final = 70
@@ -27,6 +29,9 @@ class LoopThread(threading.Thread):
     def run(self) -> None:
         try:
             self._loop()
+        except RedisUnavailable as error:
+            # Only a worker that is leaving stops insisting: what it held comes back when its lease ends.
+            logger.warning("the thread %s leaves without Redis: %s", self.name, error)
         except Exception:
             logger.critical("the thread %s failed; the worker ends", self.name, exc_info=True)
             logging.shutdown()

@@ -48,6 +48,7 @@ class PooledMessage(JobMessage):
         self._accept: Callable[..., None] = callbacks["accept_callback"]
         self._finish: Callable[..., None] = callbacks["callback"]
         self._request: Any = self._finish.__self__
+        self._started = False
         self._answered = False
 
     @property
@@ -64,11 +65,16 @@ class PooledMessage(JobMessage):
 
         Protocol line 4: adopt, ack the older.
         """
-        older, self._request, self._finish = self._request, newer._request, newer._finish
+        older = self._request
+        self._request, self._finish, self._accept = newer._request, newer._finish, newer._accept
         self._pool.mailbox.post(older.acknowledge)
+        if self._started:
+            self.started()
 
     def started(self) -> None:
-        self._pool.mailbox.post(lambda: self._accept(self._slot, time.monotonic()))
+        self._started = True
+        accept = self._accept
+        self._pool.mailbox.post(lambda: accept(self._slot, time.monotonic()))
 
     def ended(self, record: JobRecord) -> None:
         if record.state is JobState.CANCELLED:

@@ -9,20 +9,18 @@ from __future__ import annotations
 import functools
 import logging
 import queue
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, TypeVar
+from typing import Final
 
-from pagefleet.api.errors import FleetError, JobFailed, RedisUnavailable
+from pagefleet.api.errors import FleetError, JobFailed
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import ErrorInfo, JobState
 from pagefleet.api.operations import StepItem, StepReply, StepStatus
 from pagefleet.engine import FinishReason, SequenceOutput
 from pagefleet.workers.active_job import ActiveJob
+from pagefleet.workers.insist import Insist
 from pagefleet.workers.loop_thread import LoopThread
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +28,6 @@ _MAX_ITEMS: Final = 128
 _MAX_TOKENS_A_CALL: Final = 8192
 _QUIET_S: Final = 0.25
 """A job that produced nothing for so long is asked after: was it cancelled, is its deadline past?"""
-_RETRY_S: Final = 0.1
 
 
 class Publisher:
@@ -46,6 +43,7 @@ class Publisher:
         self,
         store: JobStore,
         worker_id: str,
+        insist: Insist,
         *,
         abort: Callable[[str], None],
         on_ended: Callable[[ActiveJob], None],
@@ -53,6 +51,7 @@ class Publisher:
     ) -> None:
         self._store = store
         self._worker_id = worker_id
+        self._insist = insist
         self._abort = abort
         self._on_ended = on_ended
         self._on_lost = on_lost
@@ -66,7 +65,7 @@ class Publisher:
         self._thread.start()
 
     def stop(self) -> None:
-        """Flushes what is queued and ends the thread."""
+        """Flushes what is queued, gives back every job that is still held, and ends the thread."""
         self._notes.put(self._stop)
         self._thread.join()
 
@@ -87,21 +86,16 @@ class Publisher:
         """FAIL, for jobs that were taken."""
         self._notes.put(lambda: self._fail_ids(job_ids, error))
 
-    def release_all(self) -> None:
-        """RELEASE (protocol line 8) of every job held, tokens first; returns when the server has replied."""
-        done = threading.Event()
-        self._notes.put(lambda: self._release_all(done))
-        done.wait()
-
     def mark(self, job_ids: Sequence[str]) -> set[str]:
         """MARK (protocol line 5), in the caller's thread; waits for a server that is away."""
         epochs = {job_id: job.epoch for job_id in job_ids if (job := self._jobs.get(job_id)) is not None}
         return self._insist(lambda: self._store.mark(self._worker_id, epochs)) | (set(job_ids) - set(epochs))
 
     def _run(self) -> None:
-        while not self._stopping or self._dirty:
+        while not self._stopping:
             self._take_notes()
             self._flush()
+        self._release_held()
 
     def _flush(self) -> None:
         for batch in self._batches():
@@ -203,21 +197,12 @@ class Publisher:
         self._jobs.pop(job.job_id, None)
         self._dirty.pop(job.job_id, None)
 
-    def _release_all(self, done: threading.Event) -> None:
+    def _release_held(self) -> None:
+        """RELEASE (protocol line 8): tokens first, then the job; any worker may go on with it."""
         self._flush()
         for job in list(self._jobs.values()):
             self._insist(functools.partial(self._store.release, job.job_id, self._worker_id, job.epoch))
             self._forget(job)
-        done.set()
-
-    def _insist(self, call: Callable[[], T]) -> T:
-        """Repeats a call, each of which is safe to repeat, until the server answers."""
-        while True:
-            try:
-                return call()
-            except RedisUnavailable as error:
-                logger.warning("%s", error)
-                time.sleep(_RETRY_S)
 
     def _stop(self) -> None:
         self._stopping = True

@@ -8,7 +8,19 @@ from functools import cache
 from importlib.resources import files
 from typing import Final
 
-NAMES: Final = ("submit", "claim", "mark", "step", "end", "release", "close", "beat", "cancel", "watch")
+NAMES: Final = (
+    "submit",
+    "claim",
+    "mark",
+    "step",
+    "end",
+    "release",
+    "callbacks",
+    "close",
+    "beat",
+    "cancel",
+    "watch",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,9 @@ local id, worker, epoch, state = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 if not is_final(state) then
   return redis.error_reply('ERR end: not a final state: ' .. state)
 end
+if ARGV[6] ~= '' and not pcall(cjson.decode, ARGV[6]) then
+  return redis.error_reply('ERR end: the error is no JSON')
+end
 local job = redis.call('HMGET', KEYS[1], 'state', 'owner', 'epoch')
 if not job[1] then
   return 'missing'

@@ -5,7 +5,13 @@ local job = redis.call('HMGET', KEYS[1], 'state', 'owner', 'epoch')
 if not job[1] then
   return 'missing'
 end
-if job[1] ~= 'R' or job[2] ~= ARGV[1] or job[3] ~= ARGV[2] then
+if job[2] ~= ARGV[1] or job[3] ~= ARGV[2] then
+  return 'fenced'
+end
+if job[1] == 'Q' then
+  return 'released' -- the reply to this very call was lost
+end
+if job[1] ~= 'R' then
   return 'fenced'
 end
 redis.call('HSET', KEYS[1], 'state', 'Q', 'suspect', '0')

@@ -6,13 +6,17 @@
 --    'behind': the log holds n tokens, send again from there.
 local WIDTH = 8
 local worker = ARGV[1]
-for index = 2, #ARGV, WIDTH do
-  if not (tonumber(ARGV[index + 2]) and tonumber(ARGV[index + 3]) and tonumber(ARGV[index + 4])) then
-    return redis.error_reply('ERR step: choice, base and count must be numbers')
-  end
-end
 if (#ARGV - 1) / WIDTH ~= #KEYS / 2 then
   return redis.error_reply('ERR step: two keys and ' .. WIDTH .. ' arguments an item')
+end
+for index = 2, #ARGV, WIDTH do
+  local count, entry, accepted = tonumber(ARGV[index + 4]), ARGV[index + 5], ARGV[index + 7]
+  if not (tonumber(ARGV[index + 2]) and tonumber(ARGV[index + 3]) and count) then
+    return redis.error_reply('ERR step: choice, base and count must be numbers')
+  end
+  if (count > 0 and entry == '') or (accepted ~= '' and not tonumber(accepted)) then
+    return redis.error_reply('ERR step: tokens need an entry, num_prompt_tokens is a number')
+  end
 end
 
 local now = now_ms()

@@ -3,6 +3,9 @@
 -- ARGV: id, max depth, deadline in ms from now or '', then field, value, ... of the hash
 -- -> {'created'} | {'exists'} | {'full', depth}
 local id, max_depth, deadline = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+if not max_depth or (deadline ~= '' and not tonumber(deadline)) or #ARGV < 5 or #ARGV % 2 == 0 then
+  return redis.error_reply('ERR submit: a depth, a deadline or none, and pairs of field and value')
+end
 if redis.call('EXISTS', KEYS[1]) == 1 then
   return { 'exists' }
 end

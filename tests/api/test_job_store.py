@@ -134,7 +134,7 @@ class TestSubmit:
             "state": "Q", "epoch": "0", "attempts": "0", "num_ended": "0", "queue": QUEUE, "priority": "3",
             "channel": CHANNEL, "num_choices": "1",
         }  # fmt: skip
-        assert store.redis.zrange("pf:open:m.interactive", 0, -1, withscores=True) == [["j", enqueued_at]]
+        assert store.redis.zrange("pf:open:m.interactive", 0, -1, withscores=True) == [("j", enqueued_at)]
 
     def test_an_open_job_never_expires(self, store):
         running(store)
@@ -470,7 +470,7 @@ class TestStep:
 
     @pytest.mark.parametrize(
         ("position", "value"),
-        [(2, "one"), (3, "one"), (4, ""), (6, ""), (8, "many")],
+        [(3, "one"), (4, "one"), (5, ""), (6, ""), (8, "many")],
         ids=["choice", "base", "count", "entry", "num_prompt_tokens"],
     )
     def test_a_wrong_argument_of_one_item_changes_nothing_for_any(self, store, position, value, ear):
@@ -481,7 +481,7 @@ class TestStep:
         # Positions count from the second item's id, which is 1.
         args[8 + position] = value
         before = everything(store)
-        with pytest.raises(redis_py.ResponseError, match="ERR step"):
+        with pytest.raises(redis_py.ResponseError, match="step: "):
             store.run(Operation("step", good.keys, args, list))
         assert everything(store) == before
         assert ear.messages() == []
@@ -590,7 +590,7 @@ class TestEndAndRelease:
         """It would be published inside an event that no reader could read."""
         running(store)
         before = everything(store)
-        with pytest.raises(redis_py.ResponseError, match="ERR end"):
+        with pytest.raises(redis_py.ResponseError, match="end: "):
             store.run(Operation("end", [keys.job("j")], ["j", "w1", 1, "F", "error", "{oops"], str))
         assert everything(store) == before
 
@@ -835,9 +835,7 @@ class TestScripts:
                 lambda: claim(store),
                 lambda: step(store, item(0, 1)),
             ):
-                with pytest.raises(
-                    RedisUnavailable, match=r"takes no writes \(|takes no writes: .*OOM|memory"
-                ):
+                with pytest.raises(RedisUnavailable, match="takes no writes"):
                     call()
         finally:
             store.redis.config_set("maxmemory", 0)

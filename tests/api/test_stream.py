@@ -172,9 +172,16 @@ def jobs(draw):
         entries.append(entry(offsets[choice], size, choice))
         offsets[choice] += size
     state, reason = draw(
-        st.sampled_from([(JobState.DONE, "stop"), (JobState.DONE, "length"), (JobState.CANCELLED, "cancelled"),
-                         (JobState.FAILED, "error"), (JobState.DEAD, "error")])
-    )  # fmt: skip
+        st.sampled_from(
+            [
+                (JobState.DONE, "stop"),
+                (JobState.DONE, "length"),
+                (JobState.CANCELLED, "cancelled"),
+                (JobState.FAILED, "error"),
+                (JobState.DEAD, "error"),
+            ]
+        )
+    )
     return entries, offsets, state, reason
 
 
@@ -201,7 +208,7 @@ class HostileChannel:
 
     def move(self, move, data):
         if move in ("publish", "lose", "hold") and not self.is_over:
-            event = (self.entries + [self.end])[self.num_logged]
+            event = [*self.entries, self.end][self.num_logged]
             self.num_logged += 1
             if move == "publish":
                 self.feed(event)

@@ -33,8 +33,10 @@ from pagefleet.engine.model_cache import get_or_convert, list_cached, remove_cac
 HIDDEN, LAYERS = 32, 1
 
 
-def write_gguf(path: Path, *, architecture: str = "llama", **extra: Any) -> dict[str, np.ndarray]:
-    """A tiny float32 GGUF checkpoint with a byte-level tokenizer; returns its tensors."""
+def write_gguf(
+    path: Path, *, architecture: str = "llama", half: str = "", freqs: bool = False, **extra: Any
+) -> dict[str, np.ndarray]:
+    """A tiny float32 GGUF checkpoint (but float16 where `half`), its tokenizer byte-level; its tensors."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
     writer.add_context_length(64)
@@ -69,10 +71,13 @@ def write_gguf(path: Path, *, architecture: str = "llama", **extra: Any) -> dict
         "ffn_down": (HIDDEN, 48),
     }.items():
         shapes[f"blk.0.{name}"] = shape
+    if freqs:
+        shapes["rope_freqs"] = (4,)
     generator = np.random.default_rng(0)
     tensors = {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     for name, tensor in tensors.items():
-        writer.add_tensor(f"{name}.weight", tensor)
+        stored = tensor.astype(np.float16) if name == half else tensor
+        writer.add_tensor(f"{name}.weight", stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -105,6 +110,7 @@ def test_a_gguf_file_is_converted_once(tmp_path, monkeypatch):
     [
         ({"architecture": "gptneox"}, "'gptneox', which is not supported"),
         ({"llama__rope__scaling__type": "yarn"}, "RoPE scaling"),
+        ({"freqs": True}, "RoPE scaling"),
     ],
 )
 def test_a_gguf_file_that_would_be_misread_is_refused_before_it_is_converted(tmp_path, options, sentence):
@@ -116,7 +122,7 @@ def test_a_gguf_file_that_would_be_misread_is_refused_before_it_is_converted(tmp
 
 
 def test_a_gguf_header_says_how_most_weights_are_stored(tmp_path):
-    write_gguf(tmp_path / "model.gguf")
+    write_gguf(tmp_path / "model.gguf", half="token_embd")
     header = read_gguf_header(tmp_path / "model.gguf")
     assert (header.architecture, header.dtype) == ("llama", "float32")
     assert header.scalars["llama.embedding_length"] == HIDDEN
@@ -265,5 +271,6 @@ def test_a_files_hash_is_remembered_until_the_file_changes(tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(model_cache.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
         assert model_cache.file_hash(tmp_path, path) == first
-    path.write_bytes(b"three")
+    path.write_bytes(b"two")
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
     assert model_cache.file_hash(tmp_path, path) != first

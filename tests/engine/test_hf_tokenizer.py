@@ -156,7 +156,7 @@ def with_template(byte_fallback: HFTokenizer, folder: Path, template: Any, **con
 
 
 def test_templates_find_what_they_are_written_for(byte_fallback, tmp_path):
-    """Special tokens, tojson without HTML escapes, loop controls, the date, generation marks, white space."""
+    """Special tokens, tojson without HTML escapes, loop controls, generation marks, no nulls."""
     template = (
         "{{ bos_token }}"
         "{% for message in messages %}\n"
@@ -165,7 +165,7 @@ def test_templates_find_what_they_are_written_for(byte_fallback, tmp_path):
         "{% if strftime_now('%Y') | length == 4 and tools is none and add_generation_prompt %}!{% endif %}"
     )
     tokenizer = with_template(byte_fallback, tmp_path, [{"name": "default", "template": template}])
-    messages = [{"role": "user", "content": "x"}, {"role": "system", "content": "<é>"}]
+    messages = [{"role": "user", "content": "x"}, {"role": "system", "content": "<é>", "name": None}]
     rendered = tokenizer._chat_template.render(messages)
     assert rendered == '<s>{"role": "system", "content": "<é>"}!'
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pagefleet.engine.philox import philox4x32, uniforms
-from pagefleet.engine.sampler import Sampler, SamplingRow
+from pagefleet.engine.sampler import Sampler, SamplingRow, _invert
 from pagefleet.engine.sampling_params import SamplingParams
 
 
@@ -49,7 +49,7 @@ rows = st.builds(
     choice=st.integers(0, 3),
     position=st.integers(0, 2**20),
     temperature=st.sampled_from([0.0, 1e-6, 0.3, 1.0, 5.0]),
-    top_k=st.sampled_from([0, 1, 2, 7, 40, 10_000]),
+    top_k=st.sampled_from([0, 1, 2, 7, 14, 40, 10_000]),
     top_p=st.sampled_from([1.0, 0.999, 0.9, 0.5, 1e-9]),
     min_p=st.sampled_from([0.0, 0.0, 0.01, 0.3, 1.0]),
 )
@@ -61,7 +61,7 @@ def test_each_row_is_what_the_definition_says(batch, logits_seed, with_ties):
     """Given any mixture of parameters, every row gets the token that the definition names."""
     logits = np.random.default_rng(logits_seed).normal(0, 3, (len(batch), 300)).astype(np.float32)
     if with_ties:
-        logits = logits.round()
+        logits = (logits / 3).round()
     tokens = Sampler(num_candidates=(16,)).sample(torch.from_numpy(logits), batch)
     assert tokens == [stated(logits[i], batch[i]) for i in range(len(batch))]
 
@@ -148,6 +148,11 @@ def test_seed_choice_and_position_each_change_the_draws():
 def test_greedy_takes_the_first_of_equals():
     logits = torch.tensor([[0.0, 2.0, 2.0, 1.0]])
     assert Sampler().sample(logits, [row(temperature=0.0)]) == [1]
+
+
+def test_a_draw_of_zero_skips_what_the_filters_removed():
+    weights = torch.tensor([[0.0, 0.5, 0.5]], dtype=torch.float64)
+    assert _invert(weights, torch.zeros(1, dtype=torch.float64)).tolist() == [1]
 
 
 def test_a_temperature_next_to_nothing_is_greedy():

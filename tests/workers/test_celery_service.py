@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 import uuid
+from collections import defaultdict
+from contextlib import suppress
 
 import pytest
 from celery import Celery, chain, group, signature
@@ -114,34 +115,39 @@ def test_a_group_collects_all_results(service):
     assert [len(result["choices"][0]["token_ids"]) for result in results] == [3] * 5
 
 
-def test_every_job_has_its_own_events(service, null_stack):
-    """What Flower shows: received, started, succeeded, each with a runtime of its own."""
-    seen: dict[str, dict[str, dict]] = {}
+@pytest.fixture
+def events(service):
+    """Every event of the stack by job and type, from the moment on at which a heartbeat was heard."""
+    seen: dict[str, dict[str, dict]] = defaultdict(dict)
     stop = threading.Event()
+
+    def note(event):
+        seen[event.get("uuid", "worker")][event["type"]] = event
 
     def capture():
         with service.connection() as connection:
             receiver = service.events.Receiver(connection, handlers={"*": note})
             while not stop.is_set():
-                try:
+                with suppress(TimeoutError):
                     receiver.capture(limit=None, timeout=0.5, wakeup=False)
-                except TimeoutError:
-                    continue
-
-    def note(event):
-        if event["type"].startswith("task-"):
-            seen.setdefault(event["uuid"], {})[event["type"]] = event
 
     thread = threading.Thread(target=capture)
     thread.start()
-    time.sleep(1.0)
+    try:
+        assert wait_until(lambda: "worker-heartbeat" in seen["worker"], 20)
+        yield seen
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_every_job_has_its_own_events(service, events):
+    """What Flower shows: received, started, succeeded, each with a runtime of its own."""
     sent = [send(service, max_tokens=count) for count in (5, 50)]
     for result in sent:
         result.get(timeout=20)
     wanted = {"task-received", "task-started", "task-succeeded"}
-    assert wait_until(lambda: all(wanted <= set(seen.get(one.id, ())) for one in sent), 10)
-    stop.set()
-    thread.join()
-    short, long = (seen[one.id]["task-succeeded"] for one in sent)
+    assert wait_until(lambda: all(wanted <= set(events[one.id]) for one in sent), 10)
+    short, long = (events[one.id]["task-succeeded"] for one in sent)
     assert short["runtime"] < long["runtime"]
     assert "num_tokens=50" in str(long["result"])

@@ -1,0 +1,283 @@
+"""Two workers, one client and one job, in any order, on the real scripts.
+
+Each worker keeps what it knew when it last looked, however long ago: it may be paused, wake up and go on
+with an epoch that is over; it may send a call twice. The client submits again, cancels, attaches. Beside
+them runs the rule book: what the job must be after each call.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from pagefleet.api import keys
+from pagefleet.api.messages import GenerateRequest, JobState, LogEntry, WorkerStatus, split_events
+from pagefleet.api.operations import CancelVerdict, ClaimVerdict, StepItem, StepStatus
+from pagefleet.api.stream import StreamState
+
+QUEUE, CHANNEL, TOTAL = "m.interactive", "pf:reply:machine", 6
+REQUEST = GenerateRequest(model="m", prompt="Hello")
+WORKERS = st.sampled_from(["w1", "w2"])
+
+
+@dataclass
+class Rules:
+    """The job as it must be."""
+
+    state: str = ""
+    owner: str = ""
+    epoch: int = 0
+    tokens: list[int] = field(default_factory=list)
+    cancel: bool = False
+    closed: bool = False
+
+    @property
+    def is_final(self) -> bool:
+        return self.state in ("D", "F", "C", "X")
+
+
+@dataclass
+class Memory:
+    """What a worker believes: its epoch, and the tokens it knows of."""
+
+    epoch: int = 0
+    tokens: list[int] = field(default_factory=list)
+    sent: list[StepItem] = field(default_factory=list)
+
+
+class TwoWorkersOneClient(RuleBasedStateMachine):
+    store = None  # set by the test
+    numbers = itertools.count()
+
+    @initialize()
+    def begin(self):
+        self.store.redis.flushall()
+        self.job_id = f"j{next(self.numbers)}"
+        self.rules = Rules()
+        self.memories = {"w1": Memory(), "w2": Memory()}
+        self.alive = set()
+        self.live = StreamState(self.job_id)
+        self.pubsub = self.store.redis.pubsub()
+        self.pubsub.subscribe(CHANNEL)
+        assert self.pubsub.get_message(timeout=5)["type"] == "subscribe"
+
+    def teardown(self):
+        if hasattr(self, "pubsub"):
+            self.pubsub.close()
+
+    # The workers.
+
+    @rule(worker=WORKERS)
+    def beat(self, worker):
+        self.store.beat(WorkerStatus(worker_id=worker, model="m", host="h", pid=1, started_at=0.0), 60)
+        self.alive.add(worker)
+
+    @rule(worker=WORKERS)
+    def die_or_pause(self, worker):
+        self.store.redis.delete(keys.lease(worker))
+        self.alive.discard(worker)
+
+    @rule(worker=WORKERS)
+    def claim(self, worker):
+        (reply,) = self.store.claim([self.job_id], worker, "{}")
+        rules = self.rules
+        if not rules.state:
+            expected = ClaimVerdict.MISSING
+        elif rules.is_final:
+            expected = ClaimVerdict.FINAL
+        elif worker not in self.alive:
+            expected = ClaimVerdict.NO_LEASE
+        elif rules.state == "R" and rules.owner != worker and rules.owner in self.alive:
+            expected = ClaimVerdict.ELSEWHERE
+        elif rules.cancel:
+            expected, rules.state = ClaimVerdict.ENDED, "C"
+        else:
+            expected = ClaimVerdict.CLAIMED
+            rules.state, rules.owner, rules.epoch = "R", worker, rules.epoch + 1
+            assert (reply.epoch, reply.attempt) == (rules.epoch, rules.epoch)
+            assert reply.num_tokens == (len(rules.tokens),)
+            self.memories[worker] = Memory(rules.epoch, list(rules.tokens))
+        assert reply.verdict is expected
+
+    @precondition(lambda self: any(memory.epoch for memory in self.memories.values()))
+    @rule(worker=WORKERS, num_tokens=st.integers(0, 3), data=st.data())
+    def step(self, worker, num_tokens, data):
+        """Some new tokens, sent with some of those it knows the log to have."""
+        memory = self.memories[worker]
+        new = [memory.epoch * 100 + len(memory.tokens) + i for i in range(num_tokens)]
+        base = data.draw(st.integers(max(0, len(memory.tokens) - 2), len(memory.tokens)))
+        memory.tokens = (memory.tokens + new)[:TOTAL]
+        self.send(worker, base)
+
+    @precondition(lambda self: any(memory.sent for memory in self.memories.values()))
+    @rule(worker=WORKERS)
+    def step_again(self, worker):
+        """The reply was lost."""
+        if self.memories[worker].sent:
+            self.check_step(worker, self.memories[worker].sent[-1])
+
+    def send(self, worker, base):
+        memory = self.memories[worker]
+        ids = memory.tokens[base:]
+        reason = "length" if len(memory.tokens) == TOTAL else None
+        entry = LogEntry(
+            offset=base, token_ids=ids, texts=[f"<{token}>" for token in ids], finish_reason=reason
+        )
+        item = StepItem(self.job_id, memory.epoch, 0, base, entry, None)
+        memory.sent.append(item)
+        reply = self.check_step(worker, item)
+        if reply.status is StepStatus.BEHIND:
+            self.send(worker, reply.num_tokens)
+
+    def check_step(self, worker, item):
+        (reply,) = self.store.step(worker, [item])
+        rules, base, ids = self.rules, item.base, item.entry.token_ids
+        mine = (rules.owner, rules.epoch) == (worker, item.epoch)
+        if not rules.state:
+            expected = (StepStatus.GONE, 0)
+        elif mine and rules.state == "D" and item.entry.finish_reason:
+            expected = (StepStatus.OK, len(rules.tokens))
+        elif not mine or rules.state != "R":
+            expected = (StepStatus.FENCED, 0)
+        elif base > len(rules.tokens) or base < len(rules.tokens) < base + len(ids):
+            expected = (StepStatus.BEHIND, len(rules.tokens))
+        else:
+            if base == len(rules.tokens):
+                rules.tokens += ids
+            if item.entry.finish_reason:
+                rules.state = "D"
+            cancelled = rules.cancel and rules.state == "R"
+            expected = (StepStatus.CANCEL if cancelled else StepStatus.OK, len(rules.tokens))
+        assert reply == expected
+        return reply
+
+    @rule(worker=WORKERS)
+    def mark(self, worker):
+        epoch = self.memories[worker].epoch
+        rules = self.rules
+        mine = (rules.state, rules.owner, rules.epoch) == ("R", worker, epoch)
+        assert self.store.mark(worker, {self.job_id: epoch}) == (set() if mine else {self.job_id})
+
+    @rule(worker=WORKERS, state=st.sampled_from([JobState.FAILED, JobState.CANCELLED, JobState.DEAD]))
+    def end(self, worker, state):
+        epoch, rules = self.memories[worker].epoch, self.rules
+        mine = (rules.owner, rules.epoch) == (worker, epoch)
+        if not rules.state:
+            expected = "missing"
+        elif mine and rules.state in ("R", state.value):
+            expected, rules.state = "ended", state.value
+        else:
+            expected = "fenced"
+        assert self.store.end(self.job_id, worker, epoch, state, reason="why") == expected
+
+    @rule(worker=WORKERS)
+    def release(self, worker):
+        epoch, rules = self.memories[worker].epoch, self.rules
+        mine = (rules.owner, rules.epoch) == (worker, epoch)
+        if not rules.state:
+            expected = "missing"
+        elif mine and rules.state in ("R", "Q"):
+            expected, rules.state = "released", "Q"
+        else:
+            expected = "fenced"
+        assert self.store.release(self.job_id, worker, epoch) == expected
+
+    # The client, and whoever closes.
+
+    @rule()
+    def submit(self):
+        created = self.store.submit(self.job_id, REQUEST, queue=QUEUE, channel=CHANNEL, max_depth=5).created
+        assert created == (not self.rules.state)
+        self.rules.state = self.rules.state or "Q"
+
+    @rule()
+    def cancel(self):
+        rules = self.rules
+        if not rules.state:
+            expected = CancelVerdict.MISSING
+        elif rules.is_final:
+            expected = CancelVerdict.FINAL
+        elif rules.state == "R" and rules.owner in self.alive:
+            expected, rules.cancel = CancelVerdict.FLAGGED, True
+        else:
+            expected, rules.state = CancelVerdict.ENDED, "C"
+        assert self.store.cancel(self.job_id) is expected
+
+    @rule()
+    def attach(self):
+        assert self.store.watch(self.job_id) == bool(self.rules.state)
+
+    @rule()
+    def close(self):
+        expected = "missing" if not self.rules.state else "closed" if self.rules.is_final else "open"
+        assert self.store.close(self.job_id, QUEUE) == expected
+        self.rules.closed |= expected == "closed"
+
+    @rule()
+    def restart_forgets_the_scripts(self):
+        self.store.redis.script_flush()
+
+    # What always holds.
+
+    @invariant()
+    def the_job_is_as_the_rules_say(self):
+        if not hasattr(self, "rules"):
+            return
+        record = self.store.read(self.job_id)
+        if not self.rules.state:
+            assert record is None
+            return
+        assert record.state == self.rules.state
+        assert record.num_tokens == [len(self.rules.tokens)]
+        assert int(record.fields["epoch"]) == record.attempts == self.rules.epoch
+        assert record.fields.get("owner", "") == self.rules.owner
+        offset = 0
+        for entry in record.entries:
+            assert entry.offset == offset
+            offset += len(entry.token_ids)
+        assert [token for entry in record.entries for token in entry.token_ids] == self.rules.tokens
+        in_ledger = self.store.redis.zscore(keys.open_jobs(QUEUE), self.job_id) is not None
+        assert in_ledger != self.rules.closed
+        assert (self.store.redis.ttl(keys.job(self.job_id)) == -1) != self.rules.closed
+
+    @invariant()
+    def the_live_stream_alone_tells_it_all(self):
+        """On a channel that loses nothing no reader ever needs the log."""
+        if not hasattr(self, "rules"):
+            return
+        while (message := self.pubsub.get_message()) is not None:
+            for _job_id, kind, body in split_events(message["data"]):
+                self.live.feed_line(kind, body)
+        while self.live.pop() is not None:
+            pass
+        assert not self.live.wants_replay
+        assert self.live.ended == self.rules.is_final
+        result = self.live.result("m")
+        assert result.token_ids == self.rules.tokens
+        if self.live.ended:
+            assert result.state == self.rules.state
+            assert result.choices == self.store.read(self.job_id).result().choices
+
+
+@pytest.mark.usefixtures("store")
+def test_two_workers_and_one_client(store):
+    TwoWorkersOneClient.store = store
+    run_state_machine_as_test(
+        TwoWorkersOneClient,
+        settings=settings(
+            max_examples=100, stateful_step_count=40, deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        ),
+    )  # fmt: skip
