@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pagefleet.api import FleetClient, FleetSettings
+from pagefleet.api import FleetClient, FleetSettings, keys
 from pagefleet.api.errors import ConfigurationError
 from pagefleet.api.job_store import JobStore
+from pagefleet.api.messages import Fingerprint, ModelCard
 from pagefleet.workers.local_stack import LocalStack
 from pagefleet.workers.redis_server import RedisServer, find_server_binary
 
@@ -77,3 +78,22 @@ def null_stack(server_binary, own_environment, tmp_path_factory):
 def fleet(null_stack):
     with FleetClient(redis_url=null_stack.redis_url) as client:
         yield client
+
+
+@pytest.fixture
+def ghost(null_stack):
+    """The name of a model that is known, but whose last worker is gone: its jobs wait."""
+    store = JobStore(FleetSettings(redis_url=null_stack.redis_url))
+    fingerprint = Fingerprint(weights="w", tokenizer="t", dtype="none", backend="null", version="0")
+    card = ModelCard(
+        name="ghost", aliases=["spirit"], max_model_len=4096, vocab_size=259, max_queue_depth=3,
+        fingerprint=fingerprint,
+    )  # fmt: skip
+    store.publish_card(card)
+    yield card.name
+    store.remove_card(card.name)
+    for lane in keys.LANES:
+        ledger = keys.open_jobs(keys.queue(card.name, lane))
+        jobs = store.redis.zrange(ledger, 0, -1)
+        store.redis.delete(ledger, *map(keys.job, jobs), *store.redis.keys(f"{card.name}.{lane}*"))
+    store.close_connections()

@@ -18,7 +18,7 @@ _LOG_EVERY_S: Final = 5.0
 
 
 class Insist:
-    """Repeats a call through an outage. A worker's threads share one: leaving ends their patience together."""
+    """Repeats a call through an outage. One for all threads: leaving ends their patience together."""
 
     def __init__(self) -> None:
         self._until = float("inf")

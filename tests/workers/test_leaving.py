@@ -1,0 +1,103 @@
+"""SIGTERM: nothing that runs is lost, every stream goes on with the same tokens. Real processes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+from pagefleet.api import FleetClient, FleetSettings
+from pagefleet.engine.backends.null import null_token
+from pagefleet.workers.engine_loop import wait_until
+from pagefleet.workers.local_stack import LocalStack
+
+NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.02"]
+UP = [sys.executable, "-m", "pagefleet.api.cli.main", "up"]
+
+
+def client(stack: LocalStack) -> FleetClient:
+    return FleetClient(redis_url=stack.redis_url)
+
+
+def test_streams_go_on_with_the_other_worker(server_binary, tmp_path):
+    # Given two workers and sixteen streams in mid-sentence, some on each.
+    with LocalStack(tmp_path, NULL, num_workers=2, drain_s=0.0) as stack, client(stack) as fleet:
+        streams = [fleet.generate("x", max_tokens=150, seed=index) for index in range(16)]
+        for stream in streams:
+            next(stream)
+        leaving = stack.workers[0]
+        (mine,) = [worker for worker in fleet.status().workers if worker.pid == leaving.pid]
+        moved = [job for job in fleet.status().running if job.worker_id == mine.worker_id]
+        assert moved
+        # When one of them is told to leave.
+        leaving.terminate()
+        # Then every stream has every token once, and its own: the seeds say which.
+        results = [stream.result() for stream in streams]
+        for index, result in enumerate(results):
+            assert result.token_ids == [null_token(index, 0, position) for position in range(150)]
+        assert max(result.attempts for result in results) == 2
+        assert leaving.wait(10) == 0
+        # And the books are closed.
+        status = fleet.status()
+        assert [worker.pid for worker in status.workers] == [stack.workers[1].pid]
+        assert wait_until(lambda: all(queue.num_open == 0 for queue in fleet.status().queues), 5)
+
+
+def test_a_drain_lets_running_jobs_finish(server_binary, tmp_path):
+    with LocalStack(tmp_path, NULL, drain_s=20.0) as stack, client(stack) as fleet:
+        running = fleet.generate("x", max_tokens=50, seed=1)
+        next(running)
+        stack.workers[0].terminate()
+        assert len(running.result().token_ids) == 50
+        assert stack.workers[0].wait(20) == 0
+
+
+def test_a_worker_leaves_although_redis_is_gone(server_binary, tmp_path):
+    """Nothing hangs: its jobs come back when the lease runs out."""
+    with LocalStack(tmp_path, [*NULL, "--lease-seconds", "1"], drain_s=0.5) as stack, client(stack) as fleet:
+        stream = fleet.generate("x", max_tokens=2000)
+        next(stream)
+        stack.server.kill()
+        begun_at = time.monotonic()
+        stack.workers[0].terminate()
+        stack.workers[0].wait(30)
+        assert time.monotonic() - begun_at < 20
+
+
+def test_up_says_how_to_use_it_and_ctrl_c_drains(server_binary, tmp_path, monkeypatch):
+    monkeypatch.setenv("PAGEFLEET_HOME", str(tmp_path))
+    process = subprocess.Popen([*UP, *NULL], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert wait_until(lambda: (tmp_path / "stack.json").exists(), 30)
+        # Found without any setting, and used as the three lines say.
+        with FleetClient(FleetSettings()) as fleet:
+            running = fleet.generate("Once upon a time", max_tokens=64)
+            next(running)
+            process.send_signal(signal.SIGINT)
+            assert len(running.result().token_ids) == 64
+        output, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    assert "from pagefleet.api import FleetClient" in output
+    assert "redis://127.0.0.1:" in output
+    assert output.rstrip().endswith("stopped")
+    assert not (tmp_path / "stack.json").exists()
+
+
+def test_up_starts_a_dead_worker_again(server_binary, tmp_path, monkeypatch):
+    monkeypatch.setenv("PAGEFLEET_HOME", str(tmp_path))
+    process = subprocess.Popen([*UP, *NULL], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert wait_until(lambda: (tmp_path / "stack.json").exists(), 30)
+        with FleetClient(FleetSettings()) as fleet:
+            (worker,) = fleet.status().workers
+            subprocess.run(["kill", "-9", str(worker.pid)], check=True)
+            assert wait_until(lambda: any(other.pid != worker.pid for other in fleet.status().workers), 30)
+            assert len(fleet.generate("x", max_tokens=3).result().token_ids) == 3
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 0

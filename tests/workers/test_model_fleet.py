@@ -1,0 +1,97 @@
+"""The real model through the whole fleet: the same tokens as the engine alone, text, chat, refusals."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pagefleet.api import ContextTooLong, FleetClient, InvalidRequest
+from pagefleet.workers.local_stack import LocalStack
+
+MODEL = "smollm2-135m-instruct"
+PROMPTS = [
+    "The capital of France is",
+    "Once upon a time there was a",
+    "import numpy as np\n",
+    "Water boils at",
+    "Zwölf Boxkämpfer jagen",
+    "The first ten prime numbers are",
+]
+
+
+@pytest.fixture(scope="module")
+def model_stack(server_binary, own_environment, tmp_path_factory):
+    with LocalStack(tmp_path_factory.mktemp("model"), ["--model", MODEL, "--dtype", "float32"]) as stack:
+        yield stack
+
+
+@pytest.fixture
+def model_fleet(model_stack):
+    with FleetClient(redis_url=model_stack.redis_url) as fleet:
+        yield fleet
+
+
+def test_greedy_tokens_equal_the_engines_own(model_fleet):
+    from pagefleet.engine import LLM, SamplingParams
+
+    streams = [model_fleet.generate(prompt, max_tokens=24, temperature=0.0) for prompt in PROMPTS]
+    results = [stream.result() for stream in streams]
+    llm = LLM(model=MODEL, dtype="float32", num_blocks=256)
+    outputs = llm.generate(PROMPTS, SamplingParams(max_tokens=24, temperature=0.0))
+    for result, output in zip(results, outputs, strict=True):
+        assert result.token_ids == list(output.token_ids)
+        assert result.text == output.text
+        assert result.finish_reason == output.finish_reason
+
+
+def test_a_seed_gives_the_same_answer_alone_and_in_company(model_fleet):
+    alone = model_fleet.chat([{"role": "user", "content": "Name a colour."}], max_tokens=24, seed=5).text()
+    with ThreadPoolExecutor(8) as pool:
+        others = [
+            pool.submit(lambda n=n: model_fleet.generate(f"Number {n}", max_tokens=24, seed=n).text())
+            for n in range(7)
+        ]
+        again = model_fleet.chat([{"role": "user", "content": "Name a colour."}], max_tokens=24, seed=5)
+        assert again.text() == alone
+        assert all(other.result() for other in others)
+
+
+def test_chunks_join_to_the_text_and_utf8_is_never_cut(model_fleet):
+    stream = model_fleet.generate("Emoji: 🙂🙃", max_tokens=40, temperature=1.2, seed=3)
+    chunks = list(stream)
+    assert "".join(chunk.text for chunk in chunks) == stream.result().text
+    assert [token for chunk in chunks for token in chunk.token_ids] == stream.result().token_ids
+
+
+def test_a_stop_string_ends_the_text_before_it(model_fleet):
+    whole = model_fleet.generate("1, 2, 3, 4,", max_tokens=24, temperature=0.0).text()
+    assert " 7" in whole
+    stream = model_fleet.generate("1, 2, 3, 4,", max_tokens=24, temperature=0.0, stop=" 7")
+    assert stream.text() == whole[: whole.index(" 7")]
+    assert stream.result().finish_reason == "stop"
+
+
+def test_a_text_longer_than_the_context_is_refused_by_the_worker(model_fleet):
+    with pytest.raises(ContextTooLong, match="holds"):
+        model_fleet.generate("word " * 20_000).result()
+
+
+def test_a_chat_that_the_template_refuses_is_refused_with_its_reason(model_fleet):
+    with pytest.raises(InvalidRequest):
+        model_fleet.chat([{"role": "", "content": "x"}])
+
+
+def test_the_demo_runs_without_a_terminal(own_environment):
+    done = subprocess.run(
+        [sys.executable, "-m", "pagefleet.api.cli.main", "demo", "--max-tokens", "8"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    for figure in ("time to first token", "inter-token latency", "tok/s", "largest 16", "prefix-cache hits"):
+        assert figure in done.stdout
+    assert "\x1b[" not in done.stdout
