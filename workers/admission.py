@@ -153,6 +153,11 @@ class Admission:
         except FleetError as error:
             self._publisher.fail(job, error)
             return
+        except Exception as error:
+            # A tokenizer or a template is not ours: what it throws at one job must not end the others'.
+            logger.exception("job %s could not be prepared", job.job_id)
+            self._publisher.fail(job, JobFailed(f"The worker could not prepare this request: {error}"))
+            return
         job.num_prompt_tokens = len(list(to_compute.prompt_token_ids))
         self._publisher.take(job)
         self._loop.add(to_compute)

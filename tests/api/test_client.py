@@ -204,13 +204,13 @@ class TestBadRequests:
         ],
     )
     def test_generate(self, fleet, server, fields, error, param):
-        before = server.redis.dbsize()
+        before = set(server.redis.keys("pf:job:*"))
         with pytest.raises(error) as raised:
             fleet.generate(**{"prompt": "Hello", **fields})
         assert type(raised.value) is error
         assert raised.value.param == param
         assert "\n" not in raised.value.message
-        assert server.redis.dbsize() <= before
+        assert set(server.redis.keys("pf:job:*")) <= before
 
     @pytest.mark.parametrize(
         ("messages", "param"),

@@ -145,6 +145,15 @@ def test_seed_choice_and_position_each_change_the_draws():
     assert len(set(base)) > 50
 
 
+@pytest.mark.parametrize("vocab_size", [300, 2000, 50_000])
+def test_a_cut_among_equals_keeps_the_first_of_them(vocab_size):
+    """Given three logits spread over a vocabulary, top_k cuts among thousands of equals, by ascending id."""
+    logits = torch.randint(0, 3, (1, vocab_size), generator=torch.Generator().manual_seed(0)).bfloat16()
+    first = torch.nonzero(logits[0] == 2).flatten()[:20].tolist()
+    batch = [row(position=position, top_k=20) for position in range(300)]
+    assert set(Sampler().sample(logits.expand(len(batch), -1), batch)) == set(first)
+
+
 def test_greedy_takes_the_first_of_equals():
     logits = torch.tensor([[0.0, 2.0, 2.0, 1.0]])
     assert Sampler().sample(logits, [row(temperature=0.0)]) == [1]

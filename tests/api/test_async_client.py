@@ -1,0 +1,208 @@
+"""AsyncFleetClient: the same fleet, the same errors, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+import uuid
+
+import pytest
+
+from pagefleet.api import (
+    AsyncFleetClient,
+    ContextTooLong,
+    InvalidRequest,
+    JobNotFound,
+    JobState,
+    QueueFull,
+    StreamTimeout,
+    UnknownModel,
+    UnknownParameter,
+)
+
+SEED_7 = "f-)WMZsL2`QBIlih"
+
+
+@pytest.fixture
+async def afleet(null_stack):
+    async with AsyncFleetClient(redis_url=null_stack.redis_url) as client:
+        yield client
+
+
+async def test_iterating_gives_chunks_that_join_to_the_text(afleet):
+    stream = await afleet.generate("Hello", seed=7, max_tokens=16)
+    chunks = [chunk async for chunk in stream]
+    assert "".join(chunk.text for chunk in chunks) == SEED_7
+    assert len(chunks) > 1
+    assert chunks[-1].finish_reason == "length"
+
+
+async def test_the_result_is_everything(afleet):
+    stream = await afleet.generate(prompt_token_ids=[72, 105], seed=7, max_tokens=16)
+    result = await stream.result()
+    assert (result.text, result.finish_reason, result.state) == (SEED_7, "length", JobState.DONE)
+    assert (result.num_prompt_tokens, stream.num_prompt_tokens) == (2, 2)
+    assert await stream.text() == SEED_7
+
+
+async def test_chat(afleet):
+    stream = await afleet.chat([{"role": "user", "content": "Hi"}], seed=7, max_tokens=4)
+    assert await stream.text() == SEED_7[:4]
+    assert stream.num_prompt_tokens == 21
+
+
+async def test_many_at_once(afleet):
+    async def text(seed):
+        return await (await afleet.generate("Hello", seed=seed, max_tokens=20)).text()
+
+    texts = await asyncio.gather(*(text(seed) for seed in [7] * 4 + list(range(20))))
+    assert len(set(texts)) == 20
+    assert texts[:4] == [texts[4 + 7]] * 4
+
+
+async def test_a_client_without_with_opens_by_itself_and_again_after_close(null_stack):
+    client = AsyncFleetClient(redis_url=null_stack.redis_url)
+    for _ in range(2):
+        stream = await client.generate("Hello", seed=7, max_tokens=16)
+        started = time.monotonic()
+        assert await stream.text() == SEED_7
+        assert time.monotonic() - started < 1.9, "it was read live, not from the log after 2 s of silence"
+        await client.close()
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "param"),
+    [
+        ({"model": "nobody"}, UnknownModel, "model"),
+        ({"prompt": ""}, InvalidRequest, "prompt"),
+        ({"max_token": 8}, UnknownParameter, "max_token"),
+        ({"prompt": None, "prompt_token_ids": [1] * 4096}, ContextTooLong, "prompt_token_ids"),
+        ({"job_id": "a b"}, InvalidRequest, "job_id"),
+    ],
+)
+async def test_bad_requests_are_refused_here(afleet, fields, error, param):
+    with pytest.raises(error) as raised:
+        await afleet.generate(**{"prompt": "Hello", **fields})
+    assert raised.value.param == param
+
+
+async def test_bad_messages_are_refused_here(afleet):
+    with pytest.raises(InvalidRequest) as raised:
+        await afleet.chat("Hello")
+    assert raised.value.param == "messages"
+
+
+async def test_a_text_that_turns_out_too_long_is_rejected_by_the_worker(afleet):
+    stream = await afleet.generate("x" * 5000)
+    with pytest.raises(ContextTooLong, match="The prompt has 5001 tokens"):
+        await anext(stream)
+    with pytest.raises(ContextTooLong):
+        await stream.result()
+
+
+async def test_a_full_queue(afleet, ghost):
+    for _ in range(3):
+        await afleet.generate("Hello", model=ghost)
+    with pytest.raises(QueueFull, match="holds 3 jobs"):
+        await afleet.generate("Hello", model=ghost)
+
+
+async def test_the_same_id_reads_the_first_calls_job_and_the_first_stream_stays_live(afleet):
+    job_id = f"test-{uuid.uuid4().hex}"
+    first = await afleet.generate("Hello", max_tokens=200, job_id=job_id)
+    again = await afleet.generate("Hello", max_tokens=5, job_id=job_id)
+    started = time.monotonic()
+    for _ in range(20):
+        await anext(first)
+    assert time.monotonic() - started < 1.9
+    texts = await asyncio.gather(first.text(), again.text())
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 200
+
+
+@pytest.mark.parametrize("after", [0, 5, 16])
+async def test_attach_after_the_end(afleet, after):
+    stream = await afleet.generate("Hello", seed=7, max_tokens=16)
+    await stream.result()
+    attached = await afleet.attach(stream.job_id, after=after)
+    assert "".join([chunk.text async for chunk in attached]) == SEED_7[after:]
+
+
+async def test_attach_in_mid_stream(afleet):
+    stream = await afleet.generate("Hello", max_tokens=60)
+    await anext(stream)
+    attached = await afleet.attach(stream.job_id)
+    chunks = [chunk async for chunk in attached]
+    assert "".join(chunk.text for chunk in chunks) == await stream.text()
+    assert len(chunks) > 5, "live, not one replay"
+
+
+async def test_attach_to_nothing(afleet):
+    with pytest.raises(JobNotFound):
+        await afleet.attach("nothing")
+
+
+async def test_cancel_a_queued_a_running_and_an_ended_job(afleet, ghost):
+    queued = await afleet.generate("Hello", model=ghost)
+    assert await afleet.cancel(queued.job_id) is True
+    assert (await queued.result()).state is JobState.CANCELLED
+
+    running = await afleet.generate("Hello", model="null", max_tokens=2000)
+    await anext(running)
+    await running.cancel()
+    result = await running.result()
+    assert (result.state, result.finish_reason) == (JobState.CANCELLED, "cancelled")
+    assert 0 < len(result.token_ids) < 1000
+
+    assert await afleet.cancel(running.job_id) is False
+    with pytest.raises(JobNotFound):
+        await afleet.cancel("nothing")
+
+
+async def test_a_stream_that_no_worker_serves_gives_up(afleet, ghost):
+    stream = await afleet.generate("Hello", model=ghost, timeout=0.3)
+    started = time.monotonic()
+    with pytest.raises(StreamTimeout):
+        await anext(stream)
+    assert 0.3 <= time.monotonic() - started < 0.9
+
+
+async def test_a_slow_reader_is_not_a_silent_job(afleet):
+    stream = await afleet.generate("Hello", seed=7, max_tokens=16, timeout=0.5)
+    text = (await anext(stream)).text
+    await asyncio.sleep(0.8)
+    assert text + "".join([chunk.text async for chunk in stream]) == SEED_7
+
+
+async def test_a_reader_that_is_cancelled_leaves_the_stream_usable(afleet):
+    """`asyncio.timeout` around one chunk loses no token."""
+    stream = await afleet.generate("Hello", seed=7, max_tokens=16)
+    parts = []
+    while True:
+        try:
+            async with asyncio.timeout(0.003):
+                parts.append((await anext(stream)).text)
+        except TimeoutError:
+            continue
+        except StopAsyncIteration:
+            break
+    assert "".join(parts) == SEED_7
+
+
+async def test_a_stream_that_was_dropped_half_way_leaves_nothing_behind(afleet):
+    stream = await afleet.generate("Hello", max_tokens=100)
+    job_id = stream.job_id
+    await anext(stream)
+    routes = afleet._subscriber._routes._deliver
+    assert job_id in routes
+    del stream
+    gc.collect()
+    assert job_id not in routes
+    assert len(await (await afleet.attach(job_id)).text()) == 100
+
+
+async def test_models_and_status(afleet):
+    assert [card.name for card in await afleet.models()] == ["null"]
+    status = await afleet.status()
+    assert [worker.model for worker in status.workers] == ["null"]
