@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -79,9 +80,26 @@ def test_a_text_longer_than_the_context_is_refused_by_the_worker(model_fleet):
         model_fleet.generate("word " * 20_000).result()
 
 
-def test_a_chat_that_the_template_refuses_is_refused_with_its_reason(model_fleet):
-    with pytest.raises(InvalidRequest):
-        model_fleet.chat([{"role": "", "content": "x"}])
+def test_a_chat_that_the_template_refuses_is_refused_with_its_reason(own_environment, tmp_path):
+    """A checkpoint folder whose template allows no system message; everything else is the real model's."""
+    from pagefleet.engine.checkpoint import resolve
+
+    folder = tmp_path / "strict"
+    shutil.copytree(resolve(MODEL, None).folder, folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system messages') }}"
+        "{% endif %}{{ m.content }}{% endfor %}"
+    )
+    with (
+        LocalStack(tmp_path / "stack", ["--model", str(folder)]) as stack,
+        FleetClient(redis_url=stack.redis_url) as fleet,
+    ):
+        assert fleet.chat([{"role": "user", "content": "Hi"}], max_tokens=2).result().finish_reason
+        refused = fleet.chat([{"role": "system", "content": "x"}, {"role": "user", "content": "y"}])
+        with pytest.raises(InvalidRequest, match="no system messages") as caught:
+            next(refused)
+        assert caught.value.param == "messages"
+        assert fleet.models()[0].name == "strict"
 
 
 def test_the_demo_runs_without_a_terminal(own_environment):

@@ -132,7 +132,7 @@ class _Screen:
             row = Text(f"{line.question:<42.42} ", style="bold")
             answer = _one_line(line.text)
             room = max(10, width - 52)
-            row.append(answer[-room:], style="default" if not line.finish_reason else "green")
+            row.append(answer[-room:].ljust(room), style="default" if not line.finish_reason else "green")
             row.append(f" {line.timing.num_tokens:>4}", style="cyan")
             rows.append(row)
         return Group(*rows, Text(), self._total())
