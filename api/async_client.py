@@ -38,7 +38,7 @@ class AsyncFleetClient:
     """
 
     def __init__(self, settings: FleetSettings | None = None, *, redis_url: str | None = None) -> None:
-        self.settings = settings or (FleetSettings(redis_url=redis_url) if redis_url else FleetSettings())
+        self.settings = settings or FleetSettings.load(redis_url=redis_url)
         self._store = AsyncJobStore(self.settings)
         # Celery's publisher and result backend are synchronous: both run in a thread.
         self._sync_store = JobStore(self.settings)

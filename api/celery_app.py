@@ -55,6 +55,8 @@ def make_celery(settings: FleetSettings, *, worker_id: str | None = None) -> Cel
         task_serializer="json",
         result_serializer="json",
         result_expires=settings.result_ttl_s,
+        # No retries, as everywhere: who calls knows better when to.
+        result_backend_transport_options={"retry_policy": {"max_retries": 0}},
         task_acks_late=True,
         task_track_started=True,
         task_send_sent_event=True,

@@ -34,7 +34,7 @@ class FleetClient(Fleet):
     """
 
     def __init__(self, settings: FleetSettings | None = None, *, redis_url: str | None = None) -> None:
-        self.settings = settings or (FleetSettings(redis_url=redis_url) if redis_url else FleetSettings())
+        self.settings = settings or FleetSettings.load(redis_url=redis_url)
         self._lock = threading.Lock()
         self._connections: Connections | None = None
         os.register_at_fork(after_in_child=functools.partial(_forget_in_child, weakref.ref(self)))

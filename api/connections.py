@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 
+import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
@@ -52,8 +53,11 @@ def send_message(app: Celery, job_id: str, queue_name: str, priority: int) -> No
             queue=make_queue(queue_name),
             priority=broker_priority(priority),
             retry=False,
+            # JobCloser writes the result all the same. Without this, Celery subscribes this process to the
+            # result of each job and never lets go, and waits 20 s for a server that is away.
+            ignore_result=True,
         )
-    except (OperationalError, OSError) as error:
+    except (OperationalError, redis.RedisError, OSError) as error:
         raise RedisUnavailable(
             f"The broker at {safe_url(str(app.conf.broker_url))} did not take the job: {error}", job_id=job_id
         ) from error

@@ -10,9 +10,12 @@ import json
 import os
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Self
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pagefleet.api.errors import ConfigurationError
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 
@@ -46,6 +49,20 @@ class FleetSettings(BaseSettings):
     def url(self) -> str:
         """The server to use: the one named, else the local stack's, else Redis's default port."""
         return self.redis_url or self._local_stack_url() or DEFAULT_REDIS_URL
+
+    @classmethod
+    def load(cls, **given: Any) -> Self:
+        """The settings with the values that are given (not None) in front of the environment's.
+
+        Raises:
+            ConfigurationError: one sentence for the first wrong value.
+        """
+        try:
+            return cls(**{name: value for name, value in given.items() if value is not None})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = "_".join(str(part) for part in first["loc"]).lower().removeprefix("pagefleet_")
+            raise ConfigurationError(f"{name}: {first['msg']}.") from None
 
     def _local_stack_url(self) -> str | None:
         try:

@@ -24,6 +24,7 @@ from pagefleet.api.errors import FleetError, QueueFull
 from pagefleet.api.fleet import DEFAULT_TIMEOUT_S, Fleet, FleetStatus, Prepared, QueueStatus, prepare
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.messages import (
+    AcceptedEvent,
     EndedEvent,
     ErrorInfo,
     Fingerprint,
@@ -113,7 +114,10 @@ class InMemoryFleet(Fleet):
             return self.attach(prepared.job_id, timeout=timeout)
         depth = self._num_open(prepared.queue)
         if depth >= prepared.card.max_queue_depth:
-            raise QueueFull(f"The queue {prepared.queue} holds {depth} jobs, its limit; try again later.")
+            raise QueueFull(
+                f"The queue {prepared.queue} holds {depth} jobs, its limit; try again later.",
+                job_id=prepared.job_id,
+            )
         job = self._jobs[prepared.job_id] = _Job(prepared)
         source = _JobSource(job)
         if not self._paused:
@@ -140,6 +144,7 @@ class _Job:
         self._entries: list[LogEntry] = []
         self._reason: str | None = None
         self._error: ErrorInfo | None = None
+        self._num_prompt_tokens: int | None = None
         self._enqueued_at = time.time()
 
     def run(self, reply: Reply) -> None:
@@ -150,12 +155,18 @@ class _Job:
         except FleetError as error:
             self._end(JobState.FAILED, "error", ErrorInfo.from_error(error))
             return
+        self._num_prompt_tokens = _num_prompt_tokens(self.prepared.request)
+        accepted = AcceptedEvent(num_prompt_tokens=self._num_prompt_tokens, attempt=1)
+        self._tell(LiveEvent("a", accepted.model_dump_json()))
         limit = self.prepared.request.sampling.max_tokens
+        reason = "length" if len(words) >= limit else "stop"
+        last = min(len(words), limit) - 1
         for offset, word in enumerate(words[:limit]):
-            entry = LogEntry(offset=offset, token_ids=[offset], texts=[word])
+            finish_reason = reason if offset == last else None
+            entry = LogEntry(offset=offset, token_ids=[offset], texts=[word], finish_reason=finish_reason)
             self._entries.append(entry)
             self._tell(LiveEvent("t", entry.to_json()))
-        self._end(JobState.DONE, "length" if len(words) > limit else "stop", None)
+        self._end(JobState.DONE, reason, None)
 
     def cancel(self) -> bool:
         if self.state.is_final:
@@ -171,6 +182,8 @@ class _Job:
             "n:0": str(len(self._entries)),
             "enqueued_at": str(int(self._enqueued_at * 1000)),
         }
+        if self._num_prompt_tokens is not None:
+            fields |= {"num_prompt_tokens": str(self._num_prompt_tokens), "attempts": "1"}
         if self._reason is not None:
             fields["fin:0"] = self._reason
         if self._error is not None:
@@ -185,6 +198,13 @@ class _Job:
     def _tell(self, event: LiveEvent) -> None:
         for inbox in self.inboxes:
             inbox.put(event)
+
+
+def _num_prompt_tokens(request: GenerateRequest) -> int:
+    if request.prompt_token_ids is not None:
+        return len(request.prompt_token_ids)
+    texts = [message.content for message in request.messages or ()] or [request.prompt or ""]
+    return sum(len(_WORD.findall(text)) for text in texts)
 
 
 class _JobSource(Source):

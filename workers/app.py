@@ -18,6 +18,7 @@ from pagefleet.workers.fleet_worker import FleetWorker
 from pagefleet.workers.pool import EnginePool
 from pagefleet.workers.settings import WorkerSettings, let_threads_sleep, new_worker_id
 from pagefleet.workers.tasks import cancel_on_revoke, register_tasks
+from pagefleet.workers.unacked import keep_unacked
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +26,19 @@ Report = Callable[[str, float], None]
 
 
 class AdmissionStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Takes messages off the queue only while the engine has room (protocol line 3)."""
+    """Takes messages off the queue only while the engine has room (protocol line 3).
+
+    Celery starts it anew with each connection to the broker.
+    """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def start(self, consumer: Any) -> None:
         pool: EnginePool = consumer.pool
-        qos = consumer.task_consumer.channel.qos
+        channel = consumer.task_consumer.channel
+        keep_unacked(channel)
+        pool.use_channel(channel)
+        qos = channel.qos
         within_prefetch = qos.can_consume
 
         def can_consume(_qos: Any) -> bool:

@@ -129,12 +129,18 @@ class FleetWorker:
             prefix_cache_hits=stats.prefix_cache_hits,
         )
 
-    def drain(self, num_held: Callable[[], int], run_callbacks: Callable[[], None]) -> None:
+    def drain(
+        self,
+        num_held: Callable[[], int],
+        run_callbacks: Callable[[], None],
+        restore_messages: Callable[[], None],
+    ) -> None:
         """DRAIN (protocol line 17): what runs may finish for a while, the rest goes back with its log.
 
         Args:
             num_held: messages not answered yet.
             run_callbacks: lets Celery acknowledge meanwhile.
+            restore_messages: returns what is still unacknowledged to the front of its queue.
         """
         self._draining = True
         deadline = time.monotonic() + self.settings.drain_s
@@ -149,6 +155,7 @@ class FleetWorker:
         run_callbacks()
         if self._held:
             logger.info("%d running jobs go back to their queue", len(self._held))
+        restore_messages()
         self.lease.give_up()
         self._engine.close()
         self._store.close_connections()

@@ -25,6 +25,7 @@ from pagefleet.api.messages import JobState
 from pagefleet.workers.active_job import JobMessage
 from pagefleet.workers.fleet_worker import FleetWorker
 from pagefleet.workers.hub_mailbox import HubMailbox
+from pagefleet.workers.unacked import restore_unacked
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,9 @@ class PooledMessage(JobMessage):
         self._pool.mailbox.post(older.acknowledge)
         if self._started:
             self.started()
+
+    def use_channel(self, channel: Any) -> None:
+        self._request.message.channel = channel
 
     def started(self) -> None:
         self._started = True
@@ -123,6 +127,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
         self._messages: dict[str, PooledMessage] = {}
         self._by_slot: dict[int, PooledMessage] = {}
         self._slots = itertools.count(_FIRST_SLOT)
+        self._channel: Any = None
         # Celery's own small tasks (backend_cleanup, chord unlocks) do not belong on the engine.
         self._side_pool = ThreadPoolExecutor(2, thread_name_prefix="pagefleet-side")
 
@@ -132,6 +137,12 @@ class EnginePool(BasePool):  # type: ignore[misc]
 
     def on_start(self) -> None:
         self.worker.start()
+
+    def use_channel(self, channel: Any) -> None:
+        """A new connection to the broker: what is held is acknowledged over it from now on."""
+        self._channel = channel
+        for message in self._messages.values():
+            message.use_channel(channel)
 
     def register_with_event_loop(self, loop: Any) -> None:
         self.mailbox.attach(loop)
@@ -163,14 +174,21 @@ class EnginePool(BasePool):  # type: ignore[misc]
         self._by_slot.pop(message._slot, None)
 
     def on_stop(self) -> None:
-        """DRAIN (protocol line 17). kombu restores what is still unacknowledged to the front of its queue
-        when Celery closes the channel, right after this returns."""
-        self.worker.drain(lambda: self.num_held, self.mailbox.run_all)
+        """DRAIN (protocol line 17): released jobs first, then their messages, then the lease."""
+        self.worker.drain(lambda: self.num_held, self.mailbox.run_all, self._restore)
         self._messages.clear()
         self._side_pool.shutdown(wait=True, cancel_futures=True)
         self.mailbox.run_all()
 
     on_terminate = on_stop
+
+    def _restore(self) -> None:
+        if self._channel is None:
+            return
+        try:
+            restore_unacked(self._channel, self.worker.worker_id)
+        except self._channel.connection_errors as error:
+            logger.warning("messages stay unacknowledged until the lease has run out: %r", error)
 
     def _get_info(self) -> dict[str, Any]:
         status = self.worker.status()

@@ -32,7 +32,9 @@ class CommandGroup(click.Group):
         entry = self._found.get(cmd_name)
         if entry is None:
             return None
-        missing = [extra for extra in entry.extras if importlib.util.find_spec(_PROBES[extra]) is None]
+        # An extra that is not listed is another distribution's own: its plugin says itself what it misses.
+        probes = {extra: _PROBES[extra] for extra in entry.extras if extra in _PROBES}
+        missing = [extra for extra, probe in probes.items() if importlib.util.find_spec(probe) is None]
         if missing:
             return _not_installed(cmd_name, missing)
         command: click.Command = entry.load()

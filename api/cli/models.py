@@ -8,7 +8,7 @@ from rich.table import Table
 
 from pagefleet.api import keys
 from pagefleet.api.cli.options import make_client, redis_option
-from pagefleet.api.connection import connect, redis_errors
+from pagefleet.api.connection import redis_errors
 from pagefleet.api.errors import ConfigurationError, UnknownModel
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.settings import FleetSettings
@@ -40,7 +40,7 @@ def list_models(redis_url: str | None) -> None:
 @redis_option
 def remove(name: str, force: bool, redis_url: str | None) -> None:
     """Forget the model NAME: jobs for it are refused from then on, until a worker serves it again."""
-    store = JobStore(FleetSettings(redis_url=redis_url) if redis_url else FleetSettings())
+    store = JobStore(FleetSettings.load(redis_url=redis_url))
     served = [worker.worker_id for worker in store.workers() if worker.model == name]
     num_open = _num_open(store, name)
     if (served or num_open) and not force:
@@ -54,5 +54,4 @@ def remove(name: str, force: bool, redis_url: str | None) -> None:
 
 def _num_open(store: JobStore, name: str) -> int:
     with redis_errors(store.settings.url):
-        client = connect(store.settings)
-        return sum(int(client.zcard(keys.open_jobs(keys.queue(name, lane)))) for lane in keys.LANES)
+        return sum(int(store.redis.zcard(keys.open_jobs(keys.queue(name, lane)))) for lane in keys.LANES)

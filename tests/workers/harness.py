@@ -71,3 +71,8 @@ def submit(store: JobStore, worker: FleetWorker, job_id: str, **fields: Any) -> 
     queue_name = keys.queue("null", prepared.request.lane)
     store.submit(job_id, prepared.request, queue=queue_name, channel="pf:reply:test", max_depth=100)
     return RecordedMessage(job_id)
+
+
+def leave(worker: FleetWorker, num_held: int = 0) -> None:
+    """Drains a worker that has no Celery around it."""
+    worker.drain(lambda: num_held, lambda: None, lambda: None)

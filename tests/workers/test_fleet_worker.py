@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from harness import RecordedMessage, make_worker, submit
+from harness import RecordedMessage, leave, make_worker, submit
 
 from pagefleet.api import keys
 from pagefleet.api.errors import ContextTooLong, InvalidRequest, QueueFull, UnknownParameter
@@ -19,7 +19,7 @@ def worker(store):
     worker = make_worker(store, "w1", drain_s=0.0)
     worker.start()
     yield worker
-    worker.drain(lambda: 0, lambda: None)
+    leave(worker)
 
 
 def expected_tokens(seed: int, count: int) -> list[int]:
@@ -162,7 +162,7 @@ def test_a_cancel_reaches_a_job_that_has_no_step(store):
     store.cancel("waiting")
     _, record = waiting.last_answer(3)
     assert record.state is JobState.CANCELLED
-    worker.drain(lambda: 0, lambda: None)
+    leave(worker)
 
 
 def test_a_running_job_ends_at_its_deadline(store, worker):
@@ -219,7 +219,7 @@ def test_a_bare_message_counts_against_the_depth_limit(store):
     kind, error = message.last_answer()
     assert kind == "rejected"
     assert isinstance(error, QueueFull)
-    worker.drain(lambda: 0, lambda: None)
+    leave(worker)
 
 
 def test_a_failing_step_fails_its_jobs_and_not_the_worker(store, worker, monkeypatch):
@@ -246,7 +246,7 @@ def test_drain_gives_running_jobs_back_with_their_log(store):
     message = submit(store, worker, "a", max_tokens=4000)
     worker.admission.put(message)
     assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 3, 10)
-    worker.drain(lambda: 1, lambda: None)
+    leave(worker, num_held=1)
     record = store.read("a")
     assert record.state is JobState.QUEUED
     assert record.result().token_ids == expected_tokens(7, record.num_tokens[0])

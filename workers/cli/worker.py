@@ -8,7 +8,7 @@ import warnings
 from typing import Any
 
 import click
-from celery.exceptions import SecurityWarning
+from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from pydantic import ValidationError
 
 from pagefleet.api.cli.options import given, redis_option
@@ -49,8 +49,10 @@ def worker(aliases: tuple[str, ...], **options: Any) -> None:
     )
     # Celery logs each message that it receives at info; one line a job is enough, and it is not that one.
     logging.getLogger("celery").setLevel(logging.WARNING)
-    # It warns of running as root because of pickle, which no pagefleet worker accepts.
+    # It warns of running as root because of pickle, which no pagefleet worker accepts; and of what Celery 6
+    # will do with running tasks when the broker goes away, which is set here.
     warnings.simplefilter("ignore", SecurityWarning)
+    warnings.simplefilter("ignore", CPendingDeprecationWarning)
     sys.exit(_run(settings))
 
 

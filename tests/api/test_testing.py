@@ -1,0 +1,199 @@
+"""InMemoryFleet is a fleet: every story here is told of it and of the real one, in the same words."""
+
+from __future__ import annotations
+
+import inspect
+import uuid
+
+import pytest
+
+from pagefleet.api import (
+    ContextTooLong,
+    Fleet,
+    FleetClient,
+    InvalidRequest,
+    JobFailed,
+    JobNotFound,
+    JobState,
+    QueueFull,
+    StreamTimeout,
+    UnknownModel,
+    UnknownParameter,
+)
+from pagefleet.api.testing import InMemoryFleet, fake_card
+
+
+def reply(request):
+    """Forty words, another set for each seed; as a worker, it refuses a text that is too long."""
+    if request.prompt is not None and len(request.prompt) >= 4096:
+        raise ContextTooLong("The prompt has 5001 tokens; it does not fit.", param="prompt")
+    return " ".join(f"w{request.sampling.seed}.{index}" for index in range(4096))
+
+
+@pytest.fixture(params=["fake", "real"])
+def any_fleet(request):
+    """A fleet of one model with a worker."""
+    if request.param == "fake":
+        return InMemoryFleet(reply, models=[fake_card("null")])
+    return request.getfixturevalue("fleet")
+
+
+@pytest.fixture(params=["fake", "real"])
+def waiting_fleet(request):
+    """A fleet whose model ``ghost``, with room for three jobs, has no worker."""
+    if request.param == "fake":
+        return InMemoryFleet(reply, models=[fake_card("ghost", max_queue_depth=3)], paused=True)
+    request.getfixturevalue("ghost")
+    return request.getfixturevalue("fleet")
+
+
+class TestAnswers:
+    def test_a_stream(self, any_fleet):
+        stream = any_fleet.generate("Hello there", max_tokens=8, seed=7)
+        chunks = list(stream)
+        tokens = [token for chunk in chunks for token in chunk.token_ids]
+        assert len(tokens) == 8
+        assert [chunk.finish_reason for chunk in chunks if chunk.finish_reason] == ["length"]
+        assert chunks[-1].finish_reason == "length"
+        assert stream.num_prompt_tokens >= 2
+        assert list(stream) == []
+        result = stream.result()
+        assert (result.token_ids, result.text) == (tokens, "".join(chunk.text for chunk in chunks))
+        assert (result.state, result.finish_reason, result.attempts) == (JobState.DONE, "length", 1)
+        assert (result.model, stream.model, result.job_id) == ("null", "null", stream.job_id)
+        assert result.num_prompt_tokens == stream.num_prompt_tokens
+
+    def test_a_chat_and_token_ids(self, any_fleet):
+        assert (
+            any_fleet.chat([{"role": "user", "content": "Hi"}], max_tokens=3).result().num_prompt_tokens >= 1
+        )
+        result = any_fleet.generate(prompt_token_ids=[1, 2, 3], max_tokens=3).result()
+        assert (result.num_prompt_tokens, len(result.token_ids)) == (3, 3)
+
+    def test_seeds(self, any_fleet):
+        texts = [
+            any_fleet.generate("Hello", max_tokens=8, seed=seed).text() for seed in (7, 7, 8, None, None)
+        ]
+        assert texts[0] == texts[1]
+        assert len(set(texts)) == 4
+
+    @pytest.mark.parametrize("after", [0, 3, 8, 20])
+    def test_attach_after_the_end(self, any_fleet, after):
+        stream = any_fleet.generate("Hello", max_tokens=8)
+        tokens = stream.result().token_ids
+        attached = any_fleet.attach(stream.job_id, after=after)
+        assert [token for chunk in attached for token in chunk.token_ids] == tokens[after:]
+        assert attached.num_prompt_tokens == stream.num_prompt_tokens
+
+    def test_the_same_id_is_the_same_job(self, any_fleet):
+        job_id = f"test-{uuid.uuid4().hex}"
+        first = any_fleet.generate("Hello", max_tokens=8, seed=1, job_id=job_id)
+        again = any_fleet.generate("Hello", max_tokens=4, seed=2, job_id=job_id)
+        assert first.text() == again.text()
+        assert first.job_id == again.job_id == job_id
+
+    def test_cancelling_an_ended_job(self, any_fleet):
+        stream = any_fleet.generate("Hello", max_tokens=4)
+        stream.result()
+        assert any_fleet.cancel(stream.job_id) is False
+        assert any_fleet.attach(stream.job_id).result().state is JobState.DONE
+
+    def test_what_is_not_there(self, any_fleet):
+        for call in (any_fleet.attach, any_fleet.cancel):
+            with pytest.raises(JobNotFound) as raised:
+                call("nothing")
+            assert raised.value.job_id == "nothing"
+
+    def test_models_and_status(self, any_fleet):
+        assert [card.name for card in any_fleet.models()] == ["null"]
+        status = any_fleet.status()
+        assert [queue.name for queue in status.queues] == ["null.interactive", "null.batch"]
+        assert status.models == any_fleet.models()
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("fields", "error", "param"),
+        [
+            ({"model": "nobody"}, UnknownModel, "model"),
+            ({"prompt": ""}, InvalidRequest, "prompt"),
+            ({"max_token": 1}, UnknownParameter, "max_token"),
+            ({"max_tokens": 4097}, InvalidRequest, "max_tokens"),
+            ({"prompt": None, "prompt_token_ids": [1] * 4096}, ContextTooLong, "prompt_token_ids"),
+            ({"job_id": "a b"}, InvalidRequest, "job_id"),
+        ],
+    )
+    def test_here_and_now(self, any_fleet, fields, error, param):
+        with pytest.raises(error) as raised:
+            any_fleet.generate(**{"prompt": "Hello", **fields})
+        assert (type(raised.value), raised.value.param) == (error, param)
+
+    def test_by_the_worker(self, any_fleet):
+        stream = any_fleet.generate("x" * 5000)
+        for _ in range(2):
+            with pytest.raises(ContextTooLong, match="5001 tokens") as raised:
+                stream.text()
+            assert (raised.value.param, raised.value.job_id) == ("prompt", stream.job_id)
+
+
+class TestWaiting:
+    def test_a_timeout_and_the_job_stays_queued(self, waiting_fleet):
+        stream = waiting_fleet.generate("Hello", model="ghost", timeout=0.2)
+        with pytest.raises(StreamTimeout) as raised:
+            next(stream)
+        assert raised.value.job_id == stream.job_id
+        (queue,) = [queue for queue in waiting_fleet.status().queues if queue.name == "ghost.interactive"]
+        assert (queue.num_queued, queue.num_open) == (1, 1)
+
+    def test_a_cancel_reaches_every_reader(self, waiting_fleet):
+        stream = waiting_fleet.generate("Hello", model="ghost", timeout=10)
+        attached = waiting_fleet.attach(stream.job_id, timeout=10)
+        assert waiting_fleet.cancel(stream.job_id) is True
+        for reader in (stream, attached):
+            result = reader.result()
+            assert (result.state, result.finish_reason) == (JobState.CANCELLED, "cancelled")
+            assert result.token_ids == []
+
+    def test_a_full_queue(self, waiting_fleet):
+        jobs = [waiting_fleet.generate("Hello", model="ghost") for _ in range(3)]
+        with pytest.raises(QueueFull, match="holds 3 jobs") as raised:
+            waiting_fleet.generate("Hello", model="ghost", job_id="one-too-many")
+        assert raised.value.job_id == "one-too-many"
+        with pytest.raises(JobNotFound):
+            waiting_fleet.attach("one-too-many")
+        waiting_fleet.cancel(jobs[0].job_id)
+        waiting_fleet.generate("Hello", model="ghost")
+
+
+class TestTheFakeAlone:
+    def test_it_answers_what_it_is_told(self):
+        fleet = InMemoryFleet(lambda request: f"You said {request.prompt}")
+        chunks = list(fleet.generate("hello"))
+        assert [chunk.text for chunk in chunks] == ["You", " said", " hello"]
+        assert chunks[-1].finish_reason == "stop"
+
+    def test_a_paused_fleet_answers_when_it_is_run(self):
+        fleet = InMemoryFleet(lambda request: request.prompt, paused=True)
+        streams = [fleet.generate(text, timeout=1) for text in ("one", "two")]
+        fleet.run()
+        assert [stream.text() for stream in streams] == ["one", "two"]
+        assert fleet.generate("three").text() == "three"
+
+    def test_an_empty_reply_is_an_answer(self):
+        result = InMemoryFleet(lambda request: "").generate("hello").result()
+        assert (result.text, result.state, result.finish_reason) == ("", JobState.DONE, "stop")
+
+    def test_a_failure_is_raised_at_the_end(self):
+        def fail(request):
+            raise JobFailed("The device is on fire.")
+
+        with pytest.raises(JobFailed, match="on fire"):
+            InMemoryFleet(fail).generate("hello").result()
+
+    def test_it_has_the_calls_of_the_real_client(self):
+        for name in ("generate", "chat", "attach", "cancel", "models", "status", "close"):
+            assert inspect.signature(getattr(InMemoryFleet, name)) == inspect.signature(
+                getattr(FleetClient, name)
+            )
+        assert issubclass(InMemoryFleet, Fleet)
+        assert issubclass(FleetClient, Fleet)
