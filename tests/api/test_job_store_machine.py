@@ -27,9 +27,11 @@ from pagefleet.api.messages import GenerateRequest, JobState, LogEntry, WorkerSt
 from pagefleet.api.operations import CancelVerdict, ClaimVerdict, StepItem, StepStatus
 from pagefleet.api.stream import StreamState
 
-QUEUE, CHANNEL, TOTAL = "m.interactive", "pf:reply:machine", 6
+QUEUE, CHANNEL, TOTAL = "m.interactive", "pf:reply:machine", 12
 REQUEST = GenerateRequest(model="m", prompt="Hello")
 WORKERS = st.sampled_from(["w1", "w2"])
+SELDOM = st.sampled_from([False] * 5 + [True])
+"""What ends a job comes seldom, else hardly a job would live to its second step."""
 
 
 @dataclass
@@ -61,8 +63,8 @@ class TwoWorkersOneClient(RuleBasedStateMachine):
     store = None  # set by the test
     numbers = itertools.count()
 
-    @initialize()
-    def begin(self):
+    @initialize(is_under_way=st.sampled_from([True, True, True, False]))
+    def begin(self, is_under_way):
         self.store.redis.flushall()
         self.job_id = f"j{next(self.numbers)}"
         self.rules = Rules()
@@ -72,6 +74,10 @@ class TwoWorkersOneClient(RuleBasedStateMachine):
         self.pubsub = self.store.redis.pubsub()
         self.pubsub.subscribe(CHANNEL)
         assert self.pubsub.get_message(timeout=5)["type"] == "subscribe"
+        if is_under_way:  # most of what matters happens after this
+            self.submit()
+            self.beat("w1")
+            self.claim("w1")
 
     def teardown(self):
         if hasattr(self, "pubsub"):
@@ -108,25 +114,41 @@ class TwoWorkersOneClient(RuleBasedStateMachine):
             rules.state, rules.owner, rules.epoch = "R", worker, rules.epoch + 1
             assert (reply.epoch, reply.attempt) == (rules.epoch, rules.epoch)
             assert reply.num_tokens == (len(rules.tokens),)
-            self.memories[worker] = Memory(rules.epoch, list(rules.tokens))
+            sent = self.memories[worker].sent
+            self.memories[worker] = Memory(rules.epoch, list(rules.tokens), sent)
         assert reply.verdict is expected
 
+    @rule()
+    def the_other_takes_over(self):
+        """While the first is paused, not dead."""
+        first, other = ("w1", "w2") if self.rules.owner != "w2" else ("w2", "w1")
+        self.die_or_pause(first)
+        self.beat(other)
+        self.claim(other)
+
+    def worker(self, data):
+        """Rather the owner, and only one that ever claimed."""
+        ever = [worker for worker, memory in self.memories.items() if memory.epoch]
+        return data.draw(st.sampled_from([self.rules.owner] * 2 + ever if self.rules.owner in ever else ever))
+
     @precondition(lambda self: any(memory.epoch for memory in self.memories.values()))
-    @rule(worker=WORKERS, num_tokens=st.integers(0, 3), data=st.data())
-    def step(self, worker, num_tokens, data):
+    @rule(num_tokens=st.integers(0, 3), data=st.data(), reply_is_lost=st.booleans())
+    def step(self, num_tokens, data, reply_is_lost):
         """Some new tokens, sent with some of those it knows the log to have."""
+        worker = self.worker(data)
         memory = self.memories[worker]
         new = [memory.epoch * 100 + len(memory.tokens) + i for i in range(num_tokens)]
         base = data.draw(st.integers(max(0, len(memory.tokens) - 2), len(memory.tokens)))
         memory.tokens = (memory.tokens + new)[:TOTAL]
         self.send(worker, base)
+        if reply_is_lost:
+            self.check_step(worker, memory.sent[-1])
 
     @precondition(lambda self: any(memory.sent for memory in self.memories.values()))
-    @rule(worker=WORKERS)
-    def step_again(self, worker):
-        """The reply was lost."""
-        if self.memories[worker].sent:
-            self.check_step(worker, self.memories[worker].sent[-1])
+    @rule(data=st.data())
+    def an_old_step_arrives_late(self, data):
+        worker = data.draw(st.sampled_from([w for w, memory in self.memories.items() if memory.sent]))
+        self.check_step(worker, data.draw(st.sampled_from(self.memories[worker].sent)))
 
     def send(self, worker, base):
         memory = self.memories[worker]
@@ -165,14 +187,21 @@ class TwoWorkersOneClient(RuleBasedStateMachine):
 
     @rule(worker=WORKERS)
     def mark(self, worker):
+        self.store.redis.script_flush()  # a restart may come at any moment
         epoch = self.memories[worker].epoch
         rules = self.rules
         mine = (rules.state, rules.owner, rules.epoch) == ("R", worker, epoch)
         assert self.store.mark(worker, {self.job_id: epoch}) == (set() if mine else {self.job_id})
 
-    @rule(worker=WORKERS, state=st.sampled_from([JobState.FAILED, JobState.CANCELLED, JobState.DEAD]))
-    def end(self, worker, state):
+    @rule(
+        worker=WORKERS,
+        state=st.sampled_from([JobState.FAILED, JobState.CANCELLED, JobState.DEAD]),
+        really=SELDOM,
+    )
+    def end(self, worker, state, really):
         epoch, rules = self.memories[worker].epoch, self.rules
+        if not really and not rules.is_final:
+            return
         mine = (rules.owner, rules.epoch) == (worker, epoch)
         if not rules.state:
             expected = "missing"
@@ -182,9 +211,11 @@ class TwoWorkersOneClient(RuleBasedStateMachine):
             expected = "fenced"
         assert self.store.end(self.job_id, worker, epoch, state, reason="why") == expected
 
-    @rule(worker=WORKERS)
-    def release(self, worker):
+    @rule(worker=WORKERS, really=SELDOM)
+    def release(self, worker, really):
         epoch, rules = self.memories[worker].epoch, self.rules
+        if not really and not rules.is_final:
+            return
         mine = (rules.owner, rules.epoch) == (worker, epoch)
         if not rules.state:
             expected = "missing"
@@ -202,9 +233,12 @@ class TwoWorkersOneClient(RuleBasedStateMachine):
         assert created == (not self.rules.state)
         self.rules.state = self.rules.state or "Q"
 
-    @rule()
-    def cancel(self):
+    @rule(really=SELDOM)
+    def cancel(self, really):
         rules = self.rules
+        only_flags = rules.state == "R" and rules.owner in self.alive
+        if not (really or only_flags or rules.is_final):
+            return
         if not rules.state:
             expected = CancelVerdict.MISSING
         elif rules.is_final:
@@ -224,10 +258,6 @@ class TwoWorkersOneClient(RuleBasedStateMachine):
         expected = "missing" if not self.rules.state else "closed" if self.rules.is_final else "open"
         assert self.store.close(self.job_id, QUEUE) == expected
         self.rules.closed |= expected == "closed"
-
-    @rule()
-    def restart_forgets_the_scripts(self):
-        self.store.redis.script_flush()
 
     # What always holds.
 
@@ -277,7 +307,7 @@ def test_two_workers_and_one_client(store):
     run_state_machine_as_test(
         TwoWorkersOneClient,
         settings=settings(
-            max_examples=100, stateful_step_count=40, deadline=None,
+            max_examples=80, stateful_step_count=40, deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         ),
     )  # fmt: skip

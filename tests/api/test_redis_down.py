@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+import redis as redis_py
 
 from pagefleet.api import AsyncFleetClient, FleetClient, FleetSettings, RedisUnavailable
 from pagefleet.api.celery_app import make_celery
@@ -138,6 +139,9 @@ class TestNobodyThere:
         started = time.monotonic()
         with pytest.raises(RedisUnavailable):
             JobCloser(store, app).close("j")
+        assert time.monotonic() - started < BAR_S
+        with pytest.raises(redis_py.ConnectionError):
+            app.backend.set("key", b"value")
         assert time.monotonic() - started < BAR_S
         app.close()
         # Still open: the next attempt finds it.
@@ -271,6 +275,21 @@ class TestAServerThatComesBack:
             assert text + "".join(chunk.text for chunk in stream) == self.TEXT
             assert worker.store.read(stream.job_id).result().text == self.TEXT
 
+    def test_what_a_dropped_connection_missed_is_read_at_once(self, fragile):
+        """Not only after 2 s of silence: the subscription tells that it is new."""
+        with FleetClient(redis_url=fragile.url) as fleet:
+            own = fleet.generate("Hello", timeout=30)
+            attached = fleet.attach(own.job_id, timeout=30)
+            worker = HandWorker(fragile.url).claim(own.job_id)
+            worker.step(3)
+            texts = [next(own).text, next(attached).text]
+            worker.store.redis.client_kill_filter(_type="pubsub")
+            worker.step(9, "length")
+            started = time.monotonic()
+            assert texts[0] + "".join(chunk.text for chunk in own) == self.TEXT
+            assert texts[1] + "".join(chunk.text for chunk in attached) == self.TEXT
+            assert time.monotonic() - started < 1.9
+
     async def test_the_async_stream_goes_on_and_ends_complete(self, fragile):
         async with AsyncFleetClient(redis_url=fragile.url) as fleet:
             own = await fleet.generate("Hello", timeout=30)
@@ -304,7 +323,7 @@ class TestAServerThatComesBack:
             tmp_path, ["--model", "null", "--backend", "null", "--null-step-time", "0.02"], drain_s=1
         )
         with stack, FleetClient(redis_url=stack.redis_url) as fleet:
-            stream = fleet.generate("Hello", seed=7, max_tokens=120, timeout=8)
+            stream = fleet.generate("Hello", seed=7, max_tokens=120, timeout=4)
             next(stream)
             self.restart(stack.server)
             assert len(stream.text()) == 120
