@@ -10,39 +10,43 @@
 
 from __future__ import annotations
 
-from pagefleet.api.async_client import AsyncFleetClient
-from pagefleet.api.client import FleetClient
-from pagefleet.api.errors import (
-    ConfigurationError,
-    ContextTooLong,
-    FleetError,
-    InvalidRequest,
-    JobDead,
-    JobError,
-    JobFailed,
-    JobLost,
-    JobNotFound,
-    MissingExtra,
-    ProtocolError,
-    QueueFull,
-    RedisUnavailable,
-    StreamTimeout,
-    UnknownModel,
-    UnknownParameter,
-)
-from pagefleet.api.fleet import Fleet, FleetStatus, QueueStatus, RunningJob
-from pagefleet.api.messages import (
-    ChatMessage,
-    ChoiceResult,
-    JobResult,
-    JobState,
-    ModelCard,
-    SamplingParams,
-    WorkerStatus,
-)
-from pagefleet.api.settings import FleetSettings
-from pagefleet.api.stream import Chunk
-from pagefleet.api.token_stream import AsyncTokenStream, TokenStream
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from pagefleet.api.async_client import AsyncFleetClient
+    from pagefleet.api.client import FleetClient
+    from pagefleet.api.errors import (
+        ConfigurationError,
+        ContextTooLong,
+        FleetError,
+        InvalidRequest,
+        JobDead,
+        JobError,
+        JobFailed,
+        JobLost,
+        JobNotFound,
+        MissingExtra,
+        ProtocolError,
+        QueueFull,
+        RedisUnavailable,
+        StreamTimeout,
+        UnknownModel,
+        UnknownParameter,
+    )
+    from pagefleet.api.fleet import Fleet, FleetStatus, QueueStatus, RunningJob
+    from pagefleet.api.messages import (
+        ChatMessage,
+        ChoiceResult,
+        JobResult,
+        JobState,
+        ModelCard,
+        SamplingParams,
+        WorkerStatus,
+    )
+    from pagefleet.api.settings import FleetSettings
+    from pagefleet.api.stream import Chunk
+    from pagefleet.api.token_stream import AsyncTokenStream, TokenStream
 
 __all__ = [
     "AsyncFleetClient",
@@ -79,3 +83,53 @@ __all__ = [
     "UnknownParameter",
     "WorkerStatus",
 ]
+
+# Imported when first asked for: a service pays for redis and pydantic when it makes its client, not before.
+_HOMES: Final = {
+    "AsyncFleetClient": "async_client",
+    "AsyncTokenStream": "token_stream",
+    "ChatMessage": "messages",
+    "ChoiceResult": "messages",
+    "Chunk": "stream",
+    "ConfigurationError": "errors",
+    "ContextTooLong": "errors",
+    "Fleet": "fleet",
+    "FleetClient": "client",
+    "FleetError": "errors",
+    "FleetSettings": "settings",
+    "FleetStatus": "fleet",
+    "InvalidRequest": "errors",
+    "JobDead": "errors",
+    "JobError": "errors",
+    "JobFailed": "errors",
+    "JobLost": "errors",
+    "JobNotFound": "errors",
+    "JobResult": "messages",
+    "JobState": "messages",
+    "MissingExtra": "errors",
+    "ModelCard": "messages",
+    "ProtocolError": "errors",
+    "QueueFull": "errors",
+    "QueueStatus": "fleet",
+    "RedisUnavailable": "errors",
+    "RunningJob": "fleet",
+    "SamplingParams": "messages",
+    "StreamTimeout": "errors",
+    "TokenStream": "token_stream",
+    "UnknownModel": "errors",
+    "UnknownParameter": "errors",
+    "WorkerStatus": "messages",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,13 +5,14 @@ It never becomes Celery's current app, so that it can live inside another servic
 
 from __future__ import annotations
 
-from typing import Any, Final
-
-from celery import Celery
-from kombu import Exchange, Queue
+from typing import TYPE_CHECKING, Any, Final
 
 from pagefleet.api import keys
 from pagefleet.api.settings import FleetSettings
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from kombu import Queue
 
 # Redis's redelivery by timeout is switched off: a dead worker's messages come back through its lease.
 _NEVER_S: Final = 10**8
@@ -27,6 +28,8 @@ def broker_priority(priority: int) -> int:
 
 def make_queue(name: str) -> Queue:
     """A queue with an exchange of its own: a bare ``Queue`` would bind all to the default exchange."""
+    from kombu import Exchange, Queue
+
     return Queue(name, Exchange(name), routing_key=name)
 
 
@@ -42,6 +45,10 @@ def make_celery(settings: FleetSettings, *, worker_id: str | None = None) -> Cel
         settings: which server, and for how long results are kept.
         worker_id: set in a worker, whose unacknowledged messages then are its own.
     """
+    # Imported where they are needed, here and below: a service that imports the client at its start should
+    # not pay for Celery before it sends its first job.
+    from celery import Celery
+
     app = Celery("pagefleet", broker=settings.url, backend=settings.url, set_as_current=False)
     app.conf.update(
         broker_transport_options=_transport_options(settings, worker_id),

@@ -5,17 +5,16 @@ Idempotent, and anyone may do it: the worker that ended the job, the client that
 
 from __future__ import annotations
 
-from typing import Any
-
-from celery import Celery
-from celery.exceptions import TaskRevokedError
-from celery.states import FAILURE, REVOKED, SUCCESS
+from typing import TYPE_CHECKING, Any
 
 from pagefleet.api.connection import redis_errors
 from pagefleet.api.errors import FleetError, JobFailed
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import JobState
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 
 class JobCloser:
@@ -41,6 +40,9 @@ class JobCloser:
         return record
 
     def _write_result(self, record: JobRecord) -> None:
+        from celery.exceptions import TaskRevokedError
+        from celery.states import FAILURE, REVOKED, SUCCESS
+
         if record.state is JobState.CANCELLED:
             self._backend.store_result(record.job_id, TaskRevokedError("cancelled"), REVOKED)
         elif record.state is JobState.DONE:

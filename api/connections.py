@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 import uuid
+from typing import TYPE_CHECKING
 
 import redis
-from celery import Celery
-from kombu.exceptions import OperationalError
 
 from pagefleet.api import keys
 from pagefleet.api.celery_app import broker_priority, make_celery, make_queue
@@ -20,6 +19,9 @@ from pagefleet.api.model_cards import CardIndex
 from pagefleet.api.operations import CancelVerdict
 from pagefleet.api.settings import FleetSettings
 from pagefleet.api.subscriber import Subscriber
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 
 class CardCache:
@@ -45,6 +47,8 @@ def send_message(app: Celery, job_id: str, queue_name: str, priority: int) -> No
     Raises:
         RedisUnavailable: the broker did not take it.
     """
+    from kombu.exceptions import OperationalError
+
     try:
         app.send_task(
             keys.GENERATE_TASK,

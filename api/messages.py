@@ -43,7 +43,8 @@ class JobState(StrEnum):
 class WireModel(BaseModel):
     """Frozen, strict, closed: a wrong type or an unknown field is an error, never a guess."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    # Built at the first use of each model, not at import.
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", defer_build=True)
 
 
 class StoredModel(WireModel):

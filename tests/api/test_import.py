@@ -74,7 +74,10 @@ def test_the_heavy_parts_are_there_to_be_imported():
 
 
 def test_it_imports_quickly():
-    program = "import time; s = time.perf_counter(); import pagefleet.api; print(time.perf_counter() - s)"
+    program = (
+        "import time; s = time.perf_counter(); import pagefleet.api; pagefleet.api.FleetClient; "
+        "print(time.perf_counter() - s)"
+    )
     seconds = statistics.median(float(run(program)) for _ in range(3))
     assert seconds < 3 * IMPORT_GOAL_S
 
