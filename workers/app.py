@@ -18,7 +18,7 @@ from pagefleet.workers.fleet_worker import FleetWorker
 from pagefleet.workers.pool import EnginePool
 from pagefleet.workers.settings import WorkerSettings, let_threads_sleep, new_worker_id
 from pagefleet.workers.tasks import cancel_on_revoke, register_tasks
-from pagefleet.workers.unacked import keep_unacked
+from pagefleet.workers.unacked import guard_channel
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class AdmissionStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, consumer: Any) -> None:
         pool: EnginePool = consumer.pool
         channel = consumer.task_consumer.channel
-        keep_unacked(channel)
+        guard_channel(channel)
         pool.use_channel(channel)
         qos = channel.qos
         within_prefetch = qos.can_consume

@@ -72,6 +72,10 @@ class PooledMessage(JobMessage):
         if self._started:
             self.started()
 
+    @property
+    def delivery_tag(self) -> str:
+        return str(self._request.message.delivery_tag)
+
     def use_channel(self, channel: Any) -> None:
         self._request.message.channel = channel
 
@@ -139,10 +143,13 @@ class EnginePool(BasePool):  # type: ignore[misc]
         self.worker.start()
 
     def use_channel(self, channel: Any) -> None:
-        """A new connection to the broker: what is held is acknowledged over it from now on."""
+        """A new connection to the broker: what is held is acknowledged over it from now on, and what the old
+        one took with it goes back to its queue (protocol line 14, AUDIT, for messages)."""
         self._channel = channel
-        for message in self._messages.values():
+        held = list(self._messages.values())
+        for message in held:
             message.use_channel(channel)
+        restore_unacked(channel, self.worker.worker_id, {message.delivery_tag for message in held})
 
     def register_with_event_loop(self, loop: Any) -> None:
         self.mailbox.attach(loop)

@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Collection
+from types import MethodType
 from typing import Any
 
 from pagefleet.api import keys
 
+logger = logging.getLogger(__name__)
 
-def keep_unacked(channel: Any) -> None:
-    """Keeps kombu from restoring this channel's messages by itself when its connection breaks.
 
-    The jobs go on here meanwhile, and restoring over a connection that is gone ends Celery's consumer.
+def guard_channel(channel: Any) -> None:
+    """Makes a broken connection to the broker an interruption instead of the worker's end.
+
+    kombu would restore this channel's messages by itself when its connection breaks, although their jobs go
+    on here; and it fails with an ``AttributeError`` where it restores or acknowledges over a channel that is
+    closed, which ends Celery's consumer. What could not be acknowledged is put back by
+    :func:`restore_unacked` once there is a new channel; the job has ended by then, and is closed once more.
     """
-    channel.qos.restore_at_shutdown = False
+    qos = channel.qos
+    qos.restore_at_shutdown = False
+    acknowledge = qos.ack
+
+    def ack(_qos: Any, delivery_tag: str) -> None:
+        try:
+            acknowledge(delivery_tag)
+        except Exception as error:
+            if not channel.closed and not isinstance(error, channel.connection_errors):
+                raise
+            logger.info("message %s could not be acknowledged now: %r", delivery_tag, error)
+
+    qos.ack = MethodType(ack, qos)
 
 
-def restore_unacked(channel: Any, worker_id: str, still_wanted: Callable[[], bool] = lambda: True) -> int:
-    """Puts every unacknowledged message of a worker back to the front of its queue, the oldest first in line.
+def restore_unacked(channel: Any, worker_id: str, held: Collection[str] = ()) -> int:
+    """Puts a worker's unacknowledged messages back to the front of their queues, the oldest first in line.
 
     Args:
         channel: a channel whose transport options name that worker's keys.
-        still_wanted: asked before each message; False ends the restoring.
+        held: delivery tags that stay where they are.
 
     Returns:
         How many messages were put back.
     """
     index = keys.unacked(worker_id)["unacked_index_key"]
     with channel.conn_or_acquire() as client:
-        tags = client.zrevrange(index, 0, -1)
-    num_restored = 0
-    for tag in tags:
-        if not still_wanted():
-            break
-        channel.qos.restore_by_tag(tag.decode() if isinstance(tag, bytes) else tag)
-        num_restored += 1
-    return num_restored
+        tags = [tag.decode() if isinstance(tag, bytes) else tag for tag in client.zrevrange(index, 0, -1)]
+    to_restore = [tag for tag in tags if tag not in held]
+    for tag in to_restore:
+        channel.qos.restore_by_tag(tag)
+    return len(to_restore)

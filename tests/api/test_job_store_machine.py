@@ -307,7 +307,7 @@ def test_two_workers_and_one_client(store):
     run_state_machine_as_test(
         TwoWorkersOneClient,
         settings=settings(
-            max_examples=80, stateful_step_count=40, deadline=None,
+            max_examples=50, stateful_step_count=40, deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         ),
     )  # fmt: skip

@@ -314,10 +314,6 @@ class TestAServerThatComesBack:
                 stream.text()
             assert time.monotonic() - started < 3 * (1.0 + CONNECT_TIMEOUT_S)
 
-    @pytest.mark.xfail(
-        strict=False,
-        reason="kombu's restore on a dead connection ends the worker's consumer (workers/, open)",
-    )
     def test_the_whole_fleet_goes_on(self, server_binary, tmp_path):
         stack = LocalStack(
             tmp_path, ["--model", "null", "--backend", "null", "--null-step-time", "0.02"], drain_s=1

@@ -14,6 +14,8 @@ from celery.concurrency.base import BasePool, apply_target
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.request import Request
 from kombu.asynchronous import Hub
+from kombu.message import Message
+from kombu.transport import virtual
 from kombu.transport.redis import Channel, MultiChannelPoller, QoS
 
 
@@ -62,6 +64,14 @@ def test_a_failed_return_value_is_acknowledged_without_a_second_result():
 )
 def test_signatures(function, parameters):
     assert list(inspect.signature(function).parameters) == parameters
+
+
+def test_an_acknowledgement_goes_through_the_channels_qos():
+    """guard_channel replaces ``qos.ack`` on the instance, and a held message is given a new channel."""
+    source = inspect.getsource(virtual.Channel.basic_ack)
+    assert "self.qos.ack(delivery_tag)" in source
+    assert "self.channel.basic_ack(self.delivery_tag" in inspect.getsource(Message.ack)
+    assert "if not self.restore_at_shutdown" in inspect.getsource(virtual.QoS.restore_unacked_once)
 
 
 def test_the_poller_asks_can_consume_before_each_brpop():

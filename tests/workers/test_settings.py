@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from pagefleet.api.errors import ConfigurationError
-from pagefleet.workers.cli.worker import make_settings
 from pagefleet.workers.settings import WorkerSettings, new_worker_id
 
 
@@ -36,7 +35,7 @@ def test_the_environment_is_read(monkeypatch):
 @pytest.mark.parametrize(("field", "value"), [("max_num_seqs", 0), ("dtype", "int3"), ("lease_s", -1.0)])
 def test_a_wrong_value_is_one_sentence_that_names_it(field, value):
     with pytest.raises(ConfigurationError, match=field):
-        make_settings({field: value})
+        WorkerSettings.load(**{field: value})
 
 
 def test_a_worker_id_is_new_at_each_start():

@@ -30,12 +30,11 @@ def bench(
     from pagefleet.engine import LLMEngine
     from pagefleet.workers.app import engine_config
     from pagefleet.workers.bench.report import run_bench
-    from pagefleet.workers.cli.worker import make_settings
     from pagefleet.workers.local_stack import LocalStack
-    from pagefleet.workers.settings import let_threads_sleep
+    from pagefleet.workers.settings import WorkerSettings, let_threads_sleep
 
     let_threads_sleep()
-    settings = make_settings({"model": model, "dtype": dtype, "backend": backend})
+    settings = WorkerSettings.load(model=model, dtype=dtype, backend=backend)
     engine = LLMEngine.from_config(engine_config(settings))
     arguments = ["--model", model, "--dtype", dtype, "--backend", backend]
     with (

@@ -9,10 +9,8 @@ from typing import Any
 
 import click
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
-from pydantic import ValidationError
 
 from pagefleet.api.cli.options import given, redis_option
-from pagefleet.api.errors import ConfigurationError
 from pagefleet.workers.settings import WorkerSettings
 
 
@@ -43,7 +41,7 @@ def worker(aliases: tuple[str, ...], **options: Any) -> None:
     """
     if aliases:
         options["aliases"] = list(aliases)
-    settings = make_settings(given(options))
+    settings = WorkerSettings.load(**given(options))
     logging.basicConfig(
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
@@ -54,16 +52,6 @@ def worker(aliases: tuple[str, ...], **options: Any) -> None:
     warnings.simplefilter("ignore", SecurityWarning)
     warnings.simplefilter("ignore", CPendingDeprecationWarning)
     sys.exit(_run(settings))
-
-
-def make_settings(options: dict[str, Any]) -> WorkerSettings:
-    """Raises: ConfigurationError, one sentence for the first wrong value."""
-    try:
-        return WorkerSettings(**options)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = "_".join(str(part) for part in first["loc"]).lower().removeprefix("pagefleet_")
-        raise ConfigurationError(f"{name}: {first['msg']}.") from None
 
 
 def _run(settings: WorkerSettings) -> int:
