@@ -88,6 +88,10 @@ def prepare(cards: CardIndex, job_id: str | None, fields: Mapping[str, Any], see
     sampling = request.sampling
     if sampling.seed is None:
         sampling = sampling.model_copy(update={"seed": seed})
+    if "max_tokens" not in given:
+        # The default must not make a model with a short context refuse what nobody asked for.
+        most = max(sampling.min_tokens, min(sampling.max_tokens, card.max_model_len))
+        sampling = sampling.model_copy(update={"max_tokens": most})
     request = request.model_copy(update={"model": card.name, "sampling": sampling})
     check_fits(request, card)
     return Prepared(job_id or str(uuid.uuid4()), request, card)

@@ -10,9 +10,10 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from typing import Final, NamedTuple, Self
 
-from pagefleet.api.errors import JobLost, RedisUnavailable, StreamTimeout
+from pagefleet.api.errors import FleetError, JobLost, RedisUnavailable, StreamTimeout
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.messages import JobResult
 from pagefleet.api.stream import SILENCE_S, Chunk, StreamState
@@ -125,6 +126,7 @@ class _StreamBase:
         self._state = state
         self._patience = _Patience(state.job_id, timeout_s)
         self._closed = False
+        self._cancelled = False
 
     @property
     def num_prompt_tokens(self) -> int | None:
@@ -171,7 +173,10 @@ class TokenStream(_StreamBase, Iterator[Chunk]):
             elif self._state.wants_replay:
                 self._replay()
             else:
-                _take(self._state, self._source.wait(self._patience.next_wait()))
+                event = self._source.wait(self._patience.next_wait())
+                _take(self._state, event)
+                if isinstance(event, Resync) and self._cancelled:
+                    self._cancel_again()
         raise StopIteration
 
     def result(self) -> JobResult:
@@ -190,7 +195,13 @@ class TokenStream(_StreamBase, Iterator[Chunk]):
 
     def cancel(self) -> None:
         """Stops the job; the stream then ends with finish_reason ``cancelled``."""
+        self._cancelled = True
         self._source.cancel()
+
+    def _cancel_again(self) -> None:
+        """The server may have been restarted without its last second, the cancel in it."""
+        with suppress(FleetError):
+            self._source.cancel()
 
     def close(self) -> None:
         """Stops listening; the job goes on."""
@@ -237,7 +248,10 @@ class AsyncTokenStream(_StreamBase, AsyncIterator[Chunk]):
             elif self._state.wants_replay:
                 await self._replay()
             else:
-                _take(self._state, await self._source.wait(self._patience.next_wait()))
+                event = await self._source.wait(self._patience.next_wait())
+                _take(self._state, event)
+                if isinstance(event, Resync) and self._cancelled:
+                    await self._cancel_again()
         raise StopAsyncIteration
 
     async def result(self) -> JobResult:
@@ -252,7 +266,12 @@ class AsyncTokenStream(_StreamBase, AsyncIterator[Chunk]):
 
     async def cancel(self) -> None:
         """Stops the job; the stream then ends with finish_reason ``cancelled``."""
+        self._cancelled = True
         await self._source.cancel()
+
+    async def _cancel_again(self) -> None:
+        with suppress(FleetError):
+            await self._source.cancel()
 
     async def close(self) -> None:
         """Stops listening; the job goes on."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pagefleet.api.errors import ContextTooLong, InvalidRequest, UnknownModel
+from pagefleet.api.fleet import prepare
 from pagefleet.api.messages import Fingerprint, ModelCard, build_request
 from pagefleet.api.model_cards import CardIndex, check_fits, check_prompt_length
 
@@ -87,3 +88,11 @@ def test_token_ids_are_those_of_the_vocabulary(param):
     with pytest.raises(InvalidRequest, match=rf"{param}: token id 100 is outside") as raised:
         check_fits(request(**fields | {param: [0, 100]}), card())
     assert raised.value.param == param
+
+
+def test_the_default_of_max_tokens_fits_a_short_context():
+    short = card("short", max_model_len=100)
+    prepared = prepare(CardIndex([short]), None, {"prompt": "x"}, 1)
+    assert prepared.request.sampling.max_tokens == 100
+    with pytest.raises(InvalidRequest, match="context of short"):
+        prepare(CardIndex([short]), None, {"prompt": "x", "max_tokens": 101}, 1)

@@ -1,0 +1,80 @@
+"""What a stream does when its connection comes back, with a source that is driven by hand."""
+
+from __future__ import annotations
+
+from pagefleet.api.job_record import JobRecord
+from pagefleet.api.messages import EndedEvent, JobState
+from pagefleet.api.stream import StreamState
+from pagefleet.api.token_stream import AsyncSource, AsyncTokenStream, LiveEvent, Resync, Source, TokenStream
+
+RUNNING = JobRecord("a", {"state": "R", "num_choices": "1", "attempts": "1"})
+ENDED = LiveEvent(
+    "e",
+    EndedEvent(state=JobState.CANCELLED, num_tokens=[0], finish_reasons=["cancelled"]).model_dump_json(),
+)
+
+
+class Script(Source):
+    """Gives out the events it was made with; counts the cancels."""
+
+    def __init__(self, *events):
+        self.events = list(events)
+        self.num_cancels = 0
+
+    def wait(self, timeout_s):
+        return self.events.pop(0)
+
+    def read(self):
+        return RUNNING
+
+    def resubmit(self):
+        return False
+
+    def cancel(self):
+        self.num_cancels += 1
+
+    def close(self):
+        pass
+
+
+class AsyncScript(AsyncSource):
+    def __init__(self, *events):
+        self.script = Script(*events)
+
+    async def wait(self, timeout_s):
+        return self.script.wait(timeout_s)
+
+    async def read(self):
+        return self.script.read()
+
+    async def resubmit(self):
+        return False
+
+    async def cancel(self):
+        self.script.cancel()
+
+    async def close(self):
+        pass
+
+
+def test_a_cancel_is_sent_again_after_a_reconnect():
+    """Protocol line 15: a server restarted from its last second but one may have forgotten it."""
+    source = Script(Resync(), ENDED)
+    stream = TokenStream(StreamState("a"), source, "m", 5)
+    stream.cancel()
+    assert stream.result().finish_reason == "cancelled"
+    assert source.num_cancels == 2
+
+
+def test_a_reconnect_alone_cancels_nothing():
+    source = Script(Resync(), ENDED)
+    assert TokenStream(StreamState("a"), source, "m", 5).result().finish_reason == "cancelled"
+    assert source.num_cancels == 0
+
+
+async def test_the_async_stream_sends_its_cancel_again():
+    source = AsyncScript(Resync(), ENDED)
+    stream = AsyncTokenStream(StreamState("a"), source, "m", 5)
+    await stream.cancel()
+    assert (await stream.result()).finish_reason == "cancelled"
+    assert source.script.num_cancels == 2
