@@ -17,9 +17,9 @@ from pagefleet.api.messages import (
     ModelCard,
     SamplingOptions,
     WorkerStatus,
-    build_request,
 )
 from pagefleet.api.model_cards import CardIndex, check_fits
+from pagefleet.api.requests import build_request
 from pagefleet.api.token_stream import TokenStream
 
 DEFAULT_TIMEOUT_S = 600.0

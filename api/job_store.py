@@ -25,9 +25,9 @@ from pagefleet.api.messages import (
     LogEntry,
     ModelCard,
     WorkerStatus,
-    invalid_request,
 )
 from pagefleet.api.operations import CancelVerdict, Claim, Operation, StepItem, StepReply, Submitted
+from pagefleet.api.requests import invalid_request
 from pagefleet.api.scripts import load_script
 from pagefleet.api.settings import FleetSettings
 

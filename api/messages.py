@@ -6,23 +6,22 @@ nothing of Redis or Celery. Every stored JSON carries ``v``, the protocol versio
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from pagefleet.api.errors import FleetError, InvalidRequest, UnknownParameter, error_from_code
+from pagefleet.api.errors import FleetError, error_from_code
 from pagefleet.api.keys import Lane
 
-PROTOCOL_VERSION: Final = 1
 MAX_SEED: Final = 2**64 - 1
 MAX_TOP_K: Final = 2**31 - 1
 MAX_DEADLINE_S: Final = 10.0**9
 
-_WRONG: Final = "pagefleet_field"
+FIELD_FAULT: Final = "pagefleet_field"
+"""pydantic's error type for a complaint of a whole model that is one field's fault all the same."""
 
 
 class JobState(StrEnum):
@@ -305,53 +304,6 @@ class WorkerStatus(StoredModel):
     prefix_cache_hits: int = 0
 
 
-_OWN_FIELDS: Final = [name for name in GenerateRequest.model_fields if name not in ("v", "sampling")]
-
-
-def build_request(fields: Mapping[str, Any]) -> GenerateRequest:
-    """A validated request from flat fields: sampling parameters beside the rest, as users write them.
-
-    Raises:
-        UnknownParameter: a name nobody knows; the sentence offers the nearest known one.
-        InvalidRequest: a wrong type, a value out of range, an empty prompt or more than one input.
-    """
-    own, sampling = {}, {}
-    for name, value in fields.items():
-        if name in SamplingParams.model_fields:
-            sampling[name] = value
-        elif name in _OWN_FIELDS:
-            own[name] = value
-        else:
-            raise UnknownParameter(_unknown(name), param=name)
-    try:
-        return GenerateRequest(sampling=SamplingParams(**sampling), **own)
-    except ValidationError as error:
-        raise invalid_request(error) from None
-
-
-def invalid_request(error: ValidationError) -> InvalidRequest:
-    """The first complaint of pydantic as one sentence that names the parameter."""
-    first = error.errors(include_url=False)[0]
-    location = [str(part) for part in first["loc"]]
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == _WRONG:
-        param = first["ctx"]["param"]
-        return InvalidRequest(f"{param}: {message}.", param=param)
-    param = ".".join(location) or None
-    if param is None:
-        return InvalidRequest(f"{message}.")
-    given = repr(first["input"])
-    shown = given if len(given) <= 80 else given[:77] + "..."
-    return InvalidRequest(f"{param}: {message[0].lower()}{message[1:]} (got {shown}).", param=param)
-
-
 def _wrong(param: str, message: str) -> PydanticCustomError:
     """A complaint of a whole model that is one field's fault all the same."""
-    return PydanticCustomError(_WRONG, message, {"param": param})
-
-
-def _unknown(name: str) -> str:
-    known = [*SamplingParams.model_fields, *_OWN_FIELDS]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "see SamplingParams for what there is."
-    return f"unknown parameter {name!r}: {hint}"
+    return PydanticCustomError(FIELD_FAULT, message, {"param": param})

@@ -22,9 +22,9 @@ from pagefleet.api.messages import (
     JobState,
     LogEntry,
     StreamEvent,
-    invalid_request,
     parse_event,
 )
+from pagefleet.api.requests import invalid_request
 
 SILENCE_S: Final = 2.0
 """After this long without an event, a reader looks into the log."""

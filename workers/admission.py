@@ -13,9 +13,10 @@ from pydantic import ValidationError
 from pagefleet.api.errors import FleetError, JobFailed, QueueFull
 from pagefleet.api.fleet import Prepared, prepare
 from pagefleet.api.job_store import JobStore
-from pagefleet.api.messages import GenerateRequest, ModelCard, invalid_request
+from pagefleet.api.messages import GenerateRequest, ModelCard
 from pagefleet.api.model_cards import CardIndex
 from pagefleet.api.operations import Claim, ClaimVerdict, Submitted
+from pagefleet.api.requests import invalid_request
 from pagefleet.engine import LLMEngine
 from pagefleet.workers.active_job import ActiveJob, JobMessage
 from pagefleet.workers.engine_loop import EngineLoop

@@ -23,10 +23,10 @@ from pagefleet.api.messages import (
     SamplingParams,
     StoredModel,
     WorkerStatus,
-    build_request,
     parse_event,
     split_events,
 )
+from pagefleet.api.requests import build_request
 from pagefleet.engine import InvalidRequestError
 from pagefleet.engine import SamplingParams as EngineSamplingParams
 

@@ -6,8 +6,9 @@ import pytest
 
 from pagefleet.api.errors import ContextTooLong, InvalidRequest, UnknownModel
 from pagefleet.api.fleet import prepare
-from pagefleet.api.messages import Fingerprint, ModelCard, build_request
+from pagefleet.api.messages import Fingerprint, ModelCard
 from pagefleet.api.model_cards import CardIndex, check_fits, check_prompt_length
+from pagefleet.api.requests import build_request
 
 FINGERPRINT = Fingerprint(weights="w", tokenizer="t", dtype="none", backend="null", version="0")
 

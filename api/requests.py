@@ -1,0 +1,58 @@
+"""From what a user wrote to a validated request, and from pydantic's complaints to one sentence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from pagefleet.api.errors import InvalidRequest, UnknownParameter
+from pagefleet.api.messages import FIELD_FAULT, GenerateRequest, SamplingParams
+
+_OWN_FIELDS: Final = [name for name in GenerateRequest.model_fields if name not in ("v", "sampling")]
+
+
+def build_request(fields: Mapping[str, Any]) -> GenerateRequest:
+    """A validated request from flat fields: sampling parameters beside the rest, as users write them.
+
+    Raises:
+        UnknownParameter: a name nobody knows; the sentence offers the nearest known one.
+        InvalidRequest: a wrong type, a value out of range, an empty prompt or more than one input.
+    """
+    own, sampling = {}, {}
+    for name, value in fields.items():
+        if name in SamplingParams.model_fields:
+            sampling[name] = value
+        elif name in _OWN_FIELDS:
+            own[name] = value
+        else:
+            raise UnknownParameter(_unknown(name), param=name)
+    try:
+        return GenerateRequest(sampling=SamplingParams(**sampling), **own)
+    except ValidationError as error:
+        raise invalid_request(error) from None
+
+
+def invalid_request(error: ValidationError) -> InvalidRequest:
+    """The first complaint of pydantic as one sentence that names the parameter."""
+    first = error.errors(include_url=False)[0]
+    location = [str(part) for part in first["loc"]]
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == FIELD_FAULT:
+        param = first["ctx"]["param"]
+        return InvalidRequest(f"{param}: {message}.", param=param)
+    param = ".".join(location) or None
+    if param is None:
+        return InvalidRequest(f"{message}.")
+    given = repr(first["input"])
+    shown = given if len(given) <= 80 else given[:77] + "..."
+    return InvalidRequest(f"{param}: {message[0].lower()}{message[1:]} (got {shown}).", param=param)
+
+
+def _unknown(name: str) -> str:
+    known = [*SamplingParams.model_fields, *_OWN_FIELDS]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "see SamplingParams for what there is."
+    return f"unknown parameter {name!r}: {hint}"
