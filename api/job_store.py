@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import redis
 import redis.asyncio
@@ -32,6 +32,16 @@ from pagefleet.api.scripts import load_script
 from pagefleet.api.settings import FleetSettings
 
 T = TypeVar("T")
+
+
+class DeadWorker(NamedTuple):
+    """A worker without a lease: ``silent_s`` since its last beat, on the server's clock."""
+
+    worker_id: str
+    silent_s: float
+    num_unacked: int
+
+
 M = TypeVar("M", bound=BaseModel)
 
 logger = logging.getLogger(__name__)
@@ -99,6 +109,43 @@ class JobStore:
         """Line 17, DRAIN, last part: the lease is given up. The worker stays known as a tombstone."""
         with redis_errors(self.settings.url):
             self.redis.delete(keys.lease(worker_id))
+
+    def is_alive(self, worker_id: str) -> bool:
+        """Whether the worker's lease exists."""
+        with redis_errors(self.settings.url):
+            return bool(self.redis.exists(keys.lease(worker_id)))
+
+    def dead_workers(self) -> list[DeadWorker]:
+        """Line 11, REAP, the question: known workers without a lease, and what they left behind."""
+        with redis_errors(self.settings.url):
+            pipeline = self.redis.pipeline(transaction=False)
+            pipeline.time()
+            pipeline.zrange(keys.WORKERS, 0, -1, withscores=True)
+            (seconds, _micros), known = pipeline.execute()
+            pipeline = self.redis.pipeline(transaction=False)
+            for worker_id, _beat_ms in known:
+                pipeline.exists(keys.lease(worker_id))
+                pipeline.hlen(keys.unacked(worker_id)["unacked_key"])
+            replies = pipeline.execute()
+        left_behind = zip(known, replies[::2], replies[1::2], strict=True)
+        return [
+            DeadWorker(worker_id, seconds - beat_ms / 1000, num_unacked)
+            for (worker_id, beat_ms), alive, num_unacked in left_behind
+            if not alive
+        ]
+
+    def forget_worker(self, worker_id: str) -> None:
+        """Line 11, REAP, the end of a tombstone."""
+        with redis_errors(self.settings.url):
+            self.redis.zrem(keys.WORKERS, worker_id)
+
+    def try_lock(self, lock: str, token: str, ttl_s: float) -> bool:
+        with redis_errors(self.settings.url):
+            return bool(self.redis.set(lock, token, nx=True, px=int(ttl_s * 1000)))
+
+    def unlock(self, lock: str, token: str) -> bool:
+        """Only the lock that ``token`` took; false where it had expired."""
+        return self.run(operations.unlock(lock, token))
 
     def read(self, job_id: str, *, with_log: bool = True) -> JobRecord | None:
         """Line 15, replay: hash and log of a job, read together; None where there is no such job."""

@@ -51,6 +51,11 @@ def lease(worker_id: str) -> str:
     return f"{PREFIX}lease:{worker_id}"
 
 
+def reap_lock(worker_id: str) -> str:
+    """String with an expiry: held by the survivor that puts a dead worker's messages back."""
+    return f"{PREFIX}reap:{worker_id}"
+
+
 def reply_channel(client_id: str) -> str:
     """Channel on which one client process hears of all its jobs."""
     return f"{PREFIX}reply:{client_id}"

@@ -209,3 +209,7 @@ def cancel(job_id: str) -> Operation[CancelVerdict]:
 
 def watch(job_id: str) -> Operation[bool]:
     return Operation("watch", [keys.job(job_id)], [], lambda reply: bool(int(reply)))
+
+
+def unlock(lock: str, token: str) -> Operation[bool]:
+    return Operation("unlock", [lock], [token], lambda reply: bool(int(reply)))

@@ -16,6 +16,7 @@ from typing import Final
 
 from celery import Celery
 
+from pagefleet.api.closing import JobCloser
 from pagefleet.api.errors import FleetError, JobFailed, RedisUnavailable
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import MAX_SEED, Fingerprint, ModelCard, WorkerStatus
@@ -29,6 +30,7 @@ from pagefleet.workers.insist import Insist
 from pagefleet.workers.lease import Lease
 from pagefleet.workers.prompt import fleet_error
 from pagefleet.workers.publisher import Publisher
+from pagefleet.workers.recovery import Reaper
 from pagefleet.workers.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
@@ -57,10 +59,12 @@ class FleetWorker:
         self._started_at = time.time()
         self._held: dict[str, ActiveJob] = {}
         self._draining = False
+        self._closer = JobCloser(store, app)
         self.lease = Lease(store, settings.lease_s, self.status)
         self.loop = EngineLoop(engine, self, self.lease)
         self.insist = Insist()
         self.finisher = Finisher(store, app, self.insist)
+        self.reaper = Reaper(store, worker_id, app)
         self.publisher = Publisher(
             store,
             worker_id,
@@ -85,7 +89,7 @@ class FleetWorker:
     def start(self) -> None:
         """Takes the lease, starts the threads and makes the model known. Raises: RedisUnavailable."""
         self.lease.start()
-        for part in (self.finisher, self.publisher, self.loop, self.admission):
+        for part in (self.finisher, self.publisher, self.loop, self.admission, self.reaper):
             part.start()
         self._store.publish_card(self.card)
 
@@ -102,10 +106,11 @@ class FleetWorker:
         return self._engine.num_free_blocks >= (max(0, num_waiting) + 1) * reserve or num_held == 0
 
     def cancel(self, job_id: str) -> None:
-        """CANCEL (protocol line 16) from inside: the publisher sees the flag with the next STEP."""
+        """CANCEL (protocol line 16) from inside: the publisher sees the flag with the next STEP; a job that
+        nobody runs is ended and closed here."""
         try:
             if self._store.cancel(job_id) is CancelVerdict.ENDED:
-                logger.info("job %s was cancelled before it ran", job_id)
+                self._closer.close(job_id)
         except RedisUnavailable as error:
             logger.warning("job %s could not be cancelled: %s", job_id, error)
 
@@ -145,6 +150,7 @@ class FleetWorker:
         self._draining = True
         deadline = time.monotonic() + self.settings.drain_s
         self.insist.at_most(self.settings.drain_s + self.settings.lease_s)
+        self.reaper.stop()
         self.admission.stop()
         while num_held() and self._held and time.monotonic() < deadline:
             run_callbacks()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from types import MethodType
 from typing import Any
 
@@ -35,12 +35,18 @@ def guard_channel(channel: Any) -> None:
     qos.ack = MethodType(ack, qos)
 
 
-def restore_unacked(channel: Any, worker_id: str, held: Collection[str] = ()) -> int:
+def restore_unacked(
+    channel: Any,
+    worker_id: str,
+    held: Collection[str] = (),
+    still_wanted: Callable[[], bool] = lambda: True,
+) -> int:
     """Puts a worker's unacknowledged messages back to the front of their queues, the oldest first in line.
 
     Args:
         channel: a channel whose transport options name that worker's keys.
         held: delivery tags that stay where they are.
+        still_wanted: asked before each message; False ends the restoring.
 
     Returns:
         How many messages were put back.
@@ -48,7 +54,12 @@ def restore_unacked(channel: Any, worker_id: str, held: Collection[str] = ()) ->
     index = keys.unacked(worker_id)["unacked_index_key"]
     with channel.conn_or_acquire() as client:
         tags = [tag.decode() if isinstance(tag, bytes) else tag for tag in client.zrevrange(index, 0, -1)]
-    to_restore = [tag for tag in tags if tag not in held]
-    for tag in to_restore:
+    num_restored = 0
+    for tag in tags:
+        if tag in held:
+            continue
+        if not still_wanted():
+            break
         channel.qos.restore_by_tag(tag)
-    return len(to_restore)
+        num_restored += 1
+    return num_restored

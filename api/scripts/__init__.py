@@ -20,6 +20,7 @@ NAMES: Final = (
     "beat",
     "cancel",
     "watch",
+    "unlock",
 )
 
 
