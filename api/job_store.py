@@ -34,6 +34,16 @@ from pagefleet.api.settings import FleetSettings
 T = TypeVar("T")
 
 
+class OpenJob(NamedTuple):
+    """A job of an open ledger; ``state`` is None where the hash is gone."""
+
+    job_id: str
+    enqueued_ms: float
+    state: JobState | None
+    owner: str
+    priority: int
+
+
 class DeadWorker(NamedTuple):
     """A worker without a lease: ``silent_s`` since its last beat, on the server's clock."""
 
@@ -132,6 +142,19 @@ class JobStore:
             DeadWorker(worker_id, seconds - beat_ms / 1000, num_unacked)
             for (worker_id, beat_ms), alive, num_unacked in left_behind
             if not alive
+        ]
+
+    def open_jobs(self, queue: str, limit: int = 1000) -> list[OpenJob]:
+        """Line 13, SWEEP, the question: the oldest jobs of a queue that are not closed."""
+        with redis_errors(self.settings.url):
+            ledger = self.redis.zrange(keys.open_jobs(queue), 0, limit - 1, withscores=True)
+            pipeline = self.redis.pipeline(transaction=False)
+            for job_id, _enqueued_ms in ledger:
+                pipeline.hmget(keys.job(job_id), "state", "owner", "priority")
+            rows = pipeline.execute()
+        return [
+            OpenJob(job_id, enqueued_ms, JobState(state) if state else None, owner or "", int(priority or 0))
+            for (job_id, enqueued_ms), (state, owner, priority) in zip(ledger, rows, strict=True)
         ]
 
     def forget_worker(self, worker_id: str) -> None:

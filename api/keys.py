@@ -56,6 +56,11 @@ def reap_lock(worker_id: str) -> str:
     return f"{PREFIX}reap:{worker_id}"
 
 
+def sweep_lock(queue_name: str) -> str:
+    """String with an expiry: held by the worker that sweeps a model's queues this time."""
+    return f"{PREFIX}sweep:{queue_name}"
+
+
 def reply_channel(client_id: str) -> str:
     """Channel on which one client process hears of all its jobs."""
     return f"{PREFIX}reply:{client_id}"

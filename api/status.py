@@ -23,11 +23,16 @@ def read_status(store: JobStore) -> FleetStatus:
             name = keys.queue(card.name, lane)
             with redis_errors(store.settings.url):
                 num_open = store.redis.zcard(keys.open_jobs(name))
-                num_queued = sum(store.redis.llen(key) for key in _priority_lists(name))
                 job_ids = store.redis.zrange(keys.open_jobs(name), 0, _MAX_RUNNING_LISTED - 1)
-            queues.append(QueueStatus(name, card.name, lane, num_queued, num_open))
+            queues.append(QueueStatus(name, card.name, lane, num_queued(store, name), num_open))
             running += _running_jobs(store, card.name, job_ids)
     return FleetStatus(cards, store.workers(), queues, running)
+
+
+def num_queued(store: JobStore, queue_name: str) -> int:
+    """Messages that wait in the broker for this queue, over all priorities."""
+    with redis_errors(store.settings.url):
+        return sum(int(store.redis.llen(key)) for key in _priority_lists(queue_name))
 
 
 def _priority_lists(queue_name: str) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Final
 
 from celery import Celery
 
+from pagefleet.api import keys
 from pagefleet.api.closing import JobCloser
 from pagefleet.api.errors import FleetError, JobFailed, RedisUnavailable
 from pagefleet.api.job_store import JobStore
@@ -32,6 +33,7 @@ from pagefleet.workers.prompt import fleet_error
 from pagefleet.workers.publisher import Publisher
 from pagefleet.workers.recovery import Reaper
 from pagefleet.workers.settings import WorkerSettings
+from pagefleet.workers.sweeper import Sweeper
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,8 @@ class FleetWorker:
         self.insist = Insist()
         self.finisher = Finisher(store, app, self.insist)
         self.reaper = Reaper(store, worker_id, app)
+        queues = [keys.queue(self.card.name, lane) for lane in keys.LANES]
+        self.sweeper = Sweeper(store, app, queues, patience_s=2 * settings.lease_s)
         self.publisher = Publisher(
             store,
             worker_id,
@@ -89,7 +93,8 @@ class FleetWorker:
     def start(self) -> None:
         """Takes the lease, starts the threads and makes the model known. Raises: RedisUnavailable."""
         self.lease.start()
-        for part in (self.finisher, self.publisher, self.loop, self.admission, self.reaper):
+        parts = (self.finisher, self.publisher, self.loop, self.admission, self.reaper, self.sweeper)
+        for part in parts:
             part.start()
         self._store.publish_card(self.card)
 
@@ -151,6 +156,7 @@ class FleetWorker:
         deadline = time.monotonic() + self.settings.drain_s
         self.insist.at_most(self.settings.drain_s + self.settings.lease_s)
         self.reaper.stop()
+        self.sweeper.stop()
         self.admission.stop()
         while num_held() and self._held and time.monotonic() < deadline:
             run_callbacks()

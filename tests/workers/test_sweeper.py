@@ -1,0 +1,109 @@
+"""Jobs that nobody holds are found and sent again; those that somebody holds are left alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from pagefleet.api import FleetClient, keys
+from pagefleet.api.celery_app import make_celery
+from pagefleet.api.connections import send_message
+from pagefleet.api.messages import JobState, WorkerStatus
+from pagefleet.api.requests import build_request
+from pagefleet.api.status import num_queued
+from pagefleet.workers.engine_loop import wait_until
+from pagefleet.workers.sweeper import Sweeper
+
+QUEUE = "null.interactive"
+
+
+@pytest.fixture
+def app(store):
+    app = make_celery(store.settings)
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def sweeper(store, app):
+    """Without patience: what looks stranded is sent at once."""
+    return Sweeper(store, app, [QUEUE], patience_s=0.0)
+
+
+def submit(store, job_id, priority=5):
+    request = build_request({"model": "null", "prompt": "x", "seed": 1, "priority": priority})
+    assert store.submit(job_id, request, queue=QUEUE, channel="", max_depth=100).created
+
+
+def beat(store, worker_id, lease_s=60.0):
+    store.beat(WorkerStatus(worker_id=worker_id, model="null", host="h", pid=1, started_at=0.0), lease_s)
+
+
+def test_a_producer_that_died_before_it_sent(store, sweeper):
+    submit(store, "a")
+    assert sweeper.sweep() == 1
+    assert num_queued(store, QUEUE) == 1
+
+
+def test_a_job_that_waits_in_its_queue_is_left_alone(store, app, sweeper):
+    submit(store, "a")
+    send_message(app, "a", QUEUE, 5)
+    assert sweeper.sweep() == 0
+
+
+def test_a_job_that_a_live_worker_runs_is_left_alone(store, sweeper):
+    beat(store, "w1")
+    submit(store, "a")
+    store.claim(["a"], "w1", "{}")
+    assert sweeper.sweep() == 0
+
+
+def test_a_job_whose_worker_died_without_a_message_left(store, sweeper):
+    beat(store, "w1")
+    submit(store, "a")
+    store.claim(["a"], "w1", "{}")
+    store.leave("w1")
+    assert sweeper.sweep() == 1
+
+
+def test_a_job_that_a_younger_one_passed(store, app, sweeper):
+    """The queue is not empty, but its message is not in it: a job behind it runs already."""
+    beat(store, "w1")
+    submit(store, "lost")
+    store.redis.zadd(keys.open_jobs(QUEUE), {"lost": 1.0})
+    submit(store, "younger")
+    store.claim(["younger"], "w1", "{}")
+    submit(store, "waiting")
+    send_message(app, "waiting", QUEUE, 5)
+    assert sweeper.sweep() == 1
+    assert num_queued(store, QUEUE) == 2
+
+
+def test_it_is_patient_and_more_so_each_time(store, app):
+    submit(store, "a")
+    patient = Sweeper(store, app, [QUEUE], patience_s=60.0)
+    assert patient.sweep() == 0
+    eager = Sweeper(store, app, [QUEUE], patience_s=1.0)
+    assert wait_until(lambda: eager.sweep() == 1, 10)
+    store.redis.delete(*store.redis.keys("null.interactive*"))
+    assert eager.sweep() == 0
+
+
+def test_ended_and_forgotten_jobs_leave_the_ledger(store, sweeper):
+    submit(store, "ended")
+    store.cancel("ended")
+    submit(store, "forgotten")
+    store.redis.delete(keys.job("forgotten"))
+    assert sweeper.sweep() == 0
+    assert store.redis.zcard(keys.open_jobs(QUEUE)) == 0
+    assert store.read("ended").state is JobState.CANCELLED
+    assert store.redis.ttl(keys.job("ended")) > 0
+
+
+def test_a_real_worker_runs_what_was_never_sent(null_stack):
+    with FleetClient(redis_url=null_stack.redis_url) as fleet:
+        fleet.models()
+        store = fleet._live.store
+        request = build_request({"model": "null", "prompt": "x", "seed": 1, "max_tokens": 3})
+        store.submit("never-sent", request, queue=QUEUE, channel="", max_depth=100)
+        # Sweeps are 5 s apart, and a job must look stranded for two leases.
+        assert len(fleet.attach("never-sent", timeout=60).result().token_ids) == 3
