@@ -208,8 +208,10 @@ class _AsyncOwnSource(AsyncSource):
         return submitted.created
 
     async def wait(self, timeout_s: float) -> LiveEvent | Resync | None:
+        # Not wait_for: it makes a task of each call, which was half of a client's work for a token.
         try:
-            return await asyncio.wait_for(self._inbox.get(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await self._inbox.get()
         except TimeoutError:
             return None
 
