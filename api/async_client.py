@@ -8,6 +8,7 @@ import secrets
 import time
 import uuid
 import weakref
+from collections import deque
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -23,6 +24,7 @@ from pagefleet.api.job_record import JobRecord
 from pagefleet.api.job_store import AsyncJobStore, JobStore
 from pagefleet.api.keys import Lane
 from pagefleet.api.messages import MAX_SEED, ModelCard, SamplingOptions, split_events
+from pagefleet.api.model_cards import CardIndex
 from pagefleet.api.operations import CancelVerdict
 from pagefleet.api.settings import FleetSettings
 from pagefleet.api.status import read_status
@@ -159,15 +161,21 @@ class AsyncFleetClient:
     ) -> AsyncTokenStream:
         await self._open()
         model = fields.get("model")
-        index = self._cards.knows(model if isinstance(model, str) else None)
-        if index is None:
-            index = self._cards.put(await self._store.cards())
+        index = await self._index(model if isinstance(model, str) else None)
         prepared = prepare(index, job_id, fields, secrets.randbelow(MAX_SEED))
         source = _AsyncOwnSource(self, prepared)
         if not await source.submit():
             await source.close()
             return await self.attach(prepared.job_id, timeout=timeout_s)
         return AsyncTokenStream(StreamState(prepared.job_id), source, prepared.card.name, timeout_s)
+
+    async def _index(self, name: str | None) -> CardIndex:
+        index = self._cards.knows(name)
+        if index is None:
+            # A burst of first requests asks the server once.
+            async with self._opening:
+                index = self._cards.knows(name) or self._cards.put(await self._store.cards())
+        return index
 
 
 class _AsyncOwnSource(AsyncSource):
@@ -176,7 +184,7 @@ class _AsyncOwnSource(AsyncSource):
     def __init__(self, client: AsyncFleetClient, prepared: Prepared) -> None:
         self._client = client
         self._prepared = prepared
-        self._inbox: asyncio.Queue[LiveEvent | Resync] = asyncio.Queue()
+        self._inbox = _Inbox()
         self._submitted_at = 0.0
         self._stop_listening: weakref.finalize[..., _AsyncOwnSource] | None = None
 
@@ -208,12 +216,7 @@ class _AsyncOwnSource(AsyncSource):
         return submitted.created
 
     async def wait(self, timeout_s: float) -> LiveEvent | Resync | None:
-        # Not wait_for: it makes a task of each call, which was half of a client's work for a token.
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await self._inbox.get()
-        except TimeoutError:
-            return None
+        return await self._inbox.get(timeout_s)
 
     async def read(self) -> JobRecord | None:
         return await self._client._store.read(self._prepared.job_id)
@@ -233,11 +236,9 @@ class _AsyncOwnSource(AsyncSource):
 
     def _listen(self) -> None:
         routes = self._client._subscriber
-        routes.add(self._prepared.job_id, self._inbox.put_nowait)
+        routes.add(self._prepared.job_id, self._inbox.put)
         # A stream that its caller dropped half way must not leave its inbox behind, to be filled.
-        self._stop_listening = weakref.finalize(
-            self, routes.remove, self._prepared.job_id, self._inbox.put_nowait
-        )
+        self._stop_listening = weakref.finalize(self, routes.remove, self._prepared.job_id, self._inbox.put)
 
     async def _enqueue(self) -> None:
         prepared = self._prepared
@@ -249,6 +250,38 @@ class _AsyncOwnSource(AsyncSource):
             with contextlib.suppress(RedisUnavailable):
                 await self._client.cancel(prepared.job_id)
             raise
+
+
+class _Inbox:
+    """Events for one reader, within one event loop.
+
+    A queue with ``asyncio.timeout`` around it costs several times as much, once for each token.
+    """
+
+    def __init__(self) -> None:
+        self._events: deque[LiveEvent | Resync] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, event: LiveEvent | Resync) -> None:
+        self._events.append(event)
+        self._wake()
+
+    async def get(self, timeout_s: float) -> LiveEvent | Resync | None:
+        """The next event, None after ``timeout_s`` without one."""
+        if not self._events:
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            timer = loop.call_later(timeout_s, self._wake)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+                self._waiter = None
+        return self._events.popleft() if self._events else None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class _AsyncAttachedSource(AsyncSource):
