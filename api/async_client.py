@@ -18,8 +18,16 @@ from pagefleet.api.celery_app import make_celery
 from pagefleet.api.closing import JobCloser
 from pagefleet.api.connection import connect_async, redis_errors
 from pagefleet.api.connections import CardCache, job_not_found, send_message
-from pagefleet.api.errors import QueueFull, RedisUnavailable
-from pagefleet.api.fleet import DEFAULT_TIMEOUT_S, FleetStatus, Prepared, as_list, as_messages, prepare
+from pagefleet.api.errors import JobNotFound, RedisUnavailable
+from pagefleet.api.fleet import (
+    DEFAULT_TIMEOUT_S,
+    FleetStatus,
+    Prepared,
+    as_list,
+    as_messages,
+    check_depth,
+    prepare,
+)
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.job_store import AsyncJobStore, JobStore
 from pagefleet.api.keys import Lane
@@ -46,8 +54,10 @@ class AsyncFleetClient:
         self._sync_store = JobStore(self.settings)
         self._app = make_celery(self.settings)
         self._cards = CardCache(self.settings.card_ttl_s)
-        self._channel = keys.reply_channel(uuid.uuid4().hex)
-        self._subscriber = AsyncSubscriber(self.settings, self._channel)
+        self._closer = JobCloser(self._sync_store, self._app)
+        self._client_id = uuid.uuid4().hex
+        self._channel = keys.reply_channel(self._client_id)
+        self._subscriber = AsyncSubscriber(self.settings, self._channel, self._beat)
         self._opening = asyncio.Lock()
         self._is_open = False
 
@@ -61,6 +71,9 @@ class AsyncFleetClient:
         lane: Lane = "interactive",
         priority: int = 5,
         deadline_s: float | None = None,
+        detached: bool | None = None,
+        tenant: str | None = None,
+        result_ttl_s: int | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         **sampling: Unpack[SamplingOptions],
     ) -> AsyncTokenStream:
@@ -72,6 +85,9 @@ class AsyncFleetClient:
             "lane": lane,
             "priority": priority,
             "deadline_s": deadline_s,
+            "detached": detached,
+            "tenant": tenant,
+            "result_ttl_s": result_ttl_s,
             **sampling,
         }
         return await self._start(job_id, fields, timeout)
@@ -85,6 +101,9 @@ class AsyncFleetClient:
         lane: Lane = "interactive",
         priority: int = 5,
         deadline_s: float | None = None,
+        detached: bool | None = None,
+        tenant: str | None = None,
+        result_ttl_s: int | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         **sampling: Unpack[SamplingOptions],
     ) -> AsyncTokenStream:
@@ -95,6 +114,9 @@ class AsyncFleetClient:
             "lane": lane,
             "priority": priority,
             "deadline_s": deadline_s,
+            "detached": detached,
+            "tenant": tenant,
+            "result_ttl_s": result_ttl_s,
             **sampling,
         }
         return await self._start(job_id, fields, timeout)
@@ -107,7 +129,8 @@ class AsyncFleetClient:
         timeout: float | None = DEFAULT_TIMEOUT_S,
     ) -> AsyncTokenStream:
         """See :meth:`pagefleet.api.fleet.Fleet.attach`."""
-        if not await self._store.run(operations.watch(job_id)):
+        await self._open()
+        if not await self._store.run(operations.watch(job_id, self._client_id)):
             raise job_not_found(job_id)
         source = _AsyncAttachedSource(self, job_id)
         await source.open()
@@ -125,8 +148,13 @@ class AsyncFleetClient:
         if verdict is CancelVerdict.MISSING:
             raise job_not_found(job_id)
         if verdict is CancelVerdict.ENDED:
-            await asyncio.to_thread(JobCloser(self._sync_store, self._app).close, job_id)
+            await asyncio.to_thread(self._closer.close, job_id)
         return verdict is not CancelVerdict.FINAL
+
+    async def delete(self, job_id: str) -> None:
+        """See :meth:`pagefleet.api.fleet.Fleet.delete`."""
+        if not await asyncio.to_thread(self._closer.delete, job_id):
+            raise job_not_found(job_id)
 
     async def models(self) -> list[ModelCard]:
         return await self._store.cards()
@@ -149,6 +177,13 @@ class AsyncFleetClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def _beat(self) -> None:
+        await self._store.beat_client(self._client_id)
+
+    async def _expire(self, job_id: str) -> None:
+        if await self._store.run(operations.expire(job_id)):
+            await asyncio.to_thread(self._closer.close, job_id)
 
     async def _open(self) -> None:
         async with self._opening:
@@ -200,14 +235,11 @@ class _AsyncOwnSource(AsyncSource):
                     prepared.request,
                     queue=prepared.queue,
                     channel=client._channel,
-                    max_depth=prepared.card.max_queue_depth,
+                    limits=prepared.limits,
+                    client_id=client._client_id,
                 )
             )
-            if submitted.depth is not None:
-                raise QueueFull(
-                    f"The queue {prepared.queue} holds {submitted.depth} jobs, its limit; try again later.",
-                    job_id=prepared.job_id,
-                )
+            check_depth(submitted, prepared)
             if submitted.created:
                 await self._enqueue()
         except BaseException:
@@ -227,8 +259,14 @@ class _AsyncOwnSource(AsyncSource):
         await self.submit()
         return True
 
+    async def expire(self) -> None:
+        await self._client._expire(self._prepared.job_id)
+
     async def cancel(self) -> None:
         await self._client.cancel(self._prepared.job_id)
+
+    async def delete(self) -> None:
+        await self._client.delete(self._prepared.job_id)
 
     async def close(self) -> None:
         if self._stop_listening is not None:
@@ -247,8 +285,8 @@ class _AsyncOwnSource(AsyncSource):
                 send_message, self._client._app, prepared.job_id, prepared.queue, prepared.request.priority
             )
         except RedisUnavailable:
-            with contextlib.suppress(RedisUnavailable):
-                await self._client.cancel(prepared.job_id)
+            with contextlib.suppress(RedisUnavailable, JobNotFound):
+                await self._client.delete(prepared.job_id)
             raise
 
 
@@ -319,8 +357,14 @@ class _AsyncAttachedSource(AsyncSource):
     async def resubmit(self) -> bool:
         return False
 
+    async def expire(self) -> None:
+        await self._client._expire(self._job_id)
+
     async def cancel(self) -> None:
         await self._client.cancel(self._job_id)
+
+    async def delete(self) -> None:
+        await self._client.delete(self._job_id)
 
     async def close(self) -> None:
         await self._pubsub.aclose()

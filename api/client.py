@@ -43,7 +43,7 @@ class FleetClient(Fleet):
         self, job_id: str, *, after: int = 0, timeout: float | None = DEFAULT_TIMEOUT_S
     ) -> TokenStream:
         live = self._live
-        if not live.store.watch(job_id):
+        if not live.store.watch(job_id, live.client_id):
             raise job_not_found(job_id)
         source = AttachedSource(live, job_id)
         state = StreamState(job_id, after=after)
@@ -56,6 +56,9 @@ class FleetClient(Fleet):
 
     def cancel(self, job_id: str) -> bool:
         return self._live.cancel(job_id)
+
+    def delete(self, job_id: str) -> None:
+        self._live.delete(job_id)
 
     def models(self) -> list[ModelCard]:
         return self._live.store.cards()

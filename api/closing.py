@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pagefleet.api.connection import redis_errors
-from pagefleet.api.errors import FleetError, JobFailed
+from pagefleet.api.errors import DeadlineExceeded, FleetError, JobFailed
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import JobState
+from pagefleet.api.operations import DeleteVerdict
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -39,20 +40,37 @@ class JobCloser:
         self._store.close(job_id, record.queue)
         return record
 
+    def delete(self, job_id: str) -> bool:
+        """Removes everything that is kept of a job; false where there is no such job."""
+        record = self._store.read(job_id, with_log=False)
+        if record is None:
+            return False
+        if self._store.delete(job_id, record.queue) is DeleteVerdict.ENDED:
+            self.close(job_id)
+        with redis_errors(self._store.settings.url):
+            self._backend.forget(job_id)
+        return True
+
     def _write_result(self, record: JobRecord) -> None:
         from celery.exceptions import TaskRevokedError
         from celery.states import FAILURE, REVOKED, SUCCESS
 
+        if record.ttl_ms == 0:
+            return
         if record.state is JobState.CANCELLED:
             self._backend.store_result(record.job_id, TaskRevokedError("cancelled"), REVOKED)
         elif record.state is JobState.DONE:
             self._backend.store_result(record.job_id, record.result().model_dump(mode="json"), SUCCESS)
         else:
             self._backend.store_result(record.job_id, failure_of(record), FAILURE)
+        if record.ttl_ms is not None:
+            self._backend.client.pexpire(self._backend.get_key_for_task(record.job_id), record.ttl_ms)
 
 
 def failure_of(record: JobRecord) -> FleetError:
     """The exception that stands for a job which ended without an answer."""
     if record.error is not None:
         return record.error.to_error(record.job_id)
+    if record.finish_reason(0) == "deadline":
+        return DeadlineExceeded("The job's deadline passed before it was done.", job_id=record.job_id)
     return JobFailed(f"The job ended with {record.finish_reason(0)!r}.", job_id=record.job_id)

@@ -11,7 +11,7 @@ import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.driver_info import DriverInfo
 
-from pagefleet.api.errors import ConfigurationError, RedisUnavailable
+from pagefleet.api.errors import ConfigurationError, RedisUnavailable, StorageFull
 from pagefleet.api.settings import FleetSettings
 
 _ASYNC_CONNECTIONS: Final = 8
@@ -55,7 +55,12 @@ def redis_errors(url: str) -> Iterator[None]:
     """Turns every way in which a server can be out of reach into :class:`RedisUnavailable`."""
     try:
         yield
-    except (redis.OutOfMemoryError, redis.ReadOnlyError) as error:
+    except redis.OutOfMemoryError as error:
+        raise StorageFull(
+            f"Redis at {safe_url(url)} is at its memory limit and takes nothing new; results that expire "
+            "make room, and so does a higher maxmemory."
+        ) from error
+    except redis.ReadOnlyError as error:
         raise RedisUnavailable(f"Redis at {safe_url(url)} takes no writes: {_reason(error)}.") from error
     except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
         raise RedisUnavailable(

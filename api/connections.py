@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import uuid
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from pagefleet.api import keys
 from pagefleet.api.celery_app import broker_priority, make_celery, make_queue
 from pagefleet.api.closing import JobCloser
 from pagefleet.api.connection import safe_url
-from pagefleet.api.errors import JobNotFound, RedisUnavailable
+from pagefleet.api.errors import JobNotFound, RedisUnavailable, StorageFull
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import ModelCard
 from pagefleet.api.model_cards import CardIndex
@@ -62,9 +63,17 @@ def send_message(app: Celery, job_id: str, queue_name: str, priority: int) -> No
             ignore_result=True,
         )
     except (OperationalError, redis.RedisError, OSError) as error:
-        raise RedisUnavailable(
+        kind = StorageFull if _is_out_of_memory(error) else RedisUnavailable
+        raise kind(
             f"The broker at {safe_url(str(app.conf.broker_url))} did not take the job: {error}", job_id=job_id
         ) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """kombu wraps what redis-py raises."""
+    return isinstance(error, redis.OutOfMemoryError) or (
+        error.__cause__ is not None and _is_out_of_memory(error.__cause__)
+    )
 
 
 class Connections:
@@ -75,8 +84,11 @@ class Connections:
         self.app = make_celery(settings)
         self.closer = JobCloser(self.store, self.app)
         self.cards = CardCache(settings.card_ttl_s)
-        self.channel = keys.reply_channel(uuid.uuid4().hex)
-        self.subscriber = Subscriber(settings, self.channel)
+        self.client_id = uuid.uuid4().hex
+        self.channel = keys.reply_channel(self.client_id)
+        self.subscriber = Subscriber(
+            settings, self.channel, functools.partial(self.store.beat_client, self.client_id)
+        )
         self.subscriber.open()
 
     def close(self) -> None:
@@ -99,6 +111,16 @@ class Connections:
         if verdict is CancelVerdict.ENDED:
             self.closer.close(job_id)
         return verdict is not CancelVerdict.FINAL
+
+    def expire(self, job_id: str) -> None:
+        """SWEEP's part for a deadline (protocol line 13): with no worker alive nobody else would end it."""
+        if self.store.expire(job_id):
+            self.closer.close(job_id)
+
+    def delete(self, job_id: str) -> None:
+        """Raises: JobNotFound."""
+        if not self.closer.delete(job_id):
+            raise job_not_found(job_id)
 
 
 def job_not_found(job_id: str) -> JobNotFound:

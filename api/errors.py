@@ -11,10 +11,12 @@
     ├── JobError                the job itself ended badly; ``job_id`` names it
     │   ├── JobFailed           the worker reported a failure
     │   ├── JobDead             given up after repeated worker deaths
+    │   ├── DeadlineExceeded    its deadline passed (Celery's result only: a stream just ends)
     │   ├── JobLost             the server forgot the job (restarted without its data)
     │   └── JobNotFound         no such job (never was, or its result expired)
     ├── StreamTimeout           nothing arrived for the caller's timeout; the job goes on
     ├── RedisUnavailable        no connection to the server
+    │   └── StorageFull         the server is at its memory limit; nothing was written
     ├── MissingExtra            a part is not installed; the message names the pip command
     ├── ConfigurationError      a setting or an option is wrong
     └── ProtocolError           a message that this version cannot read
@@ -28,6 +30,7 @@ from typing import Final
 __all__ = [
     "ConfigurationError",
     "ContextTooLong",
+    "DeadlineExceeded",
     "FleetError",
     "InvalidRequest",
     "JobDead",
@@ -39,6 +42,7 @@ __all__ = [
     "ProtocolError",
     "QueueFull",
     "RedisUnavailable",
+    "StorageFull",
     "StreamTimeout",
     "UnknownModel",
     "UnknownParameter",
@@ -90,6 +94,10 @@ class JobDead(JobError):
     code = "job_dead"
 
 
+class DeadlineExceeded(JobError, TimeoutError):
+    code = "deadline_exceeded"
+
+
 class JobLost(JobError):
     code = "job_lost"
 
@@ -104,6 +112,10 @@ class StreamTimeout(FleetError, TimeoutError):
 
 class RedisUnavailable(FleetError, ConnectionError):
     code = "redis_unavailable"
+
+
+class StorageFull(RedisUnavailable):
+    code = "storage_full"
 
 
 class MissingExtra(FleetError, ImportError):

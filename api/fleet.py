@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 
 from pagefleet.api import keys
-from pagefleet.api.errors import InvalidRequest
+from pagefleet.api.errors import InvalidRequest, QueueFull
 from pagefleet.api.keys import Lane
 from pagefleet.api.messages import (
     GenerateRequest,
@@ -19,6 +19,7 @@ from pagefleet.api.messages import (
     WorkerStatus,
 )
 from pagefleet.api.model_cards import CardIndex, check_fits
+from pagefleet.api.operations import Limits, Submitted
 from pagefleet.api.requests import build_request
 from pagefleet.api.token_stream import TokenStream
 
@@ -48,11 +49,22 @@ class RunningJob:
 
 
 @dataclass(frozen=True, slots=True)
+class RefusedJob:
+    """A job that a worker gave back, and why: it waits for another one."""
+
+    job_id: str
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class FleetStatus:
     models: list[ModelCard]
     workers: list[WorkerStatus]
     queues: list[QueueStatus]
     running: list[RunningJob]
+    refused: list[RefusedJob]
+    num_dead_letters: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +78,25 @@ class Prepared:
     @property
     def queue(self) -> str:
         return keys.queue(self.card.name, self.request.lane)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.card.max_queue_depth, self.card.max_tenant_depth)
+
+
+def check_depth(submitted: Submitted, prepared: Prepared) -> None:
+    """Raises: QueueFull, where SUBMIT wrote nothing for it."""
+    if submitted.depth is not None:
+        raise QueueFull(
+            f"The queue {prepared.queue} holds {submitted.depth} jobs, its limit; try again later.",
+            job_id=prepared.job_id,
+        )
+    if submitted.tenant_depth is not None:
+        raise QueueFull(
+            f"The queue {prepared.queue} holds {submitted.tenant_depth} jobs of the tenant "
+            f"{prepared.request.tenant!r}, its limit; try again later.",
+            job_id=prepared.job_id,
+        )
 
 
 def prepare(cards: CardIndex, job_id: str | None, fields: Mapping[str, Any], seed: int) -> Prepared:
@@ -118,6 +149,9 @@ class Fleet(ABC):
         lane: Lane = "interactive",
         priority: int = 5,
         deadline_s: float | None = None,
+        detached: bool | None = None,
+        tenant: str | None = None,
+        result_ttl_s: int | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         **sampling: Unpack[SamplingOptions],
     ) -> TokenStream:
@@ -129,7 +163,12 @@ class Fleet(ABC):
             job_id: makes the call idempotent: a second one with the same id reads the first one's job.
             lane: ``batch`` fills what ``interactive`` leaves.
             priority: 0..9 within the lane, 9 is the most urgent.
-            deadline_s: seconds from now after which the job is given up.
+            deadline_s: seconds from now after which the job is given up; its stream then ends with
+                finish_reason ``deadline``.
+            detached: the job goes on where this process is gone. By default a job of the batch lane does,
+                and one of the interactive lane is cancelled after 10 s without its client.
+            tenant: on whose behalf; the number of one tenant's open jobs may be limited.
+            result_ttl_s: how long the job can be read after its end; by default an hour.
             timeout: seconds without a chunk after which the stream raises ``StreamTimeout``.
             sampling: see :class:`~pagefleet.api.messages.SamplingParams`.
 
@@ -143,6 +182,9 @@ class Fleet(ABC):
             "lane": lane,
             "priority": priority,
             "deadline_s": deadline_s,
+            "detached": detached,
+            "tenant": tenant,
+            "result_ttl_s": result_ttl_s,
             **sampling,
         }
         return self._start(job_id, fields, timeout)
@@ -156,6 +198,9 @@ class Fleet(ABC):
         lane: Lane = "interactive",
         priority: int = 5,
         deadline_s: float | None = None,
+        detached: bool | None = None,
+        tenant: str | None = None,
+        result_ttl_s: int | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         **sampling: Unpack[SamplingOptions],
     ) -> TokenStream:
@@ -166,6 +211,9 @@ class Fleet(ABC):
             "lane": lane,
             "priority": priority,
             "deadline_s": deadline_s,
+            "detached": detached,
+            "tenant": tenant,
+            "result_ttl_s": result_ttl_s,
             **sampling,
         }
         return self._start(job_id, fields, timeout)
@@ -186,6 +234,13 @@ class Fleet(ABC):
     @abstractmethod
     def cancel(self, job_id: str) -> bool:
         """Stops a job; false where it had ended already. Raises: JobNotFound."""
+
+    @abstractmethod
+    def delete(self, job_id: str) -> None:
+        """Removes a job, its prompt, its tokens and its result; stops it first where it has not ended.
+
+        Raises: JobNotFound.
+        """
 
     @abstractmethod
     def models(self) -> list[ModelCard]: ...

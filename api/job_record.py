@@ -10,6 +10,7 @@ from pagefleet.api.messages import (
     ChoiceResult,
     EndedEvent,
     ErrorInfo,
+    Fingerprint,
     GenerateRequest,
     JobResult,
     JobState,
@@ -56,6 +57,23 @@ class JobRecord:
         text = self.fields.get("error")
         return None if text is None else ErrorInfo.model_validate_json(text)
 
+    @property
+    def fingerprints(self) -> list[Fingerprint]:
+        """Of the engines that computed it, in order, without repetitions in a row."""
+        stored = json.loads(self.fields.get("fingerprints", "[]"))
+        return [Fingerprint.model_validate(each) for each in stored]
+
+    @property
+    def waits_with_deadline(self) -> bool:
+        """Nobody runs the job, and its time may be up."""
+        return self.state is JobState.QUEUED and "deadline" in self.fields
+
+    @property
+    def ttl_ms(self) -> int | None:
+        """The job's own, where it has one."""
+        value = self.fields.get("ttl")
+        return None if value is None else int(value)
+
     def finish_reason(self, choice: int) -> str | None:
         return self.fields.get(f"fin:{choice}")
 
@@ -86,6 +104,7 @@ class JobRecord:
             num_prompt_tokens=self.num_prompt_tokens,
             attempts=self.attempts,
             worker=self.fields.get("owner"),
+            fingerprints=self.fingerprints,
             error=self.error,
             enqueued_at=self._seconds("enqueued_at"),
             claimed_at=self._seconds("claimed_at"),

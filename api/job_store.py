@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import redis
 import redis.asyncio
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from pagefleet.api import keys, operations
 from pagefleet.api.connection import connect, connect_async, redis_errors
-from pagefleet.api.errors import ProtocolError
+from pagefleet.api.errors import ProtocolError, StorageFull
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.messages import (
     ErrorInfo,
@@ -26,22 +26,37 @@ from pagefleet.api.messages import (
     ModelCard,
     WorkerStatus,
 )
-from pagefleet.api.operations import CancelVerdict, Claim, Operation, StepItem, StepReply, Submitted
+from pagefleet.api.operations import (
+    CancelVerdict,
+    Claim,
+    DeleteVerdict,
+    Limits,
+    Operation,
+    StepItem,
+    StepReply,
+    Submitted,
+)
 from pagefleet.api.requests import invalid_request
 from pagefleet.api.scripts import load_script
 from pagefleet.api.settings import FleetSettings
 
 T = TypeVar("T")
 
+CLIENT_LEASE_S: Final = 10.0
+"""A client that was not heard of for so long is gone, and its jobs with it unless they are detached."""
+
 
 class OpenJob(NamedTuple):
-    """A job of an open ledger; ``state`` is None where the hash is gone."""
+    """A job of an open ledger; ``state`` is None where the hash is gone or cannot be read."""
 
     job_id: str
     enqueued_ms: float
     state: JobState | None
-    owner: str
-    priority: int
+    owner: str = ""
+    epoch: int = 0
+    priority: int = 0
+    clients: tuple[str, ...] = ()
+    has_deadline: bool = False
 
 
 class DeadWorker(NamedTuple):
@@ -69,10 +84,21 @@ class JobStore:
         self.redis: Any = connect(settings)
 
     def submit(
-        self, job_id: str, request: GenerateRequest, *, queue: str, channel: str, max_depth: int
+        self,
+        job_id: str,
+        request: GenerateRequest,
+        *,
+        queue: str,
+        channel: str,
+        limits: Limits,
+        client_id: str = "",
     ) -> Submitted:
         """Line 1, SUBMIT: queued, unless the queue is too deep or the id exists."""
-        return self.run(operations.submit(job_id, request, queue=queue, channel=channel, max_depth=max_depth))
+        return self.run(
+            operations.submit(
+                job_id, request, queue=queue, channel=channel, limits=limits, client_id=client_id
+            )
+        )
 
     def claim(self, job_ids: Sequence[str], worker_id: str, fingerprint_json: str) -> list[Claim]:
         """Line 4, CLAIM: takes jobs for a worker, in one round trip."""
@@ -109,11 +135,23 @@ class JobStore:
 
     def close(self, job_id: str, queue: str) -> str:
         """Line 9, CLOSE, last part: out of the ledger; hash and log may expire from now on."""
-        return self.run(operations.close(job_id, queue, self.settings.result_ttl_s))
+        return self.run(
+            operations.close(job_id, queue, self.settings.result_ttl_s, self.settings.dead_letter_ttl_s)
+        )
 
-    def beat(self, status: WorkerStatus, lease_s: float) -> None:
-        """Line 10, BEAT: the worker's lease runs anew."""
-        self.run(operations.beat(status, lease_s))
+    def beat(self, status: WorkerStatus, lease_s: float) -> bool:
+        """Line 10, BEAT: the worker's lease runs anew. False where its model's card is gone."""
+        return self.run(operations.beat(status, lease_s))
+
+    def is_full(self) -> bool:
+        """Whether the server is at its memory limit: nothing new should be taken off a queue then, since
+        the broker could not write down who has it."""
+        try:
+            with redis_errors(self.settings.url):
+                self.redis.set(keys.PROBE, "1", px=1000)
+        except StorageFull:
+            return True
+        return False
 
     def leave(self, worker_id: str) -> None:
         """Line 17, DRAIN, last part: the lease is given up. The worker stays known as a tombstone."""
@@ -144,17 +182,18 @@ class JobStore:
             if not alive
         ]
 
-    def open_jobs(self, queue: str, limit: int = 1000) -> list[OpenJob]:
-        """Line 13, SWEEP, the question: the oldest jobs of a queue that are not closed."""
+    def open_jobs(self, queue: str, first: int = 0, limit: int = 1000) -> list[OpenJob]:
+        """Line 13, SWEEP, the question: the jobs of a queue that are not closed, the oldest first."""
         with redis_errors(self.settings.url):
-            ledger = self.redis.zrange(keys.open_jobs(queue), 0, limit - 1, withscores=True)
+            ledger = self.redis.zrange(keys.open_jobs(queue), first, first + limit - 1, withscores=True)
             pipeline = self.redis.pipeline(transaction=False)
             for job_id, _enqueued_ms in ledger:
-                pipeline.hmget(keys.job(job_id), "state", "owner", "priority")
-            rows = pipeline.execute()
+                pipeline.hmget(keys.job(job_id), *_OPEN_JOB_FIELDS)
+            # A key of another type is as good as none.
+            rows = pipeline.execute(raise_on_error=False)
         return [
-            OpenJob(job_id, enqueued_ms, JobState(state) if state else None, owner or "", int(priority or 0))
-            for (job_id, enqueued_ms), (state, owner, priority) in zip(ledger, rows, strict=True)
+            _open_job(job_id, enqueued_ms, row)
+            for (job_id, enqueued_ms), row in zip(ledger, rows, strict=True)
         ]
 
     def forget_worker(self, worker_id: str) -> None:
@@ -177,13 +216,47 @@ class JobStore:
             _queue_read(pipeline, job_id, with_log)
             return _parse_record(job_id, pipeline.execute())
 
-    def watch(self, job_id: str) -> bool:
-        """Line 15, ATTACH: the job publishes on its own channel too; false where there is no such job."""
-        return self.run(operations.watch(job_id))
+    def watch(self, job_id: str, client_id: str = "") -> bool:
+        """Line 15, ATTACH: the job publishes on its own channel too, and lives as long as this client;
+        false where there is no such job."""
+        return self.run(operations.watch(job_id, client_id))
+
+    def beat_client(self, client_id: str) -> None:
+        """Line 15: the client lives, and with it the jobs that are not detached."""
+        with redis_errors(self.settings.url):
+            self.redis.set(keys.client(client_id), "1", px=int(CLIENT_LEASE_S * 1000))
+
+    def are_gone(self, client_ids: Sequence[str]) -> list[bool]:
+        """Line 13, SWEEP, the question: which clients have not been heard of for their lease."""
+        if not client_ids:
+            return []
+        with redis_errors(self.settings.url):
+            return [value is None for value in self.redis.mget([keys.client(each) for each in client_ids])]
 
     def cancel(self, job_id: str) -> CancelVerdict:
         """Line 16, CANCEL: after ``ENDED`` the caller must close the job."""
         return self.run(operations.cancel(job_id))
+
+    def delete(self, job_id: str, queue: str) -> DeleteVerdict:
+        """Removes what the server knows of a job; after ``ENDED`` the caller must close the job."""
+        return self.run(operations.delete(job_id, queue))
+
+    def expire(self, job_id: str) -> bool:
+        """Line 13, SWEEP: ends a job that waited past its deadline; after ``True`` it must be closed."""
+        return self.run(operations.expire(job_id))
+
+    def dead_letters(self) -> list[str]:
+        """The ids of the jobs that were given up and are still kept, the oldest first."""
+        with redis_errors(self.settings.url):
+            job_ids = self.redis.zrange(keys.DEAD, 0, -1)
+            pipeline = self.redis.pipeline(transaction=False)
+            for job_id in job_ids:
+                pipeline.exists(keys.job(job_id))
+            kept = pipeline.execute()
+            gone = [job_id for job_id, exists in zip(job_ids, kept, strict=True) if not exists]
+            if gone:
+                self.redis.zrem(keys.DEAD, *gone)
+        return [job_id for job_id in job_ids if job_id not in set(gone)]
 
     def publish_card(self, card: ModelCard) -> None:
         """Makes a model known to producers, from now on and after its last worker is gone."""
@@ -257,6 +330,11 @@ class AsyncJobStore:
             _queue_read(pipeline, job_id, with_log=True)
             return _parse_record(job_id, await pipeline.execute())
 
+    async def beat_client(self, client_id: str) -> None:
+        """Line 15: the client lives."""
+        with redis_errors(self.settings.url):
+            await self.redis.set(keys.client(client_id), "1", px=int(CLIENT_LEASE_S * 1000))
+
     async def cards(self) -> list[ModelCard]:
         with redis_errors(self.settings.url):
             names = sorted(await self.redis.smembers(keys.MODELS))
@@ -275,6 +353,26 @@ class AsyncJobStore:
 
     async def close_connections(self) -> None:
         await self.redis.aclose()
+
+
+_OPEN_JOB_FIELDS: Final = ("state", "owner", "epoch", "priority", "clients", "deadline")
+
+
+def _open_job(job_id: str, enqueued_ms: float, row: Any) -> OpenJob:
+    try:
+        state, owner, epoch, priority, clients, deadline = row
+        return OpenJob(
+            job_id,
+            enqueued_ms,
+            JobState(state) if state else None,
+            owner or "",
+            int(epoch or 0),
+            int(priority or 0),
+            tuple((clients or "").split()),
+            deadline is not None,
+        )
+    except (ValueError, TypeError):
+        return OpenJob(job_id, enqueued_ms, None)
 
 
 def _queue_read(pipeline: Any, job_id: str, with_log: bool) -> None:

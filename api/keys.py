@@ -18,6 +18,12 @@ MODELS: Final = PREFIX + "models"
 WORKERS: Final = PREFIX + "workers"
 """Sorted set worker id -> milliseconds of its last beat (Redis clock)."""
 
+DEAD: Final = PREFIX + "dead"
+"""Sorted set job id -> milliseconds at which it was given up: the dead letters."""
+
+PROBE: Final = PREFIX + "probe"
+"""Written to see whether the server takes anything new."""
+
 GENERATE_TASK: Final = "pagefleet.generate"
 
 _SLUG_SAFE = re.compile(r"[a-z0-9.-]")
@@ -39,6 +45,21 @@ def open_jobs(queue: str) -> str:
     One ledger for each queue: depth is counted on it, and a single one would be a hot spot.
     """
     return f"{PREFIX}open:{queue}"
+
+
+def tenant_jobs(queue: str, tenant: str) -> str:
+    """Sorted set like :func:`open_jobs`, for one tenant's jobs in that queue."""
+    return f"{PREFIX}tenant:{queue}:{tenant}"
+
+
+def suspects(worker_id: str) -> str:
+    """Set: the jobs whose first prefill that worker has begun."""
+    return f"{PREFIX}suspects:{worker_id}"
+
+
+def client(client_id: str) -> str:
+    """String with an expiry: exists for as long as that client lives."""
+    return f"{PREFIX}client:{client_id}"
 
 
 def model(name: str) -> str:

@@ -19,6 +19,7 @@ from pagefleet.api.keys import Lane
 MAX_SEED: Final = 2**64 - 1
 MAX_TOP_K: Final = 2**31 - 1
 MAX_DEADLINE_S: Final = 10.0**9
+MAX_TTL_S: Final = 10**9
 
 FIELD_FAULT: Final = "pagefleet_field"
 """pydantic's error type for a complaint of a whole model that is one field's fault all the same."""
@@ -126,6 +127,19 @@ class GenerateRequest(StoredModel):
         None, gt=0, le=MAX_DEADLINE_S, description="seconds from submit until the job is given up"
     )
 
+    detached: bool | None = Field(
+        None, description="true: goes on without its client; by default so in the batch lane"
+    )
+    tenant: str | None = Field(None, min_length=1, max_length=128, description="on whose behalf")
+    result_ttl_s: int | None = Field(
+        None, gt=0, le=MAX_TTL_S, description="how long it can be read after its end"
+    )
+
+    @property
+    def lives_alone(self) -> bool:
+        """Whether the job goes on where its client is gone."""
+        return self.lane == "batch" if self.detached is None else self.detached
+
     @model_validator(mode="after")
     def _one_input(self) -> Self:
         given = [
@@ -222,6 +236,16 @@ def parse_event(kind: str, body: str) -> StreamEvent | None:
     return None if model is None else model.model_validate_json(body)
 
 
+class Fingerprint(StoredModel):
+    """What decides a model's output. Only ``weights`` and ``tokenizer`` forbid another worker's resume."""
+
+    weights: str
+    tokenizer: str
+    dtype: str
+    backend: str
+    version: str
+
+
 class ChoiceResult(StoredModel):
     index: int = 0
     token_ids: list[int] = Field(default_factory=list)
@@ -243,6 +267,9 @@ class JobResult(StoredModel):
     num_prompt_tokens: int | None = None
     attempts: int = 0
     worker: str | None = None
+    fingerprints: list[Fingerprint] = Field(default_factory=list)
+    """The engines that computed it, in order: more than one where an attempt's dtype, backend or version
+    differed from the one's before."""
     error: ErrorInfo | None = None
     enqueued_at: float | None = None
     claimed_at: float | None = None
@@ -262,16 +289,6 @@ class JobResult(StoredModel):
         return self.choices[0].finish_reason
 
 
-class Fingerprint(StoredModel):
-    """What decides a model's output. Only ``weights`` and ``tokenizer`` forbid another worker's resume."""
-
-    weights: str
-    tokenizer: str
-    dtype: str
-    backend: str
-    version: str
-
-
 class ModelCard(StoredModel):
     """What a producer must know of a model; published by its workers and kept after they die."""
 
@@ -281,6 +298,7 @@ class ModelCard(StoredModel):
     vocab_size: int = Field(gt=0)
     aliases: list[str] = Field(default_factory=list)
     max_queue_depth: int = Field(gt=0)
+    max_tenant_depth: int = Field(2**31, gt=0)
     fingerprint: Fingerprint
 
 

@@ -27,10 +27,12 @@ class Operation(Generic[T]):
 
 
 class Submitted(NamedTuple):
-    """``created`` is false where the id existed already; ``depth`` is set where the queue was full."""
+    """``created`` is false where the id existed already or a limit was reached; ``depth`` is set where the
+    queue was full, ``tenant_depth`` where the tenant's share of it was."""
 
     created: bool
     depth: int | None = None
+    tenant_depth: int | None = None
 
 
 class ClaimVerdict(StrEnum):
@@ -40,16 +42,23 @@ class ClaimVerdict(StrEnum):
     ENDED = "ended"
     ELSEWHERE = "elsewhere"
     NO_LEASE = "no-lease"
+    REFUSED = "refused"
+    UNREADABLE = "unreadable"
 
 
 class Claim(NamedTuple):
-    """What CLAIM said; the later fields are set for ``CLAIMED`` only."""
+    """What CLAIM said; the later fields are set for ``CLAIMED`` only, ``reason`` for ``REFUSED``.
+
+    ``solo``: the job may be what its last worker died of; no other job's first prefill beside its own.
+    """
 
     verdict: ClaimVerdict
     epoch: int = 0
     attempt: int = 0
+    solo: bool = False
     request_json: str = ""
     num_tokens: tuple[int, ...] = ()
+    reason: str = ""
 
 
 class StepItem(NamedTuple):
@@ -86,8 +95,22 @@ class CancelVerdict(StrEnum):
     MISSING = "missing"
 
 
+class DeleteVerdict(StrEnum):
+    DELETED = "deleted"
+    ENDED = "ended"
+    FLAGGED = "flagged"
+    MISSING = "missing"
+
+
+class Limits(NamedTuple):
+    """How many open jobs a queue may hold, and how many of them one tenant's."""
+
+    max_depth: int
+    max_tenant_depth: int
+
+
 def submit(
-    job_id: str, request: GenerateRequest, *, queue: str, channel: str, max_depth: int
+    job_id: str, request: GenerateRequest, *, queue: str, channel: str, limits: Limits, client_id: str = ""
 ) -> Operation[Submitted]:
     deadline_ms = "" if request.deadline_s is None else int(request.deadline_s * 1000)
     fields: dict[str, str | int] = {
@@ -96,12 +119,28 @@ def submit(
         "priority": request.priority,
         "channel": channel,
         "num_choices": 1,
+        "clients": "" if request.lives_alone else client_id,
     }
+    if request.result_ttl_s is not None:
+        fields["ttl"] = request.result_ttl_s * 1000
+    if request.tenant is not None:
+        fields["tenant"] = request.tenant
+    ledgers = [keys.open_jobs(queue)]
+    ledgers += [keys.tenant_jobs(queue, request.tenant)] if request.tenant is not None else []
     return Operation(
         "submit",
-        [keys.job(job_id), keys.open_jobs(queue)],
-        [job_id, max_depth, deadline_ms, *_flat(fields)],
-        lambda reply: Submitted(reply[0] == "created", int(reply[1]) if reply[0] == "full" else None),
+        [keys.job(job_id), *ledgers],
+        [job_id, limits.max_depth, limits.max_tenant_depth, deadline_ms, *_flat(fields)],
+        _parse_submitted,
+    )
+
+
+def _parse_submitted(reply: list[Any]) -> Submitted:
+    verdict, *depth = reply
+    return Submitted(
+        verdict == "created",
+        int(depth[0]) if verdict == "full" else None,
+        int(depth[0]) if verdict == "tenant-full" else None,
     )
 
 
@@ -112,7 +151,7 @@ def _flat(fields: Mapping[str, str | int]) -> list[str | int]:
 def claim(job_id: str, worker_id: str, fingerprint_json: str) -> Operation[Claim]:
     return Operation(
         "claim",
-        [keys.job(job_id), keys.lease(worker_id)],
+        [keys.job(job_id), keys.lease(worker_id), keys.DEAD],
         [job_id, worker_id, fingerprint_json],
         _parse_claim,
     )
@@ -120,10 +159,14 @@ def claim(job_id: str, worker_id: str, fingerprint_json: str) -> Operation[Claim
 
 def _parse_claim(reply: list[Any]) -> Claim:
     verdict = ClaimVerdict(reply[0])
+    if verdict is ClaimVerdict.REFUSED:
+        return Claim(verdict, reason=reply[1])
     if verdict is not ClaimVerdict.CLAIMED:
         return Claim(verdict)
-    epoch, attempt, request_json, _num_choices, *num_tokens = reply[1:]
-    return Claim(verdict, int(epoch), int(attempt), request_json, tuple(map(int, num_tokens)))
+    epoch, attempt, solo, request_json, _num_choices, *num_tokens = reply[1:]
+    return Claim(
+        verdict, int(epoch), int(attempt), bool(int(solo)), request_json, tuple(map(int, num_tokens))
+    )
 
 
 def mark(worker_id: str, epochs: dict[str, int]) -> Operation[set[str]]:
@@ -131,8 +174,8 @@ def mark(worker_id: str, epochs: dict[str, int]) -> Operation[set[str]]:
     job_ids = list(epochs)
     return Operation(
         "mark",
-        [keys.job(job_id) for job_id in job_ids],
-        [worker_id, *epochs.values()],
+        [keys.suspects(worker_id), *(keys.job(job_id) for job_id in job_ids)],
+        [worker_id, *(item for pair in epochs.items() for item in pair)],
         lambda reply: {job_id for job_id, ours in zip(job_ids, reply, strict=True) if not int(ours)},
     )
 
@@ -178,28 +221,29 @@ def end(
 
 
 def release(job_id: str, worker_id: str, epoch: int) -> Operation[str]:
-    return Operation("release", [keys.job(job_id)], [worker_id, epoch], str)
+    return Operation("release", [keys.job(job_id)], [worker_id, epoch, job_id], str)
 
 
 def callbacks(job_id: str) -> Operation[bool]:
     return Operation("callbacks", [keys.job(job_id)], [], lambda reply: bool(int(reply)))
 
 
-def close(job_id: str, queue: str, ttl_s: int) -> Operation[str]:
+def close(job_id: str, queue: str, ttl_s: int, dead_ttl_s: int) -> Operation[str]:
     return Operation(
         "close",
         [keys.job(job_id), keys.log(job_id), keys.open_jobs(queue)],
-        [job_id, ttl_s * 1000],
+        [job_id, ttl_s * 1000, dead_ttl_s * 1000],
         str,
     )
 
 
-def beat(status: WorkerStatus, lease_s: float) -> Operation[None]:
+def beat(status: WorkerStatus, lease_s: float) -> Operation[bool]:
+    """False where the server has no card of the worker's model."""
     return Operation(
         "beat",
-        [keys.lease(status.worker_id), keys.WORKERS],
+        [keys.lease(status.worker_id), keys.WORKERS, keys.model(status.model)],
         [status.worker_id, int(lease_s * 1000), status.model_dump_json()],
-        lambda _reply: None,
+        lambda reply: bool(int(reply)),
     )
 
 
@@ -207,8 +251,22 @@ def cancel(job_id: str) -> Operation[CancelVerdict]:
     return Operation("cancel", [keys.job(job_id)], [job_id], CancelVerdict)
 
 
-def watch(job_id: str) -> Operation[bool]:
-    return Operation("watch", [keys.job(job_id)], [], lambda reply: bool(int(reply)))
+def delete(job_id: str, queue: str) -> Operation[DeleteVerdict]:
+    return Operation(
+        "delete",
+        [keys.job(job_id), keys.log(job_id), keys.open_jobs(queue), keys.DEAD],
+        [job_id],
+        DeleteVerdict,
+    )
+
+
+def expire(job_id: str) -> Operation[bool]:
+    """True where the job waited past its deadline and has ended by this call."""
+    return Operation("expire", [keys.job(job_id)], [job_id], lambda reply: reply == "ended")
+
+
+def watch(job_id: str, client_id: str = "") -> Operation[bool]:
+    return Operation("watch", [keys.job(job_id)], [client_id], lambda reply: bool(int(reply)))
 
 
 def unlock(lock: str, token: str) -> Operation[bool]:

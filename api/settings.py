@@ -34,6 +34,7 @@ class FleetSettings(BaseSettings):
     connect_timeout_s: float = Field(3.0, gt=0, description="to reach the server at all")
     socket_timeout_s: float = Field(5.0, gt=0, description="for one reply of the server")
     result_ttl_s: int = Field(3600, gt=0, description="how long an ended job can still be read")
+    dead_letter_ttl_s: int = Field(7 * 86400, gt=0, description="how long a dead letter is kept")
     card_ttl_s: float = Field(5.0, ge=0, description="how long a producer believes the model cards it read")
 
     @property

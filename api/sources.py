@@ -11,8 +11,8 @@ from typing import Any
 from pagefleet.api import keys
 from pagefleet.api.connection import connect, redis_errors
 from pagefleet.api.connections import Connections, send_message
-from pagefleet.api.errors import QueueFull, RedisUnavailable
-from pagefleet.api.fleet import Prepared
+from pagefleet.api.errors import JobNotFound, RedisUnavailable
+from pagefleet.api.fleet import Prepared, check_depth
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.messages import split_events
 from pagefleet.api.subscriber import Inbox
@@ -39,13 +39,10 @@ class OwnSource(Source):
                 prepared.request,
                 queue=prepared.queue,
                 channel=live.channel,
-                max_depth=prepared.card.max_queue_depth,
+                limits=prepared.limits,
+                client_id=live.client_id,
             )
-            if submitted.depth is not None:
-                raise QueueFull(
-                    f"The queue {prepared.queue} holds {submitted.depth} jobs, its limit; try again later.",
-                    job_id=prepared.job_id,
-                )
+            check_depth(submitted, prepared)
             if submitted.created:
                 self._enqueue()
         except Exception:
@@ -70,8 +67,14 @@ class OwnSource(Source):
         self.submit()
         return True
 
+    def expire(self) -> None:
+        self._live.expire(self._prepared.job_id)
+
     def cancel(self) -> None:
         self._live.cancel(self._prepared.job_id)
+
+    def delete(self) -> None:
+        self._live.delete(self._prepared.job_id)
 
     def close(self) -> None:
         self._stop_listening()
@@ -88,8 +91,8 @@ class OwnSource(Source):
             send_message(self._live.app, prepared.job_id, prepared.queue, prepared.request.priority)
         except RedisUnavailable:
             # The caller is told that nothing was enqueued; make it true if the store can be reached.
-            with contextlib.suppress(RedisUnavailable):
-                self._live.cancel(prepared.job_id)
+            with contextlib.suppress(RedisUnavailable, JobNotFound):
+                self._live.delete(prepared.job_id)
             raise
 
 
@@ -128,8 +131,14 @@ class AttachedSource(Source):
     def resubmit(self) -> bool:
         return False
 
+    def expire(self) -> None:
+        self._live.expire(self._job_id)
+
     def cancel(self) -> None:
         self._live.cancel(self._job_id)
+
+    def delete(self) -> None:
+        self._live.delete(self._job_id)
 
     def close(self) -> None:
         self._pubsub.close()

@@ -7,7 +7,7 @@ from typing import Final
 from pagefleet.api import keys
 from pagefleet.api.celery_app import PRIORITY_STEPS
 from pagefleet.api.connection import redis_errors
-from pagefleet.api.fleet import FleetStatus, QueueStatus, RunningJob
+from pagefleet.api.fleet import FleetStatus, QueueStatus, RefusedJob, RunningJob
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import JobState
 
@@ -17,7 +17,9 @@ _MAX_RUNNING_LISTED: Final = 100
 def read_status(store: JobStore) -> FleetStatus:
     """Queues, workers, models and running jobs, as they are now."""
     cards = store.cards()
-    queues, running = [], []
+    queues: list[QueueStatus] = []
+    running: list[RunningJob] = []
+    refused: list[RefusedJob] = []
     for card in cards:
         for lane in keys.LANES:
             name = keys.queue(card.name, lane)
@@ -25,8 +27,10 @@ def read_status(store: JobStore) -> FleetStatus:
                 num_open = store.redis.zcard(keys.open_jobs(name))
                 job_ids = store.redis.zrange(keys.open_jobs(name), 0, _MAX_RUNNING_LISTED - 1)
             queues.append(QueueStatus(name, card.name, lane, num_queued(store, name), num_open))
-            running += _running_jobs(store, card.name, job_ids)
-    return FleetStatus(cards, store.workers(), queues, running)
+            jobs = _jobs(store, card.name, job_ids)
+            running += [job for job in jobs if isinstance(job, RunningJob)]
+            refused += [job for job in jobs if isinstance(job, RefusedJob)]
+    return FleetStatus(cards, store.workers(), queues, running, refused, len(store.dead_letters()))
 
 
 def num_queued(store: JobStore, queue_name: str) -> int:
@@ -40,15 +44,18 @@ def _priority_lists(queue_name: str) -> list[str]:
     return [queue_name if step == 0 else f"{queue_name}\x06\x16{step}" for step in PRIORITY_STEPS]
 
 
-def _running_jobs(store: JobStore, model: str, job_ids: list[str]) -> list[RunningJob]:
+def _jobs(store: JobStore, model: str, job_ids: list[str]) -> list[RunningJob | RefusedJob]:
     with redis_errors(store.settings.url):
         seconds, _micros = store.redis.time()
         pipeline = store.redis.pipeline(transaction=False)
         for job_id in job_ids:
-            pipeline.hmget(keys.job(job_id), "state", "owner", "n:0", "attempts", "claimed_at")
+            pipeline.hmget(keys.job(job_id), "state", "owner", "n:0", "attempts", "claimed_at", "refused")
         rows = pipeline.execute() if job_ids else []
-    return [
-        RunningJob(job_id, model, owner, int(n or 0), int(attempts), seconds - int(claimed_at) / 1000)
-        for job_id, (state, owner, n, attempts, claimed_at) in zip(job_ids, rows, strict=True)
-        if state == JobState.RUNNING
-    ]
+    jobs: list[RunningJob | RefusedJob] = []
+    for job_id, (state, owner, n, attempts, claimed_at, reason) in zip(job_ids, rows, strict=True):
+        if state == JobState.RUNNING:
+            running_s = seconds - int(claimed_at) / 1000
+            jobs.append(RunningJob(job_id, model, owner, int(n or 0), int(attempts), running_s))
+        elif state == JobState.QUEUED and reason:
+            jobs.append(RefusedJob(job_id, model, reason))
+    return jobs

@@ -7,7 +7,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import redis
@@ -21,6 +21,8 @@ from pagefleet.api.token_stream import LiveEvent, Resync
 Deliver = Callable[[LiveEvent | Resync], None]
 Inbox = queue.SimpleQueue[LiveEvent | Resync]
 
+BEAT_EVERY_S: Final = 2.5
+"""A quarter of a client's lease."""
 _POLL_S: Final = 1.0
 _MAX_BACKOFF_S: Final = 2.0
 
@@ -59,11 +61,16 @@ class _Routes:
 
 
 class Subscriber:
-    """Listens in a daemon thread; :meth:`open` returns once the server confirmed the subscription."""
+    """Listens in a daemon thread; :meth:`open` returns once the server confirmed the subscription.
 
-    def __init__(self, settings: FleetSettings, channel: str) -> None:
+    Args:
+        beat: tells the server that this client lives; called every few seconds, may fail with the server.
+    """
+
+    def __init__(self, settings: FleetSettings, channel: str, beat: Callable[[], None]) -> None:
         self._settings = settings
         self._channel = channel
+        self._beat = beat
         self._routes = _Routes()
         self._ready = threading.Event()
         self._closed = threading.Event()
@@ -103,7 +110,11 @@ class Subscriber:
     def _listen(self, client: Any) -> None:
         with contextlib.closing(client.pubsub()) as pubsub:
             pubsub.subscribe(self._channel)
+            beat_at = 0.0
             while not self._closed.is_set():
+                if time.monotonic() >= beat_at:
+                    beat_at = time.monotonic() + BEAT_EVERY_S
+                    self._beat()
                 message = pubsub.get_message(timeout=_POLL_S)
                 if message is None:
                     continue
@@ -117,9 +128,10 @@ class Subscriber:
 class AsyncSubscriber:
     """:class:`Subscriber` as a task of the running event loop."""
 
-    def __init__(self, settings: FleetSettings, channel: str) -> None:
+    def __init__(self, settings: FleetSettings, channel: str, beat: Callable[[], Awaitable[None]]) -> None:
         self._settings = settings
         self._channel = channel
+        self._beat = beat
         self._routes = _Routes()
         self._ready = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -154,7 +166,7 @@ class AsyncSubscriber:
             while True:
                 try:
                     await self._listen(client)
-                except (redis.ConnectionError, redis.TimeoutError, OSError):
+                except (redis.ConnectionError, redis.TimeoutError, RedisUnavailable, OSError):
                     backoff_s = 0.05 if self._ready.is_set() else min(2 * backoff_s, _MAX_BACKOFF_S)
                     self._ready.clear()
                     await asyncio.sleep(backoff_s)
@@ -164,7 +176,11 @@ class AsyncSubscriber:
     async def _listen(self, client: Any) -> None:
         async with client.pubsub() as pubsub:
             await pubsub.subscribe(self._channel)
+            beat_at = 0.0
             while True:
+                if time.monotonic() >= beat_at:
+                    beat_at = time.monotonic() + BEAT_EVERY_S
+                    await self._beat()
                 message = await pubsub.get_message(timeout=_POLL_S)
                 if message is None:
                     continue

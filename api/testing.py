@@ -88,10 +88,14 @@ class InMemoryFleet(Fleet):
         job = self._job(job_id)
         state = StreamState(job_id, after=after)
         state.feed_record(job.record())
-        return TokenStream(state, _JobSource(job), job.prepared.card.name, timeout)
+        return TokenStream(state, _JobSource(self, job), job.prepared.card.name, timeout)
 
     def cancel(self, job_id: str) -> bool:
         return self._job(job_id).cancel()
+
+    def delete(self, job_id: str) -> None:
+        self._job(job_id).cancel()
+        del self._jobs[job_id]
 
     def models(self) -> list[ModelCard]:
         return list(self._cards.cards)
@@ -103,7 +107,7 @@ class InMemoryFleet(Fleet):
                 name = keys.queue(card.name, lane)
                 num_open = self._num_open(name)
                 queues.append(QueueStatus(name, card.name, lane, num_open, num_open))
-        return FleetStatus(self.models(), [], queues, [])
+        return FleetStatus(self.models(), [], queues, [], [], 0)
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -119,7 +123,7 @@ class InMemoryFleet(Fleet):
                 job_id=prepared.job_id,
             )
         job = self._jobs[prepared.job_id] = _Job(prepared)
-        source = _JobSource(job)
+        source = _JobSource(self, job)
         if not self._paused:
             job.run(self._reply)
         return TokenStream(StreamState(prepared.job_id), source, prepared.card.name, timeout)
@@ -148,6 +152,7 @@ class _Job:
         self._enqueued_at = time.time()
 
     def run(self, reply: Reply) -> None:
+        self.expire()
         if self.state.is_final:
             return
         try:
@@ -174,6 +179,12 @@ class _Job:
         self._end(JobState.CANCELLED, "cancelled", None)
         return True
 
+    def expire(self) -> None:
+        deadline_s = self.prepared.request.deadline_s
+        late = deadline_s is not None and time.time() > self._enqueued_at + deadline_s
+        if late and not self.state.is_final:
+            self._end(JobState.FAILED, "deadline", None)
+
     def record(self) -> JobRecord:
         fields = {
             "state": self.state.value,
@@ -182,6 +193,9 @@ class _Job:
             "n:0": str(len(self._entries)),
             "enqueued_at": str(int(self._enqueued_at * 1000)),
         }
+        deadline_s = self.prepared.request.deadline_s
+        if deadline_s is not None:
+            fields["deadline"] = str(int((self._enqueued_at + deadline_s) * 1000))
         if self._num_prompt_tokens is not None:
             fields |= {"num_prompt_tokens": str(self._num_prompt_tokens), "attempts": "1"}
         if self._reason is not None:
@@ -208,7 +222,8 @@ def _num_prompt_tokens(request: GenerateRequest) -> int:
 
 
 class _JobSource(Source):
-    def __init__(self, job: _Job) -> None:
+    def __init__(self, fleet: InMemoryFleet, job: _Job) -> None:
+        self._fleet = fleet
         self._job = job
         self._inbox: queue.SimpleQueue[LiveEvent] = queue.SimpleQueue()
         job.inboxes.append(self._inbox)
@@ -225,8 +240,14 @@ class _JobSource(Source):
     def resubmit(self) -> bool:
         return False
 
+    def expire(self) -> None:
+        self._job.expire()
+
     def cancel(self) -> None:
         self._job.cancel()
+
+    def delete(self) -> None:
+        self._fleet.delete(self._job.prepared.job_id)
 
     def close(self) -> None:
         if self._inbox in self._job.inboxes:

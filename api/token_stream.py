@@ -48,7 +48,14 @@ class Source(ABC):
         """Sends the same job again; false where this reader is not its producer."""
 
     @abstractmethod
+    def expire(self) -> None:
+        """Ends the job where it still waits although its deadline has passed."""
+
+    @abstractmethod
     def cancel(self) -> None: ...
+
+    @abstractmethod
+    def delete(self) -> None: ...
 
     @abstractmethod
     def close(self) -> None: ...
@@ -67,7 +74,13 @@ class AsyncSource(ABC):
     async def resubmit(self) -> bool: ...
 
     @abstractmethod
+    async def expire(self) -> None: ...
+
+    @abstractmethod
     async def cancel(self) -> None: ...
+
+    @abstractmethod
+    async def delete(self) -> None: ...
 
     @abstractmethod
     async def close(self) -> None: ...
@@ -198,6 +211,11 @@ class TokenStream(_StreamBase, Iterator[Chunk]):
         self._cancelled = True
         self._source.cancel()
 
+    def delete(self) -> None:
+        """Removes the job, its prompt, its tokens and its result; stops it first where it has not ended."""
+        self.close()
+        self._source.delete()
+
     def _cancel_again(self) -> None:
         """The server may have been restarted without its last second, the cancel in it."""
         with suppress(FleetError):
@@ -218,6 +236,8 @@ class TokenStream(_StreamBase, Iterator[Chunk]):
             record = self._source.read()
             if record is not None:
                 self._state.feed_record(record)
+                if record.waits_with_deadline:
+                    self._source.expire()
             elif self._source.resubmit():
                 self._state.wants_replay = False
             else:
@@ -269,6 +289,11 @@ class AsyncTokenStream(_StreamBase, AsyncIterator[Chunk]):
         self._cancelled = True
         await self._source.cancel()
 
+    async def delete(self) -> None:
+        """Removes the job, its prompt, its tokens and its result; stops it first where it has not ended."""
+        await self.close()
+        await self._source.delete()
+
     async def _cancel_again(self) -> None:
         with suppress(FleetError):
             await self._source.cancel()
@@ -288,6 +313,8 @@ class AsyncTokenStream(_StreamBase, AsyncIterator[Chunk]):
             record = await self._source.read()
             if record is not None:
                 self._state.feed_record(record)
+                if record.waits_with_deadline:
+                    await self._source.expire()
             elif await self._source.resubmit():
                 self._state.wants_replay = False
             else:

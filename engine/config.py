@@ -22,6 +22,8 @@ class NullOptions:
 
     step_time_s: float = 0.02
     """Seconds that a step lasts, whatever is in it. 0: as fast as the host goes."""
+    token_time_s: float = 0.0
+    """Seconds that each token adds to its step: a device that is slow at prefill."""
     vocab_size: int = MIN_NULL_VOCAB_SIZE
     max_model_len: int = 4096
     num_blocks: int = 4096
@@ -29,6 +31,8 @@ class NullOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.step_time_s < float("inf"):
             raise ConfigError(f"null.step_time_s must be a number of seconds >= 0, not {self.step_time_s}.")
+        if not 0 <= self.token_time_s < float("inf"):
+            raise ConfigError(f"null.token_time_s must be a number of seconds >= 0, not {self.token_time_s}.")
         if self.vocab_size < MIN_NULL_VOCAB_SIZE:
             raise ConfigError(f"null.vocab_size must be >= {MIN_NULL_VOCAB_SIZE}, not {self.vocab_size}.")
         _require_positive("null.max_model_len", self.max_model_len)
@@ -56,6 +60,8 @@ class EngineConfig:
     """Sequences in the batch at once."""
     max_num_batched_tokens: int = 512
     """Tokens in one step: the token budget that the engine starts with."""
+    max_step_s: float | None = None
+    """Seconds that a step should last at most: the token budget adapts to it. None: the budget stays."""
     max_model_len: int | None = None
     """Caps the model's own context; None leaves it."""
     enable_prefix_caching: bool = True
@@ -75,6 +81,8 @@ class EngineConfig:
             raise ConfigError("device must name a device, such as cpu or cuda:0.")
         for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):
             _require_positive(name, getattr(self, name))
+        if self.max_step_s is not None and not 0 < self.max_step_s < float("inf"):
+            raise ConfigError(f"max_step_s must be a number of seconds > 0, not {self.max_step_s}.")
         for name in ("num_blocks", "kv_memory_bytes", "max_model_len", "num_threads"):
             value = getattr(self, name)
             if value is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 
 from pagefleet.engine.block_manager import BlockManager
 from pagefleet.engine.config import EngineConfig
@@ -17,6 +18,7 @@ from pagefleet.engine.executor import LoadedModel, ModelInfo, Report
 from pagefleet.engine.outputs import EngineStats, FinishReason, SequenceOutput
 from pagefleet.engine.scheduler import Scheduler, SchedulerOutput
 from pagefleet.engine.sequence import Sequence, SequenceStatus
+from pagefleet.engine.step_budget import StepBudget
 from pagefleet.engine.stop_checker import Progress, StopChecker
 from pagefleet.engine.tokenizer import Tokenizer
 
@@ -40,7 +42,8 @@ class LLMEngine:
         self._tokenizer = loaded.tokenizer
         self._info = info
         self._block_manager = BlockManager(info.num_blocks, info.block_size, config.enable_prefix_caching)
-        self._scheduler = Scheduler(self._block_manager, config.max_num_seqs, config.max_num_batched_tokens)
+        self._budget = StepBudget(config.max_num_batched_tokens, config.max_step_s)
+        self._scheduler = Scheduler(self._block_manager, config.max_num_seqs, self._budget.num_tokens)
         self._stop_checker = StopChecker(info.eos_token_ids, info.max_model_len)
         self._sequences: dict[str, Sequence] = {}
         # Requests whose log had ended before they came; the next step says so.
@@ -183,7 +186,11 @@ class LLMEngine:
         if not step.scheduled:
             self._last_step_num_seqs = 0
             return []
+        begun_at = time.monotonic()
         sampled = self._executor.execute(step.scheduled)
+        num_tokens = sum(entry.num_new_tokens for entry in step.scheduled)
+        self._budget.observe(num_tokens, time.monotonic() - begun_at)
+        self._scheduler.token_budget = self._budget.num_tokens
         self._scheduler.update(step, sampled)
         outputs = [
             self._advance(entry.sequence)

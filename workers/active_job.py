@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pagefleet.api.job_record import JobRecord
+from pagefleet.api.keys import Lane
 from pagefleet.api.messages import LogEntry
 from pagefleet.api.operations import StepItem
 
@@ -17,6 +18,7 @@ class JobMessage(ABC):
     """A message of the queue, and how the worker answers it. Exactly one of the answers, once."""
 
     job_id: str
+    lane: Lane
     bare_fields: Mapping[str, Any] | None
     """What a service sent that bypassed submit; None for a thin message."""
     context: Any
@@ -45,7 +47,11 @@ class JobMessage(ABC):
 
     @abstractmethod
     def returned(self) -> None:
-        """Back to the queue, unacknowledged."""
+        """To the back of the queue: this worker can't do it."""
+
+    @abstractmethod
+    def put_back(self) -> None:
+        """To the front of the queue: this worker gives it up for now."""
 
 
 @dataclass(slots=True, eq=False)

@@ -5,39 +5,54 @@ from __future__ import annotations
 import functools
 import logging
 import queue
-from collections.abc import Callable
+import secrets
+import threading
+from abc import ABC, abstractmethod
 from typing import Final
 
 from pydantic import ValidationError
 
-from pagefleet.api.errors import FleetError, JobFailed, QueueFull
-from pagefleet.api.fleet import Prepared, prepare
+from pagefleet.api.errors import FleetError, JobFailed
+from pagefleet.api.fleet import Prepared, check_depth, prepare
 from pagefleet.api.job_store import JobStore
-from pagefleet.api.messages import GenerateRequest, ModelCard
+from pagefleet.api.messages import MAX_SEED, GenerateRequest, ModelCard
 from pagefleet.api.model_cards import CardIndex
 from pagefleet.api.operations import Claim, ClaimVerdict, Submitted
 from pagefleet.api.requests import invalid_request
-from pagefleet.engine import LLMEngine
+from pagefleet.engine import EngineRequest, LLMEngine
 from pagefleet.workers.active_job import ActiveJob, JobMessage
-from pagefleet.workers.engine_loop import EngineLoop
 from pagefleet.workers.insist import Insist
 from pagefleet.workers.loop_thread import LoopThread
 from pagefleet.workers.prompt import engine_request
-from pagefleet.workers.publisher import Publisher
 
 logger = logging.getLogger(__name__)
 
 _MAX_BATCH: Final = 64
+_REFUSED_PAUSE_S: Final = 1.0
+
+
+class Holder(ABC):
+    """What becomes of claimed jobs; called from the admission's thread."""
+
+    @abstractmethod
+    def hold(self, job: ActiveJob) -> None:
+        """The job is this worker's from now on."""
+
+    @abstractmethod
+    def run(self, job: ActiveJob, request: EngineRequest, *, solo: bool) -> None:
+        """The job is ready for the engine."""
+
+    @abstractmethod
+    def fail(self, job: ActiveJob, error: FleetError) -> None:
+        """The job can't be run by anybody."""
+
+    @abstractmethod
+    def close(self, message: JobMessage) -> None:
+        """The job has ended already; it must be closed."""
 
 
 class Admission:
-    """Claims jobs (protocol line 4), many in one round trip, in a thread of its own.
-
-    Args:
-        draw_seed: the seed of a bare message without one.
-        on_final: told of messages whose job has ended already; it must be closed.
-        on_claimed: told of each job that is this worker's from now on.
-    """
+    """Claims jobs (protocol line 4), many in one round trip, in a thread of its own."""
 
     def __init__(
         self,
@@ -45,25 +60,17 @@ class Admission:
         worker_id: str,
         card: ModelCard,
         engine: LLMEngine,
-        loop: EngineLoop,
-        publisher: Publisher,
         insist: Insist,
-        *,
-        draw_seed: Callable[[], int],
-        on_final: Callable[[JobMessage], None],
-        on_claimed: Callable[[ActiveJob], None],
+        holder: Holder,
     ) -> None:
         self._store = store
         self._worker_id = worker_id
         self._card = card
         self._cards = CardIndex([card])
+        self._fingerprint = card.fingerprint.model_dump_json()
         self._engine = engine
-        self._loop = loop
-        self._publisher = publisher
         self._insist = insist
-        self._draw_seed = draw_seed
-        self._on_final = on_final
-        self._on_claimed = on_claimed
+        self._holder = holder
         self._messages: queue.SimpleQueue[JobMessage | None] = queue.SimpleQueue()
         self._stopping = False
         self._thread = LoopThread("admission", self._run)
@@ -87,9 +94,7 @@ class Admission:
                 continue
             job_ids = [message.job_id for message in batch]
             claims = self._insist(
-                functools.partial(
-                    self._store.claim, job_ids, self._worker_id, self._card.fingerprint.model_dump_json()
-                )
+                functools.partial(self._store.claim, job_ids, self._worker_id, self._fingerprint)
             )
             for message, claim in zip(batch, claims, strict=True):
                 self._handle(message, claim)
@@ -108,28 +113,35 @@ class Admission:
             case ClaimVerdict.CLAIMED:
                 self._admit(message, claim)
             case ClaimVerdict.FINAL | ClaimVerdict.ENDED:
-                self._on_final(message)
+                self._holder.close(message)
             case ClaimVerdict.ELSEWHERE:
                 message.dropped()
             case ClaimVerdict.NO_LEASE:
-                message.returned()
+                message.put_back()
+            case ClaimVerdict.REFUSED:
+                self._refuse(message, claim.reason)
+            case ClaimVerdict.UNREADABLE:
+                logger.error("job %s: its hash cannot be read; the message is dropped", message.job_id)
+                message.dropped()
             case ClaimVerdict.MISSING if message.bare_fields is None:
                 logger.info("job %s: its message came, but the server knows no such job", message.job_id)
                 message.dropped()
             case ClaimVerdict.MISSING:
                 self._create(message)
 
+    def _refuse(self, message: JobMessage, reason: str) -> None:
+        logger.warning("job %s goes back to its queue: %s", message.job_id, reason)
+        # Not at once: where no other worker takes it, it would come back at once, again and again.
+        timer = threading.Timer(_REFUSED_PAUSE_S, message.returned)
+        timer.daemon = True
+        timer.start()
+
     def _create(self, message: JobMessage) -> None:
         """A service sent the message itself, past submit: the same checks and limits apply here."""
         assert message.bare_fields is not None
         try:
-            prepared = prepare(self._cards, message.job_id, message.bare_fields, self._draw_seed())
-            submitted = self._insist(functools.partial(self._submit, prepared))
-            if submitted.depth is not None:
-                raise QueueFull(
-                    f"The queue {prepared.queue} holds {submitted.depth} jobs, its limit.",
-                    job_id=message.job_id,
-                )
+            prepared = prepare(self._cards, message.job_id, message.bare_fields, secrets.randbelow(MAX_SEED))
+            check_depth(self._insist(functools.partial(self._submit, prepared)), prepared)
         except FleetError as error:
             message.rejected(error)
             return
@@ -141,27 +153,26 @@ class Admission:
             prepared.request,
             queue=prepared.queue,
             channel="",
-            max_depth=self._card.max_queue_depth,
+            limits=prepared.limits,
         )
 
     def _admit(self, message: JobMessage, claim: Claim) -> None:
         job = ActiveJob(message.job_id, claim.epoch, message)
-        self._on_claimed(job)
+        self._holder.hold(job)
         try:
             self._read_log(job, claim)
             request = self._parse(claim.request_json)
             to_compute = engine_request(job.job_id, request, job.token_ids, self._engine, self._card)
         except FleetError as error:
-            self._publisher.fail(job, error)
+            self._holder.fail(job, error)
             return
         except Exception as error:
             # A tokenizer or a template is not ours: what it throws at one job must not end the others'.
             logger.exception("job %s could not be prepared", job.job_id)
-            self._publisher.fail(job, JobFailed(f"The worker could not prepare this request: {error}"))
+            self._holder.fail(job, JobFailed(f"The worker could not prepare this request: {error}"))
             return
         job.num_prompt_tokens = len(list(to_compute.prompt_token_ids))
-        self._publisher.take(job)
-        self._loop.add(to_compute)
+        self._holder.run(job, to_compute, solo=claim.solo)
         message.started()
 
     def _read_log(self, job: ActiveJob, claim: Claim) -> None:

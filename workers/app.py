@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Callable
 from types import MethodType
@@ -13,8 +14,10 @@ from celery import Celery, bootsteps
 
 from pagefleet.api.celery_app import make_celery, make_queues
 from pagefleet.api.job_store import JobStore
+from pagefleet.api.keys import LANES
 from pagefleet.engine import EngineConfig, LLMEngine, NullOptions
 from pagefleet.workers.fleet_worker import FleetWorker
+from pagefleet.workers.lanes import take_lanes_in_order
 from pagefleet.workers.pool import EnginePool
 from pagefleet.workers.settings import WorkerSettings, let_threads_sleep, new_worker_id
 from pagefleet.workers.tasks import cancel_on_revoke, register_tasks
@@ -42,9 +45,10 @@ class AdmissionStep(bootsteps.StartStopStep):  # type: ignore[misc]
         within_prefetch = qos.can_consume
 
         def can_consume(_qos: Any) -> bool:
-            return pool.worker.has_room(pool.num_held) and bool(within_prefetch())
+            return bool(pool.queues_with_room()) and bool(within_prefetch())
 
         qos.can_consume = MethodType(can_consume, qos)
+        take_lanes_in_order(channel, pool.queues_with_room, len(LANES))
 
 
 def engine_config(settings: WorkerSettings) -> EngineConfig:
@@ -60,7 +64,8 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         max_model_len=settings.max_model_len,
         num_threads=settings.num_threads,
         cache_dir=settings.cache_dir,
-        null=NullOptions(step_time_s=settings.null_step_time_s),
+        max_step_s=settings.lease_s / 4,
+        null=NullOptions(step_time_s=settings.null_step_time_s, token_time_s=settings.null_token_time_s),
     )
 
 
@@ -99,6 +104,8 @@ def run_worker(settings: WorkerSettings, report: Report) -> int:
     worker = FleetWorker(settings, worker_id, app, store, engine)
     app.fleet_worker = worker
     receiver = cancel_on_revoke(worker)
+    if settings.debug_wedge:
+        signal.signal(signal.SIGUSR2, lambda *_: worker.loop.wedge())
     celery.signals.setup_logging.connect(_keep_logging)
 
     def on_ready(**_: Any) -> None:

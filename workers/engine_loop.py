@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import queue
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from pagefleet.engine import EngineRequest, InvalidRequestError, LLMEngine, SequenceOutput
 from pagefleet.workers.loop_thread import LoopThread
+from pagefleet.workers.solo_gate import SoloGate
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class EngineLoop:
         self._listener = listener
         self._lease = lease
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._starts = SoloGate(self._admit)
         self._stopping = False
         self._thread = LoopThread("engine", self._run)
         self.batch = BatchStats()
@@ -66,13 +69,21 @@ class EngineLoop:
     def start(self) -> None:
         self._thread.start()
 
-    def add(self, request: EngineRequest) -> None:
-        """From any thread; a refusal comes through the listener."""
-        self._commands.put(lambda: self._add(request))
+    def add(self, request: EngineRequest, *, solo: bool = False) -> None:
+        """From any thread; a refusal comes through the listener.
+
+        Args:
+            solo: no other request begins its prefill before this one has a token.
+        """
+        self._commands.put(lambda: self._starts.put(request, solo))
 
     def abort(self, job_id: str) -> None:
         """From any thread; no output of the job comes after the loop's current step."""
         self._commands.put(lambda: self._abort(job_id))
+
+    def wedge(self) -> None:
+        """For tests: the engine's thread never ends its next turn. From any thread, or a signal handler."""
+        self._commands.put(_never_end)
 
     def stop(self) -> None:
         """Ends the loop after its current step and waits for it."""
@@ -109,6 +120,8 @@ class EngineLoop:
             self._fail([entry.sequence.request_id for entry in plan.scheduled], error)
             return
         self._count(outputs)
+        for output in outputs:
+            self._starts.passed(output.request_id)
         if outputs:
             self._listener.on_outputs(outputs)
 
@@ -119,14 +132,17 @@ class EngineLoop:
             num_tokens = batch.num_tokens + sum(len(output.token_ids) for output in outputs)
             self.batch = BatchStats(batch.num_steps + 1, num_tokens, max(batch.max_size, size), size)
 
-    def _add(self, request: EngineRequest) -> None:
+    def _admit(self, request: EngineRequest) -> bool:
         try:
             self._engine.add_request(request)
         except InvalidRequestError as error:
             self._listener.on_refused(request.request_id, error)
+            return False
+        return True
 
     def _abort(self, job_id: str) -> None:
         self._engine.abort(job_id)
+        self._starts.passed(job_id)
 
     def _fail(self, job_ids: Sequence[str], error: Exception) -> None:
         for job_id in job_ids:
@@ -135,6 +151,10 @@ class EngineLoop:
 
     def _stop(self) -> None:
         self._stopping = True
+
+
+def _never_end() -> None:
+    threading.Event().wait()
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, poll_s: float = 0.01) -> bool:

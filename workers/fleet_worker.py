@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -20,29 +19,35 @@ from pagefleet.api import keys
 from pagefleet.api.closing import JobCloser
 from pagefleet.api.errors import FleetError, JobFailed, RedisUnavailable
 from pagefleet.api.job_store import JobStore
-from pagefleet.api.messages import MAX_SEED, Fingerprint, ModelCard, WorkerStatus
+from pagefleet.api.messages import Fingerprint, ModelCard, WorkerStatus
 from pagefleet.api.operations import CancelVerdict
-from pagefleet.engine import InvalidRequestError, LLMEngine, SequenceOutput
-from pagefleet.workers.active_job import ActiveJob
-from pagefleet.workers.admission import Admission
+from pagefleet.api.status import num_queued
+from pagefleet.engine import EngineRequest, InvalidRequestError, LLMEngine, SequenceOutput
+from pagefleet.workers.active_job import ActiveJob, JobMessage
+from pagefleet.workers.admission import Admission, Holder
+from pagefleet.workers.auditor import AUDIT_EVERY_S, Auditor
 from pagefleet.workers.engine_loop import EngineLoop
 from pagefleet.workers.finisher import Finisher
 from pagefleet.workers.insist import Insist
+from pagefleet.workers.lanes import Yielder
 from pagefleet.workers.lease import Lease
+from pagefleet.workers.periodic import Periodic
 from pagefleet.workers.prompt import fleet_error
 from pagefleet.workers.publisher import Publisher
-from pagefleet.workers.recovery import Reaper
+from pagefleet.workers.recovery import REAP_EVERY_S, Reaper
 from pagefleet.workers.settings import WorkerSettings
-from pagefleet.workers.sweeper import Sweeper
+from pagefleet.workers.sweeper import SWEEP_EVERY_S, Sweeper
 
 logger = logging.getLogger(__name__)
 
 _RESERVE_TOKENS: Final = 256
 """What a message that was not looked at yet is assumed to need, at least, of the KV cache."""
+_RESERVED_SHARE: Final = 8
+_YIELD_EVERY_S: Final = 0.1
 _DRAIN_POLL_S: Final = 0.01
 
 
-class FleetWorker:
+class FleetWorker(Holder):
     """One model's engine and the jobs it holds.
 
     Args:
@@ -61,14 +66,14 @@ class FleetWorker:
         self._started_at = time.time()
         self._held: dict[str, ActiveJob] = {}
         self._draining = False
+        self._queues = [keys.queue(self.card.name, lane) for lane in keys.LANES]
         self._closer = JobCloser(store, app)
-        self.lease = Lease(store, settings.lease_s, self.status)
-        self.loop = EngineLoop(engine, self, self.lease)
         self.insist = Insist()
+        self.lease = Lease(
+            store, settings.lease_s, self.card, self.status, is_waiting=lambda: self.insist.is_waiting
+        )
+        self.loop = EngineLoop(engine, self, self.lease)
         self.finisher = Finisher(store, app, self.insist)
-        self.reaper = Reaper(store, worker_id, app)
-        queues = [keys.queue(self.card.name, lane) for lane in keys.LANES]
-        self.sweeper = Sweeper(store, app, queues, patience_s=2 * settings.lease_s)
         self.publisher = Publisher(
             store,
             worker_id,
@@ -76,39 +81,53 @@ class FleetWorker:
             abort=self.loop.abort,
             on_ended=self._on_ended,
             on_lost=self._on_lost,
+            on_released=self._on_released,
         )
-        self.admission = Admission(
-            store,
-            worker_id,
-            self.card,
-            engine,
-            self.loop,
-            self.publisher,
-            self.insist,
-            draw_seed=lambda: secrets.randbelow(MAX_SEED),
-            on_final=self.finisher.put,
-            on_claimed=self._on_claimed,
-        )
+        self.admission = Admission(store, worker_id, self.card, engine, self.insist, self)
+        self._duties = self._make_duties(app)
 
     def start(self) -> None:
         """Takes the lease, starts the threads and makes the model known. Raises: RedisUnavailable."""
         self.lease.start()
-        parts = (self.finisher, self.publisher, self.loop, self.admission, self.reaper, self.sweeper)
-        for part in parts:
+        for part in (self.finisher, self.publisher, self.loop, self.admission):
             part.start()
+        for duty in self._duties:
+            duty.start()
         self._store.publish_card(self.card)
 
-    def has_room(self, num_held: int) -> bool:
-        """Whether one more message may be taken off the queue: a seat, KV blocks, and a valid lease.
+    def queues_with_room(self, num_held: int, num_batch: int) -> list[str]:
+        """The queues off which one more message may be taken, the most urgent first (protocol line 3).
+
+        There must be a seat, KV blocks and a valid lease. Batch leaves an eighth of the seats, and blocks
+        for them, to interactive work, so that it never waits for a seat while others are taken.
 
         Args:
             num_held: messages taken and not answered yet.
+            num_batch: how many of them are batch work.
         """
-        if self._draining or not self.lease.valid or num_held >= self.settings.max_num_seqs:
-            return False
-        num_waiting = num_held - self._engine.stats().num_running
-        reserve = self._engine.num_required_blocks(_RESERVE_TOKENS)
-        return self._engine.num_free_blocks >= (max(0, num_waiting) + 1) * reserve or num_held == 0
+        if self._draining or not self.lease.valid or self.lease.storage_full:
+            return []
+        num_seats = self.settings.max_num_seqs
+        num_reserved = num_seats // _RESERVED_SHARE
+        num_free = self._engine.num_free_blocks
+        a_seat = self._engine.num_required_blocks(_RESERVE_TOKENS)
+        needed = (max(0, num_held - self._engine.stats().num_running) + 1) * a_seat
+        interactive, batch = self._queues
+        queues = []
+        if num_held < num_seats and (num_free >= needed or num_held == 0):
+            queues.append(interactive)
+            has_blocks = num_free >= needed + num_reserved * a_seat or num_held == 0
+            if num_batch < num_seats - num_reserved and has_blocks:
+                queues.append(batch)
+        return queues
+
+    def give_back_batch(self, most: int) -> int:
+        """Releases running batch jobs, those that came last; returns how many."""
+        held = [job for job in list(self._held.values()) if job.message.lane == "batch"]
+        chosen = held[-most:]
+        for job in chosen:
+            self.publisher.give_back(job)
+        return len(chosen)
 
     def cancel(self, job_id: str) -> None:
         """CANCEL (protocol line 16) from inside: the publisher sees the flag with the next STEP; a job that
@@ -155,8 +174,8 @@ class FleetWorker:
         self._draining = True
         deadline = time.monotonic() + self.settings.drain_s
         self.insist.at_most(self.settings.drain_s + self.settings.lease_s)
-        self.reaper.stop()
-        self.sweeper.stop()
+        for duty in self._duties:
+            duty.stop()
         self.admission.stop()
         while num_held() and self._held and time.monotonic() < deadline:
             run_callbacks()
@@ -189,8 +208,18 @@ class FleetWorker:
 
     # What becomes of jobs, in the publisher's and the admission's threads.
 
-    def _on_claimed(self, job: ActiveJob) -> None:
+    def hold(self, job: ActiveJob) -> None:
         self._held[job.job_id] = job
+
+    def run(self, job: ActiveJob, request: EngineRequest, *, solo: bool) -> None:
+        self.publisher.take(job)
+        self.loop.add(request, solo=solo)
+
+    def fail(self, job: ActiveJob, error: FleetError) -> None:
+        self.publisher.fail(job, error)
+
+    def close(self, message: JobMessage) -> None:
+        self.finisher.put(message)
 
     def _on_ended(self, job: ActiveJob) -> None:
         self._held.pop(job.job_id, None)
@@ -199,6 +228,36 @@ class FleetWorker:
     def _on_lost(self, job: ActiveJob) -> None:
         self._held.pop(job.job_id, None)
         job.message.dropped()
+
+    def _on_released(self, job: ActiveJob) -> None:
+        self._held.pop(job.job_id, None)
+        job.message.put_back()
+
+    def _make_duties(self, app: Celery) -> list[Periodic]:
+        store, queues = self._store, self._queues
+        reaper = Reaper(store, self.worker_id, app)
+        sweeper = Sweeper(store, app, queues, patience_s=2 * self.settings.lease_s)
+        auditor = Auditor(store, self.worker_id, app, queues, is_held=self._held.__contains__)
+        yielder = Yielder(
+            is_full=self._batch_is_in_the_way,
+            num_waiting=lambda: num_queued(store, queues[0]),
+            give_back=self.give_back_batch,
+        )
+        return [
+            Periodic("reaper", REAP_EVERY_S, reaper.reap),
+            Periodic("sweeper", SWEEP_EVERY_S, sweeper.sweep_if_first),
+            Periodic("auditor", AUDIT_EVERY_S, auditor.audit),
+            Periodic("yielder", _YIELD_EVERY_S, yielder.give_way),
+        ]
+
+    def _batch_is_in_the_way(self) -> bool:
+        """Batch work is held, and there is no room for one more interactive job."""
+        held = [job.message.lane for job in list(self._held.values())]
+        return (
+            "batch" in held
+            and not self._draining
+            and not self.queues_with_room(len(held), held.count("batch"))
+        )
 
 
 def make_card(settings: WorkerSettings, engine: LLMEngine) -> ModelCard:
@@ -217,5 +276,6 @@ def make_card(settings: WorkerSettings, engine: LLMEngine) -> ModelCard:
         vocab_size=info.vocab_size,
         aliases=[alias for alias in aliases if alias != settings.name],
         max_queue_depth=settings.max_queue_depth,
+        max_tenant_depth=settings.max_tenant_depth,
         fingerprint=fingerprint,
     )

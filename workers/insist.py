@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -23,21 +24,43 @@ class Insist:
     def __init__(self) -> None:
         self._until = float("inf")
         self._logged_at = float("-inf")
+        self._num_waiting = 0
+        self._lock = threading.Lock()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a call waits for the server to come back."""
+        return self._num_waiting > 0
 
     def __call__(self, call: Callable[[], T]) -> T:
         """Raises: RedisUnavailable, once :meth:`at_most` has passed."""
-        while True:
+        try:
+            return call()
+        except RedisUnavailable as error:
+            self._count(1)
             try:
-                return call()
-            except RedisUnavailable as error:
-                if time.monotonic() >= self._until:
-                    raise
-                self._log(error)
-                time.sleep(_RETRY_S)
+                return self._repeat(call, error)
+            finally:
+                self._count(-1)
 
     def at_most(self, seconds: float) -> None:
         """The worker is leaving: an outage may keep it for so long, and no longer."""
         self._until = time.monotonic() + seconds
+
+    def _repeat(self, call: Callable[[], T], error: RedisUnavailable) -> T:
+        while True:
+            if time.monotonic() >= self._until:
+                raise error
+            self._log(error)
+            time.sleep(_RETRY_S)
+            try:
+                return call()
+            except RedisUnavailable as again:
+                error = again
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self._num_waiting += change
 
     def _log(self, error: RedisUnavailable) -> None:
         if time.monotonic() - self._logged_at > _LOG_EVERY_S:

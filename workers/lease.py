@@ -10,24 +10,39 @@ from typing import Final
 
 from pagefleet.api.errors import RedisUnavailable
 from pagefleet.api.job_store import JobStore
-from pagefleet.api.messages import WorkerStatus
-from pagefleet.workers.loop_thread import LoopThread
+from pagefleet.api.messages import ModelCard, WorkerStatus
+from pagefleet.workers.loop_thread import LoopThread, end_process
 
 logger = logging.getLogger(__name__)
 
 _BEATS_A_LEASE: Final = 6
+_WEDGED_AFTER_BEATS: Final = 3 * _BEATS_A_LEASE
+"""Beats in a row, so that a process that was stopped and goes on is not taken for a wedged one."""
 
 
 class Lease:
     """BEAT (protocol line 10). A thread sends; it beats only if the engine loop ticked since the last beat,
-    so that a wedged engine loses its lease even if its process lives.
+    so that a wedged engine loses its lease even if its process lives. After three leases without a tick the
+    process ends itself: a wedged one would serve nobody and keep its device.
 
     Args:
+        card: published again where a server without its data has forgotten it.
         status: what the worker says of itself with each beat.
+        is_waiting: whether the loop waits for the server now, which is no fault of the engine.
     """
 
-    def __init__(self, store: JobStore, lease_s: float, status: Callable[[], WorkerStatus]) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        lease_s: float,
+        card: ModelCard,
+        status: Callable[[], WorkerStatus],
+        is_waiting: Callable[[], bool],
+    ) -> None:
         self._store = store
+        self._card = card
+        self._is_waiting = is_waiting
+        self.storage_full = False
         self._lease_s = lease_s
         self._status = status
         self._valid_until = float("-inf")
@@ -60,9 +75,14 @@ class Lease:
             logger.warning("the lease runs out by itself: %s", error)
 
     def _run(self) -> None:
+        num_without_tick = 0
         while not self._stopping.wait(self._lease_s / _BEATS_A_LEASE):
             if not self._ticked.is_set():
+                num_without_tick = 0 if self._is_waiting() else num_without_tick + 1
+                if num_without_tick > _WEDGED_AFTER_BEATS:
+                    end_process("the engine is wedged: no step has ended for three leases")
                 continue
+            num_without_tick = 0
             self._ticked.clear()
             try:
                 self._beat()
@@ -71,5 +91,8 @@ class Lease:
 
     def _beat(self) -> None:
         sent_at = time.monotonic()
-        self._store.beat(self._status(), self._lease_s)
+        knows_card = self._store.beat(self._status(), self._lease_s)
         self._valid_until = sent_at + self._lease_s
+        self.storage_full = self._store.is_full()
+        if not knows_card and not self.storage_full:
+            self._store.publish_card(self._card)

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NoReturn
 
 from pagefleet.api.errors import RedisUnavailable
 
@@ -33,6 +33,12 @@ class LoopThread(threading.Thread):
             # Only a worker that is leaving stops insisting: what it held comes back when its lease ends.
             logger.warning("the thread %s leaves without Redis: %s", self.name, error)
         except Exception:
-            logger.critical("the thread %s failed; the worker ends", self.name, exc_info=True)
-            logging.shutdown()
-            os._exit(CRASH_EXIT_STATUS)
+            logger.critical("the thread %s failed", self.name, exc_info=True)
+            end_process(f"without its thread {self.name} a worker moves nothing")
+
+
+def end_process(reason: str) -> NoReturn:
+    """Leaves at once: whatever holds the process back is what is wrong with it."""
+    logger.critical("the worker ends: %s", reason)
+    logging.shutdown()
+    os._exit(CRASH_EXIT_STATUS)

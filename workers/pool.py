@@ -17,10 +17,13 @@ from typing import Any
 from billiard.einfo import ExceptionInfo
 from celery.concurrency.base import BasePool, apply_target
 from celery.exceptions import Ignore
+from celery.worker.state import task_ready
+from kombu.transport.virtual.base import QoS as VirtualQoS
 
 from pagefleet.api import keys
 from pagefleet.api.closing import failure_of
 from pagefleet.api.job_record import JobRecord
+from pagefleet.api.keys import Lane
 from pagefleet.api.messages import JobState
 from pagefleet.workers.active_job import JobMessage
 from pagefleet.workers.fleet_worker import FleetWorker
@@ -41,6 +44,7 @@ class PooledMessage(JobMessage):
         self, pool: EnginePool, slot: int, request_dict: Mapping[str, Any], callbacks: Mapping[str, Any]
     ) -> None:
         self.job_id = request_dict["id"]
+        self.lane: Lane = "batch" if _queue_of(request_dict) == pool.batch_queue else "interactive"
         kwargs = request_dict["kwargs"]
         self.bare_fields = None if "job_id" in kwargs else kwargs
         self._pool = pool
@@ -100,7 +104,24 @@ class PooledMessage(JobMessage):
         self._answer(lambda: self._finish((1, _exception_info(Ignore()), self._runtime())))
 
     def returned(self) -> None:
-        self._answer(lambda: self._request.reject(requeue=True))
+        self._answer(self._reject)
+
+    def put_back(self) -> None:
+        self._answer(self._restore)
+
+    def _reject(self) -> None:
+        self._request.reject(requeue=True)
+        task_ready(self._request)
+
+    def _restore(self) -> None:
+        """kombu's own requeue is the back of the queue; a restore is the front."""
+        request = self._request
+        channel = request.message.channel
+        channel.qos.restore_by_tag(self.delivery_tag)
+        VirtualQoS.ack(channel.qos, self.delivery_tag)
+        request.acknowledged = True
+        request.send_event("task-rejected", requeue=True)
+        task_ready(request)
 
     def terminate(self, signal: object = None) -> None:
         """Celery's revoke(terminate=True), after it has announced the revocation."""
@@ -138,6 +159,14 @@ class EnginePool(BasePool):  # type: ignore[misc]
     @property
     def num_held(self) -> int:
         return len(self._messages)
+
+    @property
+    def batch_queue(self) -> str:
+        return keys.queue(self.worker.card.name, "batch")
+
+    def queues_with_room(self) -> list[str]:
+        num_batch = sum(message.lane == "batch" for message in self._messages.values())
+        return self.worker.queues_with_room(len(self._messages), num_batch)
 
     def on_start(self) -> None:
         self.worker.start()
@@ -201,6 +230,10 @@ class EnginePool(BasePool):  # type: ignore[misc]
         status = self.worker.status()
         info: dict[str, Any] = super()._get_info()
         return info | {"engine": status.model_dump(mode="json"), "held": self.num_held}
+
+
+def _queue_of(request_dict: Mapping[str, Any]) -> str:
+    return str((request_dict.get("delivery_info") or {}).get("routing_key"))
 
 
 def _summary(record: JobRecord) -> str:

@@ -37,6 +37,7 @@ class Publisher:
         abort: takes a job out of the engine.
         on_ended: told of each job that reached a final state and must be closed.
         on_lost: told of each job that another worker has, or that the server forgot.
+        on_released: told of each job that was given back; its message must follow.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Publisher:
         abort: Callable[[str], None],
         on_ended: Callable[[ActiveJob], None],
         on_lost: Callable[[ActiveJob], None],
+        on_released: Callable[[ActiveJob], None],
     ) -> None:
         self._store = store
         self._worker_id = worker_id
@@ -55,6 +57,7 @@ class Publisher:
         self._abort = abort
         self._on_ended = on_ended
         self._on_lost = on_lost
+        self._on_released = on_released
         self._jobs: dict[str, ActiveJob] = {}
         self._dirty: dict[str, ActiveJob] = {}
         self._notes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -85,6 +88,10 @@ class Publisher:
     def fail_ids(self, job_ids: Sequence[str], error: FleetError) -> None:
         """FAIL, for jobs that were taken."""
         self._notes.put(lambda: self._fail_ids(job_ids, error))
+
+    def give_back(self, job: ActiveJob) -> None:
+        """RELEASE (protocol line 8) of one job: its log is flushed, its message goes to the front."""
+        self._notes.put(lambda: self._give_back(job))
 
     def mark(self, job_ids: Sequence[str]) -> set[str]:
         """MARK (protocol line 5), in the caller's thread; waits for a server that is away."""
@@ -180,6 +187,20 @@ class Publisher:
         )
         if verdict == "ended":
             self._hand_on(job)
+        else:
+            self._lose(job, verdict)
+
+    def _give_back(self, job: ActiveJob) -> None:
+        if self._jobs.get(job.job_id) is not job:
+            return
+        self._abort(job.job_id)
+        self._flush()
+        if self._jobs.get(job.job_id) is not job:
+            return
+        verdict = self._insist(functools.partial(self._store.release, job.job_id, self._worker_id, job.epoch))
+        if verdict == "released":
+            self._forget(job)
+            self._on_released(job)
         else:
             self._lose(job, verdict)
 

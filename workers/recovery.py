@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 import uuid
 from typing import Any, Final
@@ -11,14 +10,12 @@ from typing import Any, Final
 from celery import Celery
 
 from pagefleet.api import keys
-from pagefleet.api.errors import RedisUnavailable
 from pagefleet.api.job_store import JobStore
-from pagefleet.workers.loop_thread import LoopThread
 from pagefleet.workers.unacked import restore_unacked
 
 logger = logging.getLogger(__name__)
 
-_EVERY_S: Final = 0.5
+REAP_EVERY_S: Final = 0.5
 _LOCK_S: Final = 10.0
 _TOMBSTONE_S: Final = 3600.0
 """How long a dead worker stays known after its last message was put back: BRPOP and kombu's write of the
@@ -36,15 +33,6 @@ class Reaper:
         self._store = store
         self._worker_id = worker_id
         self._app = app
-        self._stopping = threading.Event()
-        self._thread = LoopThread("reaper", self._run)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join()
 
     def reap(self) -> int:
         """One round: returns how many messages were put back."""
@@ -57,13 +45,6 @@ class Reaper:
             elif dead.silent_s > _TOMBSTONE_S:
                 self._store.forget_worker(dead.worker_id)
         return num_restored
-
-    def _run(self) -> None:
-        while not self._stopping.wait(_EVERY_S):
-            try:
-                self.reap()
-            except RedisUnavailable as error:
-                logger.debug("no reaping without Redis: %s", error)
 
     def _restore(self, dead_id: str) -> int:
         token = uuid.uuid4().hex

@@ -32,9 +32,13 @@ class WorkerSettings(FleetSettings):
     kv_memory_bytes: int | None = Field(None, gt=0)
     null_step_time_s: float = Field(0.02, ge=0, description="backend null: how long a step lasts")
 
+    null_token_time_s: float = Field(0.0, ge=0, description="backend null: how long a token adds to a step")
+
     lease_s: float = Field(3.0, gt=0, description="after this long without a beat a worker counts as dead")
     drain_s: float = Field(20.0, ge=0, description="what running sequences get to finish on SIGTERM")
     max_queue_depth: int = Field(10_000, gt=0, description="open jobs of one lane before QueueFull")
+    max_tenant_depth: int = Field(10_000, gt=0, description="open jobs of one tenant in a lane")
+    debug_wedge: bool = Field(False, description="SIGUSR2 wedges the engine: for the chaos suite")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @property

@@ -1,4 +1,4 @@
-"""Sweeper: finds open jobs that neither a queue nor a worker holds, and sends them again.
+"""Sweeper: finds open jobs that neither a queue nor a worker holds, and those whose time or client is gone.
 
 A producer can die between SUBMIT and ENQUEUE, a broker can forget a message, a worker can die between BRPOP
 and kombu's write to the ledger. The job then stands in its open ledger and nothing would ever move it.
@@ -7,7 +7,6 @@ and kombu's write to the ledger. The job then stands in its open ledger and noth
 from __future__ import annotations
 
 import logging
-import threading
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -19,23 +18,22 @@ from celery import Celery
 from pagefleet.api import keys
 from pagefleet.api.closing import JobCloser
 from pagefleet.api.connections import send_message
-from pagefleet.api.errors import RedisUnavailable
 from pagefleet.api.job_store import JobStore, OpenJob
 from pagefleet.api.messages import JobState
+from pagefleet.api.operations import CancelVerdict
 from pagefleet.api.status import num_queued
-from pagefleet.workers.loop_thread import LoopThread
 
 logger = logging.getLogger(__name__)
 
-_EVERY_S: Final = 5.0
+SWEEP_EVERY_S: Final = 5.0
 _MAX_BACKOFF_S: Final = 600.0
+_PAGE: Final = 1000
 
 
 @dataclass(slots=True)
 class _Suspicion:
     """Since when a job looks stranded, and when it may be sent again at the earliest."""
 
-    since: float
     send_at: float
     backoff_s: float
 
@@ -44,7 +42,8 @@ class Sweeper:
     """SWEEP (protocol line 13), in every worker, for its own model's queues; a lock lets one of them do it.
 
     A duplicate message is harmless: CLAIM drops it. So a job is sent again on suspicion, more rarely each
-    time.
+    time. A round looks at the oldest jobs of a queue, where the running ones are, and at the next page of
+    the others.
 
     Args:
         patience_s: how long a job must look stranded before it is sent again.
@@ -56,65 +55,89 @@ class Sweeper:
         app: Celery,
         queues: Sequence[str],
         patience_s: float,
-        every_s: float = _EVERY_S,
+        every_s: float = SWEEP_EVERY_S,
     ) -> None:
         self._store = store
         self._app = app
         self._closer = JobCloser(store, app)
         self._queues = tuple(queues)
         self._patience_s = patience_s
+        self._lock_s = every_s * 0.9
+        self._token = uuid.uuid4().hex
         self._suspicions: dict[str, _Suspicion] = {}
-        self._stopping = threading.Event()
-        self._thread = LoopThread("sweeper", self._run)
+        self._without_client: set[str] = set()
+        self._next_page = dict.fromkeys(queues, _PAGE)
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join()
+    def sweep_if_first(self) -> None:
+        """One round, unless another worker has begun one."""
+        if self._store.try_lock(keys.sweep_lock(self._queues[0]), self._token, self._lock_s):
+            self.sweep()
 
     def sweep(self) -> int:
         """One round over all queues: returns how many jobs were sent again."""
         num_sent = 0
-        seen: set[str] = set()
+        suspicions, self._suspicions = self._suspicions, {}
+        without_client, self._without_client = self._without_client, set()
         for queue in self._queues:
-            jobs = self._store.open_jobs(queue)
-            stranded = {job.job_id: job for job in self._stranded(queue, jobs)}
-            seen |= stranded.keys()
-            num_sent += sum(self._send_if_due(queue, job) for job in stranded.values())
-        self._suspicions = {job_id: self._suspicions[job_id] for job_id in seen}
+            jobs = self._page_of(queue)
+            alive = [job for job in jobs if not self._is_over(queue, job)]
+            self._cancel_orphans(alive, without_client)
+            for job in self._stranded(queue, alive):
+                num_sent += self._send_if_due(queue, job, suspicions.get(job.job_id))
         return num_sent
 
-    def _run(self) -> None:
-        token = uuid.uuid4().hex
-        while not self._stopping.wait(_EVERY_S):
-            try:
-                if self._store.try_lock(keys.sweep_lock(self._queues[0]), token, _EVERY_S * 0.9):
-                    self.sweep()
-            except RedisUnavailable as error:
-                logger.debug("no sweeping without Redis: %s", error)
+    def _page_of(self, queue: str) -> list[OpenJob]:
+        jobs = self._store.open_jobs(queue, 0, _PAGE)
+        if len(jobs) < _PAGE:
+            return jobs
+        page = self._store.open_jobs(queue, self._next_page[queue], _PAGE)
+        self._next_page[queue] = self._next_page[queue] + _PAGE if len(page) == _PAGE else _PAGE
+        return jobs + page
+
+    def _is_over(self, queue: str, job: OpenJob) -> bool:
+        """Ended, forgotten, or waiting past its deadline: closed on the way."""
+        if job.state is None:
+            self._store.close(job.job_id, queue)
+        elif job.state.is_final or (job.has_deadline and self._store.expire(job.job_id)):
+            self._closer.close(job.job_id)
+        else:
+            return False
+        return True
+
+    def _cancel_orphans(self, jobs: Sequence[OpenJob], seen_before: set[str]) -> None:
+        """Jobs that are not detached and whose clients are all gone, now and in the round before: after a
+        restart of the server every client seems gone for a moment."""
+        clients = sorted({client for job in jobs for client in job.clients})
+        are_gone = dict(zip(clients, self._store.are_gone(clients), strict=True))
+        for job in jobs:
+            if job.clients and all(are_gone[client] for client in job.clients):
+                if job.job_id in seen_before:
+                    self._cancel(job)
+                self._without_client.add(job.job_id)
+
+    def _cancel(self, job: OpenJob) -> None:
+        logger.info("job %s is cancelled: its client is gone and it is not detached", job.job_id)
+        if self._store.cancel(job.job_id) is CancelVerdict.ENDED:
+            self._closer.close(job.job_id)
 
     def _stranded(self, queue: str, jobs: Sequence[OpenJob]) -> Iterable[OpenJob]:
-        """Jobs that nobody seems to hold; those that have ended or are unknown are closed on the way."""
+        """Jobs that nobody seems to hold."""
         is_empty = num_queued(self._store, queue) == 0
         overtaken_until = _newest_running(jobs)
+        owners = {job.owner for job in jobs if job.state is JobState.RUNNING}
+        dead = {owner for owner in owners if not self._store.is_alive(owner)}
         for job in jobs:
-            if job.state is None:
-                self._store.close(job.job_id, queue)
-            elif job.state.is_final:
-                self._closer.close(job.job_id)
-            elif job.state is JobState.RUNNING:
-                if not self._store.is_alive(job.owner):
+            if job.state is JobState.RUNNING:
+                if job.owner in dead:
                     yield job
             elif is_empty or job.enqueued_ms < overtaken_until.get(job.priority, 0.0):
                 yield job
 
-    def _send_if_due(self, queue: str, job: OpenJob) -> bool:
+    def _send_if_due(self, queue: str, job: OpenJob, suspicion: _Suspicion | None) -> bool:
         now = time.monotonic()
-        suspicion = self._suspicions.setdefault(
-            job.job_id, _Suspicion(now, now + self._patience_s, self._patience_s)
-        )
+        if suspicion is None:
+            suspicion = _Suspicion(now + self._patience_s, self._patience_s)
+        self._suspicions[job.job_id] = suspicion
         if now < suspicion.send_at:
             return False
         send_message(self._app, job.job_id, queue, job.priority)

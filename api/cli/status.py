@@ -47,6 +47,13 @@ def _print_tables(now: FleetStatus) -> None:
     for card in now.models:
         models.add_row(card.name, str(card.max_model_len))
     console.print(models, workers, queues, running, sep="\n")
+    if now.refused:
+        refused = Table("job", "why it waits", title="given back by a worker")
+        for waiting in now.refused:
+            refused.add_row(waiting.job_id, waiting.reason)
+        console.print(refused)
+    if now.num_dead_letters:
+        console.print(f"{now.num_dead_letters} dead letters: see `pagefleet dead list`.")
 
 
 def _jsonable(value: Any) -> Any:

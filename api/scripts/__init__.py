@@ -19,9 +19,16 @@ NAMES: Final = (
     "close",
     "beat",
     "cancel",
+    "delete",
+    "expire",
     "watch",
     "unlock",
 )
+
+_NEEDS_MEMORY: Final = frozenset({"submit", "claim", "step", "watch"})
+"""What a server at its ``maxmemory`` refuses. The others write little or give memory back, and without them
+no running job could end and no worker could keep its lease."""
+_ALLOW_OOM: Final = "#!lua flags=allow-oom\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,5 +42,6 @@ class Script:
 def load_script(name: str) -> Script:
     """The named script with the prelude in front of it, and the SHA-1 that EVALSHA knows it by."""
     folder = files(__name__)
-    source = (folder / "prelude.lua").read_text() + (folder / f"{name}.lua").read_text()
+    shebang = "" if name in _NEEDS_MEMORY else _ALLOW_OOM
+    source = shebang + (folder / "prelude.lua").read_text() + (folder / f"{name}.lua").read_text()
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())

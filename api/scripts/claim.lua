@@ -1,10 +1,17 @@
 -- CLAIM (protocol line 4): a worker takes a job that its queue gave it, with a new epoch.
--- KEYS: job hash, lease of the claiming worker
+-- KEYS: job hash, lease of the claiming worker, dead letters
 -- ARGV: id, worker, fingerprint (JSON)
--- -> {'missing'} | {'final'} | {'no-lease'} | {'elsewhere'} | {'ended'}
---    | {'claimed', epoch, attempts, request, num_choices, n:0, n:1, ...}
+-- -> {'missing'} | {'unreadable'} | {'final'} | {'no-lease'} | {'elsewhere'} | {'ended'} | {'refused', reason}
+--    | {'claimed', epoch, attempts, solo, request, num_choices, n:0, n:1, ...}
+local MAX_BLAME, MAX_FRUITLESS = 3, 10
 local id, worker, fingerprint = ARGV[1], ARGV[2], ARGV[3]
-local job = redis.call('HMGET', KEYS[1], 'state', 'owner', 'cancel', 'deadline', 'request', 'num_choices')
+local readable, mine = pcall(cjson.decode, fingerprint)
+if not readable or type(mine) ~= 'table' then
+  return redis.error_reply('ERR claim: the fingerprint is no JSON')
+end
+local key, dead_letters = KEYS[1], KEYS[3]
+local job = redis.call('HMGET', key, 'state', 'owner', 'cancel', 'deadline', 'request', 'num_choices',
+  'suspect', 'fingerprint', 'fingerprints')
 local state, owner = job[1], job[2]
 if not state then
   return { 'missing' }
@@ -12,29 +19,80 @@ end
 if is_final(state) then
   return { 'final' }
 end
+if not job[5] or not tonumber(job[6]) then
+  return { 'unreadable' }
+end
 if redis.call('EXISTS', KEYS[2]) == 0 then
   return { 'no-lease' }
 end
 if state == 'R' and owner ~= worker and lease_alive(owner) then
   return { 'elsewhere' }
 end
+
+local function ended(final, reason, error)
+  end_job(key, id, final, reason, error)
+  publish_announced()
+  return { 'ended' }
+end
+
+-- BLAME (protocol line 12): the owner died. Who was in its first prefill then may be the cause: alone it is
+-- blamed, in company each is run again by itself. Returns why the job is given up, or nil.
+local function blame()
+  local num_fruitless = redis.call('HINCRBY', key, 'fruitless', 1)
+  if job[7] == '1' then
+    if redis.call('HGET', key, 'solo') == '1' or redis.call('SCARD', suspects_of(owner)) <= 1 then
+      local num_blamed = redis.call('HINCRBY', key, 'blame', 1)
+      if num_blamed >= MAX_BLAME then
+        return num_blamed .. ' workers died while they began this job'
+      end
+    else
+      redis.call('HSET', key, 'solo', '1')
+    end
+  end
+  if num_fruitless >= MAX_FRUITLESS then
+    return num_fruitless .. ' workers in a row died with this job before it got another token'
+  elseif num_fruitless == MAX_FRUITLESS - 1 then
+    redis.call('HSET', key, 'solo', '1')
+  end
+end
+
 local now = now_ms()
 if job[3] == '1' then
-  end_job(KEYS[1], id, 'C', 'cancelled', '')
-  publish_announced()
-  return { 'ended' }
+  return ended('C', 'cancelled', '')
 end
 if job[4] and now > tonumber(job[4]) then
-  end_job(KEYS[1], id, 'F', 'deadline', '')
-  publish_announced()
-  return { 'ended' }
+  return ended('F', 'deadline', '')
 end
-local epoch = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
-local attempts = redis.call('HINCRBY', KEYS[1], 'attempts', 1)
-redis.call('HSET', KEYS[1], 'state', 'R', 'owner', worker, 'claimed_at', now, 'suspect', '0',
-  'fingerprint', fingerprint)
-local reply = { 'claimed', epoch, attempts, job[5], tonumber(job[6]) }
+if state == 'R' and owner ~= worker then
+  local reason = blame()
+  if reason then
+    redis.call('ZADD', dead_letters, now, id)
+    return ended('X', 'error', cjson.encode({ code = 'job_dead', message = 'The job was given up: ' .. reason .. '.' }))
+  end
+end
+
+local counts, num_tokens = {}, 0
 for choice = 0, tonumber(job[6]) - 1 do
-  reply[#reply + 1] = tonumber(redis.call('HGET', KEYS[1], 'n:' .. choice) or '0')
+  counts[#counts + 1] = tonumber(redis.call('HGET', key, 'n:' .. choice) or '0')
+  num_tokens = num_tokens + counts[#counts]
 end
-return reply
+
+-- Tokens of two models never stand in one answer; a job without any may start on either.
+local theirs = job[8] and cjson.decode(job[8])
+if theirs and num_tokens > 0 and (theirs.weights ~= mine.weights or theirs.tokenizer ~= mine.tokenizer) then
+  local reason = 'begun with other weights or another tokenizer; it waits for a worker that has them'
+  redis.call('HSET', key, 'state', 'Q', 'suspect', '0', 'refused', reason)
+  return { 'refused', reason }
+end
+local all = job[9] and cjson.decode(job[9]) or {}
+if job[8] ~= fingerprint then
+  all[#all + 1] = mine
+  redis.call('HSET', key, 'fingerprints', cjson.encode(all))
+end
+local epoch = redis.call('HINCRBY', key, 'epoch', 1)
+local attempts = redis.call('HINCRBY', key, 'attempts', 1)
+redis.call('HSET', key, 'state', 'R', 'owner', worker, 'claimed_at', now, 'suspect', '0',
+  'fingerprint', fingerprint)
+redis.call('HDEL', key, 'refused')
+return { 'claimed', epoch, attempts, redis.call('HGET', key, 'solo') == '1' and 1 or 0, job[5], #counts,
+  unpack(counts) }

@@ -1,7 +1,9 @@
--- CLOSE (protocol line 9), last part: the result is written, the job leaves its ledger and may expire.
--- KEYS: job hash, log, open ledger of its queue          ARGV: id, ttl in ms
+-- CLOSE (protocol line 9), last part: the result is written, the job leaves its ledgers and may expire.
+-- KEYS: job hash, log, open ledger of its queue
+-- ARGV: id, ttl in ms where the job has none of its own, ttl in ms of a dead letter
 -- -> 'closed' | 'missing' | 'open' (not final: nothing was done)
-local state = redis.call('HGET', KEYS[1], 'state')
+local job = redis.call('HMGET', KEYS[1], 'state', 'ttl', 'tenant_ledger')
+local state, ttl = job[1], job[2] or ARGV[2]
 if state and not is_final(state) then
   return 'open'
 end
@@ -9,6 +11,12 @@ redis.call('ZREM', KEYS[3], ARGV[1])
 if not state then
   return 'missing'
 end
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
-redis.call('PEXPIRE', KEYS[2], ARGV[2])
+if job[3] and job[3] ~= '' then
+  redis.call('ZREM', job[3], ARGV[1])
+end
+if state == 'X' and ttl ~= '0' then
+  ttl = ARGV[3]
+end
+redis.call('PEXPIRE', KEYS[1], ttl)
+redis.call('PEXPIRE', KEYS[2], ttl)
 return 'closed'

@@ -8,11 +8,14 @@
 --   state       Q queued, R running; final: D done, F failed, C cancelled, X dead-lettered
 --   owner       worker process (unique per start) that holds it   epoch  number of the attempt
 --   attempts    how many claims                                   suspect  1: first prefill under way
+--   blame, fruitless   deaths blamed on it, deaths since its last token      solo  1: prefill it alone
 --   request     JSON of the request                               queue, priority  where to send it again
 --   channel     reply channel of its client                       watched  1: publish on its own channel too
+--   clients     ids of those who must live for it, '' if detached tenant, tenant_ledger, ttl (ms, once ended)
 --   num_choices, num_ended, and for each choice c:  n:c tokens logged, fin:c finish reason
 --   cancel      1: to be cancelled by its owner                   deadline  ms, Redis clock
---   num_prompt_tokens, fingerprint, error (JSON), callbacks (marker)
+--   fingerprint of the last claim, fingerprints (JSON, all different ones), refused: why a worker gave it back
+--   num_prompt_tokens, error (JSON), callbacks (marker)
 --   enqueued_at, claimed_at, first_token_at, ended_at             ms, Redis clock
 
 local function now_ms()
@@ -26,6 +29,16 @@ end
 
 local function lease_alive(worker)
   return worker and worker ~= '' and redis.call('EXISTS', 'pf:lease:' .. worker) == 1
+end
+
+-- Jobs of a worker whose first prefill is under way. What is in it when the worker dies did it, or one of them.
+local function suspects_of(worker)
+  return 'pf:suspects:' .. worker
+end
+
+local function clear_suspect(key, id, owner)
+  redis.call('HSET', key, 'suspect', '0')
+  redis.call('SREM', suspects_of(owner), id)
 end
 
 -- One PUBLISH for each channel and script call, however many jobs it speaks of.
@@ -54,7 +67,7 @@ end
 -- END (protocol line 7): a final state, once. The job stays in its open ledger until CLOSE.
 -- `reason` becomes the finish reason of every choice that has none; `error` is JSON or ''.
 local function end_job(key, id, state, reason, error)
-  local job = redis.call('HMGET', key, 'channel', 'watched', 'num_choices')
+  local job = redis.call('HMGET', key, 'channel', 'watched', 'num_choices', 'suspect', 'owner')
   local counts, reasons = {}, {}
   for choice = 0, tonumber(job[3]) - 1 do
     if reason ~= '' then
@@ -64,7 +77,10 @@ local function end_job(key, id, state, reason, error)
     counts[#counts + 1] = ended[1] or '0'
     reasons[#reasons + 1] = ended[2] and cjson.encode(ended[2]) or 'null'
   end
-  redis.call('HSET', key, 'state', state, 'ended_at', now_ms(), 'suspect', '0')
+  redis.call('HSET', key, 'state', state, 'ended_at', now_ms())
+  if job[4] == '1' then
+    clear_suspect(key, id, job[5])
+  end
   local body = '{"state":"' .. state .. '","num_tokens":[' .. table.concat(counts, ',')
     .. '],"finish_reasons":[' .. table.concat(reasons, ',') .. ']'
   if error ~= '' then
@@ -74,3 +90,19 @@ local function end_job(key, id, state, reason, error)
   announce(id, 'e', body .. '}', job[1], job[2])
 end
 
+-- CANCEL (protocol line 16); the caller publishes.
+local function cancel_job(key, id)
+  local job = redis.call('HMGET', key, 'state', 'owner')
+  if not job[1] then
+    return 'missing'
+  end
+  if is_final(job[1]) then
+    return 'final'
+  end
+  if job[1] == 'R' and lease_alive(job[2]) then
+    redis.call('HSET', key, 'cancel', '1')
+    return 'flagged'
+  end
+  end_job(key, id, 'C', 'cancelled', '')
+  return 'ended'
+end

@@ -1,5 +1,5 @@
 -- RELEASE (protocol line 8): a worker gives a job back; any worker may go on with it.
--- KEYS: job hash          ARGV: worker, epoch
+-- KEYS: job hash          ARGV: worker, epoch, id
 -- -> 'released' | 'fenced' | 'missing'
 local job = redis.call('HMGET', KEYS[1], 'state', 'owner', 'epoch')
 if not job[1] then
@@ -14,5 +14,6 @@ end
 if job[1] ~= 'R' then
   return 'fenced'
 end
-redis.call('HSET', KEYS[1], 'state', 'Q', 'suspect', '0')
+redis.call('HSET', KEYS[1], 'state', 'Q')
+clear_suspect(KEYS[1], ARGV[3], ARGV[1])
 return 'released'

@@ -23,7 +23,13 @@ local now = now_ms()
 
 local function append(key, log, id, choice, base, count, entry, job)
   redis.call('RPUSH', log, entry)
-  redis.call('HSET', key, 'n:' .. choice, base + count, 'suspect', '0')
+  redis.call('HSET', key, 'n:' .. choice, base + count)
+  if job[12] == '1' then
+    clear_suspect(key, id, worker)
+  end
+  if job[13] and job[13] ~= '0' then
+    redis.call('HSET', key, 'fruitless', '0')
+  end
   if base == 0 then
     redis.call('HSETNX', key, 'first_token_at', now)
   end
@@ -44,7 +50,7 @@ local function apply(item)
   local base, count, entry = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), ARGV[at + 5]
   local reason, accepted = ARGV[at + 6], ARGV[at + 7]
   local job = redis.call('HMGET', key, 'state', 'owner', 'epoch', 'cancel', 'deadline', 'channel',
-    'watched', 'num_choices', 'n:' .. choice, 'fin:' .. choice, 'attempts')
+    'watched', 'num_choices', 'n:' .. choice, 'fin:' .. choice, 'attempts', 'suspect', 'fruitless')
   if not job[1] then
     return { 'gone', 0 }
   end

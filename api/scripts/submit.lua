@@ -1,10 +1,11 @@
 -- SUBMIT (protocol line 1): a new job becomes queued, unless its queue is too deep or it exists.
--- KEYS: job hash, open ledger of its queue
--- ARGV: id, max depth, deadline in ms from now or '', then field, value, ... of the hash
--- -> {'created'} | {'exists'} | {'full', depth}
-local id, max_depth, deadline = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-if not max_depth or (deadline ~= '' and not tonumber(deadline)) or #ARGV < 5 or #ARGV % 2 == 0 then
-  return redis.error_reply('ERR submit: a depth, a deadline or none, and pairs of field and value')
+-- KEYS: job hash, open ledger of its queue, then the ledger of its tenant if it has one
+-- ARGV: id, max depth, max depth of one tenant, deadline in ms from now or '', then field, value, ... of the hash
+-- -> {'created'} | {'exists'} | {'full', depth} | {'tenant-full', depth}
+local id, max_depth, max_tenant_depth, deadline = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+if not max_depth or not max_tenant_depth or (deadline ~= '' and not tonumber(deadline)) or #ARGV < 6
+  or #ARGV % 2 == 1 then
+  return redis.error_reply('ERR submit: two depths, a deadline or none, and pairs of field and value')
 end
 if redis.call('EXISTS', KEYS[1]) == 1 then
   return { 'exists' }
@@ -13,9 +14,30 @@ local depth = redis.call('ZCARD', KEYS[2])
 if depth >= max_depth then
   return { 'full', depth }
 end
+
+-- A tenant's ledger has nobody who sweeps it: whoever finds it full takes out what has gone.
+local function tenant_depth(ledger)
+  if redis.call('ZCARD', ledger) >= max_tenant_depth then
+    for _, other in ipairs(redis.call('ZRANGE', ledger, 0, 99)) do
+      local state = redis.call('HGET', 'pf:job:' .. other, 'state')
+      if not state or is_final(state) then
+        redis.call('ZREM', ledger, other)
+      end
+    end
+  end
+  return redis.call('ZCARD', ledger)
+end
+
 local now = now_ms()
+if KEYS[3] then
+  local num_of_tenant = tenant_depth(KEYS[3])
+  if num_of_tenant >= max_tenant_depth then
+    return { 'tenant-full', num_of_tenant }
+  end
+  redis.call('ZADD', KEYS[3], now, id)
+end
 redis.call('HSET', KEYS[1], 'state', 'Q', 'epoch', '0', 'attempts', '0', 'num_ended', '0',
-  'enqueued_at', now, unpack(ARGV, 4))
+  'enqueued_at', now, 'tenant_ledger', KEYS[3] or '', unpack(ARGV, 5))
 if deadline ~= '' then
   redis.call('HSET', KEYS[1], 'deadline', now + tonumber(deadline))
 end

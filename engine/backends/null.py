@@ -25,22 +25,24 @@ NUM_PRINTABLE = 95
 class NullExecutor(Executor):
     """Samples made-up tokens at a fixed cadence."""
 
-    def __init__(self, step_time_s: float) -> None:
+    def __init__(self, step_time_s: float, token_time_s: float = 0.0) -> None:
         self._step_time_s = step_time_s
+        self._token_time_s = token_time_s
         self._step_ends_at = 0.0
 
     def execute(self, scheduled: list[ScheduledSequence]) -> list[int | None]:
-        self._wait_for_end_of_step()
+        self._wait_for_end_of_step(sum(entry.num_new_tokens for entry in scheduled))
         return [_sample(entry) for entry in scheduled]
 
     def close(self) -> None:
         """Nothing to give back."""
 
-    def _wait_for_end_of_step(self) -> None:
+    def _wait_for_end_of_step(self, num_tokens: int) -> None:
         """Keep the cadence while the host keeps up: its work hides in the step, as beside a real device."""
         now = time.monotonic()
+        lasts_s = self._step_time_s + num_tokens * self._token_time_s
         begins_at = self._step_ends_at if now - self._step_ends_at < self._step_time_s else now
-        self._step_ends_at = begins_at + self._step_time_s
+        self._step_ends_at = begins_at + lasts_s
         if self._step_ends_at > now:
             time.sleep(self._step_ends_at - now)
 
@@ -66,7 +68,9 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
             weights="null", tokenizer="bytes", dtype="none", backend="null", version=version("pagefleet")
         ),
     )
-    loaded = LoadedModel(NullExecutor(options.step_time_s), ByteTokenizer(options.vocab_size), info)
+    loaded = LoadedModel(
+        NullExecutor(options.step_time_s, options.token_time_s), ByteTokenizer(options.vocab_size), info
+    )
     if report is not None:
         report("null model", time.monotonic() - started_at)
     return loaded

@@ -50,6 +50,7 @@ def test_codes_are_unique_and_pinned():
     assert {error.__name__: error.code for error in ALL} == {
         "ConfigurationError": "configuration",
         "ContextTooLong": "context_too_long",
+        "DeadlineExceeded": "deadline_exceeded",
         "FleetError": "fleet_error",
         "InvalidRequest": "invalid_request",
         "JobDead": "job_dead",
@@ -61,6 +62,7 @@ def test_codes_are_unique_and_pinned():
         "ProtocolError": "protocol",
         "QueueFull": "queue_full",
         "RedisUnavailable": "redis_unavailable",
+        "StorageFull": "storage_full",
         "StreamTimeout": "stream_timeout",
         "UnknownModel": "unknown_model",
         "UnknownParameter": "unknown_parameter",

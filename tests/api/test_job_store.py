@@ -12,7 +12,7 @@ import pytest
 import redis as redis_py
 
 from pagefleet.api import keys, operations
-from pagefleet.api.errors import ProtocolError, RedisUnavailable
+from pagefleet.api.errors import ProtocolError, StorageFull
 from pagefleet.api.messages import (
     EndedEvent,
     ErrorInfo,
@@ -26,7 +26,16 @@ from pagefleet.api.messages import (
     parse_event,
     split_events,
 )
-from pagefleet.api.operations import CancelVerdict, ClaimVerdict, Operation, StepItem, StepReply, StepStatus
+from pagefleet.api.operations import (
+    CancelVerdict,
+    Claim,
+    ClaimVerdict,
+    Limits,
+    Operation,
+    StepItem,
+    StepReply,
+    StepStatus,
+)
 from pagefleet.api.scripts import NAMES, load_script
 
 QUEUE, CHANNEL = "m.interactive", "pf:reply:client"
@@ -36,7 +45,7 @@ LEASE_S = 60.0
 
 
 def submit(store, job_id="j", *, max_depth=10, channel=CHANNEL, queue=QUEUE, request=REQUEST):
-    return store.submit(job_id, request, queue=queue, channel=channel, max_depth=max_depth)
+    return store.submit(job_id, request, queue=queue, channel=channel, limits=Limits(max_depth, 10**6))
 
 
 def beat(store, worker_id, lease_s=LEASE_S):
@@ -123,7 +132,7 @@ def ear(store):
 
 class TestSubmit:
     def test_a_new_job_is_queued_and_in_the_ledger(self, store):
-        assert submit(store) == (True, None)
+        assert submit(store) == (True, None, None)
         fields = store.redis.hgetall("pf:job:j")
         enqueued_at = int(fields.pop("enqueued_at"))
         assert abs(enqueued_at / 1000 - time.time()) < 5
@@ -132,7 +141,7 @@ class TestSubmit:
         }  # fmt: skip
         assert fields == {
             "state": "Q", "epoch": "0", "attempts": "0", "num_ended": "0", "queue": QUEUE, "priority": "3",
-            "channel": CHANNEL, "num_choices": "1",
+            "channel": CHANNEL, "num_choices": "1", "clients": "", "tenant_ledger": "",
         }  # fmt: skip
         assert store.redis.zrange("pf:open:m.interactive", 0, -1, withscores=True) == [("j", enqueued_at)]
 
@@ -144,27 +153,27 @@ class TestSubmit:
     def test_the_same_id_again_changes_nothing(self, store):
         submit(store)
         before = everything(store)
-        assert submit(store, request=REQUEST.model_copy(update={"prompt": "Other"})) == (False, None)
+        assert submit(store, request=REQUEST.model_copy(update={"prompt": "Other"})) == (False, None, None)
         assert everything(store) == before
 
     def test_a_full_queue_says_how_deep_and_writes_nothing(self, store):
         submit(store, "a", max_depth=2)
         submit(store, "b", max_depth=2)
         before = everything(store)
-        assert submit(store, "c", max_depth=2) == (False, 2)
+        assert submit(store, "c", max_depth=2) == (False, 2, None)
         assert everything(store) == before
 
     def test_the_same_id_is_found_in_a_full_queue_too(self, store):
         submit(store, "a", max_depth=1)
-        assert submit(store, "a", max_depth=1) == (False, None)
+        assert submit(store, "a", max_depth=1) == (False, None, None)
 
     def test_depth_counts_what_is_open_running_jobs_too(self, store):
         running(store)
-        assert submit(store, "b", max_depth=1) == (False, 1)
+        assert submit(store, "b", max_depth=1) == (False, 1, None)
         step(store, item(0, 1, reason="stop"))
-        assert submit(store, "b", max_depth=1) == (False, 1)  # ended, but not closed
+        assert submit(store, "b", max_depth=1) == (False, 1, None)  # ended, but not closed
         store.close("j", QUEUE)
-        assert submit(store, "b", max_depth=1) == (True, None)
+        assert submit(store, "b", max_depth=1) == (True, None, None)
 
     def test_each_lane_has_its_own_depth(self, store):
         submit(store, "a", max_depth=1)
@@ -204,7 +213,7 @@ class TestClaim:
 
     def test_a_job_that_nobody_submitted(self, store):
         beat(store, "w1")
-        assert claim(store) == (ClaimVerdict.MISSING, 0, 0, "", ())
+        assert claim(store) == Claim(ClaimVerdict.MISSING)
         assert store.read("j") is None
 
     def test_a_worker_without_a_lease_changes_nothing(self, store):
@@ -270,7 +279,7 @@ class TestClaim:
         running(store, "theirs", "w2")
         submit(store, "mine")
         beat(store, "w1")
-        replies = store.claim(["mine", "theirs", "nobodys"], "w1", "{}")
+        replies = store.claim(["mine", "theirs", "nobodys"], "w1", FINGERPRINT.model_dump_json())
         assert [reply.verdict.value for reply in replies] == ["claimed", "elsewhere", "missing"]
 
 
@@ -835,7 +844,7 @@ class TestScripts:
                 lambda: claim(store),
                 lambda: step(store, item(0, 1)),
             ):
-                with pytest.raises(RedisUnavailable, match="takes no writes"):
+                with pytest.raises(StorageFull, match="at its memory limit"):
                     call()
         finally:
             store.redis.config_set("maxmemory", 0)

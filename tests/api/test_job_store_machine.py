@@ -24,8 +24,9 @@ from hypothesis.stateful import (
 
 from pagefleet.api import keys
 from pagefleet.api.messages import GenerateRequest, JobState, LogEntry, WorkerStatus, split_events
-from pagefleet.api.operations import CancelVerdict, ClaimVerdict, StepItem, StepStatus
+from pagefleet.api.operations import CancelVerdict, ClaimVerdict, Limits, StepItem, StepStatus
 from pagefleet.api.stream import StreamState
+from pagefleet.api.testing import fake_card
 
 QUEUE, CHANNEL, TOTAL = "m.interactive", "pf:reply:machine", 12
 REQUEST = GenerateRequest(model="m", prompt="Hello")
@@ -97,7 +98,7 @@ class TwoWorkersOneClient(RuleBasedStateMachine):
 
     @rule(worker=WORKERS)
     def claim(self, worker):
-        (reply,) = self.store.claim([self.job_id], worker, "{}")
+        (reply,) = self.store.claim([self.job_id], worker, fake_card().fingerprint.model_dump_json())
         rules = self.rules
         if not rules.state:
             expected = ClaimVerdict.MISSING
@@ -229,7 +230,9 @@ class TwoWorkersOneClient(RuleBasedStateMachine):
 
     @rule()
     def submit(self):
-        created = self.store.submit(self.job_id, REQUEST, queue=QUEUE, channel=CHANNEL, max_depth=5).created
+        created = self.store.submit(
+            self.job_id, REQUEST, queue=QUEUE, channel=CHANNEL, limits=Limits(5, 10**6)
+        ).created
         assert created == (not self.rules.state)
         self.rules.state = self.rules.state or "Q"
 

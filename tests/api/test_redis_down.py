@@ -20,7 +20,8 @@ from pagefleet.api.connections import send_message
 from pagefleet.api.errors import ConfigurationError
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import Fingerprint, GenerateRequest, LogEntry, ModelCard, WorkerStatus
-from pagefleet.api.operations import StepItem, StepStatus
+from pagefleet.api.operations import Limits, StepItem, StepStatus
+from pagefleet.api.testing import fake_card
 from pagefleet.workers.local_stack import LocalStack
 from pagefleet.workers.redis_server import RedisServer, free_port
 
@@ -133,7 +134,7 @@ class TestNobodyThere:
     def test_a_result_that_cannot_be_written(self, nowhere, store):
         """The store answers, Celery's result backend does not: the one who closes can try again."""
         request = GenerateRequest(model="m", prompt="Hello")
-        store.submit("j", request, queue="m.interactive", channel="", max_depth=1)
+        store.submit("j", request, queue="m.interactive", channel="", limits=Limits(1, 10**6))
         store.cancel("j")
         app = make_celery(settings(nowhere))
         started = time.monotonic()
@@ -207,7 +208,7 @@ class HandWorker:
     def claim(self, job_id):
         self.job_id = job_id
         self.store.beat(WorkerStatus(worker_id="w", model="null", host="h", pid=1, started_at=0.0), 60)
-        (claim,) = self.store.claim([job_id], "w", "{}")
+        (claim,) = self.store.claim([job_id], "w", fake_card().fingerprint.model_dump_json())
         self.epoch = claim.epoch
         return self
 

@@ -30,8 +30,14 @@ class Script(Source):
     def resubmit(self):
         return False
 
+    def expire(self):
+        pass
+
     def cancel(self):
         self.num_cancels += 1
+
+    def delete(self):
+        pass
 
     def close(self):
         pass
@@ -50,8 +56,14 @@ class AsyncScript(AsyncSource):
     async def resubmit(self):
         return False
 
+    async def expire(self):
+        pass
+
     async def cancel(self):
         self.script.cancel()
+
+    async def delete(self):
+        pass
 
     async def close(self):
         pass

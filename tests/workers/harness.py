@@ -12,7 +12,9 @@ from pagefleet.api.celery_app import make_celery
 from pagefleet.api.fleet import prepare
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.job_store import JobStore
+from pagefleet.api.keys import Lane
 from pagefleet.api.model_cards import CardIndex
+from pagefleet.api.operations import Limits
 from pagefleet.engine import EngineConfig, LLMEngine, NullOptions
 from pagefleet.workers.active_job import JobMessage
 from pagefleet.workers.fleet_worker import FleetWorker
@@ -27,8 +29,11 @@ class RecordedMessage(JobMessage):
     context = SimpleNamespace(callbacks=None, errbacks=None, chain=None, chord=None, root_id=None)
     has_callbacks = False
 
-    def __init__(self, job_id: str, bare_fields: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, job_id: str, bare_fields: Mapping[str, Any] | None = None, lane: Lane = "interactive"
+    ) -> None:
         self.job_id = job_id
+        self.lane = lane
         self.bare_fields = bare_fields
         self.answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
 
@@ -46,6 +51,9 @@ class RecordedMessage(JobMessage):
 
     def returned(self) -> None:
         self.answers.put(("returned", None))
+
+    def put_back(self) -> None:
+        self.answers.put(("put back", None))
 
     def last_answer(self, timeout_s: float = 10.0) -> tuple[str, Any]:
         """The answer that settles the message; ``started`` does not."""
@@ -69,8 +77,9 @@ def submit(store: JobStore, worker: FleetWorker, job_id: str, **fields: Any) -> 
     """A job in the store and the message that brings it, as a client would have sent it."""
     prepared = prepare(CardIndex([worker.card]), job_id, {"prompt": "hello", "seed": 7, **fields}, 0)
     queue_name = keys.queue("null", prepared.request.lane)
-    store.submit(job_id, prepared.request, queue=queue_name, channel="pf:reply:test", max_depth=100)
-    return RecordedMessage(job_id)
+    limits = Limits(max_depth=100, max_tenant_depth=100)
+    store.submit(job_id, prepared.request, queue=queue_name, channel="pf:reply:test", limits=limits)
+    return RecordedMessage(job_id, lane=prepared.request.lane)
 
 
 def leave(worker: FleetWorker, num_held: int = 0) -> None:

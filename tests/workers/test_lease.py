@@ -11,6 +11,7 @@ from pagefleet.api.errors import RedisUnavailable
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import WorkerStatus
 from pagefleet.api.settings import FleetSettings
+from pagefleet.api.testing import fake_card
 from pagefleet.workers.engine_loop import wait_until
 from pagefleet.workers.lease import Lease
 
@@ -21,8 +22,12 @@ def status() -> WorkerStatus:
     return WorkerStatus(worker_id="w1", model="m", host="h", pid=1, started_at=0.0)
 
 
+def make_lease(store: JobStore) -> Lease:
+    return Lease(store, LEASE_S, fake_card("m"), status, is_waiting=lambda: False)
+
+
 def test_a_turning_loop_keeps_the_lease(store):
-    lease = Lease(store, LEASE_S, status)
+    lease = make_lease(store)
     lease.start()
     for _ in range(20):
         lease.tick()
@@ -35,7 +40,7 @@ def test_a_turning_loop_keeps_the_lease(store):
 
 
 def test_a_wedged_loop_loses_it_although_the_process_lives(store):
-    lease = Lease(store, LEASE_S, status)
+    lease = make_lease(store)
     lease.start()
     assert wait_until(lambda: not lease.valid, 3 * LEASE_S)
     assert wait_until(lambda: not store.redis.exists(keys.lease("w1")), LEASE_S)
@@ -45,7 +50,7 @@ def test_a_wedged_loop_loses_it_although_the_process_lives(store):
 
 
 def test_the_worker_stays_known_as_a_tombstone(store):
-    lease = Lease(store, LEASE_S, status)
+    lease = make_lease(store)
     lease.start()
     lease.give_up()
     assert store.redis.zscore(keys.WORKERS, "w1") is not None
@@ -55,4 +60,4 @@ def test_the_worker_stays_known_as_a_tombstone(store):
 def test_without_a_server_there_is_no_lease():
     away = JobStore(FleetSettings(redis_url="redis://127.0.0.1:1/0"))
     with pytest.raises(RedisUnavailable, match="No answer from Redis"):
-        Lease(away, LEASE_S, status).start()
+        make_lease(away).start()

@@ -8,6 +8,7 @@ from pagefleet.api import FleetClient, keys
 from pagefleet.api.celery_app import make_celery
 from pagefleet.api.connections import send_message
 from pagefleet.api.messages import JobState, WorkerStatus
+from pagefleet.api.operations import Limits
 from pagefleet.api.requests import build_request
 from pagefleet.api.status import num_queued
 from pagefleet.workers.engine_loop import wait_until
@@ -31,7 +32,7 @@ def sweeper(store, app):
 
 def submit(store, job_id, priority=5):
     request = build_request({"model": "null", "prompt": "x", "seed": 1, "priority": priority})
-    assert store.submit(job_id, request, queue=QUEUE, channel="", max_depth=100).created
+    assert store.submit(job_id, request, queue=QUEUE, channel="", limits=Limits(100, 10**6)).created
 
 
 def beat(store, worker_id, lease_s=60.0):
@@ -104,6 +105,6 @@ def test_a_real_worker_runs_what_was_never_sent(null_stack):
         fleet.models()
         store = fleet._live.store
         request = build_request({"model": "null", "prompt": "x", "seed": 1, "max_tokens": 3})
-        store.submit("never-sent", request, queue=QUEUE, channel="", max_depth=100)
+        store.submit("never-sent", request, queue=QUEUE, channel="", limits=Limits(100, 10**6))
         # Sweeps are 5 s apart, and a job must look stranded for two leases.
         assert len(fleet.attach("never-sent", timeout=60).result().token_ids) == 3

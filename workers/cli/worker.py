@@ -27,7 +27,11 @@ from pagefleet.workers.settings import WorkerSettings
 @click.option("--max-model-len", type=int, help="Caps the model's context.")
 @click.option("--num-blocks", type=int, help="KV blocks; by default from the free memory.")
 @click.option("--null-step-time", "null_step_time_s", type=float, help="Backend null: seconds of a step.")
+@click.option(
+    "--null-token-time", "null_token_time_s", type=float, help="Backend null: seconds a token adds."
+)
 @click.option("--max-queue-depth", type=int, help="Open jobs of one lane before QueueFull.")
+@click.option("--max-tenant-depth", type=int, help="Open jobs of one tenant in a lane before QueueFull.")
 @click.option("--lease-seconds", "lease_s", type=float, help="Without a beat for so long it counts as dead.")
 @click.option("--drain-seconds", "drain_s", type=float, help="What running jobs get to finish on SIGTERM.")
 @click.option("--log-level", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]))

@@ -1,0 +1,69 @@
+"""``pagefleet dead``: the jobs that were given up, and what to do with them."""
+
+from __future__ import annotations
+
+import time
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from pagefleet.api.celery_app import make_celery
+from pagefleet.api.cli.options import redis_option
+from pagefleet.api.closing import JobCloser
+from pagefleet.api.dead_letters import DeadLetters
+from pagefleet.api.job_store import JobStore
+from pagefleet.api.settings import FleetSettings
+
+
+@click.group()
+def dead() -> None:
+    """The dead letters: jobs whose workers died again and again. They are kept for a week."""
+
+
+@dead.command(name="list")
+@redis_option
+def list_letters(redis_url: str | None) -> None:
+    """Show each dead letter with its model, its attempts and the reason."""
+    table = Table("job", "model", "given up", "attempts", "reason")
+    for record in _letters(redis_url).all():
+        ended_at = record.result().ended_at
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ended_at)) if ended_at else "?"
+        reason = record.error.message if record.error is not None else "?"
+        table.add_row(record.job_id, record.model, when, str(record.attempts), reason)
+    Console().print(table)
+
+
+@dead.command()
+@click.argument("job_id")
+@redis_option
+def show(job_id: str, redis_url: str | None) -> None:
+    """Show what is known of the dead letter JOB_ID, its request included."""
+    record = _letters(redis_url).get(job_id)
+    Console().print_json(data={"request": record.request().model_dump(mode="json", exclude_defaults=True)})
+    Console().print_json(data=record.result().model_dump(mode="json", exclude_none=True))
+
+
+@dead.command()
+@click.argument("job_id")
+@redis_option
+def requeue(job_id: str, redis_url: str | None) -> None:
+    """Send the request of the dead letter JOB_ID again, as a new job; the letter is removed."""
+    click.echo(_letters(redis_url).requeue(job_id))
+
+
+@dead.command()
+@click.argument("job_ids", nargs=-1, required=True)
+@redis_option
+def drop(job_ids: tuple[str, ...], redis_url: str | None) -> None:
+    """Remove the dead letters JOB_IDS, prompts and all."""
+    letters = _letters(redis_url)
+    for job_id in job_ids:
+        letters.drop(job_id)
+        click.echo(f"dropped {job_id}")
+
+
+def _letters(redis_url: str | None) -> DeadLetters:
+    settings = FleetSettings.load(redis_url=redis_url)
+    store, app = JobStore(settings), make_celery(settings)
+    return DeadLetters(store, app, JobCloser(store, app))

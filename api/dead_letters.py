@@ -1,0 +1,61 @@
+"""DeadLetters: jobs in state X, and the two ways out of it for an operator."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+from pagefleet.api.closing import JobCloser
+from pagefleet.api.connections import job_not_found, send_message
+from pagefleet.api.fleet import Prepared, check_depth
+from pagefleet.api.job_record import JobRecord
+from pagefleet.api.job_store import JobStore
+from pagefleet.api.messages import JobState
+from pagefleet.api.model_cards import CardIndex
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+
+class DeadLetters:
+    """The dead letters of one server. A final state never changes: who runs one again gets a new job."""
+
+    def __init__(self, store: JobStore, app: Celery, closer: JobCloser) -> None:
+        self._store = store
+        self._app = app
+        self._closer = closer
+
+    def all(self) -> list[JobRecord]:
+        """The oldest first, without their tokens."""
+        records = [self._store.read(job_id, with_log=False) for job_id in self._store.dead_letters()]
+        return [record for record in records if record is not None]
+
+    def get(self, job_id: str) -> JobRecord:
+        """Raises: JobNotFound."""
+        record = self._store.read(job_id)
+        if record is None or record.state is not JobState.DEAD:
+            raise job_not_found(job_id)
+        return record
+
+    def requeue(self, job_id: str) -> str:
+        """Sends the same request again, then removes the letter; returns the new job's id.
+
+        Raises: JobNotFound, UnknownModel, QueueFull.
+        """
+        request = self.get(job_id).request().model_copy(update={"detached": True})
+        card = CardIndex(self._store.cards()).resolve(request.model)
+        prepared = Prepared(str(uuid.uuid4()), request, card)
+        check_depth(
+            self._store.submit(
+                prepared.job_id, request, queue=prepared.queue, channel="", limits=prepared.limits
+            ),
+            prepared,
+        )
+        send_message(self._app, prepared.job_id, prepared.queue, request.priority)
+        self.drop(job_id)
+        return prepared.job_id
+
+    def drop(self, job_id: str) -> None:
+        """Removes the letter with its prompt and its tokens. Raises: JobNotFound."""
+        self.get(job_id)
+        self._closer.delete(job_id)
