@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -27,6 +28,7 @@ def _options(settings: FleetSettings) -> dict[str, Any]:
         "socket_timeout": settings.socket_timeout_s,
         "socket_keepalive": True,
         "health_check_interval": 30,
+        **settings.tls,
     }
 
 
@@ -63,6 +65,12 @@ def redis_errors(url: str) -> Iterator[None]:
     except redis.ReadOnlyError as error:
         raise RedisUnavailable(f"Redis at {safe_url(url)} takes no writes: {_reason(error)}.") from error
     except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+        refusal = _certificate_refusal(error)
+        if refusal is not None:
+            raise RedisUnavailable(
+                f"The certificate of Redis at {safe_url(url)} was refused: {refusal.rstrip('.')}; "
+                "PAGEFLEET_REDIS_CA names the authority to trust."
+            ) from error
         raise RedisUnavailable(
             f"No answer from Redis at {safe_url(url)} ({_reason(error)}); "
             "is it running, and does REDIS_URL name it? `pagefleet up` starts a local one."
@@ -75,6 +83,15 @@ def safe_url(url: str) -> str:
     credentials, at, host = rest.rpartition("@")
     user = credentials.partition(":")[0]
     return f"{scheme}{separator}{user}:***{at}{host}" if at else url
+
+
+def _certificate_refusal(error: BaseException | None) -> str | None:
+    """Why the server was not believed; redis-py and kombu wrap what ``ssl`` raises."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error.verify_message
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _reason(error: Exception) -> str:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Field, FilePath, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pagefleet.api.errors import ConfigurationError
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
+DEFAULT_MAX_REQUEST_BYTES: Final = 4 * 2**20
 
 
 class FleetSettings(BaseSettings):
@@ -31,11 +34,33 @@ class FleetSettings(BaseSettings):
         None, validation_alias=AliasChoices("redis_url", "PAGEFLEET_REDIS_URL", "REDIS_URL")
     )
     home: Path = Field(Path("~/.pagefleet"), description="where `pagefleet up` keeps its data")
+    redis_ca: FilePath | None = Field(None, description="rediss://: who may vouch for the server; else the system")
+    redis_cert: FilePath | None = Field(None, description="rediss://: this client's own certificate")
+    redis_key: FilePath | None = Field(None, description="rediss://: the key of that certificate")
     connect_timeout_s: float = Field(3.0, gt=0, description="to reach the server at all")
     socket_timeout_s: float = Field(5.0, gt=0, description="for one reply of the server")
     result_ttl_s: int = Field(3600, gt=0, description="how long an ended job can still be read")
     dead_letter_ttl_s: int = Field(7 * 86400, gt=0, description="how long a dead letter is kept")
     card_ttl_s: float = Field(5.0, ge=0, description="how long a producer believes the model cards it read")
+    max_request_bytes: int = Field(
+        DEFAULT_MAX_REQUEST_BYTES, gt=0, description="of one request as JSON; producers and workers check it"
+    )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _certificates_are_always_checked(cls, url: str | None) -> str | None:
+        """redis-py and kombu would take ``?ssl_cert_reqs=none`` from the URL."""
+        if url is not None and "ssl_" in url.partition("?")[2]:
+            raise PydanticCustomError(
+                "tls", "no ssl_ options in the URL: certificates are always checked, redis_ca names the CA"
+            )
+        return url
+
+    @model_validator(mode="after")
+    def _a_certificate_has_a_key(self) -> Self:
+        if (self.redis_cert is None) != (self.redis_key is None):
+            raise PydanticCustomError("tls", "redis_cert and redis_key are given together or not at all")
+        return self
 
     @property
     def home_dir(self) -> Path:
@@ -51,6 +76,18 @@ class FleetSettings(BaseSettings):
         """The server to use: the one named, else the local stack's, else Redis's default port."""
         return self.redis_url or self._local_stack_url() or DEFAULT_REDIS_URL
 
+    @property
+    def tls(self) -> dict[str, Any]:
+        """How a ``rediss://`` server is checked, in the words of redis-py and kombu; empty without TLS."""
+        if not self.url.startswith("rediss://"):
+            return {}
+        files = {"ssl_ca_certs": self.redis_ca, "ssl_certfile": self.redis_cert, "ssl_keyfile": self.redis_key}
+        return {
+            "ssl_cert_reqs": ssl.CERT_REQUIRED,
+            "ssl_check_hostname": True,
+            **{name: str(path) for name, path in files.items() if path is not None},
+        }
+
     @classmethod
     def load(cls, **given: Any) -> Self:
         """The settings with the values that are given (not None) in front of the environment's.
@@ -63,7 +100,7 @@ class FleetSettings(BaseSettings):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             name = "_".join(str(part) for part in first["loc"]).lower().removeprefix("pagefleet_")
-            raise ConfigurationError(f"{name}: {first['msg']}.") from None
+            raise ConfigurationError(f"{name}: {first['msg']}." if name else f"{first['msg']}.") from None
 
     def _local_stack_url(self) -> str | None:
         try:

@@ -24,6 +24,10 @@ class NullOptions:
     """Seconds that a step lasts, whatever is in it. 0: as fast as the host goes."""
     token_time_s: float = 0.0
     """Seconds that each token adds to its step: a device that is slow at prefill."""
+    weights: str = "null"
+    """What its fingerprint says of its weights."""
+    version: str | None = None
+    """What its fingerprint says of its version; None: this one."""
     vocab_size: int = MIN_NULL_VOCAB_SIZE
     max_model_len: int = 4096
     num_blocks: int = 4096

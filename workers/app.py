@@ -65,7 +65,12 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         num_threads=settings.num_threads,
         cache_dir=settings.cache_dir,
         max_step_s=settings.lease_s / 4,
-        null=NullOptions(step_time_s=settings.null_step_time_s, token_time_s=settings.null_token_time_s),
+        null=NullOptions(
+            step_time_s=settings.null_step_time_s,
+            token_time_s=settings.null_token_time_s,
+            weights=settings.null_weights,
+            version=settings.null_version,
+        ),
     )
 
 

@@ -33,6 +33,8 @@ class WorkerSettings(FleetSettings):
     null_step_time_s: float = Field(0.02, ge=0, description="backend null: how long a step lasts")
 
     null_token_time_s: float = Field(0.0, ge=0, description="backend null: how long a token adds to a step")
+    null_weights: str = Field("null", description="backend null: which weights it pretends to have")
+    null_version: str | None = Field(None, description="backend null: which version it pretends to be")
 
     lease_s: float = Field(3.0, gt=0, description="after this long without a beat a worker counts as dead")
     drain_s: float = Field(20.0, ge=0, description="what running sequences get to finish on SIGTERM")

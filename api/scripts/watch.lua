@@ -1,10 +1,10 @@
 -- ATTACH (protocol line 15): from now on the job publishes on its own channel too.
 -- KEYS: job hash          ARGV: id of the client that reads it from now on
 -- -> 1, or 0 where there is no such job
-local clients = redis.call('HGET', KEYS[1], 'clients')
-if not clients then
+if redis.call('EXISTS', KEYS[1]) == 0 then
   return 0
 end
+local clients = redis.call('HGET', KEYS[1], 'clients') or ''
 redis.call('HSET', KEYS[1], 'watched', '1')
 -- A job that is not detached lives as long as one of its readers does.
 if clients ~= '' and ARGV[1] ~= '' then

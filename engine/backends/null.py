@@ -65,7 +65,11 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
         block_size=config.block_size,
         num_blocks=config.num_blocks or options.num_blocks,
         fingerprint=Fingerprint(
-            weights="null", tokenizer="bytes", dtype="none", backend="null", version=version("pagefleet")
+            weights=options.weights,
+            tokenizer="bytes",
+            dtype="none",
+            backend="null",
+            version=options.version or version("pagefleet"),
         ),
     )
     loaded = LoadedModel(

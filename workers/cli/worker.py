@@ -30,6 +30,8 @@ from pagefleet.workers.settings import WorkerSettings
 @click.option(
     "--null-token-time", "null_token_time_s", type=float, help="Backend null: seconds a token adds."
 )
+@click.option("--null-weights", help="Backend null: which weights its fingerprint names.")
+@click.option("--null-version", help="Backend null: which version its fingerprint names.")
 @click.option("--max-queue-depth", type=int, help="Open jobs of one lane before QueueFull.")
 @click.option("--max-tenant-depth", type=int, help="Open jobs of one tenant in a lane before QueueFull.")
 @click.option("--lease-seconds", "lease_s", type=float, help="Without a beat for so long it counts as dead.")

@@ -1,0 +1,116 @@
+"""Dead letters: kept, shown, sent again as new jobs, dropped."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from pagefleet.api import JobDead, JobNotFound, JobState, keys
+from pagefleet.api.celery_app import make_celery
+from pagefleet.api.cli.dead import dead
+from pagefleet.api.closing import JobCloser
+from pagefleet.api.dead_letters import DeadLetters
+from pagefleet.api.messages import WorkerStatus
+from pagefleet.api.operations import ClaimVerdict, Limits
+from pagefleet.api.requests import build_request
+from pagefleet.api.status import num_queued
+from pagefleet.api.testing import fake_card
+
+QUEUE = "m.interactive"
+CARD = fake_card("m")
+
+
+@pytest.fixture
+def letters(store):
+    store.publish_card(CARD)
+    app = make_celery(store.settings)
+    yield DeadLetters(store, app, JobCloser(store, app))
+    app.close()
+
+
+def dead_letter(store, job_id="poison"):
+    """A job whose worker died in its first prefill, three times."""
+    request = build_request({"model": "m", "prompt": "a secret", "seed": 1})
+    store.submit(job_id, request, queue=QUEUE, channel="", limits=Limits(10, 10))
+    for index in range(4):
+        worker_id = f"{job_id}-worker-{index}"
+        store.beat(WorkerStatus(worker_id=worker_id, model="m", host="h", pid=1, started_at=0.0), 60)
+        (claim,) = store.claim([job_id], worker_id, CARD.fingerprint.model_dump_json())
+        if claim.verdict is ClaimVerdict.CLAIMED:
+            store.mark(worker_id, {job_id: claim.epoch})
+        store.redis.delete(keys.lease(worker_id))
+    assert claim.verdict is ClaimVerdict.ENDED
+    app = make_celery(store.settings)
+    with pytest.raises(JobDead, match="3 workers died"):
+        raise JobCloser(store, app).close(job_id).error.to_error(job_id)
+
+
+def test_it_is_kept_for_a_week_with_its_reason(store, letters):
+    dead_letter(store)
+    (record,) = letters.all()
+    assert record.job_id == "poison"
+    assert record.error.message == "The job was given up: 3 workers died while they began this job."
+    week_ms = store.settings.dead_letter_ttl_s * 1000
+    assert week_ms - 10_000 < store.redis.pttl(keys.job("poison")) <= week_ms
+    assert store.redis.zcard(keys.open_jobs(QUEUE)) == 0
+
+
+def test_requeue_is_a_new_job_with_the_same_request(store, letters):
+    dead_letter(store)
+    new_id = letters.requeue("poison")
+    record = store.read(new_id)
+    assert (record.state, record.fields["queue"]) == (JobState.QUEUED, QUEUE)
+    assert record.request().prompt == "a secret"
+    assert record.request().sampling.seed == 1
+    assert record.fields["clients"] == ""
+    assert num_queued(store, QUEUE) == 1
+    assert letters.all() == []
+    assert store.read("poison") is None
+
+
+def test_drop_leaves_nothing(store, letters):
+    dead_letter(store)
+    letters.drop("poison")
+    assert letters.all() == []
+    assert store.read("poison") is None
+    assert not store.redis.exists("celery-task-meta-poison")
+    for call in (letters.get, letters.drop, letters.requeue):
+        with pytest.raises(JobNotFound):
+            call("poison")
+
+
+def test_only_dead_letters_can_be_dropped(store, letters):
+    request = build_request({"model": "m", "prompt": "x", "seed": 1})
+    store.submit("alive", request, queue=QUEUE, channel="", limits=Limits(10, 10))
+    with pytest.raises(JobNotFound):
+        letters.drop("alive")
+    assert store.read("alive").state is JobState.QUEUED
+
+
+def test_one_that_expired_is_not_listed(store, letters):
+    dead_letter(store)
+    store.redis.delete(keys.job("poison"))
+    assert letters.all() == []
+    assert store.redis.zcard(keys.DEAD) == 0
+
+
+def test_the_command(store, letters):
+    dead_letter(store, "one")
+    dead_letter(store, "two")
+
+    def run(*arguments):
+        command = [*arguments, "--redis-url", store.settings.url]
+        result = CliRunner().invoke(dead, command, env={"COLUMNS": "200"})
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    listed = run("list")
+    assert "one" in listed
+    assert "3 workers died" in listed
+    # A list is looked at over a shoulder; the prompt takes asking for.
+    assert "a secret" not in listed
+    assert "a secret" in run("show", "one")
+    new_id = run("requeue", "one").strip()
+    assert store.read(new_id).state is JobState.QUEUED
+    assert run("drop", "two") == "dropped two\n"
+    assert letters.all() == []

@@ -1,0 +1,38 @@
+"""Put on a worker's path by test_poison.py: this prompt kills who computes it, as a bad kernel would."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import os
+import sys
+
+POISON = list(b"poison")
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Wraps the null backend when it is imported."""
+
+    def find_spec(self, name, path, target=None):
+        if name != "pagefleet.engine.backends.null":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+
+        def exec_module(module):
+            run(module)
+            execute = module.NullExecutor.execute
+
+            def poisoned(self, scheduled):
+                if any(entry.sequence.token_ids[1 : 1 + len(POISON)] == POISON for entry in scheduled):
+                    os._exit(1)
+                return execute(self, scheduled)
+
+            module.NullExecutor.execute = poisoned
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+sys.meta_path.insert(0, _Finder())

@@ -1,0 +1,101 @@
+"""Workers that differ: another version goes on with a job and says so, other weights leave it alone."""
+
+from __future__ import annotations
+
+import json
+import signal
+import uuid
+
+import pytest
+
+from pagefleet.api import FleetClient, keys
+from pagefleet.api.celery_app import make_celery
+from pagefleet.api.connections import send_message
+from pagefleet.api.settings import FleetSettings
+from pagefleet.engine.backends.null import null_token
+from pagefleet.workers.engine_loop import wait_until
+from pagefleet.workers.local_stack import WorkerProcess
+from pagefleet.workers.redis_server import RedisServer
+
+WORKER = ["--model", "null", "--backend", "null", "--null-step-time", "0.02", "--lease-seconds", "1"]
+WORKER += ["--drain-seconds", "0"]
+NUM_TOKENS = 300
+
+
+@pytest.fixture
+def start(server_binary, tmp_path):
+    """Starts workers with given fingerprints on one server; ``start.url`` names it."""
+    started = []
+    with RedisServer(tmp_path / "redis") as server:
+
+        def start_worker(*arguments):
+            log_file = tmp_path / f"worker-{len(started)}.log"
+            worker = WorkerProcess(server.url, [*WORKER, *arguments], log_file=log_file).start()
+            started.append(worker)
+            worker.wait_ready(60)
+            return worker
+
+        start_worker.url = server.url
+        yield start_worker
+        for worker in started:
+            if worker.exit_status is None:
+                worker.terminate()
+                worker.wait(20)
+
+
+def tokens(seed):
+    return [null_token(seed, 0, at) for at in range(NUM_TOKENS)]
+
+
+def test_a_rolling_upgrade_with_jobs_in_flight(start):
+    old = start("--null-version", "0.0.9")
+    with FleetClient(redis_url=start.url) as fleet:
+        streams = [fleet.generate("x", max_tokens=NUM_TOKENS, seed=seed) for seed in range(8)]
+        for stream in streams:
+            next(stream)
+        start("--null-version", "0.1.0")
+        old.terminate()
+        assert old.wait(20) == 0
+        for seed, stream in enumerate(streams):
+            stream.result()
+            result = fleet.attach(stream.job_id).result()
+            assert result.token_ids == tokens(seed)
+            record = fleet._live.store.read(stream.job_id)
+            assert [each.version for each in record.result().fingerprints] == ["0.0.9", "0.1.0"]
+
+
+def test_an_old_producers_job_is_served(start):
+    """What version 0.0 wrote: neither the fields nor the ledgers that came later."""
+    start()
+    with FleetClient(redis_url=start.url) as fleet:
+        store = fleet._live.store
+        job_id = str(uuid.uuid4())
+        request = {"model": "null", "prompt": "hi", "sampling": {"max_tokens": NUM_TOKENS, "seed": 3}}
+        fields = {
+            "state": "Q", "epoch": "0", "attempts": "0", "num_ended": "0", "enqueued_at": "1",
+            "request": json.dumps(request), "queue": "null.interactive", "priority": "5", "channel": "",
+            "num_choices": "1",
+        }  # fmt: skip
+        store.redis.hset(keys.job(job_id), mapping=fields)
+        store.redis.zadd(keys.open_jobs("null.interactive"), {job_id: 1})
+        send_message(make_celery(FleetSettings(redis_url=start.url)), job_id, "null.interactive", 5)
+        assert fleet.attach(job_id).result().token_ids == tokens(3)
+        assert wait_until(lambda: store.redis.ttl(keys.job(job_id)) > 0, 10)
+
+
+def test_other_weights_wait_for_their_own_kind(start):
+    first = start("--null-weights", "one")
+    with FleetClient(redis_url=start.url) as fleet:
+        stream = fleet.generate("x", max_tokens=NUM_TOKENS, seed=5)
+        next(stream)
+        start("--null-weights", "two")
+        first.send_signal(signal.SIGKILL)
+        assert wait_until(lambda: fleet.status().refused, 20)
+        (refused,) = fleet.status().refused
+        assert refused.job_id == stream.job_id
+        assert "other weights" in refused.reason
+        # A job without tokens may start on any: the second worker is not stuck behind the first's job.
+        assert fleet.generate("y", max_tokens=4, seed=6).result().token_ids == tokens(6)[:4]
+        start("--null-weights", "one")
+        assert stream.result().token_ids == tokens(5)
+        assert fleet.status().refused == []

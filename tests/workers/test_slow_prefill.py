@@ -1,0 +1,28 @@
+"""A step is bounded to a quarter of the lease: a long prompt on a slow engine costs nobody the lease."""
+
+from __future__ import annotations
+
+import pytest
+
+from pagefleet.api import FleetClient
+from pagefleet.workers.local_stack import LocalStack
+
+LEASE_S = 1.5
+NUM_PROMPT_TOKENS = 4000
+# In steps of 512 tokens, the default, each would last 2 s.
+TOKEN_S = 0.004
+
+
+@pytest.fixture
+def stack(server_binary, tmp_path):
+    arguments = ["--model", "null", "--backend", "null", "--null-step-time", "0"]
+    arguments += ["--null-token-time", str(TOKEN_S), "--lease-seconds", str(LEASE_S)]
+    with LocalStack(tmp_path, arguments, num_workers=2) as stack:
+        yield stack
+
+
+def test_a_prompt_of_4000_tokens_is_not_taken_over(stack):
+    with FleetClient(redis_url=stack.redis_url) as fleet:
+        result = fleet.generate(prompt_token_ids=[65] * NUM_PROMPT_TOKENS, max_tokens=8, seed=1).result()
+        assert (len(result.token_ids), result.attempts) == (8, 1)
+        assert len(fleet.status().workers) == 2

@@ -1,0 +1,92 @@
+"""A suspect begins its prefill alone; nobody else waits longer than that."""
+
+from __future__ import annotations
+
+from pagefleet.engine import EngineRequest, SamplingParams
+from pagefleet.workers.solo_gate import SoloGate
+
+
+def request(job_id, log=()):
+    return EngineRequest(job_id, [1], SamplingParams(), output_token_ids=tuple(log))
+
+
+class Gate(SoloGate):
+    def __init__(self, refused=()):
+        self.admitted = []
+        self.refused = set(refused)
+        super().__init__(self._note)
+
+    def _note(self, request):
+        if request.request_id in self.refused:
+            return False
+        self.admitted.append(request.request_id)
+        return True
+
+
+def test_ordinary_requests_begin_together():
+    gate = Gate()
+    for job_id in "abc":
+        gate.put(request(job_id), solo=False)
+    assert gate.admitted == ["a", "b", "c"]
+
+
+def test_a_suspect_waits_for_those_that_begin_and_they_for_it():
+    gate = Gate()
+    gate.put(request("a"), solo=False)
+    gate.put(request("suspect"), solo=True)
+    gate.put(request("b"), solo=False)
+    assert gate.admitted == ["a"]
+    gate.passed("a")
+    assert gate.admitted == ["a", "suspect"]
+    gate.passed("suspect")
+    assert gate.admitted == ["a", "suspect", "b"]
+
+
+def test_suspects_begin_one_after_the_other():
+    gate = Gate()
+    for job_id in "abc":
+        gate.put(request(job_id), solo=True)
+    assert gate.admitted == ["a"]
+    gate.passed("a")
+    assert gate.admitted == ["a", "b"]
+    gate.passed("b")
+    assert gate.admitted == ["a", "b", "c"]
+
+
+def test_who_has_tokens_passes_and_delays_nobody():
+    gate = Gate()
+    gate.put(request("suspect"), solo=True)
+    gate.put(request("resumed", log=[5]), solo=True)
+    assert gate.admitted == ["suspect", "resumed"]
+    gate.put(request("next"), solo=False)
+    assert gate.admitted == ["suspect", "resumed"]
+
+
+def test_a_refused_suspect_lets_the_next_in():
+    gate = Gate(refused=["suspect"])
+    gate.put(request("suspect"), solo=True)
+    gate.put(request("a"), solo=False)
+    assert gate.admitted == ["a"]
+
+
+def test_a_waiting_one_can_be_taken_back():
+    gate = Gate()
+    gate.put(request("a"), solo=False)
+    gate.put(request("suspect"), solo=True)
+    gate.put(request("b"), solo=False)
+    gate.passed("suspect")
+    assert gate.admitted == ["a", "b"]
+    gate.passed("a")
+    gate.passed("b")
+    gate.put(request("c"), solo=True)
+    assert gate.admitted == ["a", "b", "c"]
+
+
+def test_later_tokens_of_a_request_change_nothing():
+    gate = Gate()
+    gate.put(request("a"), solo=False)
+    gate.passed("a")
+    gate.put(request("suspect"), solo=True)
+    gate.passed("a")
+    gate.put(request("b"), solo=False)
+    assert gate.admitted == ["a", "suspect"]
