@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 import logging
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from pagefleet.api.errors import FleetError, JobFailed
+from pagefleet.api.errors import FleetError, JobFailed, RedisUnavailable
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import ErrorInfo, JobState
 from pagefleet.api.operations import StepItem, StepReply, StepStatus
@@ -94,9 +95,30 @@ class Publisher:
         self._notes.put(lambda: self._give_back(job))
 
     def mark(self, job_ids: Sequence[str]) -> set[str]:
-        """MARK (protocol line 5), in the caller's thread; waits for a server that is away."""
+        """MARK (protocol line 5), after everything that was published before it; the caller waits.
+
+        A job that got its first token in the last step must not stand beside the next one as a suspect.
+
+        Returns:
+            The jobs that must not be computed.
+
+        Raises:
+            RedisUnavailable: the worker is leaving, and the server is away.
+        """
         epochs = {job_id: job.epoch for job_id in job_ids if (job := self._jobs.get(job_id)) is not None}
-        return self._insist(lambda: self._store.mark(self._worker_id, epochs)) | (set(job_ids) - set(epochs))
+        lost = set(job_ids) - set(epochs)
+        marked = threading.Event()
+
+        def mark() -> None:
+            self._flush()
+            lost.update(self._insist(lambda: self._store.mark(self._worker_id, epochs)))
+            marked.set()
+
+        self._notes.put(mark)
+        while not marked.wait(_QUIET_S):
+            if not self._thread.is_alive():
+                raise RedisUnavailable("The publisher left before the server answered.")
+        return lost
 
     def _run(self) -> None:
         while not self._stopping:

@@ -268,3 +268,27 @@ def test_the_first_prefill_is_marked_before_it_reaches_the_device(store, worker,
     message.last_answer()
     assert seen[0] == "1"
     assert store.read("a").fields["suspect"] == "0"
+
+
+def test_suspects_begin_one_at_a_time(store):
+    """Protocol line 12: jobs that may have killed a worker are run again by themselves."""
+    worker = make_worker(store, "w1")
+    seen = []
+    mark = worker.publisher._store.mark
+
+    def watched(worker_id, epochs):
+        lost = mark(worker_id, epochs)
+        seen.append(store.redis.smembers(keys.suspects("w1")))
+        return lost
+
+    worker.publisher._store.mark = watched
+    messages = [submit(store, worker, f"job-{index}", max_tokens=3) for index in range(4)]
+    for message in messages[:3]:
+        store.redis.hset(keys.job(message.job_id), "solo", "1")
+    worker.start()
+    for message in messages:
+        worker.admission.put(message)
+    assert {message.last_answer()[0] for message in messages} == {"ended"}
+    assert [len(suspects) for suspects in seen] == [1, 1, 1, 1]
+    assert not store.redis.exists(keys.suspects("w1"))
+    leave(worker)
