@@ -244,4 +244,8 @@ def _summary(record: JobRecord) -> str:
 
 
 def _exception_info(error: Exception) -> Any:
-    return ExceptionInfo((type(error), error, error.__traceback__))
+    """billiard wants a traceback, which an exception has only once it was raised."""
+    try:
+        raise error
+    except Exception:
+        return ExceptionInfo()

@@ -1,0 +1,49 @@
+"""Whatever becomes of a job, its message is acknowledged: what stays would fill the worker up. Real worker."""
+
+from __future__ import annotations
+
+import pytest
+
+from pagefleet.api import FleetClient, InvalidRequest, keys
+from pagefleet.api.connections import send_message
+from pagefleet.workers.engine_loop import wait_until
+
+
+def nothing_is_unacked(fleet: FleetClient) -> bool:
+    redis = fleet._live.store.redis
+    workers = fleet.status().workers
+    return all(not redis.hlen(keys.unacked(worker.worker_id)["unacked_key"]) for worker in workers)
+
+
+def queues_are_empty(fleet: FleetClient) -> bool:
+    return all(queue.num_queued == 0 for queue in fleet.status().queues)
+
+
+def all_is_answered(fleet: FleetClient) -> bool:
+    return wait_until(lambda: queues_are_empty(fleet) and nothing_is_unacked(fleet), 10)
+
+
+def test_of_a_job_past_its_deadline(fleet):
+    result = fleet.generate("x", max_tokens=1000, deadline_s=0.3).result()
+    assert result.finish_reason == "deadline"
+    assert all_is_answered(fleet)
+
+
+def test_of_a_job_that_the_worker_refuses(fleet):
+    """The text is too long; only the worker, which has the tokenizer, can know."""
+    with pytest.raises(InvalidRequest):
+        fleet.generate("x" * 100_000).result()
+    assert all_is_answered(fleet)
+
+
+def test_of_a_job_that_nobody_knows(fleet):
+    send_message(fleet._live.app, "unknown-job", keys.queue("null", "interactive"), 5)
+    assert all_is_answered(fleet)
+
+
+def test_more_failures_than_the_worker_has_seats(fleet):
+    """Each message that stayed would take a seat for ever: after 64 the worker would take nothing more."""
+    streams = [fleet.generate("x", max_tokens=1000, deadline_s=0.2) for _ in range(70)]
+    assert {stream.result().finish_reason for stream in streams} == {"deadline"}
+    assert len(fleet.generate("x", max_tokens=3, timeout=20).result().token_ids) == 3
+    assert all_is_answered(fleet)
