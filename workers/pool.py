@@ -247,5 +247,5 @@ def _exception_info(error: Exception) -> Any:
     """billiard wants a traceback, which an exception has only once it was raised."""
     try:
         raise error
-    except Exception:
+    except type(error):
         return ExceptionInfo()

@@ -1,4 +1,4 @@
-"""Whatever becomes of a job, its message is acknowledged: what stays would fill the worker up. Real worker."""
+"""Whatever becomes of a job, its message is acknowledged: what stays fills a worker up."""
 
 from __future__ import annotations
 
