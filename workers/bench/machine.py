@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
+_STEAL: Final = 7
 _PACKAGES: Final = (
     "pagefleet",
     "torch",
@@ -38,6 +39,28 @@ def describe_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
+
+
+class StealMeter:
+    """Which share of the processor's time the hypervisor took since the meter was made: what a virtual
+    machine's neighbours cost. A run that lost much says little about the program."""
+
+    def __init__(self) -> None:
+        self._begin = _cpu_ticks()
+
+    def share(self) -> float:
+        """0..1; 0 where the system does not tell."""
+        ticks = [now - then for now, then in zip(_cpu_ticks(), self._begin, strict=True)]
+        return ticks[_STEAL] / max(1, sum(ticks))
+
+
+def _cpu_ticks() -> list[int]:
+    """user, nice, system, idle, iowait, irq, softirq, steal: of all processors together."""
+    try:
+        first = Path("/proc/stat").read_text().partition("\n")[0]
+    except OSError:
+        return [0] * (_STEAL + 1)
+    return [int(value) for value in first.split()[1 : _STEAL + 2]]
 
 
 def _cpu_model() -> str:

@@ -11,11 +11,12 @@ from pagefleet.engine import LLMEngine
 from pagefleet.workers.bench.machine import describe_machine, describe_versions
 from pagefleet.workers.bench.runs import Run, run_fleet, run_in_process, run_one
 from pagefleet.workers.bench.timing import median
-from pagefleet.workers.bench.workload import Workload
+from pagefleet.workers.bench.workload import BenchRequest, Workload
 
 Progress = Callable[[str], None]
 
 _IDLE_PROMPT_LEN: Final = 16
+_QUIET_STEAL: Final = 0.02
 _IDLE_ROUND: Final = 1000
 
 
@@ -27,6 +28,15 @@ class Round:
     @property
     def ratio(self) -> float:
         return self.fleet.timing.output_tok_s / self.in_process.timing.output_tok_s
+
+    @property
+    def stolen(self) -> float:
+        return max(self.in_process.stolen, self.fleet.stolen)
+
+    @property
+    def is_quiet(self) -> bool:
+        """The hypervisor took next to nothing from either run: the ratio is the program's."""
+        return self.stolen < _QUIET_STEAL
 
 
 def run_bench(
@@ -40,7 +50,8 @@ def run_bench(
     progress: Progress,
 ) -> dict[str, Any]:
     """Alternates ``num_rounds`` loads on the engine with as many through the fleet, after one of each that
-    is not counted; then ``num_idle`` single 16-token prompts on each, idle."""
+    is not counted, each kind first in every other round; then ``num_idle`` single 16-token prompts on each,
+    idle."""
     vocab_size = engine.info.vocab_size
     machine = describe_machine()
     warm_up = Workload(num_requests=8, output_len=(8, 8)).requests(vocab_size, -1)
@@ -48,12 +59,12 @@ def run_bench(
     run_fleet(redis_url, model, warm_up)
     rounds = []
     for index in range(num_rounds):
-        requests = workload.requests(vocab_size, index)
-        one = Round(run_in_process(engine, requests), run_fleet(redis_url, model, requests))
+        one = run_round(engine, redis_url, model, workload.requests(vocab_size, index), index)
         rounds.append(one)
         progress(
             f"round {index + 1}/{num_rounds}: in process {one.in_process.timing.output_tok_s:.1f} tok/s, "
-            f"fleet {one.fleet.timing.output_tok_s:.1f} tok/s, ratio {one.ratio:.3f}"
+            f"fleet {one.fleet.timing.output_tok_s:.1f} tok/s, ratio {one.ratio:.3f}, "
+            f"stolen {one.stolen:.1%}"
         )
     idle = _idle_ttft(engine, redis_url, model, num_idle)
     return {
@@ -65,21 +76,38 @@ def run_bench(
     }
 
 
+def run_round(
+    engine: LLMEngine, redis_url: str, model: str, requests: Sequence[BenchRequest], index: int
+) -> Round:
+    """The same load on both, the engine alone first in the even rounds."""
+    if index % 2:
+        fleet = run_fleet(redis_url, model, requests)
+        return Round(run_in_process(engine, requests), fleet)
+    return Round(run_in_process(engine, requests), run_fleet(redis_url, model, requests))
+
+
+def _spread(rounds: Sequence[Round]) -> dict[str, float | int]:
+    ratios = [one.ratio for one in rounds]
+    if not ratios:
+        return {"num_rounds": 0}
+    return {"median": median(ratios), "min": min(ratios), "max": max(ratios), "num_rounds": len(ratios)}
+
+
 def _summary(rounds: Sequence[Round]) -> dict[str, Any]:
     fleet = [one.fleet for one in rounds]
-    ratios = [one.ratio for one in rounds]
     return {
         "in_process": {
             "output_tok_s": median([one.in_process.timing.output_tok_s for one in rounds]),
             "itl_ms": _both([one.in_process for one in rounds], "itl_ms"),
         },
         "fleet": {"output_tok_s": median([run.timing.output_tok_s for run in fleet])},
-        "fleet_over_in_process": {"median": median(ratios), "min": min(ratios), "max": max(ratios)},
+        "fleet_over_in_process": _spread(rounds),
+        "fleet_over_in_process_quiet": _spread([one for one in rounds if one.is_quiet]),
+        "stolen": [round(one.stolen, 4) for one in rounds],
         "max_batch": max(run.max_batch for run in fleet),
         "mean_batch": median([run.mean_batch for run in fleet]),
         "ttft_ms": _both(fleet, "ttft_ms"),
         "itl_ms": _both(fleet, "itl_ms"),
-        "num_rounds": len(rounds),
     }
 
 

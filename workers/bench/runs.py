@@ -8,20 +8,26 @@ from typing import NamedTuple
 
 from pagefleet.api import AsyncFleetClient, FleetClient, WorkerStatus
 from pagefleet.engine import EngineRequest, LLMEngine, SamplingParams
+from pagefleet.workers.bench.machine import StealMeter
 from pagefleet.workers.bench.timing import LoadTiming, StreamTiming
 from pagefleet.workers.bench.workload import BenchRequest
 
 
 class Run(NamedTuple):
-    """A load and how full the batch was: sequences that received a token, over the steps that gave any."""
+    """A load and how full the batch was: sequences that received a token, over the steps that gave any.
+
+    ``stolen`` is the share of the processor's time that the hypervisor took meanwhile.
+    """
 
     timing: LoadTiming
     max_batch: int
     mean_batch: float
+    stolen: float
 
 
 def run_in_process(engine: LLMEngine, requests: Sequence[BenchRequest]) -> Run:
     """The engine without any queue, stepped by the caller's thread."""
+    meter = StealMeter()
     streams = {}
     for index, request in enumerate(requests):
         params = SamplingParams(max_tokens=request.max_tokens, temperature=0.0, ignore_eos=True)
@@ -34,7 +40,7 @@ def run_in_process(engine: LLMEngine, requests: Sequence[BenchRequest]) -> Run:
             streams[output.request_id].arrived(len(output.token_ids))
         if outputs:
             sizes.append(len(outputs))
-    return Run(LoadTiming(list(streams.values())), max(sizes), sum(sizes) / len(sizes))
+    return Run(LoadTiming(list(streams.values())), max(sizes), sum(sizes) / len(sizes), meter.share())
 
 
 def run_fleet(redis_url: str, model: str, requests: Sequence[BenchRequest]) -> Run:
@@ -60,13 +66,15 @@ def run_one(client: FleetClient, model: str, request: BenchRequest) -> StreamTim
 async def _run_fleet(redis_url: str, model: str, requests: Sequence[BenchRequest]) -> Run:
     async with AsyncFleetClient(redis_url=redis_url) as fleet:
         before = await _worker(fleet)
+        meter = StealMeter()
         streams = await asyncio.gather(*(_stream(fleet, model, request) for request in requests))
+        stolen = meter.share()
         # The worker tells with each beat, a few times a second.
         await asyncio.sleep(1.0)
         after = await _worker(fleet)
     num_steps = after.num_decode_steps - before.num_decode_steps
     num_tokens = after.num_generation_tokens - before.num_generation_tokens
-    return Run(LoadTiming(streams), after.max_batch_size, num_tokens / max(1, num_steps))
+    return Run(LoadTiming(streams), after.max_batch_size, num_tokens / max(1, num_steps), stolen)
 
 
 async def _stream(fleet: AsyncFleetClient, model: str, request: BenchRequest) -> StreamTiming:
