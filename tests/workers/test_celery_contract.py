@@ -13,6 +13,7 @@ from celery.backends.base import Backend
 from celery.concurrency.base import BasePool, apply_target
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.request import Request
+from celery.worker.state import task_ready
 from kombu.asynchronous import Hub
 from kombu.message import Message
 from kombu.transport import virtual
@@ -115,3 +116,25 @@ def test_call_soon_wakes_the_loop_from_another_thread():
     assert ran.is_set()
     thread.join()
     hub.close()
+
+
+def test_lanes_replace_how_brpop_is_sent():
+    """workers/lanes.py sends the same command with its own order of lists."""
+    source = inspect.getsource(Channel._brpop_start)
+    for use in (
+        "self._q_for_pri(queue, pri) for pri in self.priority_steps",
+        "self._in_poll = self.client.connection",
+        "self._brpop_sent_at = monotonic()",
+        "self.client.connection.send_command(*command_args)",
+        "self.brpop_timeout",
+    ):
+        assert use in source, use
+    assert "channel._brpop_start()" in inspect.getsource(MultiChannelPoller)
+
+
+def test_a_message_is_put_back_in_three_parts():
+    """PooledMessage._restore: out of the ledger, out of the channel's books, out of Celery's."""
+    assert "super().ack(delivery_tag)" in inspect.getsource(QoS.reject)
+    assert "self.restore_by_tag(delivery_tag, leftmost=True)" in inspect.getsource(QoS.reject)
+    assert list(inspect.signature(virtual.QoS.ack).parameters) == ["self", "delivery_tag"]
+    assert list(inspect.signature(task_ready).parameters)[:2] == ["request", "successful"]
