@@ -68,11 +68,14 @@ class PooledMessage(JobMessage):
     def adopt(self, newer: PooledMessage) -> None:
         """The same job came again (a reconnect restored its message): go on with the newer message.
 
-        Protocol line 4: adopt, ack the older.
+        Protocol line 4: adopt, ack the older. A message that was put back while it was held here is the same
+        one, under the same tag: acknowledging the older would take it off the ledger, and the job would
+        stand without a message.
         """
-        older = self._request
+        older, older_tag = self._request, self.delivery_tag
         self._request, self._finish, self._accept = newer._request, newer._finish, newer._accept
-        self._pool.mailbox.post(older.acknowledge)
+        if self.delivery_tag != older_tag:
+            self._pool.mailbox.post(older.acknowledge)
         if self._started:
             self.started()
 

@@ -7,6 +7,7 @@ import pytest
 from pagefleet.api import FleetClient, InvalidRequest, keys
 from pagefleet.api.connections import send_message
 from pagefleet.workers.engine_loop import wait_until
+from pagefleet.workers.recovery import Reaper
 
 
 def nothing_is_unacked(fleet: FleetClient) -> bool:
@@ -46,4 +47,22 @@ def test_more_failures_than_the_worker_has_seats(fleet):
     streams = [fleet.generate("x", max_tokens=1000, deadline_s=0.2) for _ in range(70)]
     assert {stream.result().finish_reason for stream in streams} == {"deadline"}
     assert len(fleet.generate("x", max_tokens=3, timeout=20).result().token_ids) == 3
+    assert all_is_answered(fleet)
+
+
+def test_of_a_job_whose_message_was_put_back_while_it_ran(fleet):
+    """Its own worker may get it again. It is the same message: acknowledged once, and not before the end."""
+    stream = fleet.generate("x", max_tokens=800)
+    next(stream)
+    live = fleet._live
+    (worker,) = fleet.status().workers
+    ledger = keys.unacked(worker.worker_id)["unacked_key"]
+    reaper = Reaper(live.store, "survivor", live.app)
+    with reaper._connection_as(worker.worker_id) as connection:
+        (tag,) = live.store.redis.hkeys(ledger)
+        connection.default_channel.qos.restore_by_tag(tag)
+    assert wait_until(lambda: live.store.redis.hkeys(ledger) == [tag], 5)
+    assert not wait_until(lambda: live.store.redis.hkeys(ledger) != [tag], 2.0)
+    assert len(stream.result().token_ids) == 800
+    assert stream.result().attempts == 1
     assert all_is_answered(fleet)
