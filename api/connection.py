@@ -64,6 +64,11 @@ def redis_errors(url: str) -> Iterator[None]:
         ) from error
     except redis.ReadOnlyError as error:
         raise RedisUnavailable(f"Redis at {safe_url(url)} takes no writes: {_reason(error)}.") from error
+    except redis.exceptions.NoPermissionError as error:
+        raise RedisUnavailable(
+            f"Redis at {safe_url(url)} does not allow that to this user: {_reason(error)}; "
+            "ops/redis/users.acl says what each needs."
+        ) from error
     except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
         refusal = _certificate_refusal(error)
         if refusal is not None:

@@ -6,6 +6,7 @@ it does not know Celery, models or engines.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, TypeVar
@@ -255,7 +256,9 @@ class JobStore:
             kept = pipeline.execute()
             gone = [job_id for job_id, exists in zip(job_ids, kept, strict=True) if not exists]
             if gone:
-                self.redis.zrem(keys.DEAD, *gone)
+                # A monitor's user may not; somebody else tidies up.
+                with contextlib.suppress(redis.exceptions.NoPermissionError):
+                    self.redis.zrem(keys.DEAD, *gone)
         return [job_id for job_id in job_ids if job_id not in set(gone)]
 
     def publish_card(self, card: ModelCard) -> None:

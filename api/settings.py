@@ -34,7 +34,9 @@ class FleetSettings(BaseSettings):
         None, validation_alias=AliasChoices("redis_url", "PAGEFLEET_REDIS_URL", "REDIS_URL")
     )
     home: Path = Field(Path("~/.pagefleet"), description="where `pagefleet up` keeps its data")
-    redis_ca: FilePath | None = Field(None, description="rediss://: who may vouch for the server; else the system")
+    redis_ca: FilePath | None = Field(
+        None, description="rediss://: who may vouch for the server; else the system"
+    )
     redis_cert: FilePath | None = Field(None, description="rediss://: this client's own certificate")
     redis_key: FilePath | None = Field(None, description="rediss://: the key of that certificate")
     connect_timeout_s: float = Field(3.0, gt=0, description="to reach the server at all")
@@ -81,7 +83,11 @@ class FleetSettings(BaseSettings):
         """How a ``rediss://`` server is checked, in the words of redis-py and kombu; empty without TLS."""
         if not self.url.startswith("rediss://"):
             return {}
-        files = {"ssl_ca_certs": self.redis_ca, "ssl_certfile": self.redis_cert, "ssl_keyfile": self.redis_key}
+        files = {
+            "ssl_ca_certs": self.redis_ca,
+            "ssl_certfile": self.redis_cert,
+            "ssl_keyfile": self.redis_key,
+        }
         return {
             "ssl_cert_reqs": ssl.CERT_REQUIRED,
             "ssl_check_hostname": True,

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Self
 
@@ -55,10 +56,24 @@ def free_port() -> int:
 
 
 class RedisServer:
-    """One server process on 127.0.0.1, its data (append-only file, synced every second) in ``data_dir``."""
+    """One server process on 127.0.0.1, its data (append-only file, synced every second) in ``data_dir``.
 
-    def __init__(self, data_dir: Path, port: int | None = None) -> None:
+    Args:
+        options: more of the server's own settings, ``{"maxmemory": "100mb"}``.
+        credentials: user and password of who asks whether it is up, where an ``aclfile`` lets nobody else in.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        port: int | None = None,
+        *,
+        options: Mapping[str, str] | None = None,
+        credentials: tuple[str, str] = ("", ""),
+    ) -> None:
         self.data_dir = data_dir
+        self._options = dict(options or {})
+        self._credentials = credentials
         self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._process: subprocess.Popen[bytes] | None = None
@@ -126,12 +141,16 @@ class RedisServer:
             "save": "",
             "logfile": str(self.log_file),
             "daemonize": "no",
+            **self._options,
         }
         flags = [part for name, value in options.items() for part in (f"--{name}", value)]
         return [str(find_server_binary()), *flags]
 
     def _answers(self) -> bool:
-        client = redis.Redis(port=self.port, socket_connect_timeout=0.5, socket_timeout=0.5)
+        user, password = self._credentials
+        client = redis.Redis(
+            port=self.port, username=user, password=password, socket_connect_timeout=0.5, socket_timeout=0.5
+        )
         try:
             # Whoever answers on this port may be somebody else's server.
             return bool(client.info("server")["process_id"] == self.pid)

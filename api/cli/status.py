@@ -11,8 +11,11 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from pagefleet.api.cli.options import make_client, redis_option
+from pagefleet.api.cli.options import redis_option
 from pagefleet.api.fleet import FleetStatus
+from pagefleet.api.job_store import JobStore
+from pagefleet.api.settings import FleetSettings
+from pagefleet.api.status import read_status
 
 
 @click.command()
@@ -20,8 +23,12 @@ from pagefleet.api.fleet import FleetStatus
 @redis_option
 def status(redis_url: str | None, as_json: bool) -> None:
     """Show queues, workers, models and running jobs. No prompt and no answer is ever shown."""
-    with make_client(redis_url) as fleet:
-        now = fleet.status()
+    # Not through a client, which would announce itself to the server: a monitor's user may only read.
+    store = JobStore(FleetSettings.load(redis_url=redis_url))
+    try:
+        now = read_status(store)
+    finally:
+        store.close_connections()
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(now), default=_jsonable))
     else:

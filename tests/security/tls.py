@@ -1,0 +1,132 @@
+"""Certificates made by openssl, and TLS in front of a real Valkey: the embedded one is built without it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import subprocess
+import threading
+
+_CA_CONFIG = """
+[ca]
+default_ca = own
+[own]
+database = {folder}/index.txt
+new_certs_dir = {folder}
+serial = {folder}/serial
+default_md = sha256
+policy = any
+unique_subject = no
+copy_extensions = copy
+[any]
+commonName = supplied
+"""
+
+
+def _openssl(*arguments):
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+
+
+class Authority:
+    """A certificate authority in a folder of its own."""
+
+    def __init__(self, folder):
+        folder.mkdir()
+        self.folder = folder
+        self.ca = folder / "ca.pem"
+        (folder / "index.txt").touch()
+        (folder / "serial").write_text("01\n")
+        (folder / "ca.cnf").write_text(_CA_CONFIG.format(folder=folder))
+        subject = ["-subj", f"/CN=test authority {folder.name}", "-days", "2"]
+        _openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", *subject, *self._files("ca"))
+
+    def _files(self, name):
+        return ["-keyout", str(self.folder / f"{name}.key"), "-out", str(self.folder / f"{name}.pem")]
+
+    def issue(self, name, host="IP:127.0.0.1", begins="20200101000000Z", ends="21000101000000Z"):
+        """A certificate for ``host``; returns the paths of certificate and key."""
+        key, request, certificate = (self.folder / f"{name}.{end}" for end in ("key", "csr", "pem"))
+        _openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-addext",
+                 f"subjectAltName={host}", "-keyout", str(key), "-out", str(request))  # fmt: skip
+        _openssl("ca", "-batch", "-config", str(self.folder / "ca.cnf"), "-cert", str(self.ca),
+                 "-keyfile", str(self.folder / "ca.key"), "-startdate", begins, "-enddate", ends,
+                 "-in", str(request), "-out", str(certificate), "-notext")  # fmt: skip
+        return certificate, key
+
+
+class TlsFront:
+    """Listens with TLS on 127.0.0.1 and hands the plain bytes to ``port``.
+
+    Args:
+        client_ca: only clients with a certificate of this authority come in.
+    """
+
+    def __init__(self, port, certificate, key, client_ca=None):
+        self._target = port
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        if client_ca is not None:
+            context.load_verify_locations(client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+        self._context = context
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets = [self._listener]
+        self._threads = []
+        self.url = f"rediss://127.0.0.1:{self._listener.getsockname()[1]}/0"
+        self._spawn(self._accept)
+
+    def _spawn(self, call, *args):
+        thread = threading.Thread(target=call, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self):
+        while True:
+            try:
+                plain, _ = self._listener.accept()
+            except OSError:
+                return
+            self._spawn(self._serve, plain)
+
+    def _serve(self, plain):
+        """Both directions in one thread: an SSLSocket is not to be read and written from two."""
+        with (
+            contextlib.suppress(OSError),
+            plain,
+            socket.create_connection(("127.0.0.1", self._target)) as server,
+        ):
+            plain.settimeout(5)
+            with self._context.wrap_socket(plain, server_side=True) as client:
+                self._sockets += [client, server]
+                self._pump(client, server)
+
+    def _pump(self, client, server):
+        client.settimeout(0.0005)
+        server.settimeout(0.0005)
+        while True:
+            for source, target in ((client, server), (server, client)):
+                try:
+                    data = source.recv(65536)
+                except TimeoutError:
+                    continue
+                if not data:
+                    return
+                target.settimeout(30)
+                target.sendall(data)
+                target.settimeout(0.0005)
+
+    def close(self):
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        for each in self._sockets:
+            with contextlib.suppress(OSError):
+                each.close()
+        for thread in self._threads:
+            thread.join(5)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
