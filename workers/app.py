@@ -45,6 +45,10 @@ class AdmissionStep(bootsteps.StartStopStep):  # type: ignore[misc]
         within_prefetch = qos.can_consume
 
         def can_consume(_qos: Any) -> bool:
+            # kombu asks before each BRPOP and before it reads a reply. What is under way was popped by the
+            # server: unread, it would be nobody's until there is room again, or for good.
+            if channel._in_poll:
+                return True
             return bool(pool.queues_with_room()) and bool(within_prefetch())
 
         qos.can_consume = MethodType(can_consume, qos)

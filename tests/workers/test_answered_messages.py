@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from pagefleet.api import FleetClient, InvalidRequest, keys
+from pagefleet.api.celery_app import make_celery, make_queue
 from pagefleet.api.connections import send_message
+from pagefleet.workers.app import AdmissionStep
 from pagefleet.workers.engine_loop import wait_until
 from pagefleet.workers.recovery import Reaper
 
@@ -66,3 +70,31 @@ def test_of_a_job_whose_message_was_put_back_while_it_ran(fleet):
     assert len(stream.result().token_ids) == 800
     assert stream.result().attempts == 1
     assert all_is_answered(fleet)
+
+
+def test_what_the_server_has_popped_is_read_although_the_room_is_gone(store):
+    """A worker loses its lease while its BRPOP waits: the message that comes then must not stay unread."""
+    app = make_celery(store.settings, worker_id="w")
+    with app.connection_for_read() as connection:
+        channel = connection.default_channel
+        queue = make_queue("null.interactive")(channel)
+        queue.declare()
+        delivered = []
+        queue.consume("tag", delivered.append, no_ack=True)
+        room = ["null.interactive"]
+        pool = SimpleNamespace(queues_with_room=lambda: room, use_channel=lambda _: None)
+        AdmissionStep(SimpleNamespace()).start(
+            SimpleNamespace(pool=pool, task_consumer=SimpleNamespace(channel=channel))
+        )
+        assert channel.qos.can_consume()
+        channel.client.connection = channel.client.connection_pool.get_connection()
+        channel._brpop_start()
+        room.clear()
+        send_message(app, "job", "null.interactive", 5)
+        assert channel.qos.can_consume()
+        channel._brpop_read()
+        assert [message.headers["id"] for message in delivered] == ["job"]
+        assert not channel.qos.can_consume()
+        channel._brpop_start()
+        assert not channel._in_poll
+    app.close()
