@@ -22,6 +22,7 @@ end
 if job[1] ~= 'R' then
   return 'fenced'
 end
+clear_suspect(KEYS[1], id, worker)
 end_job(KEYS[1], id, state, ARGV[5], ARGV[6])
 publish_announced()
 return 'ended'

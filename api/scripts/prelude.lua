@@ -66,8 +66,10 @@ end
 
 -- END (protocol line 7): a final state, once. The job stays in its open ledger until CLOSE.
 -- `reason` becomes the finish reason of every choice that has none; `error` is JSON or ''.
+-- A living owner takes the job off its list of suspects too. A dead one's list stays as it was at its death:
+-- were a cancelled suspect taken off, the next one would look like the only one and be blamed.
 local function end_job(key, id, state, reason, error)
-  local job = redis.call('HMGET', key, 'channel', 'watched', 'num_choices', 'suspect', 'owner')
+  local job = redis.call('HMGET', key, 'channel', 'watched', 'num_choices')
   local counts, reasons = {}, {}
   for choice = 0, tonumber(job[3]) - 1 do
     if reason ~= '' then
@@ -77,10 +79,7 @@ local function end_job(key, id, state, reason, error)
     counts[#counts + 1] = ended[1] or '0'
     reasons[#reasons + 1] = ended[2] and cjson.encode(ended[2]) or 'null'
   end
-  redis.call('HSET', key, 'state', state, 'ended_at', now_ms())
-  if job[4] == '1' then
-    clear_suspect(key, id, job[5])
-  end
+  redis.call('HSET', key, 'state', state, 'ended_at', now_ms(), 'suspect', '0')
   local body = '{"state":"' .. state .. '","num_tokens":[' .. table.concat(counts, ',')
     .. '],"finish_reasons":[' .. table.concat(reasons, ',') .. ']'
   if error ~= '' then

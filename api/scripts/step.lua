@@ -2,7 +2,7 @@
 -- KEYS: job hash and log of each item
 -- ARGV: worker, then for each item: id, epoch, choice, base, count, entry (JSON or ''),
 --       finish reason or '', num_prompt_tokens or '' (the job was just accepted)
--- -> for each item {'ok', n} | {'cancel', n} | {'deadline', n} | {'behind', n} | {'fenced', 0} | {'gone', 0}
+-- -> for each item {'unreadable', 0} | {'ok', n} | {'cancel', n} | {'deadline', n} | {'behind', n} | {'fenced', 0} | {'gone', 0}
 --    'behind': the log holds n tokens, send again from there.
 local WIDTH = 8
 local worker = ARGV[1]
@@ -39,6 +39,7 @@ end
 local function finish(key, id, choice, reason, job)
   if redis.call('HSETNX', key, 'fin:' .. choice, reason) == 1 then
     if redis.call('HINCRBY', key, 'num_ended', 1) >= tonumber(job[8]) then
+      clear_suspect(key, id, worker)
       end_job(key, id, 'D', '', '')
     end
   end
@@ -64,7 +65,7 @@ local function apply(item)
   end
   if accepted ~= '' then
     redis.call('HSET', key, 'num_prompt_tokens', accepted)
-    announce(id, 'a', '{"num_prompt_tokens":' .. accepted .. ',"attempt":' .. job[11] .. '}', job[6], job[7])
+    announce(id, 'a', '{"num_prompt_tokens":' .. accepted .. ',"attempt":' .. (tonumber(job[11]) or 0) .. '}', job[6], job[7])
   end
   if base > n or (base < n and base + count > n) then
     return { 'behind', n }
@@ -88,7 +89,9 @@ end
 
 local replies = {}
 for item = 1, #KEYS / 2 do
-  replies[item] = apply(item)
+  -- One job's hash or log that cannot be read must not keep the others' tokens back.
+  local readable, reply = pcall(apply, item)
+  replies[item] = readable and reply or { 'unreadable', 0 }
 end
 publish_announced()
 return replies
