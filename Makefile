@@ -8,13 +8,14 @@ DEV_STAMP := $(VENV)/.installed-dev
 # OpenMP threads that wait for each other sleep: these cores are shared (ops/decisions/0003).
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test check lint types imports pytest bench clean
+.PHONY: help demo test check lint types imports pytest protocol-check bench clean
 
 help:
 	@echo "make demo    a Redis, a worker and a model; sixteen answers at once, live"
 	@echo "make test    install what is needed, run every check and test"
 	@echo "make check   ruff, mypy, import-linter only"
 	@echo "make bench   the engine and the whole fleet in turn (about 10 minutes)"
+	@echo "make protocol-check  the job protocol in every order of events, on a real server (about 15 minutes)"
 	@echo "make clean   remove the environment and build products"
 
 $(VENV)/bin/pip:
@@ -55,6 +56,9 @@ imports: $(DEV_STAMP)
 
 pytest: $(DEV_STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+protocol-check: $(DEV_STAMP)
+	$(BIN)/python tests/protocol/check.py
 
 bench: $(STAMP)
 	$(BIN)/pagefleet bench

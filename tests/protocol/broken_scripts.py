@@ -1,0 +1,138 @@
+"""Faults put into the scripts on their way to the server, each with the scenario that must notice it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from protocol.scenarios import Scenario, begun, begun_pair, unattended
+from protocol.script_server import Broken
+
+
+class Mistake(NamedTuple):
+    what: str
+    broken: tuple[Broken, ...]
+    scenario: Scenario
+    finds: str
+    """Part of what the checker says."""
+
+
+MISTAKES = [
+    Mistake(
+        "STEP asks for the epoch alone: after a rollback two workers have the same one",
+        (Broken("step", "job[2] == worker and job[3] == epoch", "job[3] == epoch"),),
+        unattended("rollback"),
+        "two workers pass the fence",
+    ),
+    Mistake(
+        "STEP does not look whether the job has ended",
+        (Broken("step", "if not mine or job[1] ~= 'R' then", "if not mine then"),),
+        begun("pause", "cancel"),
+        "tokens were logged after the end",
+    ),
+    Mistake(
+        "STEP has no fence at all",
+        (Broken("step", "local mine = job[2] == worker and job[3] == epoch", "local mine = true"),),
+        unattended("pause"),
+        "two workers pass the fence",
+    ),
+    Mistake(
+        "CLAIM takes a job without a lease of its own",
+        (Broken("claim", "if redis.call('EXISTS', KEYS[2]) == 0 then", "if false then"),),
+        unattended("pause"),
+        "a worker claimed without a lease",
+    ),
+    Mistake(
+        "CLAIM takes a living worker's job",
+        (Broken("claim", "owner ~= worker and lease_alive(owner)", "false"),),
+        unattended("duplicate"),
+        "a death was counted where nobody died",
+    ),
+    Mistake(
+        "CLAIM goes on with an ended job",
+        (Broken("claim", "if is_final(state) then", "if false then"),),
+        unattended("duplicate"),
+        "a final state changed",
+    ),
+    Mistake(
+        "STEP does not clear the suspicion with the first token",
+        (Broken("step", "if job[12] == '1' then", "if false then"),),
+        unattended(),
+        "a job is suspect although its first prefill is over",
+    ),
+    Mistake(
+        "CLAIM blames whoever was there",
+        (Broken("claim", "if job[7] == '1' then", "if true then"),),
+        unattended("death"),
+        "a bystander was blamed",
+    ),
+    Mistake(
+        "CLAIM does not ask who else was suspect",
+        (Broken("claim", "redis.call('SCARD', suspects_of(owner)) <= 1", "true"),),
+        begun_pair("death"),
+        "one of several suspects was blamed",
+    ),
+    Mistake(
+        "A cancelled suspect is taken off a dead worker's list",
+        (Broken("cancel", "end_job(key, id, 'C', 'cancelled', '')",
+                "clear_suspect(key, id, job[2])\n  end_job(key, id, 'C', 'cancelled', '')"),),
+        begun_pair("death", "cancel"),
+        "one of several suspects was blamed",
+    ),
+    Mistake(
+        "CLAIM never gives a job up",
+        (Broken("claim", "if num_blamed >= MAX_BLAME then", "if false then"),),
+        unattended("death", solo="1", blame="2"),
+        "a job above its cap of deaths was not given up",
+    ),
+    Mistake(
+        "A job that was given up is no dead letter",
+        (Broken("claim", "redis.call('ZADD', dead_letters, now, id)", ""),),
+        unattended("death", solo="1", blame="2"),
+        "is no dead letter",
+    ),
+    Mistake(
+        "STEP applies what it has again",
+        (Broken("step", "if base == n and count > 0 then", "if count > 0 then"),
+         Broken("step", "redis.call('HSET', key, 'n:' .. choice, base + count)",
+                "redis.call('HINCRBY', key, 'n:' .. choice, count)")),
+        unattended("lost reply"),
+        "the log holds the tokens",
+    ),
+    Mistake(
+        "STEP ends a job as soon as a reason comes, counted or not",
+        (Broken("step", "if base > n or (base < n and base + count > n) then", "if false then"),
+         Broken("step", "if reason ~= '' and n == base + count then", "if reason ~= '' then")),
+        unattended("rollback"),
+        "D with",
+    ),
+    Mistake(
+        "CLOSE leaves the job in its ledger",
+        (Broken("close", "redis.call('ZREM', KEYS[3], ARGV[1])", ""),),
+        unattended(),
+        "differ",
+    ),
+    Mistake(
+        "CLOSE forgets the tenant's ledger",
+        (Broken("close", "redis.call('ZREM', job[3], ARGV[1])", ""),),
+        unattended(),
+        "differ",
+    ),
+    Mistake(
+        "CLOSE keeps the log for ever",
+        (Broken("close", "redis.call('PEXPIRE', KEYS[2], ttl)", ""),),
+        unattended(),
+        "never expires",
+    ),
+    Mistake(
+        "RELEASE leaves the job running: its owner is gone, and nobody is told",
+        (Broken("release", "redis.call('HSET', KEYS[1], 'state', 'Q')", ""),),
+        unattended("drain"),
+        "a death was counted where nobody died",
+    ),
+    Mistake(
+        "CANCEL does not look whether the job has ended",
+        (Broken("cancel", "if is_final(job[1]) then", "if false then"),),
+        unattended("cancel"),
+        "a final state changed",
+    ),
+]  # fmt: skip

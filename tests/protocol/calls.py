@@ -1,0 +1,83 @@
+"""The calls that the actors make, by job and worker number: the product's own operations."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from protocol.world import JOB_IDS, NUM_TOKENS, WORKER_IDS
+
+from pagefleet.api import keys, operations
+from pagefleet.api.messages import Fingerprint, GenerateRequest, JobState, LogEntry, WorkerStatus
+from pagefleet.api.operations import Limits, Operation, StepItem
+
+QUEUE: Final = "m.interactive"
+TENANT: Final = "t"
+_REQUEST: Final = GenerateRequest(model="m", prompt="Hello", deadline_s=10.0**6, tenant=TENANT)
+_LIMITS: Final = Limits(max_depth=10, max_tenant_depth=10)
+_FINGERPRINT: Final = Fingerprint(
+    weights="w", tokenizer="t", dtype="d", backend="b", version="v"
+).model_dump_json()
+_LEASE_S: Final = 60.0
+_TTL_S, _DEAD_TTL_S = 60, 600
+
+
+def client_id(job: int) -> str:
+    return f"client-{JOB_IDS[job]}"
+
+
+def submit(job: int) -> Operation[Any]:
+    me = client_id(job)
+    return operations.submit(
+        JOB_IDS[job], _REQUEST, queue=QUEUE, channel=keys.reply_channel(me), limits=_LIMITS, client_id=me
+    )
+
+
+def claim(worker: int, job: int) -> Operation[Any]:
+    return operations.claim(JOB_IDS[job], WORKER_IDS[worker], _FINGERPRINT)
+
+
+def mark(worker: int, job: int, epoch: int) -> Operation[Any]:
+    return operations.mark(WORKER_IDS[worker], {JOB_IDS[job]: epoch})
+
+
+def step(worker: int, job: int, epoch: int, base: int, made: int) -> Operation[Any]:
+    """Tokens ``base`` to ``made``; a token's value is its index."""
+    ids = list(range(base, made))
+    reason = "length" if made == NUM_TOKENS else None
+    entry = LogEntry(offset=base, token_ids=ids, texts=["x"] * len(ids), finish_reason=reason)
+    return operations.step(WORKER_IDS[worker], [StepItem(JOB_IDS[job], epoch, 0, base, entry)])
+
+
+def ask(worker: int, job: int, epoch: int) -> Operation[Any]:
+    """A STEP that brings nothing: does it pass the fence?"""
+    return operations.step(WORKER_IDS[worker], [StepItem(JOB_IDS[job], epoch, 0, 0, None)])
+
+
+def end(worker: int, job: int, epoch: int, state: str) -> Operation[Any]:
+    reason = "cancelled" if state == "C" else "deadline"
+    return operations.end(JOB_IDS[job], WORKER_IDS[worker], epoch, JobState(state), reason=reason, error=None)
+
+
+def release(worker: int, job: int, epoch: int) -> Operation[Any]:
+    return operations.release(JOB_IDS[job], WORKER_IDS[worker], epoch)
+
+
+def close(job: int) -> Operation[Any]:
+    return operations.close(JOB_IDS[job], QUEUE, _TTL_S, _DEAD_TTL_S)
+
+
+def beat(worker: int) -> Operation[Any]:
+    status = WorkerStatus(worker_id=WORKER_IDS[worker], model="m", host="h", pid=1, started_at=0.0)
+    return operations.beat(status, _LEASE_S)
+
+
+def cancel(job: int) -> Operation[Any]:
+    return operations.cancel(JOB_IDS[job])
+
+
+def delete(job: int) -> Operation[Any]:
+    return operations.delete(JOB_IDS[job], QUEUE)
+
+
+def expire(job: int) -> Operation[Any]:
+    return operations.expire(JOB_IDS[job])
