@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +18,7 @@ from celery import Celery
 from pagefleet.api import keys
 from pagefleet.api.closing import JobCloser
 from pagefleet.api.connections import send_message
+from pagefleet.api.errors import ProtocolError
 from pagefleet.api.job_store import JobStore, OpenJob
 from pagefleet.api.messages import JobState
 from pagefleet.api.operations import CancelVerdict
@@ -28,6 +29,10 @@ logger = logging.getLogger(__name__)
 SWEEP_EVERY_S: Final = 5.0
 _MAX_BACKOFF_S: Final = 600.0
 _PAGE: Final = 1000
+
+
+def _log(what: str, reason: str) -> None:
+    logger.error("%s: %s", what, reason)
 
 
 @dataclass(slots=True)
@@ -47,6 +52,7 @@ class Sweeper:
 
     Args:
         patience_s: how long a job must look stranded before it is sent again.
+        count: told of each job that cannot be read.
     """
 
     def __init__(
@@ -56,21 +62,29 @@ class Sweeper:
         queues: Sequence[str],
         patience_s: float,
         every_s: float = SWEEP_EVERY_S,
+        count: Callable[[str, str], None] = _log,
     ) -> None:
+        self._count = count
         self._store = store
         self._app = app
         self._closer = JobCloser(store, app)
         self._queues = tuple(queues)
         self._patience_s = patience_s
-        self._lock_s = every_s * 0.9
+        self._lock_s = every_s * 1.5
         self._token = uuid.uuid4().hex
         self._suspicions: dict[str, _Suspicion] = {}
         self._without_client: set[str] = set()
         self._next_page = dict.fromkeys(queues, _PAGE)
 
     def sweep_if_first(self) -> None:
-        """One round, unless another worker has begun one."""
-        if self._store.try_lock(keys.sweep_lock(self._queues[0]), self._token, self._lock_s):
+        """One round, unless another worker does them.
+
+        Who has begun goes on, as long as it lives: what a job looked like in the round before is known to
+        one worker only, and patience with it would begin anew with each that takes a turn.
+        """
+        lock = keys.sweep_lock(self._queues[0])
+        self._store.unlock(lock, self._token)
+        if self._store.try_lock(lock, self._token, self._lock_s):
             self.sweep()
 
     def sweep(self) -> int:
@@ -81,7 +95,7 @@ class Sweeper:
         for queue in self._queues:
             jobs = self._page_of(queue)
             alive = [job for job in jobs if not self._is_over(queue, job)]
-            self._cancel_orphans(alive, without_client)
+            self._cancel_orphans(queue, alive, without_client)
             for job in self._stranded(queue, alive):
                 num_sent += self._send_if_due(queue, job, suspicions.get(job.job_id))
         return num_sent
@@ -96,15 +110,23 @@ class Sweeper:
 
     def _is_over(self, queue: str, job: OpenJob) -> bool:
         """Ended, forgotten, or waiting past its deadline: closed on the way."""
-        if job.state is None:
-            self._store.close(job.job_id, queue)
-        elif job.state.is_final or (job.has_deadline and self._store.expire(job.job_id)):
-            self._closer.close(job.job_id)
-        else:
-            return False
+        try:
+            if job.state is None:
+                self._condemn(queue, job)
+            elif job.state.is_final or (job.has_deadline and self._store.expire(job.job_id)):
+                self._closer.close(job.job_id)
+            else:
+                return False
+        except ProtocolError:
+            self._condemn(queue, job)
         return True
 
-    def _cancel_orphans(self, jobs: Sequence[OpenJob], seen_before: set[str]) -> None:
+    def _condemn(self, queue: str, job: OpenJob) -> None:
+        """A ledger's entry without a hash leaves it; one whose hash cannot be read becomes a dead letter."""
+        if self._store.condemn(job.job_id, queue) != "missing":
+            self._count("an open job is condemned", f"job {job.job_id} cannot be read")
+
+    def _cancel_orphans(self, queue: str, jobs: Sequence[OpenJob], seen_before: set[str]) -> None:
         """Jobs that are not detached and whose clients are all gone, now and in the round before: after a
         restart of the server every client seems gone for a moment."""
         clients = sorted({client for job in jobs for client in job.clients})
@@ -112,13 +134,16 @@ class Sweeper:
         for job in jobs:
             if job.clients and all(are_gone[client] for client in job.clients):
                 if job.job_id in seen_before:
-                    self._cancel(job)
+                    self._cancel(queue, job)
                 self._without_client.add(job.job_id)
 
-    def _cancel(self, job: OpenJob) -> None:
+    def _cancel(self, queue: str, job: OpenJob) -> None:
         logger.info("job %s is cancelled: its client is gone and it is not detached", job.job_id)
-        if self._store.cancel(job.job_id) is CancelVerdict.ENDED:
-            self._closer.close(job.job_id)
+        try:
+            if self._store.cancel(job.job_id) is CancelVerdict.ENDED:
+                self._closer.close(job.job_id)
+        except ProtocolError:
+            self._condemn(queue, job)
 
     def _stranded(self, queue: str, jobs: Sequence[OpenJob]) -> Iterable[OpenJob]:
         """Jobs that nobody seems to hold."""

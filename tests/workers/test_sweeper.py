@@ -89,6 +89,24 @@ def test_it_is_patient_and_more_so_each_time(store, app):
     assert eager.sweep() == 0
 
 
+def test_one_worker_sweeps_until_it_is_gone(store, app):
+    """Two that take turns would each have to see a job twice, and be patient one after the other."""
+    first, second = (Sweeper(store, app, [QUEUE], patience_s=0.5, every_s=0.2) for _ in range(2))
+    submit(store, "a")
+    first.sweep_if_first()
+
+    def sent_while_both_try():
+        second.sweep_if_first()
+        first.sweep_if_first()
+        return num_queued(store, QUEUE) == 1
+
+    assert wait_until(sent_while_both_try, 5)
+    assert second._suspicions == {}
+    # The first one is gone: the other takes over when its lock has run out.
+    store.redis.delete(*store.redis.keys("null.interactive*"))
+    assert wait_until(lambda: second.sweep_if_first() or num_queued(store, QUEUE) == 1, 5)
+
+
 def test_ended_and_forgotten_jobs_leave_the_ledger(store, sweeper):
     submit(store, "ended")
     store.cancel("ended")
