@@ -1,0 +1,116 @@
+"""After a round: the durable state says the same as the streams, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ops.chaos.fleet import ChaosFleet, Resources
+from ops.chaos.workload import Outcome
+from pagefleet.api import keys
+from pagefleet.api.status import num_queued
+from pagefleet.workers.engine_loop import wait_until
+
+SETTLE_S: Final = 20.0
+MORE_THREADS: Final = 2
+"""Celery's side pool has two threads, which come with its first small task."""
+MORE_CONNECTIONS: Final = 9
+"""A pool keeps a connection for each thread that ever waited at the same moment as the others: after an
+outage that may be all nine of a worker's threads. More than that is a leak."""
+
+# Every key that may stand without an expiry while nothing runs:
+#   pf:models, pf:model:<name>   the known models and their cards
+#   pf:workers                   workers and tombstones, which their reaper forgets after an hour
+#   _kombu.binding*              which queue hangs on which exchange
+# Not among them, so that one that stays is a fault: jobs, logs, results, ledgers (pf:open:*, pf:tenant:*),
+# messages (<queue>, pf:unacked*:*), dead letters. Leases, client leases and locks have an expiry.
+_STANDING: Final = re.compile(r"pf:models|pf:model:.+|pf:workers|_kombu\.binding.*")
+
+
+def wrong_records(fleet: ChaosFleet, calm: Mapping[str, Outcome]) -> list[str]:
+    """Jobs whose log or Celery result is not what the calm run had, each index exactly once."""
+    wrong = []
+    for job_id, outcome in calm.items():
+        record = fleet.patiently(lambda job_id=job_id: fleet.store.read(job_id))
+        if record is None:
+            wrong.append(f"{job_id}: no hash")
+            continue
+        length = 0
+        for entry in record.entries:
+            if entry.offset != length:
+                wrong.append(f"{job_id}: log entry at {entry.offset}, not {length}")
+            length = entry.offset + len(entry.token_ids)
+        result = record.result()
+        if Outcome(result.token_ids, result.text, result.finish_reason) != outcome:
+            wrong.append(f"{job_id}: the log says {result.finish_reason} with {len(result.token_ids)} tokens")
+        if _celery_result(fleet, job_id) != outcome:
+            wrong.append(f"{job_id}: Celery's result is another")
+    return wrong
+
+
+def _celery_result(fleet: ChaosFleet, job_id: str) -> Outcome | None:
+    text = fleet.store.redis.get(f"celery-task-meta-{job_id}")
+    meta = json.loads(text) if text else {}
+    if meta.get("status") != "SUCCESS":
+        return None
+    choice = meta["result"]["choices"][0]
+    return Outcome(choice["token_ids"], choice["text"], choice["finish_reason"])
+
+
+def complaints_at_rest(fleet: ChaosFleet, baseline: Resources, timeout_s: float = SETTLE_S) -> list[str]:
+    """What is still wrong when nothing has been running for ``timeout_s``; empty as soon as all is well."""
+    found: list[str] = []
+
+    def is_clean() -> bool:
+        found[:] = _look(fleet, baseline)
+        return not found
+
+    wait_until(is_clean, timeout_s, poll_s=0.1)
+    return found
+
+
+def _look(fleet: ChaosFleet, baseline: Resources) -> list[str]:
+    found = []
+    for index, status in enumerate(fleet.statuses()):
+        if status is None:
+            found.append(f"worker {index} holds no lease")
+            continue
+        if status.num_running or status.num_waiting:
+            found.append(f"worker {index} runs {status.num_running}, {status.num_waiting} wait")
+        if status.num_free_blocks != status.num_blocks:
+            found.append(f"worker {index}: {status.num_free_blocks} of {status.num_blocks} blocks are free")
+        held = fleet.resources(index)
+        if held.num_threads > baseline.num_threads + MORE_THREADS:
+            found.append(f"worker {index}: {held.num_threads} threads, {baseline.num_threads} before")
+        if held.num_connections > baseline.num_connections + MORE_CONNECTIONS:
+            found.append(
+                f"worker {index}: {held.num_connections} connections, {baseline.num_connections} before"
+            )
+    for queue in fleet.queues:
+        num = num_queued(fleet.store, queue)
+        found += [f"queue {queue} holds {num} messages"] if num else []
+    return found + keys_left(fleet)
+
+
+def keys_left(fleet: ChaosFleet) -> list[str]:
+    """Keys without an expiry that should not be there."""
+    redis = fleet.store.redis
+    names = list(redis.scan_iter(count=1000))
+    pipeline = redis.pipeline(transaction=False)
+    for name in names:
+        pipeline.ttl(name)
+    return [
+        f"key {name} has no expiry"
+        for name, ttl in zip(names, pipeline.execute(), strict=True)
+        if ttl == -1 and not _STANDING.fullmatch(name)
+    ]
+
+
+def remove_results(fleet: ChaosFleet, job_ids: list[str]) -> None:
+    """What a round's jobs leave until it expires: the next round's look at all keys stays short."""
+    names: list[Any] = []
+    for job_id in job_ids:
+        names += [keys.job(job_id), keys.log(job_id), f"celery-task-meta-{job_id}"]
+    fleet.store.redis.unlink(*names)

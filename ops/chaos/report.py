@@ -1,0 +1,92 @@
+"""Figures of a run: by fault, as JSON, and the one line at its end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ops.chaos.rounds import RoundResult
+from pagefleet.workers.bench.machine import describe_machine, describe_versions
+
+
+def percentile(values: Sequence[float], share: float) -> float | None:
+    """The smallest value that is not below ``share`` of all; None of nothing."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def spread(values: Sequence[float]) -> dict[str, float | int | None]:
+    figures = {
+        "p50": percentile(values, 0.5),
+        "p99": percentile(values, 0.99),
+        "max": max(values, default=None),
+    }
+    rounded = {name: None if value is None else round(value, 3) for name, value in figures.items()}
+    return {"num": len(values), **rounded}
+
+
+def by_fault(results: Sequence[RoundResult]) -> dict[str, Any]:
+    """``silence_s`` of all streams, ``moved_silence_s`` of those that a second worker went on with;
+    ``claim_s`` from a worker's death (or freezing) to the next claim of each of its jobs; ``drain_s`` from
+    SIGTERM until the last job was back in its queue."""
+    faults = sorted({result.fault for result in results})
+    return {fault: _figures([result for result in results if result.fault == fault]) for fault in faults}
+
+
+def _figures(results: Sequence[RoundResult]) -> dict[str, Any]:
+    return {
+        "rounds": len(results),
+        "unclean": sum(not result.is_clean for result in results),
+        "seconds": spread([result.seconds for result in results]),
+        "silence_s": spread([value for result in results for value in result.silences_s]),
+        "moved_silence_s": spread([value for result in results for value in result.moved_silences_s]),
+        "claim_s": spread([value for result in results for value in result.claims_s]),
+        "drain_s": spread([value for result in results for value in result.drains_s]),
+    }
+
+
+def summary(engine: str, results: Sequence[RoundResult]) -> str:
+    """The last line. Silence and claim are those after kill -9, of the streams that the dead worker ran
+    (of all rounds where none was a kill -9): the faults that last 5 s and more are longer than their bars."""
+    kills = [result for result in results if result.fault == "kill"] or results
+    silence = percentile([value for result in kills for value in result.moved_silences_s], 0.99)
+    claim = percentile([value for result in kills for value in result.claims_s], 0.99)
+    tokens, lost, doubled, changed = (
+        sum(getattr(result, name) for result in results)
+        for name in ("num_tokens", "lost", "doubled", "changed")
+    )
+    return (
+        f"chaos: engine={engine} rounds={len(results)} tokens={tokens} lost={lost} doubled={doubled} "
+        f"changed={changed} silence_p99_s={_seconds(silence)} claim_p99_s={_seconds(claim)}"
+    )
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def write_json(path: Path, about: dict[str, Any], results: Sequence[RoundResult], seconds: float) -> None:
+    rounds = []
+    for result in results:
+        row = asdict(result)
+        for name in ("silences_s", "moved_silences_s", "claims_s"):
+            row[name.removesuffix("s_s") + "_s"] = spread(row.pop(name))
+        rounds.append(row | {"seconds": round(result.seconds, 2)})
+    report = {
+        "date": time.strftime("%Y-%m-%d"),
+        **about,
+        "seconds": round(seconds, 1),
+        "summary": summary(about["engine"], results),
+        "by_fault": by_fault(results),
+        "machine": describe_machine(),
+        "versions": describe_versions(),
+        "rounds": rounds,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")

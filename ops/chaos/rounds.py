@@ -1,0 +1,155 @@
+"""Calm runs first, then rounds with a fault in each; every round is compared and looked at afterwards."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from ops.chaos.books import complaints_at_rest, remove_results, wrong_records
+from ops.chaos.faults import FAULTS, Scene
+from ops.chaos.fleet import ChaosFleet, Resources, sleep_until, wait_all_ended
+from ops.chaos.streams import ReaderProcess, StreamLog, Style, Verdict
+from ops.chaos.workload import Outcome, Workload, null_tokens_are_right
+
+_TIMEOUT_S: Final = {"null": 60.0, "model": 300.0}
+_STYLES: Final[tuple[Style, ...]] = ("sync", "async")
+
+
+class CalmRunError(Exception):
+    """The fleet does not even work without faults."""
+
+
+@dataclass(slots=True)
+class RoundResult:
+    """What one round showed. Silences and claims are seconds, one for each stream."""
+
+    index: int
+    fault: str
+    style: Style
+    seconds: float = 0.0
+    num_tokens: int = 0
+    lost: int = 0
+    doubled: int = 0
+    changed: int = 0
+    silences_s: list[float] = field(default_factory=list)
+    moved_silences_s: list[float] = field(default_factory=list)
+    claims_s: list[float] = field(default_factory=list)
+    drains_s: list[float] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+    story: list[str] = field(default_factory=list)
+
+    @property
+    def is_clean(self) -> bool:
+        return not (self.lost or self.doubled or self.changed or self.complaints)
+
+
+class Suite:
+    """One fleet and what it answers when nothing happens to it."""
+
+    def __init__(self, fleet: ChaosFleet, workload: Workload, say: Callable[[str], None]) -> None:
+        self._fleet = fleet
+        self._workload = workload
+        self._say = say
+        self._timeout_s = _TIMEOUT_S[fleet.engine]
+        self._readers = {style: ReaderProcess(fleet.server.url, style) for style in _STYLES}
+        self._calm: list[list[Outcome]] = []
+        self._calm_s = 0.0
+        self.baseline = Resources(0, 0, 0.0)
+
+    def close(self) -> None:
+        for reader in self._readers.values():
+            reader.kill()
+
+    def run_calm(self) -> None:
+        """Records every set of requests. Raises: CalmRunError."""
+        for set_index in range(self._workload.num_sets):
+            begun_at = time.monotonic()
+            logs = self._send(f"calm-{set_index}", set_index, self._readers[_STYLES[set_index % 2]])
+            if not wait_all_ended(logs, 4 * self._timeout_s):
+                raise CalmRunError(f"not all streams of the calm run ended; logs in {self._fleet.home}")
+            self._calm_s = time.monotonic() - begun_at
+            self._calm.append([self._outcome(log) for log in logs])
+            requests = self._workload.requests(set_index)
+            if self._fleet.engine == "null" and not null_tokens_are_right(requests, self._calm[-1]):
+                raise CalmRunError("the null engine's tokens are not the function of seed and position")
+            remove_results(self._fleet, [log.job_id for log in logs])
+        held = [self._fleet.resources(index) for index in range(len(self._fleet.workers))]
+        self.baseline = Resources(*(max(values) for values in zip(*held, strict=True)))
+        num_tokens = sum(len(outcome.token_ids) for outcomes in self._calm for outcome in outcomes)
+        self._say(
+            f"calm: {self._workload.num_sets} x {self._workload.num_streams} streams, {num_tokens} tokens, "
+            f"{self._calm_s:.1f} s for the last set; a worker has {self.baseline.num_threads} threads and "
+            f"{self.baseline.num_connections} connections"
+        )
+
+    def run_round(self, index: int, fault: str, rng: random.Random) -> RoundResult:
+        set_index = index % self._workload.num_sets
+        style = rng.choice(_STYLES)
+        begun_at = time.monotonic()
+        self._fleet.wait_ready()
+        logs = self._send(f"r{index}-{rng.randrange(10**6)}", set_index, self._readers[style])
+        scene = Scene(self._fleet, rng, logs, self._readers[style], self._replace_reader)
+        sleep_until(begun_at + rng.uniform(0.05, 0.75) * self._calm_s)
+        FAULTS[fault](scene)
+        wait_all_ended(logs, self._timeout_s)
+        result = RoundResult(index, fault, style, drains_s=scene.drains_s, story=scene.story)
+        result.complaints += scene.complaints
+        self._judge(result, logs, self._calm[set_index])
+        self._measure(result, logs, scene)
+        self._look_after(result, logs, self._calm[set_index])
+        result.seconds = time.monotonic() - begun_at
+        return result
+
+    def _send(self, prefix: str, set_index: int, reader: ReaderProcess) -> list[StreamLog]:
+        requests = self._workload.requests(set_index)
+        logs = [StreamLog(f"{prefix}-{number}", fields) for number, fields in enumerate(requests)]
+        reader.forget()
+        for log in logs:
+            log.moments.append(time.monotonic())
+            reader.read(log)
+        return logs
+
+    def _replace_reader(self, dead: ReaderProcess) -> ReaderProcess:
+        self._readers[dead.style] = ReaderProcess(self._fleet.server.url, dead.style)
+        return self._readers[dead.style]
+
+    @staticmethod
+    def _outcome(log: StreamLog) -> Outcome:
+        if log.error is not None:
+            raise CalmRunError(f"{log.job_id}: {log.error}")
+        return Outcome([log.tokens[at] for at in range(len(log.tokens))], log.text, log.finish_reason)
+
+    def _judge(self, result: RoundResult, logs: list[StreamLog], calm: list[Outcome]) -> None:
+        for log, outcome in zip(logs, calm, strict=True):
+            verdict: Verdict = log.judge(outcome)
+            result.num_tokens += len(log.tokens)
+            result.lost += verdict.lost
+            result.doubled += verdict.doubled
+            result.changed += verdict.changed
+            result.complaints += verdict.notes
+
+    def _measure(self, result: RoundResult, logs: list[StreamLog], scene: Scene) -> None:
+        rows = self._fleet.hashes([log.job_id for log in logs], "attempts", "claimed_at")
+        for log in logs:
+            result.silences_s.append(log.longest_silence_s)
+            if int(rows[log.job_id][0] or 0) > 1:
+                result.moved_silences_s.append(log.longest_silence_s)
+        for death in scene.deaths:
+            for job_id, attempts_before in death.attempts.items():
+                attempts, claimed_at = rows[job_id]
+                # Claimed a third time by now: the moment of the second claim is written over.
+                if attempts and int(attempts) == attempts_before + 1:
+                    result.claims_s.append(int(claimed_at) / 1000 - death.at)
+
+    def _look_after(self, result: RoundResult, logs: list[StreamLog], calm: list[Outcome]) -> None:
+        try:
+            self._fleet.wait_ready()
+        except TimeoutError as error:
+            result.complaints.append(str(error))
+        result.complaints += complaints_at_rest(self._fleet, self.baseline)
+        expected = {log.job_id: outcome for log, outcome in zip(logs, calm, strict=True)}
+        result.complaints += wrong_records(self._fleet, expected)
+        remove_results(self._fleet, list(expected))

@@ -1,0 +1,80 @@
+"""What is sent: sets of requests that are the same in every run, and what each of them must answer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pagefleet.engine.backends.null import null_token
+
+
+class Outcome(NamedTuple):
+    """What a client sees of a job in the end."""
+
+    token_ids: list[int]
+    text: str
+    finish_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """How large a round is: ``num_streams`` requests at once, drawn evenly from the ranges."""
+
+    num_streams: int
+    prompt_len: tuple[int, int]
+    output_len: tuple[int, int]
+    vocab: tuple[int, int]
+    num_sets: int
+    stop: Callable[[random.Random, int], str]
+    """A stop string for a request of this seed."""
+
+    def requests(self, set_index: int) -> list[dict[str, Any]]:
+        """Keyword arguments of ``FleetClient.generate``. Both lanes, all priorities, every second one
+        sampled, every fourth with a stop string."""
+        rng = random.Random(f"chaos/{set_index}")
+        return [self._request(rng, index) for index in range(self.num_streams)]
+
+    def _request(self, rng: random.Random, index: int) -> dict[str, Any]:
+        seed = rng.randrange(2**32)
+        stop = self.stop(rng, seed)
+        request: dict[str, Any] = {
+            "prompt_token_ids": [rng.randrange(*self.vocab) for _ in range(rng.randint(*self.prompt_len))],
+            "max_tokens": rng.randint(*self.output_len),
+            "seed": seed,
+            "temperature": rng.choice([0.7, 1.0, 1.3]) if index % 2 else 0.0,
+            "lane": rng.choice(["interactive", "interactive", "batch"]),
+            "priority": rng.randrange(10),
+        }
+        return request | {"stop": stop} if index % 4 == 3 else request
+
+
+def _null_stop(rng: random.Random, seed: int) -> str:
+    """Three characters that this seed is known to say: held back, then found across several steps."""
+    first = rng.randint(10, 60)
+    return "".join(chr(null_token(seed, 0, position)) for position in range(first, first + 3))
+
+
+def _model_stop(rng: random.Random, _seed: int) -> str:
+    return rng.choice(["e", " a", "the", "\n", ". "])
+
+
+def workload_of(engine: str, num_streams: int | None) -> Workload:
+    """The load of an engine: ``null`` or ``model``."""
+    if engine == "null":
+        return Workload(num_streams or 64, (32, 256), (40, 200), (32, 127), 8, _null_stop)
+    return Workload(num_streams or 16, (32, 96), (8, 32), (1000, 40000), 1, _model_stop)
+
+
+def null_tokens_are_right(requests: Sequence[dict[str, Any]], outcomes: Sequence[Outcome]) -> bool:
+    """The null engine's tokens are a pure function of seed and position: the calm run itself is checked."""
+
+    def is_right(request: dict[str, Any], outcome: Outcome) -> bool:
+        num_tokens = len(outcome.token_ids)
+        expected = [null_token(request["seed"], 0, position) for position in range(num_tokens)]
+        ended_at_length = outcome.finish_reason == "length" and num_tokens == request["max_tokens"]
+        ended_at_stop = outcome.finish_reason == "stop" and "stop" in request
+        return outcome.token_ids == expected and (ended_at_length or ended_at_stop)
+
+    return all(map(is_right, requests, outcomes))
