@@ -57,7 +57,7 @@ class Clients(Actor):
 
 
 class Fate(Actor):
-    """A server that comes back without its last second, a deadline that passes, a message that comes again."""
+    """A server that comes back without its last second, a deadline that passes, a message come twice."""
 
     def moves(self, state: State) -> Moves:
         if state.may("rollback"):

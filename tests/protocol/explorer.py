@@ -18,7 +18,7 @@ from protocol.world import WORKER_IDS, State
 
 @dataclass
 class Report:
-    """What a search found. ``violations`` and ``stuck`` map a sentence to the shortest trace that leads to it."""
+    """What a search found. ``violations`` and ``stuck`` map a sentence to the shortest trace to it."""
 
     num_states: int = 0
     num_moves: int = 0
