@@ -8,7 +8,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 # OpenMP threads that wait for each other sleep: these cores are shared (ops/decisions/0003).
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test check lint types imports pytest protocol-check bench clean
+.PHONY: help demo test check lint types imports pytest protocol-check bench chaos chaos-model soak clean
 
 help:
 	@echo "make demo    a Redis, a worker and a model; sixteen answers at once, live"
@@ -16,6 +16,9 @@ help:
 	@echo "make check   ruff, mypy, import-linter only"
 	@echo "make bench   the engine and the whole fleet in turn (about 10 minutes)"
 	@echo "make protocol-check  the job protocol in every order of events, on a real server (about 15 minutes)"
+	@echo "make chaos   workers, Valkey and clients killed, frozen, cut off: ROUNDS=100 (about 12 minutes)"
+	@echo "make chaos-model  the same with a real model in float64, fewer rounds (about 10 minutes)"
+	@echo "make soak    a steady mixed load for MINUTES=30, and whether anything grows"
 	@echo "make clean   remove the environment and build products"
 
 $(VENV)/bin/pip:
@@ -62,6 +65,18 @@ protocol-check: $(DEV_STAMP)
 
 bench: $(STAMP)
 	$(BIN)/pagefleet bench
+
+ROUNDS ?=
+MINUTES ?= 30
+
+chaos: $(STAMP)
+	$(BIN)/python -m ops.chaos --engine null $(if $(ROUNDS),--rounds $(ROUNDS)) $(CHAOS_ARGS)
+
+chaos-model: $(STAMP)
+	$(BIN)/python -m ops.chaos --engine model $(if $(ROUNDS),--rounds $(ROUNDS)) $(CHAOS_ARGS)
+
+soak: $(STAMP)
+	$(BIN)/python -m ops.chaos.soak --minutes $(MINUTES) $(SOAK_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

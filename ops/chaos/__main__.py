@@ -56,7 +56,7 @@ def main(
     with ChaosFleet(engine, home, num_workers) as fleet:
         suite = Suite(fleet, workload, click.echo)
         try:
-            suite.run_calm()
+            suite.run_calm(len(names))
             results = _run(suite, names, seed, stop_early)
         finally:
             suite.close()

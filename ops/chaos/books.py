@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -33,7 +34,7 @@ def wrong_records(fleet: ChaosFleet, calm: Mapping[str, Outcome]) -> list[str]:
     """Jobs whose log or Celery result is not what the calm run had, each index exactly once."""
     wrong = []
     for job_id, outcome in calm.items():
-        record = fleet.patiently(lambda job_id=job_id: fleet.store.read(job_id))
+        record = fleet.patiently(functools.partial(fleet.store.read, job_id))
         if record is None:
             wrong.append(f"{job_id}: no hash")
             continue

@@ -75,9 +75,11 @@ class Proxy:
         asyncio.set_event_loop(self._loop)
         self._to_server.set()
         self._to_client.set()
-        self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", self.port))
+        listening = asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        server = self._loop.run_until_complete(listening)
         self._listening.set()
         self._loop.run_forever()
+        server.close()
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
         for writer in list(self._writers):

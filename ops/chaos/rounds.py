@@ -63,9 +63,9 @@ class Suite:
         for reader in self._readers.values():
             reader.kill()
 
-    def run_calm(self) -> None:
-        """Records every set of requests. Raises: CalmRunError."""
-        for set_index in range(self._workload.num_sets):
+    def run_calm(self, num_rounds: int) -> None:
+        """Records every set of requests that so many rounds use. Raises: CalmRunError."""
+        for set_index in range(min(self._workload.num_sets, num_rounds)):
             begun_at = time.monotonic()
             logs = self._send(f"calm-{set_index}", set_index, self._readers[_STYLES[set_index % 2]])
             if not wait_all_ended(logs, 4 * self._timeout_s):
@@ -80,7 +80,7 @@ class Suite:
         self.baseline = Resources(*(max(values) for values in zip(*held, strict=True)))
         num_tokens = sum(len(outcome.token_ids) for outcomes in self._calm for outcome in outcomes)
         self._say(
-            f"calm: {self._workload.num_sets} x {self._workload.num_streams} streams, {num_tokens} tokens, "
+            f"calm: {len(self._calm)} x {self._workload.num_streams} streams, {num_tokens} tokens, "
             f"{self._calm_s:.1f} s for the last set; a worker has {self.baseline.num_threads} threads and "
             f"{self.baseline.num_connections} connections"
         )

@@ -1,0 +1,56 @@
+"""A few rounds of the chaos suite: real processes, real faults, every stream equal to the calm run's.
+
+``make chaos`` and ``make chaos-model`` run many. A bar here is three times its goal.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SILENCE_S, CLAIM_S, DRAIN_S = 3 * 4.0, 3 * 4.0, 3 * 0.5
+
+
+def run_chaos(tmp_path, *arguments, timeout):
+    """The report of a run that must be clean."""
+    path = tmp_path / "report.json"
+    command = [sys.executable, "-m", "ops.chaos", "--home", str(tmp_path / "stack"), "--json", str(path)]
+    done = subprocess.run(
+        [*command, *arguments], cwd=ROOT, timeout=timeout, text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(path.read_text())
+    assert done.stdout.splitlines()[-1] == report["summary"]
+    assert " lost=0 doubled=0 changed=0 " in report["summary"]
+    assert all(not one["complaints"] for one in report["rounds"])
+    return report
+
+
+def faults(*names):
+    return [part for name in names for part in ("--fault", name)]
+
+
+def test_five_faults_without_a_model(server_binary, tmp_path):
+    names = ["kill", "drain", "valkey", "client", "cut"]
+    report = run_chaos(tmp_path, "--rounds", "5", "--seed", "7", *faults(*names), timeout=170)
+    assert sorted(report["by_fault"]) == sorted(names)
+    killed, drained = report["by_fault"]["kill"], report["by_fault"]["drain"]
+    # A round whose fault met nobody proves nothing.
+    assert killed["claim_s"]["num"] > 0
+    assert drained["drain_s"]["num"] > 0
+    assert killed["moved_silence_s"]["p99"] <= SILENCE_S
+    assert killed["claim_s"]["p99"] <= CLAIM_S
+    assert drained["drain_s"]["max"] <= DRAIN_S
+
+
+@pytest.mark.parametrize("name", ["kill"])
+def test_a_fault_with_the_model(server_binary, tmp_path, name):
+    arguments = ["--engine", "model", "--rounds", "1", "--streams", "4", "--seed", "7", *faults(name)]
+    report = run_chaos(tmp_path, *arguments, timeout=170)
+    assert report["by_fault"][name]["claim_s"]["num"] > 0
+    assert report["by_fault"][name]["claim_s"]["p99"] <= CLAIM_S
