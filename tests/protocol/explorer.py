@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
-from protocol.actor import STEP, Move
+from protocol.actor import FAULT, STEP, Move
 from protocol.caretakers import Auditor, Reaper, Sweeper
 from protocol.clients import Clients, Fate
 from protocol.invariants import Invariants, can_recover
 from protocol.script_server import ScriptServer
 from protocol.workers import Worker
 from protocol.world import WORKER_IDS, State
+
+_WALK_MOVES: Final = 80
 
 
 @dataclass
@@ -152,18 +155,28 @@ def describe(server: ScriptServer, state: State) -> str:
     )
 
 
-def walk(world: World, first: State, choose: Callable[[list[Move]], Move], num_moves: int) -> Iterable[str]:
-    """One random walk: what was wrong on it, and whether a goal can be reached from where it ended."""
+def walk(
+    world: World, first: State, choose: Callable[[list[Move]], Move], fault_at: Callable[[], bool]
+) -> Iterator[str]:
+    """One random walk, until nothing moves any more: what was wrong on it, and whether a goal can be reached
+    from where it ended.
+
+    Args:
+        choose: one of several moves.
+        fault_at: whether a fault happens now; all at once, right at the beginning, they would show little.
+    """
     state, trace = first, []
-    for _ in range(num_moves):
+    for _ in range(_WALK_MOVES):
         moves = [move for move in world.moves(state) if move.after != state]
+        faults = [move for move in moves if move.kind == FAULT]
+        steps = [move for move in moves if move.kind != FAULT]
         if not moves:
             break
-        move = choose(moves)
+        move = choose(faults if faults and (not steps or fault_at()) else steps)
         trace.append(move.name)
-        faults = world.faults_of(state, move)
-        if faults:
-            yield "\n    ".join([*faults, *trace])
+        wrong = world.faults_of(state, move)
+        if wrong:
+            yield "\n    ".join([*wrong, *trace])
             return
         state = move.after
     if can_recover(state) and reaches_goal(world, state) is False:
