@@ -29,12 +29,12 @@ class JobCloser:
         """Writes the result, takes the job out of its ledger and starts the clock of its expiry.
 
         Returns:
-            The job as it ended, or None where the server knows no such job.
+            The job as it ended, or None where the server knows no such job, or no end of it: it was restarted
+            without its last second, and the job goes on.
         """
         record = self._store.read(job_id)
-        if record is None:
+        if record is None or not record.state.is_final:
             return None
-        assert record.state.is_final, f"close of job {job_id} in state {record.state}"
         with redis_errors(self._store.settings.url):
             self._write_result(record)
         self._store.close(job_id, record.queue)

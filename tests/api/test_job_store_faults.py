@@ -22,6 +22,8 @@ from job_store_helpers import (
 )  # fmt: skip
 
 from pagefleet.api import keys
+from pagefleet.api.celery_app import make_celery
+from pagefleet.api.closing import JobCloser
 from pagefleet.api.errors import StorageFull
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import EndedEvent, JobState, ModelCard, WorkerStatus
@@ -443,6 +445,18 @@ class TestTtl:
         store.end("j", "w1", 1, JobState.DEAD)
         store.close("j", QUEUE)
         assert not store.redis.exists(keys.job("j"))
+
+
+class TestClosing:
+    @pytest.mark.parametrize("state", ["Q", "R"])
+    def test_an_end_that_the_server_forgot_in_a_restart_is_not_closed(self, store, state):
+        """It comes between END and CLOSE: the worker must outlive it, and the job goes on."""
+        running(store)
+        if state == "Q":
+            store.release("j", "w1", 1)
+        before = everything(store)
+        assert JobCloser(store, make_celery(store.settings)).close("j") is None
+        assert everything(store) == before
 
 
 class TestFullServer:
