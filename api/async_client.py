@@ -197,7 +197,9 @@ class AsyncFleetClient:
         await self._open()
         model = fields.get("model")
         index = await self._index(model if isinstance(model, str) else None)
-        prepared = prepare(index, job_id, fields, secrets.randbelow(MAX_SEED))
+        prepared = prepare(
+            index, job_id, fields, secrets.randbelow(MAX_SEED), self.settings.max_request_bytes
+        )
         source = _AsyncOwnSource(self, prepared)
         if not await source.submit():
             await source.close()

@@ -85,7 +85,9 @@ class FleetClient(Fleet):
         live = self._live
         model = fields.get("model")
         cards = live.index(model if isinstance(model, str) else None)
-        prepared = prepare(cards, job_id, fields, secrets.randbelow(MAX_SEED))
+        prepared = prepare(
+            cards, job_id, fields, secrets.randbelow(MAX_SEED), self.settings.max_request_bytes
+        )
         source = OwnSource(live, prepared)
         if not source.submit():
             source.close()

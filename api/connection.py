@@ -12,8 +12,11 @@ import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.driver_info import DriverInfo
 
-from pagefleet.api.errors import ConfigurationError, RedisUnavailable, StorageFull
+from pagefleet.api.errors import ConfigurationError, ProtocolError, RedisUnavailable, StorageFull
 from pagefleet.api.settings import FleetSettings
+
+_NOT_NOW: Final = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "BUSY ")
+"""Replies that end by themselves, or by an operator's hand."""
 
 _ASYNC_CONNECTIONS: Final = 8
 """For all tasks of an event loop: a burst of a thousand submits should not open a thousand sockets."""
@@ -24,6 +27,8 @@ def _options(settings: FleetSettings) -> dict[str, Any]:
         # By itself redis-py parses its package's metadata for each new connection, about 5 ms.
         "driver_info": DriverInfo(lib_version=redis.__version__),
         "decode_responses": True,
+        # Broken UTF-8 in one job must not end the reader of all: it becomes unreadable JSON at most.
+        "encoding_errors": "replace",
         "socket_connect_timeout": settings.connect_timeout_s,
         "socket_timeout": settings.socket_timeout_s,
         "socket_keepalive": True,
@@ -50,6 +55,13 @@ def connect_async(settings: FleetSettings) -> redis.asyncio.Redis:
             **_options(settings),
         )
         return redis.asyncio.Redis.from_pool(pool)
+
+
+def is_unreadable(error: BaseException) -> bool:
+    """Whether a key is not of the type, or a field not of the form, that it should be."""
+    return isinstance(error, redis.ResponseError) and (
+        str(error).startswith("WRONGTYPE") or "user_script" in str(error)
+    )
 
 
 @contextmanager
@@ -80,6 +92,12 @@ def redis_errors(url: str) -> Iterator[None]:
             f"No answer from Redis at {safe_url(url)} ({_reason(error)}); "
             "is it running, and does REDIS_URL name it? `pagefleet up` starts a local one."
         ) from error
+    except redis.ResponseError as error:
+        if str(error).startswith(_NOT_NOW):
+            raise RedisUnavailable(f"Redis at {safe_url(url)} takes no writes: {_reason(error)}.") from error
+        if is_unreadable(error):
+            raise ProtocolError(f"What Redis holds there cannot be read: {_reason(error)}.") from error
+        raise
 
 
 def safe_url(url: str) -> str:

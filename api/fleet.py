@@ -7,7 +7,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any, Final, Unpack
 
 from pagefleet.api import keys
 from pagefleet.api.errors import InvalidRequest, QueueFull
@@ -21,8 +21,10 @@ from pagefleet.api.messages import (
 from pagefleet.api.model_cards import CardIndex, check_fits
 from pagefleet.api.operations import Limits, Submitted
 from pagefleet.api.requests import build_request
+from pagefleet.api.settings import DEFAULT_MAX_REQUEST_BYTES
 from pagefleet.api.token_stream import TokenStream
 
+JOB_ID: Final = r"^[^\s\x00-\x1f]{1,255}$"
 DEFAULT_TIMEOUT_S = 600.0
 """How long a stream waits for its next chunk before it raises ``StreamTimeout``."""
 
@@ -99,8 +101,16 @@ def check_depth(submitted: Submitted, prepared: Prepared) -> None:
         )
 
 
-def prepare(cards: CardIndex, job_id: str | None, fields: Mapping[str, Any], seed: int) -> Prepared:
+def prepare(
+    cards: CardIndex,
+    job_id: str | None,
+    fields: Mapping[str, Any],
+    seed: int,
+    max_bytes: int = DEFAULT_MAX_REQUEST_BYTES,
+) -> Prepared:
     """Validates a request against the cards; a missing seed becomes ``seed``, the model its canonical name.
+
+    Its size is bounded by ``max_bytes``, that of its result by ``max_tokens`` and the model's context.
 
     Raises:
         InvalidRequest, UnknownModel, ContextTooLong: nothing was sent anywhere.
@@ -125,7 +135,16 @@ def prepare(cards: CardIndex, job_id: str | None, fields: Mapping[str, Any], see
         sampling = sampling.model_copy(update={"max_tokens": most})
     request = request.model_copy(update={"model": card.name, "sampling": sampling})
     check_fits(request, card)
+    check_size(len(request.model_dump_json(exclude_defaults=True).encode()), max_bytes)
     return Prepared(job_id or str(uuid.uuid4()), request, card)
+
+
+def check_size(num_bytes: int, max_bytes: int) -> None:
+    """Raises: InvalidRequest."""
+    if num_bytes > max_bytes:
+        raise InvalidRequest(
+            f"The request has {num_bytes} bytes; {max_bytes} are allowed (PAGEFLEET_MAX_REQUEST_BYTES)."
+        )
 
 
 def _is_job_id(job_id: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from pagefleet.api.messages import (
     ChoiceResult,
@@ -17,6 +18,8 @@ from pagefleet.api.messages import (
     LogEntry,
 )
 
+MAX_CHOICES: Final = 128
+
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
@@ -25,6 +28,15 @@ class JobRecord:
     job_id: str
     fields: Mapping[str, str]
     entries: Sequence[LogEntry] = field(default=())
+
+    def check(self) -> None:
+        """Reads every field once. Raises: ValueError, KeyError, TypeError."""
+        if not 1 <= self.num_choices <= MAX_CHOICES:
+            raise ValueError("num_choices")
+        _ = (self.state, self.queue, self.num_tokens, self.num_prompt_tokens, self.attempts, self.error)
+        _ = (self.ttl_ms, self.fields["request"])
+        for name in ("enqueued_at", "claimed_at", "first_token_at", "ended_at"):
+            self._seconds(name)
 
     @property
     def state(self) -> JobState:
@@ -59,9 +71,12 @@ class JobRecord:
 
     @property
     def fingerprints(self) -> list[Fingerprint]:
-        """Of the engines that computed it, in order, without repetitions in a row."""
-        stored = json.loads(self.fields.get("fingerprints", "[]"))
-        return [Fingerprint.model_validate(each) for each in stored]
+        """Of the engines that computed it, in order, without repetitions in a row; [] if unreadable."""
+        try:
+            stored = json.loads(self.fields.get("fingerprints", "[]"))
+            return [Fingerprint.model_validate(each) for each in stored]
+        except (ValueError, TypeError, RecursionError):
+            return []
 
     @property
     def waits_with_deadline(self) -> bool:
@@ -79,8 +94,11 @@ class JobRecord:
 
     @property
     def model(self) -> str:
-        """Of any version's request, also one that this version cannot obey."""
-        return str(json.loads(self.fields["request"])["model"])
+        """Of any version's request, also one that this version cannot obey; '' where it is none at all."""
+        try:
+            return str(json.loads(self.fields["request"])["model"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return ""
 
     def request(self) -> GenerateRequest:
         return GenerateRequest.model_validate_json(self.fields["request"])

@@ -16,7 +16,7 @@ import redis.asyncio
 from pydantic import BaseModel, ValidationError
 
 from pagefleet.api import keys, operations
-from pagefleet.api.connection import connect, connect_async, redis_errors
+from pagefleet.api.connection import connect, connect_async, is_unreadable, redis_errors
 from pagefleet.api.errors import ProtocolError, StorageFull
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.messages import (
@@ -30,6 +30,7 @@ from pagefleet.api.messages import (
 from pagefleet.api.operations import (
     CancelVerdict,
     Claim,
+    ClaimVerdict,
     DeleteVerdict,
     Limits,
     Operation,
@@ -103,7 +104,8 @@ class JobStore:
 
     def claim(self, job_ids: Sequence[str], worker_id: str, fingerprint_json: str) -> list[Claim]:
         """Line 4, CLAIM: takes jobs for a worker, in one round trip."""
-        return self.run_many([operations.claim(job_id, worker_id, fingerprint_json) for job_id in job_ids])
+        calls = [operations.claim(job_id, worker_id, fingerprint_json) for job_id in job_ids]
+        return self.run_many(calls, unreadable=Claim(ClaimVerdict.UNREADABLE))
 
     def mark(self, worker_id: str, epochs: dict[str, int]) -> set[str]:
         """Line 5, MARK: before a first prefill reaches the device. Returns the jobs lost to the fence."""
@@ -129,6 +131,13 @@ class JobStore:
     def release(self, job_id: str, worker_id: str, epoch: int) -> str:
         """Line 8, RELEASE: gives the job back; the caller returns its message to the queue."""
         return self.run(operations.release(job_id, worker_id, epoch))
+
+    def condemn(self, job_id: str, queue: str) -> str:
+        """A job that nobody can read leaves its ledger; it becomes a dead letter if it is a hash at all."""
+        error = ErrorInfo(
+            code=ProtocolError.code, message="What the server holds of this job cannot be read."
+        )
+        return self.run(operations.condemn(job_id, queue, error, self.settings.dead_letter_ttl_s))
 
     def claim_callbacks(self, job_id: str) -> bool:
         """Line 9, CLOSE, the marker: true for the one caller that may run the job's links and chain."""
@@ -301,8 +310,9 @@ class JobStore:
                 reply = self.redis.eval(script.source, *call)
         return operation.parse(reply)
 
-    def run_many(self, calls: Sequence[Operation[T]]) -> list[T]:
-        """Runs several scripts in one round trip; not atomic together."""
+    def run_many(self, calls: Sequence[Operation[T]], unreadable: T) -> list[T]:
+        """Runs several scripts in one round trip; not atomic together. ``unreadable`` stands for the reply of
+        one that found a key or a field that it could not read."""
         with redis_errors(self.settings.url):
             pipeline = self.redis.pipeline(transaction=False)
             for call in calls:
@@ -311,6 +321,8 @@ class JobStore:
             return [
                 self.run(call)
                 if isinstance(reply, redis.exceptions.NoScriptError)
+                else unreadable
+                if is_unreadable(reply)
                 else call.parse(_raised(reply))
                 for call, reply in zip(calls, replies, strict=True)
             ]
@@ -394,7 +406,12 @@ def _parse_record(job_id: str, replies: list[Any]) -> JobRecord | None:
         raise ProtocolError(
             f"The log of job {job_id} cannot be read: {invalid_request(error).message}", job_id=job_id
         ) from None
-    return JobRecord(job_id, fields, entries)
+    record = JobRecord(job_id, fields, entries)
+    try:
+        record.check()
+    except (ValueError, KeyError, TypeError):
+        raise ProtocolError(f"The hash of job {job_id} cannot be read.", job_id=job_id) from None
+    return record
 
 
 def _readable(model: type[M], names: Sequence[str], texts: Sequence[str | None]) -> list[M]:

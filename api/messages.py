@@ -16,7 +16,10 @@ from pydantic_core import PydanticCustomError
 from pagefleet.api.errors import FleetError, error_from_code
 from pagefleet.api.keys import Lane
 
+PROTOCOL_VERSION: Final = 1
 MAX_SEED: Final = 2**64 - 1
+MAX_RESULT_TOKENS: Final = 1_000_000
+"""What ``max_tokens`` allows at most, and what a reader accepts."""
 MAX_TOP_K: Final = 2**31 - 1
 MAX_DEADLINE_S: Final = 10.0**9
 MAX_TTL_S: Final = 10**9
@@ -59,7 +62,7 @@ class StoredModel(WireModel):
 class SamplingParams(WireModel):
     """How tokens are drawn and when a sequence ends. ``temperature=0`` is greedy."""
 
-    max_tokens: int = Field(256, ge=1, le=1_000_000)
+    max_tokens: int = Field(256, ge=1, le=MAX_RESULT_TOKENS)
     min_tokens: int = Field(0, ge=0, le=1_000_000)
     temperature: float = Field(1.0, ge=0.0, le=100.0, allow_inf_nan=False)
     top_k: int = Field(0, ge=0, le=MAX_TOP_K, description="0: off")
@@ -178,10 +181,10 @@ class LogEntry(StoredModel):
     stream can be cut and continued at any token.
     """
 
-    choice: int = 0
-    offset: int = Field(ge=0)
-    token_ids: list[int]
-    texts: list[str]
+    choice: int = Field(0, ge=0, lt=128)
+    offset: int = Field(ge=0, le=MAX_RESULT_TOKENS)
+    token_ids: list[int] = Field(max_length=MAX_RESULT_TOKENS)
+    texts: list[str] = Field(max_length=MAX_RESULT_TOKENS)
     finish_reason: str | None = None
     stop_reason: str | int | None = None
 
@@ -312,6 +315,7 @@ class WorkerStatus(StoredModel):
     started_at: float
     num_running: int = 0
     num_waiting: int = 0
+    num_bad_messages: int = Field(0, description="dropped or dead-lettered because they could not be read")
     num_free_blocks: int = 0
     num_blocks: int = 0
     num_generation_tokens: int = 0

@@ -79,6 +79,7 @@ class StepStatus(StrEnum):
     BEHIND = "behind"
     FENCED = "fenced"
     GONE = "gone"
+    UNREADABLE = "unreadable"
 
 
 class StepReply(NamedTuple):
@@ -267,6 +268,15 @@ def expire(job_id: str) -> Operation[bool]:
 
 def watch(job_id: str, client_id: str = "") -> Operation[bool]:
     return Operation("watch", [keys.job(job_id)], [client_id], lambda reply: bool(int(reply)))
+
+
+def condemn(job_id: str, queue: str, error: ErrorInfo, dead_ttl_s: int) -> Operation[str]:
+    return Operation(
+        "condemn",
+        [keys.job(job_id), keys.log(job_id), keys.open_jobs(queue), keys.DEAD],
+        [job_id, error.model_dump_json(exclude_defaults=True), dead_ttl_s * 1000],
+        str,
+    )
 
 
 def unlock(lock: str, token: str) -> Operation[bool]:

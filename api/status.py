@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Final
 
 from pagefleet.api import keys
@@ -50,12 +51,15 @@ def _jobs(store: JobStore, model: str, job_ids: list[str]) -> list[RunningJob | 
         pipeline = store.redis.pipeline(transaction=False)
         for job_id in job_ids:
             pipeline.hmget(keys.job(job_id), "state", "owner", "n:0", "attempts", "claimed_at", "refused")
-        rows = pipeline.execute() if job_ids else []
+        # One job that cannot be read must not hide the others.
+        rows = pipeline.execute(raise_on_error=False) if job_ids else []
     jobs: list[RunningJob | RefusedJob] = []
-    for job_id, (state, owner, n, attempts, claimed_at, reason) in zip(job_ids, rows, strict=True):
-        if state == JobState.RUNNING:
-            running_s = seconds - int(claimed_at) / 1000
-            jobs.append(RunningJob(job_id, model, owner, int(n or 0), int(attempts), running_s))
-        elif state == JobState.QUEUED and reason:
-            jobs.append(RefusedJob(job_id, model, reason))
+    for job_id, row in zip(job_ids, rows, strict=True):
+        with contextlib.suppress(ValueError, TypeError):
+            state, owner, n, attempts, claimed_at, reason = row
+            if state == JobState.RUNNING:
+                running_s = seconds - int(claimed_at) / 1000
+                jobs.append(RunningJob(job_id, model, owner or "", int(n or 0), int(attempts), running_s))
+            elif state == JobState.QUEUED and reason:
+                jobs.append(RefusedJob(job_id, model, reason))
     return jobs

@@ -7,15 +7,16 @@ import logging
 import queue
 import secrets
 import threading
+import traceback
 from abc import ABC, abstractmethod
 from typing import Final
 
 from pydantic import ValidationError
 
-from pagefleet.api.errors import FleetError, JobFailed
-from pagefleet.api.fleet import Prepared, check_depth, prepare
+from pagefleet.api.errors import FleetError, JobFailed, ProtocolError
+from pagefleet.api.fleet import Prepared, check_depth, check_size, prepare
 from pagefleet.api.job_store import JobStore
-from pagefleet.api.messages import MAX_SEED, GenerateRequest, ModelCard
+from pagefleet.api.messages import MAX_SEED, PROTOCOL_VERSION, GenerateRequest, ModelCard
 from pagefleet.api.model_cards import CardIndex
 from pagefleet.api.operations import Claim, ClaimVerdict, Submitted
 from pagefleet.api.requests import invalid_request
@@ -49,6 +50,10 @@ class Holder(ABC):
     @abstractmethod
     def close(self, message: JobMessage) -> None:
         """The job has ended already; it must be closed."""
+
+    @abstractmethod
+    def condemn(self, message: JobMessage) -> None:
+        """What the server holds of the job cannot be read."""
 
 
 class Admission:
@@ -121,8 +126,7 @@ class Admission:
             case ClaimVerdict.REFUSED:
                 self._refuse(message, claim.reason)
             case ClaimVerdict.UNREADABLE:
-                logger.error("job %s: its hash cannot be read; the message is dropped", message.job_id)
-                message.dropped()
+                self._holder.condemn(message)
             case ClaimVerdict.MISSING if message.bare_fields is None:
                 logger.info("job %s: its message came, but the server knows no such job", message.job_id)
                 message.dropped()
@@ -140,7 +144,8 @@ class Admission:
         """A service sent the message itself, past submit: the same checks and limits apply here."""
         assert message.bare_fields is not None
         try:
-            prepared = prepare(self._cards, message.job_id, message.bare_fields, secrets.randbelow(MAX_SEED))
+            seed, max_bytes = secrets.randbelow(MAX_SEED), self._store.settings.max_request_bytes
+            prepared = prepare(self._cards, message.job_id, message.bare_fields, seed, max_bytes)
             check_depth(self._insist(functools.partial(self._submit, prepared)), prepared)
         except FleetError as error:
             message.rejected(error)
@@ -166,9 +171,11 @@ class Admission:
         except FleetError as error:
             self._holder.fail(job, error)
             return
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             # A tokenizer or a template is not ours: what it throws at one job must not end the others'.
-            logger.exception("job %s could not be prepared", job.job_id)
+            # Its words may quote the prompt: the log gets the place only.
+            place = "".join(traceback.format_tb(error.__traceback__))
+            logger.error("job %s could not be prepared: %s\n%s", job.job_id, type(error).__name__, place)
             self._holder.fail(job, JobFailed(f"The worker could not prepare this request: {error}"))
             return
         job.num_prompt_tokens = len(list(to_compute.prompt_token_ids))
@@ -191,7 +198,13 @@ class Admission:
             raise JobFailed(f"The log holds {len(job.token_ids)} tokens where {num_tokens} were counted.")
 
     def _parse(self, request_json: str) -> GenerateRequest:
+        check_size(len(request_json.encode()), self._store.settings.max_request_bytes)
         try:
-            return GenerateRequest.model_validate_json(request_json)
+            request = GenerateRequest.model_validate_json(request_json)
         except ValidationError as error:
             raise invalid_request(error) from None
+        if request.v > PROTOCOL_VERSION:
+            raise ProtocolError(
+                f"The request is of protocol {request.v}; this worker knows {PROTOCOL_VERSION}."
+            )
+        return request

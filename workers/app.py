@@ -40,6 +40,7 @@ class AdmissionStep(bootsteps.StartStopStep):  # type: ignore[misc]
         pool: EnginePool = consumer.pool
         channel = consumer.task_consumer.channel
         guard_channel(channel)
+        pool.worker.gate.guard(channel, pool.app.amqp.queues, pool.app.tasks)
         pool.use_channel(channel)
         qos = channel.qos
         within_prefetch = qos.can_consume

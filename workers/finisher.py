@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import logging
 import queue
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
 from celery.canvas import group, signature
 
 from pagefleet.api.closing import JobCloser, failure_of
+from pagefleet.api.errors import ProtocolError
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import JobState
@@ -24,7 +26,10 @@ logger = logging.getLogger(__name__)
 class Finisher:
     """CLOSE (protocol line 9) in a thread of its own: result, callbacks behind a marker, ledger, ack."""
 
-    def __init__(self, store: JobStore, app: Celery, insist: Insist) -> None:
+    def __init__(
+        self, store: JobStore, app: Celery, insist: Insist, on_unreadable: Callable[[JobMessage], None]
+    ) -> None:
+        self._on_unreadable = on_unreadable
         self._store = store
         self._insist = insist
         self._app = app
@@ -45,7 +50,11 @@ class Finisher:
 
     def _run(self) -> None:
         while (message := self._messages.get()) is not None:
-            record = self._insist(functools.partial(self._close, message))
+            try:
+                record = self._insist(functools.partial(self._close, message))
+            except ProtocolError:
+                self._on_unreadable(message)
+                continue
             if record is None:
                 message.dropped()
             else:

@@ -6,6 +6,7 @@ message -> Admission -> EngineLoop -> Publisher -> Finisher -> message
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
@@ -17,7 +18,7 @@ from celery import Celery
 
 from pagefleet.api import keys
 from pagefleet.api.closing import JobCloser
-from pagefleet.api.errors import FleetError, JobFailed, RedisUnavailable
+from pagefleet.api.errors import FleetError, JobFailed, ProtocolError, RedisUnavailable
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import Fingerprint, ModelCard, WorkerStatus
 from pagefleet.api.operations import CancelVerdict
@@ -31,6 +32,7 @@ from pagefleet.workers.finisher import Finisher
 from pagefleet.workers.insist import Insist
 from pagefleet.workers.lanes import Yielder
 from pagefleet.workers.lease import Lease
+from pagefleet.workers.message_gate import MessageGate
 from pagefleet.workers.periodic import Periodic
 from pagefleet.workers.prompt import fleet_error
 from pagefleet.workers.publisher import Publisher
@@ -69,11 +71,12 @@ class FleetWorker(Holder):
         self._queues = [keys.queue(self.card.name, lane) for lane in keys.LANES]
         self._closer = JobCloser(store, app)
         self.insist = Insist()
+        self.gate = MessageGate(settings.max_request_bytes)
         self.lease = Lease(
             store, settings.lease_s, self.card, self.status, is_waiting=lambda: self.insist.is_waiting
         )
         self.loop = EngineLoop(engine, self, self.lease)
-        self.finisher = Finisher(store, app, self.insist)
+        self.finisher = Finisher(store, app, self.insist, self.condemn)
         self.publisher = Publisher(
             store,
             worker_id,
@@ -82,6 +85,7 @@ class FleetWorker(Holder):
             on_ended=self._on_ended,
             on_lost=self._on_lost,
             on_released=self._on_released,
+            on_unreadable=self._on_unreadable,
         )
         self.admission = Admission(store, worker_id, self.card, engine, self.insist, self)
         self._duties = self._make_duties(app)
@@ -135,7 +139,7 @@ class FleetWorker(Holder):
         try:
             if self._store.cancel(job_id) is CancelVerdict.ENDED:
                 self._closer.close(job_id)
-        except RedisUnavailable as error:
+        except (RedisUnavailable, ProtocolError) as error:
             logger.warning("job %s could not be cancelled: %s", job_id, error)
 
     def status(self) -> WorkerStatus:
@@ -148,6 +152,7 @@ class FleetWorker(Holder):
             started_at=self._started_at,
             num_running=stats.num_running,
             num_waiting=stats.num_waiting,
+            num_bad_messages=self.gate.num_bad,
             num_free_blocks=stats.num_free_blocks,
             num_blocks=stats.num_blocks,
             num_generation_tokens=batch.num_tokens,
@@ -221,6 +226,17 @@ class FleetWorker(Holder):
     def close(self, message: JobMessage) -> None:
         self.finisher.put(message)
 
+    def condemn(self, message: JobMessage) -> None:
+        """A job whose hash or log cannot be read: a dead letter, and its message is settled."""
+        self.gate.count("a job is condemned", f"what is stored of job {message.job_id} cannot be read")
+        queue = keys.queue(self.card.name, message.lane)
+        self.insist(functools.partial(self._store.condemn, message.job_id, queue))
+        message.dropped()
+
+    def _on_unreadable(self, job: ActiveJob) -> None:
+        self._held.pop(job.job_id, None)
+        self.condemn(job.message)
+
     def _on_ended(self, job: ActiveJob) -> None:
         self._held.pop(job.job_id, None)
         self.finisher.put(job.message)
@@ -236,7 +252,7 @@ class FleetWorker(Holder):
     def _make_duties(self, app: Celery) -> list[Periodic]:
         store, queues = self._store, self._queues
         reaper = Reaper(store, self.worker_id, app)
-        sweeper = Sweeper(store, app, queues, patience_s=2 * self.settings.lease_s)
+        sweeper = Sweeper(store, app, queues, patience_s=2 * self.settings.lease_s, count=self.gate.count)
         auditor = Auditor(store, self.worker_id, app, queues, is_held=self._held.__contains__)
         yielder = Yielder(
             is_full=self._batch_is_in_the_way,

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from pagefleet.api.errors import RedisUnavailable
+from pagefleet.api.errors import ProtocolError, RedisUnavailable
 from pagefleet.workers.loop_thread import LoopThread
 
 logger = logging.getLogger(__name__)
@@ -34,5 +34,7 @@ class Periodic:
         while not self._stopping.wait(self._every_s):
             try:
                 self._duty()
+            except ProtocolError as error:
+                logger.error("no %s this time: %s", self._name, error)
             except RedisUnavailable as error:
                 logger.debug("no %s without Redis: %s", self._name, error)

@@ -97,11 +97,19 @@ class PooledMessage(JobMessage):
         elif record.state is JobState.DONE:
             self._answer(lambda: self._finish((0, _summary(record), self._runtime())))
         else:
-            self._answer(lambda: self._finish((1, _exception_info(failure_of(record)), self._runtime())))
+            self._fail(failure_of(record))
 
     def rejected(self, error: Exception) -> None:
         self._pool.app.backend.mark_as_failure(self.job_id, error, request=self.context)
-        self._answer(lambda: self._finish((1, _exception_info(error), self._runtime())))
+        self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """Its words may quote the prompt: they are in the result, and events and logs get the kind alone."""
+        param = getattr(error, "param", None)
+        told = type(error)(
+            f"{getattr(error, 'code', 'error')}{f' ({param})' if param else ''}; see the result"
+        )
+        self._answer(lambda: self._finish((1, _exception_info(told), self._runtime())))
 
     def dropped(self) -> None:
         self._answer(lambda: self._finish((1, _exception_info(Ignore()), self._runtime())))

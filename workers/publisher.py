@@ -6,6 +6,7 @@ turns them into STEPs (protocol line 6), reads the replies, and ends what is to 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import queue
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from pagefleet.api.errors import FleetError, JobFailed, RedisUnavailable
+from pagefleet.api.errors import FleetError, JobFailed, ProtocolError, RedisUnavailable
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import ErrorInfo, JobState
 from pagefleet.api.operations import StepItem, StepReply, StepStatus
@@ -39,6 +40,7 @@ class Publisher:
         on_ended: told of each job that reached a final state and must be closed.
         on_lost: told of each job that another worker has, or that the server forgot.
         on_released: told of each job that was given back; its message must follow.
+        on_unreadable: told of each job whose hash or log the server could not read.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Publisher:
         on_ended: Callable[[ActiveJob], None],
         on_lost: Callable[[ActiveJob], None],
         on_released: Callable[[ActiveJob], None],
+        on_unreadable: Callable[[ActiveJob], None],
     ) -> None:
         self._store = store
         self._worker_id = worker_id
@@ -59,6 +62,7 @@ class Publisher:
         self._on_ended = on_ended
         self._on_lost = on_lost
         self._on_released = on_released
+        self._on_unreadable = on_unreadable
         self._jobs: dict[str, ActiveJob] = {}
         self._dirty: dict[str, ActiveJob] = {}
         self._notes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -175,6 +179,8 @@ class Publisher:
                 self._end(job, JobState.CANCELLED, "cancelled", None)
             case StepStatus.DEADLINE:
                 self._end(job, JobState.FAILED, "deadline", None)
+            case StepStatus.UNREADABLE:
+                self._condemn(job)
             case StepStatus.FENCED | StepStatus.GONE:
                 self._lose(job, reply.status)
 
@@ -204,9 +210,15 @@ class Publisher:
         """END or FAIL by the owner: the engine lets go of the job, then the server hears of it."""
         self._abort(job.job_id)
         info = None if error is None else ErrorInfo.from_error(error)
-        verdict = self._insist(
-            lambda: self._store.end(job.job_id, self._worker_id, job.epoch, state, reason=reason, error=info)
-        )
+        try:
+            verdict = self._insist(
+                lambda: self._store.end(
+                    job.job_id, self._worker_id, job.epoch, state, reason=reason, error=info
+                )
+            )
+        except ProtocolError:
+            self._condemn(job)
+            return
         if verdict == "ended":
             self._hand_on(job)
         else:
@@ -219,7 +231,13 @@ class Publisher:
         self._flush()
         if self._jobs.get(job.job_id) is not job:
             return
-        verdict = self._insist(functools.partial(self._store.release, job.job_id, self._worker_id, job.epoch))
+        try:
+            verdict = self._insist(
+                functools.partial(self._store.release, job.job_id, self._worker_id, job.epoch)
+            )
+        except ProtocolError:
+            self._condemn(job)
+            return
         if verdict == "released":
             self._forget(job)
             self._on_released(job)
@@ -236,6 +254,11 @@ class Publisher:
         self._forget(job)
         self._on_lost(job)
 
+    def _condemn(self, job: ActiveJob) -> None:
+        self._abort(job.job_id)
+        self._forget(job)
+        self._on_unreadable(job)
+
     def _forget(self, job: ActiveJob) -> None:
         self._jobs.pop(job.job_id, None)
         self._dirty.pop(job.job_id, None)
@@ -244,7 +267,8 @@ class Publisher:
         """RELEASE (protocol line 8): tokens first, then the job; any worker may go on with it."""
         self._flush()
         for job in list(self._jobs.values()):
-            self._insist(functools.partial(self._store.release, job.job_id, self._worker_id, job.epoch))
+            with contextlib.suppress(ProtocolError):
+                self._insist(functools.partial(self._store.release, job.job_id, self._worker_id, job.epoch))
             self._forget(job)
 
     def _stop(self) -> None:

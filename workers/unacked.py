@@ -60,6 +60,12 @@ def restore_unacked(
             continue
         if not still_wanted():
             break
-        channel.qos.restore_by_tag(tag)
+        try:
+            channel.qos.restore_by_tag(tag)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            # No message of ours, and nothing else to be done with it.
+            logger.error("an unacknowledged entry is dropped: it cannot be read (%s)", type(error).__name__)
+            channel.qos._remove_from_indices(tag).execute()
+            continue
         num_restored += 1
     return num_restored

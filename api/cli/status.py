@@ -37,11 +37,13 @@ def status(redis_url: str | None, as_json: bool) -> None:
 
 def _print_tables(now: FleetStatus) -> None:
     console = Console()
-    workers = Table("worker", "model", "running", "waiting", "KV blocks free", "tokens", title="workers")
+    workers = Table(
+        "worker", "model", "running", "waiting", "KV blocks free", "tokens", "bad messages", title="workers"
+    )
     for worker in now.workers:
         blocks = f"{worker.num_free_blocks} / {worker.num_blocks}"
         row = (worker.worker_id, worker.model, worker.num_running, worker.num_waiting, blocks)
-        workers.add_row(*map(str, row), str(worker.num_generation_tokens))
+        workers.add_row(*map(str, row), str(worker.num_generation_tokens), str(worker.num_bad_messages))
     queues = Table("queue", "queued", "open", title="queues")
     for queue in now.queues:
         queues.add_row(queue.name, str(queue.num_queued), str(queue.num_open))

@@ -23,6 +23,7 @@ NAMES: Final = (
     "expire",
     "watch",
     "unlock",
+    "condemn",
 )
 
 _NEEDS_MEMORY: Final = frozenset({"submit", "claim", "step", "watch"})

@@ -19,7 +19,8 @@ end
 if is_final(state) then
   return { 'final' }
 end
-if not job[5] or not tonumber(job[6]) then
+local num_choices = tonumber(job[6])
+if not job[5] or not num_choices or not (num_choices >= 1 and num_choices <= 128) then
   return { 'unreadable' }
 end
 if redis.call('EXISTS', KEYS[2]) == 0 then

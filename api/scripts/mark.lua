@@ -8,7 +8,7 @@ end
 local replies = {}
 for index = 2, #KEYS do
   local id, epoch = ARGV[2 * index - 2], ARGV[2 * index - 1]
-  local job = redis.call('HMGET', KEYS[index], 'state', 'owner', 'epoch')
+  local job = redis.pcall('HMGET', KEYS[index], 'state', 'owner', 'epoch')
   if job[1] == 'R' and job[2] == ARGV[1] and job[3] == epoch then
     redis.call('HSET', KEYS[index], 'suspect', '1')
     redis.call('SADD', KEYS[1], id)
