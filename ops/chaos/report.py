@@ -32,7 +32,8 @@ def spread(values: Sequence[float]) -> dict[str, float | int | None]:
 
 
 def by_fault(results: Sequence[RoundResult]) -> dict[str, Any]:
-    """``silence_s`` of all streams, ``moved_silence_s`` of those that a second worker went on with;
+    """``silence_s`` of all streams, ``struck_silence_s`` of those that a second worker went on with or that
+    were silent for longer than a lease (a message that died on its way to a worker was claimed by none);
     ``claim_s`` from a worker's death (or freezing) to the next claim of each of its jobs; ``drain_s`` from
     SIGTERM until the last job was back in its queue."""
     faults = sorted({result.fault for result in results})
@@ -45,17 +46,17 @@ def _figures(results: Sequence[RoundResult]) -> dict[str, Any]:
         "unclean": sum(not result.is_clean for result in results),
         "seconds": spread([result.seconds for result in results]),
         "silence_s": spread([value for result in results for value in result.silences_s]),
-        "moved_silence_s": spread([value for result in results for value in result.moved_silences_s]),
+        "struck_silence_s": spread([value for result in results for value in result.struck_silences_s]),
         "claim_s": spread([value for result in results for value in result.claims_s]),
         "drain_s": spread([value for result in results for value in result.drains_s]),
     }
 
 
 def summary(engine: str, results: Sequence[RoundResult]) -> str:
-    """The last line. Silence and claim are those after kill -9, of the streams that the dead worker ran
-    (of all rounds where none was a kill -9): the faults that last 5 s and more are longer than their bars."""
+    """The last line. Silence and claim are those of the struck streams after kill -9 (of all rounds where
+    none was a kill -9): what a fault of 5 s does is longer than the bars."""
     kills = [result for result in results if result.fault == "kill"] or results
-    silence = percentile([value for result in kills for value in result.moved_silences_s], 0.99)
+    silence = percentile([value for result in kills for value in result.struck_silences_s], 0.99)
     claim = percentile([value for result in kills for value in result.claims_s], 0.99)
     tokens, lost, doubled, changed = (
         sum(getattr(result, name) for result in results)
@@ -75,10 +76,11 @@ def write_json(path: Path, about: dict[str, Any], results: Sequence[RoundResult]
     rounds = []
     for result in results:
         row = asdict(result)
-        for name in ("silences_s", "moved_silences_s", "claims_s"):
+        for name in ("silences_s", "struck_silences_s", "claims_s"):
             row[name.removesuffix("s_s") + "_s"] = spread(row.pop(name))
+        row["drains_s"] = [round(value, 3) for value in result.drains_s]
         rounds.append(row | {"seconds": round(result.seconds, 2)})
-    report = {
+    head = {
         "date": time.strftime("%Y-%m-%d"),
         **about,
         "seconds": round(seconds, 1),
@@ -86,7 +88,9 @@ def write_json(path: Path, about: dict[str, Any], results: Sequence[RoundResult]
         "by_fault": by_fault(results),
         "machine": describe_machine(),
         "versions": describe_versions(),
-        "rounds": rounds,
     }
+    # One line a round: a hundred of them stay readable.
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in rounds)
+    text = json.dumps(head, indent=1).removesuffix("\n}") + f',\n "rounds": [\n{lines}\n ]\n}}\n'
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    path.write_text(text)

@@ -15,6 +15,7 @@ from ops.chaos.streams import ReaderProcess, StreamLog, Style, Verdict
 from ops.chaos.workload import Outcome, Workload, null_tokens_are_right
 
 _TIMEOUT_S: Final = {"null": 60.0, "model": 300.0}
+_LEASE_S: Final = 3.0
 _STYLES: Final[tuple[Style, ...]] = ("sync", "async")
 
 
@@ -35,7 +36,7 @@ class RoundResult:
     doubled: int = 0
     changed: int = 0
     silences_s: list[float] = field(default_factory=list)
-    moved_silences_s: list[float] = field(default_factory=list)
+    struck_silences_s: list[float] = field(default_factory=list)
     claims_s: list[float] = field(default_factory=list)
     drains_s: list[float] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
@@ -134,9 +135,11 @@ class Suite:
     def _measure(self, result: RoundResult, logs: list[StreamLog], scene: Scene) -> None:
         rows = self._fleet.hashes([log.job_id for log in logs], "attempts", "claimed_at")
         for log in logs:
-            result.silences_s.append(log.longest_silence_s)
-            if int(rows[log.job_id][0] or 0) > 1:
-                result.moved_silences_s.append(log.longest_silence_s)
+            silence_s = log.longest_silence_s
+            result.silences_s.append(silence_s)
+            # A message that died on its way to a worker was never claimed there: it shows by its silence.
+            if int(rows[log.job_id][0] or 0) > 1 or silence_s > _LEASE_S:
+                result.struck_silences_s.append(silence_s)
         for death in scene.deaths:
             for job_id, attempts_before in death.attempts.items():
                 attempts, claimed_at = rows[job_id]

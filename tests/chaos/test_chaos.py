@@ -43,7 +43,7 @@ def test_five_faults_without_a_model(server_binary, tmp_path):
     # A round whose fault met nobody proves nothing.
     assert killed["claim_s"]["num"] > 0
     assert drained["drain_s"]["num"] > 0
-    assert killed["moved_silence_s"]["p99"] <= SILENCE_S
+    assert killed["struck_silence_s"]["p99"] <= SILENCE_S
     assert killed["claim_s"]["p99"] <= CLAIM_S
     assert drained["drain_s"]["max"] <= DRAIN_S
 
