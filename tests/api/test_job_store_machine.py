@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 from pagefleet.api import keys
 from pagefleet.api.messages import GenerateRequest, JobState, LogEntry, WorkerStatus, split_events
-from pagefleet.api.operations import CancelVerdict, ClaimVerdict, Limits, StepItem, StepStatus
+from pagefleet.api.operations import CancelVerdict, ClaimVerdict, DeleteVerdict, Limits, StepItem, StepStatus
 from pagefleet.api.stream import StreamState
 from pagefleet.api.testing import fake_card
 
@@ -45,10 +45,32 @@ class Rules:
     tokens: list[int] = field(default_factory=list)
     cancel: bool = False
     closed: bool = False
+    suspect: bool = False
+    blame: int = 0
+    fruitless: int = 0
+    solo: bool = False
+    doomed: bool = False  # deleted before it was closed: CLOSE removes it
+    dead_letter: bool = False
 
     @property
     def is_final(self) -> bool:
         return self.state in ("D", "F", "C", "X")
+
+    def end(self, state):
+        self.state, self.suspect = state, False
+
+    def owner_died(self, company):
+        """Protocol line 12. ``company``: the owner's list of suspects."""
+        self.fruitless += 1
+        if self.suspect and (self.solo or len(company) <= 1):
+            self.blame += 1
+        elif self.suspect:
+            self.solo = True
+        if self.blame == 3 or self.fruitless == 10:
+            self.end("X")
+            self.dead_letter = True
+        elif self.fruitless == 9:
+            self.solo = True
 
 
 @dataclass
@@ -64,14 +86,15 @@ class TwoWorkersOneClient(RuleBasedStateMachine):
     store = None  # set by the test
     numbers = itertools.count()
 
-    @initialize(is_under_way=st.sampled_from([True, True, True, False]))
-    def begin(self, is_under_way):
+    @initialize(
+        is_under_way=st.sampled_from([True, True, True, False]),
+        past=st.sampled_from([{}, {}, {"blame": 2}, {"fruitless": 8}]),
+    )
+    def begin(self, is_under_way, past):
         self.store.redis.flushall()
-        self.job_id = f"j{next(self.numbers)}"
-        self.rules = Rules()
-        self.memories = {"w1": Memory(), "w2": Memory()}
+        self.new_job()
         self.alive = set()
-        self.live = StreamState(self.job_id)
+        self.suspects = {"w1": set(), "w2": set()}
         self.pubsub = self.store.redis.pubsub()
         self.pubsub.subscribe(CHANNEL)
         assert self.pubsub.get_message(timeout=5)["type"] == "subscribe"
@@ -79,6 +102,23 @@ class TwoWorkersOneClient(RuleBasedStateMachine):
             self.submit()
             self.beat("w1")
             self.claim("w1")
+            for name, num_deaths in past.items():  # deaths that would take long to live through
+                self.store.redis.hset(keys.job(self.job_id), name, num_deaths)
+                setattr(self.rules, name, num_deaths)
+
+    def new_job(self):
+        self.job_id = f"j{next(self.numbers)}"
+        self.rules = Rules()
+        self.memories = {"w1": Memory(), "w2": Memory()}
+        self.live = StreamState(self.job_id)
+
+    def the_job_is_gone(self):
+        """For good: who used its id again would not be told from it."""
+        assert self.store.read(self.job_id) is None
+        assert not self.store.redis.exists(keys.log(self.job_id))
+        assert self.store.redis.zscore(keys.open_jobs(QUEUE), self.job_id) is None
+        assert self.store.redis.zscore(keys.DEAD, self.job_id) is None
+        self.new_job()
 
     def teardown(self):
         if hasattr(self, "pubsub"):
@@ -109,20 +149,28 @@ class TwoWorkersOneClient(RuleBasedStateMachine):
         elif rules.state == "R" and rules.owner != worker and rules.owner in self.alive:
             expected = ClaimVerdict.ELSEWHERE
         elif rules.cancel:
-            expected, rules.state = ClaimVerdict.ENDED, "C"
+            expected = ClaimVerdict.ENDED
+            rules.end("C")
         else:
-            expected = ClaimVerdict.CLAIMED
+            if rules.state == "R" and rules.owner != worker:
+                rules.owner_died(self.suspects[rules.owner])
+            expected = ClaimVerdict.ENDED if rules.is_final else ClaimVerdict.CLAIMED
+        if expected is ClaimVerdict.CLAIMED:
             rules.state, rules.owner, rules.epoch = "R", worker, rules.epoch + 1
+            rules.suspect = False
+            assert reply.solo == rules.solo
             assert (reply.epoch, reply.attempt) == (rules.epoch, rules.epoch)
             assert reply.num_tokens == (len(rules.tokens),)
             sent = self.memories[worker].sent
             self.memories[worker] = Memory(rules.epoch, list(rules.tokens), sent)
         assert reply.verdict is expected
 
-    @rule()
-    def the_other_takes_over(self):
+    @rule(in_first_prefill=st.booleans())
+    def the_other_takes_over(self, in_first_prefill):
         """While the first is paused, not dead."""
         first, other = ("w1", "w2") if self.rules.owner != "w2" else ("w2", "w1")
+        if in_first_prefill:
+            self.mark(first)
         self.die_or_pause(first)
         self.beat(other)
         self.claim(other)
@@ -177,10 +225,14 @@ class TwoWorkersOneClient(RuleBasedStateMachine):
         elif base > len(rules.tokens) or base < len(rules.tokens) < base + len(ids):
             expected = (StepStatus.BEHIND, len(rules.tokens))
         else:
-            if base == len(rules.tokens):
+            if base == len(rules.tokens) and ids:
                 rules.tokens += ids
+                rules.fruitless = 0
+                if rules.suspect:
+                    self.clear_suspicion(worker)
             if item.entry.finish_reason:
-                rules.state = "D"
+                self.clear_suspicion(worker)
+                rules.end("D")
             cancelled = rules.cancel and rules.state == "R"
             expected = (StepStatus.CANCEL if cancelled else StepStatus.OK, len(rules.tokens))
         assert reply == expected
@@ -192,7 +244,19 @@ class TwoWorkersOneClient(RuleBasedStateMachine):
         epoch = self.memories[worker].epoch
         rules = self.rules
         mine = (rules.state, rules.owner, rules.epoch) == ("R", worker, epoch)
+        if mine:
+            rules.suspect = True
+            self.suspects[worker].add(self.job_id)
         assert self.store.mark(worker, {self.job_id: epoch}) == (set() if mine else {self.job_id})
+
+    @rule(worker=WORKERS)
+    def another_job_is_in_its_first_prefill_too(self, worker):
+        self.store.redis.sadd(keys.suspects(worker), "other")
+        self.suspects[worker].add("other")
+
+    def clear_suspicion(self, worker):
+        self.rules.suspect = False
+        self.suspects[worker].discard(self.job_id)
 
     @rule(
         worker=WORKERS,
@@ -207,7 +271,10 @@ class TwoWorkersOneClient(RuleBasedStateMachine):
         if not rules.state:
             expected = "missing"
         elif mine and rules.state in ("R", state.value):
-            expected, rules.state = "ended", state.value
+            expected = "ended"
+            if rules.state == "R":
+                self.clear_suspicion(worker)
+            rules.end(state.value)
         else:
             expected = "fenced"
         assert self.store.end(self.job_id, worker, epoch, state, reason="why") == expected
@@ -221,7 +288,10 @@ class TwoWorkersOneClient(RuleBasedStateMachine):
         if not rules.state:
             expected = "missing"
         elif mine and rules.state in ("R", "Q"):
-            expected, rules.state = "released", "Q"
+            expected = "released"
+            if rules.state == "R":
+                self.clear_suspicion(worker)
+            rules.state = "Q"
         else:
             expected = "fenced"
         assert self.store.release(self.job_id, worker, epoch) == expected
@@ -249,8 +319,29 @@ class TwoWorkersOneClient(RuleBasedStateMachine):
         elif rules.state == "R" and rules.owner in self.alive:
             expected, rules.cancel = CancelVerdict.FLAGGED, True
         else:
-            expected, rules.state = CancelVerdict.ENDED, "C"
+            expected = CancelVerdict.ENDED
+            rules.end("C")
         assert self.store.cancel(self.job_id) is expected
+
+    @rule(really=SELDOM)
+    def delete(self, really):
+        rules = self.rules
+        if not really:
+            return
+        is_known = bool(rules.state)
+        if not is_known:
+            expected = DeleteVerdict.MISSING
+        elif rules.is_final:
+            expected = DeleteVerdict.DELETED if rules.closed else DeleteVerdict.ENDED
+        elif rules.state == "R" and rules.owner in self.alive:
+            expected, rules.cancel = DeleteVerdict.FLAGGED, True
+        else:
+            expected = DeleteVerdict.ENDED
+            rules.end("C")
+        rules.doomed, rules.dead_letter = is_known, False
+        assert self.store.delete(self.job_id, QUEUE) is expected
+        if expected is DeleteVerdict.DELETED:
+            self.the_job_is_gone()
 
     @rule()
     def attach(self):
@@ -260,7 +351,10 @@ class TwoWorkersOneClient(RuleBasedStateMachine):
     def close(self):
         expected = "missing" if not self.rules.state else "closed" if self.rules.is_final else "open"
         assert self.store.close(self.job_id, QUEUE) == expected
-        self.rules.closed |= expected == "closed"
+        if expected == "closed" and self.rules.doomed:
+            self.the_job_is_gone()
+        else:
+            self.rules.closed |= expected == "closed"
 
     # What always holds.
 
@@ -281,9 +375,22 @@ class TwoWorkersOneClient(RuleBasedStateMachine):
             assert entry.offset == offset
             offset += len(entry.token_ids)
         assert [token for entry in record.entries for token in entry.token_ids] == self.rules.tokens
+        fields = record.fields
+        assert int(fields.get("blame", 0)) == self.rules.blame
+        assert int(fields.get("fruitless", 0)) == self.rules.fruitless
+        assert (fields.get("solo") == "1", fields.get("suspect") == "1") == (
+            self.rules.solo, self.rules.suspect,
+        )  # fmt: skip
+        is_dead_letter = self.store.redis.zscore(keys.DEAD, self.job_id) is not None
+        assert is_dead_letter == self.rules.dead_letter
         in_ledger = self.store.redis.zscore(keys.open_jobs(QUEUE), self.job_id) is not None
         assert in_ledger != self.rules.closed
         assert (self.store.redis.ttl(keys.job(self.job_id)) == -1) != self.rules.closed
+
+    @invariant()
+    def the_lists_of_suspects_are_as_the_rules_say(self):
+        for worker, suspects in getattr(self, "suspects", {}).items():
+            assert self.store.redis.smembers(keys.suspects(worker)) == suspects
 
     @invariant()
     def the_live_stream_alone_tells_it_all(self):
@@ -291,8 +398,9 @@ class TwoWorkersOneClient(RuleBasedStateMachine):
         if not hasattr(self, "rules"):
             return
         while (message := self.pubsub.get_message()) is not None:
-            for _job_id, kind, body in split_events(message["data"]):
-                self.live.feed_line(kind, body)
+            for job_id, kind, body in split_events(message["data"]):
+                if job_id == self.job_id:
+                    self.live.feed_line(kind, body)
         while self.live.pop() is not None:
             pass
         assert not self.live.wants_replay
