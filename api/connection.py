@@ -60,7 +60,9 @@ def connect_async(settings: FleetSettings) -> redis.asyncio.Redis:
 def is_unreadable(error: BaseException) -> bool:
     """Whether a key is not of the type, or a field not of the form, that it should be."""
     return isinstance(error, redis.ResponseError) and (
-        str(error).startswith("WRONGTYPE") or "user_script" in str(error)
+        str(error).startswith("WRONGTYPE")
+        # A script that stumbled; OOM and the like are also reported with the line of the script.
+        or (str(error).startswith(("ERR", "user_script")) and "user_script" in str(error))
     )
 
 

@@ -91,7 +91,14 @@ local replies = {}
 for item = 1, #KEYS / 2 do
   -- One job's hash or log that cannot be read must not keep the others' tokens back.
   local readable, reply = pcall(apply, item)
-  replies[item] = readable and reply or { 'unreadable', 0 }
+  if not readable then
+    local why = type(reply) == 'table' and reply.err or tostring(reply)
+    if not (string.find(why, '^WRONGTYPE') or string.find(why, '^ERR') or string.find(why, 'user_script:%d+: ')) then
+      return redis.error_reply(why) -- no memory, no right: the server's matter, not the job's
+    end
+    reply = { 'unreadable', 0 }
+  end
+  replies[item] = reply
 end
 publish_announced()
 return replies
