@@ -6,6 +6,8 @@ on deaths, two jobs in one first prefill. A pause and a rollback, two faults, tw
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -54,6 +56,17 @@ def test_a_broken_script_is_noticed(redis_server, mistake):
     finally:
         scripts.disconnect()
     assert any(mistake.finds in sentence for sentence in report.violations), str(report)
+
+
+def test_random_walks_notice_it_too(redis_server):
+    mistake = next(each for each in MISTAKES if each.what == "STEP has no fence at all")
+    scripts, dice = ScriptServer(redis_server.url, mistake.broken), random.Random(7)
+    try:
+        world, first = World(scripts), mistake.scenario.first_state(scripts)
+        walks = (walk(world, first, dice.choice, lambda: dice.random() < 0.1) for _ in range(500))
+        assert mistake.finds in next(wrong for each in walks for wrong in each)
+    finally:
+        scripts.disconnect()
 
 
 def test_a_worker_that_never_sweeps_is_noticed(script_server):
