@@ -1,0 +1,61 @@
+"""A Redis at its memory limit: nothing new is taken, nothing that runs is lost. Real server, real worker."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+import redis
+
+from pagefleet.api import FleetClient, keys
+from pagefleet.api.errors import StorageFull
+from pagefleet.engine.backends.null import null_token
+from pagefleet.workers.engine_loop import wait_until
+from pagefleet.workers.local_stack import LocalStack
+
+NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.02", "--lease-seconds", "1"]
+NUM_STREAMS, NUM_TOKENS = 8, 200
+
+
+@pytest.fixture
+def stack(server_binary, tmp_path):
+    with LocalStack(tmp_path, NULL, drain_s=0.0) as stack:
+        yield stack
+
+
+@pytest.fixture
+def raw(stack):
+    with redis.Redis.from_url(stack.redis_url, decode_responses=True) as client:
+        yield client
+        client.config_set("maxmemory", 0)
+
+
+def test_running_jobs_wait_for_room_and_end_exactly(stack, raw):
+    with FleetClient(redis_url=stack.redis_url) as fleet:
+        (worker,) = fleet.status().workers
+        streams = [fleet.generate("x", max_tokens=NUM_TOKENS, seed=seed) for seed in range(NUM_STREAMS)]
+        for stream in streams:
+            next(stream)
+        # Given a server without room, and two messages that still wait on it.
+        stack.workers[0].send_signal(signal.SIGSTOP)
+        waiting = [fleet.generate("x", max_tokens=5, seed=100 + index) for index in range(2)]
+        stack.workers[0].send_signal(signal.SIGCONT)
+        raw.config_set("maxmemory", 1)
+        with pytest.raises(StorageFull, match="at its memory limit"):
+            fleet.generate("x")
+        # When that lasts three leases.
+        before = raw.info("commandstats").get("cmdstat_brpop", {"calls": 0})["calls"]
+        lease_lost = wait_until(lambda: not raw.exists(keys.lease(worker.worker_id)), 3.0)
+        # Then the worker keeps its lease, and does not ask again and again.
+        assert not lease_lost
+        assert raw.info("commandstats").get("cmdstat_brpop", {"calls": 0})["calls"] - before < 30
+        raw.config_set("maxmemory", 0)
+        # And with room again everything goes on, exactly.
+        for seed, stream in [*enumerate(streams), *((100 + i, each) for i, each in enumerate(waiting))]:
+            tokens = stream.result().token_ids
+            assert tokens == [null_token(seed, 0, position) for position in range(len(tokens))]
+            assert len(tokens) == (NUM_TOKENS if seed < 100 else 5)
+        assert wait_until(lambda: all(queue.num_open == 0 for queue in fleet.status().queues), 15)
+        assert stack.workers[0].exit_status is None
+        assert [each.worker_id for each in fleet.status().workers] == [worker.worker_id]
+        assert fleet.status().workers[0].num_bad_messages == 0
