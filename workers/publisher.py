@@ -167,6 +167,10 @@ class Publisher:
         job = self._jobs.get(item.job_id)
         if job is None or job.epoch != item.epoch:
             return
+        if not 0 <= reply.num_tokens <= len(job.token_ids):
+            # Nobody but this attempt appends: the hash counts what never was.
+            self._condemn(job)
+            return
         job.accepted_sent = True
         job.num_sent = reply.num_tokens
         match reply.status:
