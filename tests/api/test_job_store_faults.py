@@ -117,13 +117,15 @@ class TestBlame:
         assert next_worker(store, "w1", "w2", "innocent").solo
         assert "blame" not in fields_of(store, "innocent")
 
-    @pytest.mark.parametrize("how", ["token", "release", "end"])
+    @pytest.mark.parametrize("how", ["token", "empty answer", "release", "end"])
     def test_whoever_left_the_first_prefill_is_no_company(self, store, how):
         running(store, "a")
         running(store, "b")
         store.mark("w1", {"a": 1, "b": 1})
         if how == "token":
             step(store, item(0, 1, job_id="a"))
+        elif how == "empty answer":
+            step(store, item(0, 0, job_id="a", reason="stop"))
         elif how == "release":
             store.release("a", "w1", 1)
         else:

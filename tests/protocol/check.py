@@ -19,7 +19,7 @@ from protocol.script_server import ScriptServer
 
 from pagefleet.workers.redis_server import RedisServer
 
-_NUM_WALKS = 1000
+_NUM_WALKS = 300
 _SEED = 7
 
 
