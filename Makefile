@@ -19,6 +19,7 @@ help:
 	@echo "make chaos   workers, Valkey and clients killed, frozen, cut off: ROUNDS=100 (about 12 minutes)"
 	@echo "make chaos-model  the same with a real model in float64, fewer rounds (about 10 minutes)"
 	@echo "make soak    a steady mixed load for MINUTES=30, and whether anything grows"
+	@echo "make garbage 10,000 bad messages against a real worker"
 	@echo "make clean   remove the environment and build products"
 
 $(VENV)/bin/pip:
@@ -77,6 +78,9 @@ chaos-model: $(STAMP)
 
 soak: $(STAMP)
 	$(BIN)/python -m ops.chaos.soak --minutes $(MINUTES) $(SOAK_ARGS)
+
+garbage: $(DEV_STAMP)
+	PAGEFLEET_GARBAGE_EXAMPLES=10000 $(BIN)/python -m pytest tests/garbage
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -18,6 +18,13 @@ from pagefleet.api.settings import FleetSettings
 _NOT_NOW: Final = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "BUSY ")
 """Replies that end by themselves, or by an operator's hand."""
 
+_OF_THE_SERVER: Final = (
+    redis.OutOfMemoryError,
+    redis.ReadOnlyError,
+    redis.exceptions.NoPermissionError,
+    redis.exceptions.NoScriptError,
+)
+
 _ASYNC_CONNECTIONS: Final = 8
 """For all tasks of an event loop: a burst of a thousand submits should not open a thousand sockets."""
 
@@ -59,11 +66,11 @@ def connect_async(settings: FleetSettings) -> redis.asyncio.Redis:
 
 def is_unreadable(error: BaseException) -> bool:
     """Whether a key is not of the type, or a field not of the form, that it should be."""
-    return isinstance(error, redis.ResponseError) and (
-        str(error).startswith("WRONGTYPE")
-        # A script that stumbled; OOM and the like are also reported with the line of the script.
-        or (str(error).startswith(("ERR", "user_script")) and "user_script" in str(error))
-    )
+    if not isinstance(error, redis.ResponseError) or isinstance(error, _OF_THE_SERVER):
+        return False
+    text = str(error)
+    # The line of the script stands in whatever stopped it, also where that is no fault of the key.
+    return text.startswith("WRONGTYPE") or ("user_script" in text and not text.startswith(_NOT_NOW))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from pagefleet.api.messages import (
+    MAX_TTL_S,
     ChoiceResult,
     EndedEvent,
     ErrorInfo,
@@ -33,8 +34,10 @@ class JobRecord:
         """Reads every field once. Raises: ValueError, KeyError, TypeError."""
         if not 1 <= self.num_choices <= MAX_CHOICES:
             raise ValueError("num_choices")
+        if not 0 <= (self.ttl_ms or 0) <= MAX_TTL_S * 1000:
+            raise ValueError("ttl")
         _ = (self.state, self.queue, self.num_tokens, self.num_prompt_tokens, self.attempts, self.error)
-        _ = (self.ttl_ms, self.fields["request"])
+        _ = self.fields["request"]
         for name in ("enqueued_at", "claimed_at", "first_token_at", "ended_at"):
             self._seconds(name)
 

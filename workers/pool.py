@@ -17,6 +17,7 @@ from typing import Any
 from billiard.einfo import ExceptionInfo
 from celery.concurrency.base import BasePool, apply_target
 from celery.exceptions import Ignore
+from celery.signals import worker_shutting_down
 from celery.worker.state import task_ready
 from kombu.transport.virtual.base import QoS as VirtualQoS
 
@@ -105,10 +106,7 @@ class PooledMessage(JobMessage):
 
     def _fail(self, error: Exception) -> None:
         """Its words may quote the prompt: they are in the result, and events and logs get the kind alone."""
-        param = getattr(error, "param", None)
-        told = type(error)(
-            f"{getattr(error, 'code', 'error')}{f' ({param})' if param else ''}; see the result"
-        )
+        told = type(error)(f"{getattr(error, 'code', 'error')}; the result says why")
         self._answer(lambda: self._finish((1, _exception_info(told), self._runtime())))
 
     def dropped(self) -> None:
@@ -181,6 +179,11 @@ class EnginePool(BasePool):  # type: ignore[misc]
 
     def on_start(self) -> None:
         self.worker.start()
+        # SIGTERM alone does not wake the hub: it would wait for its BRPOP, up to a second.
+        worker_shutting_down.connect(self._on_shutting_down)
+
+    def _on_shutting_down(self, **_: Any) -> None:
+        self.mailbox.wake()
 
     def use_channel(self, channel: Any) -> None:
         """A new connection to the broker: what is held is acknowledged over it from now on, and what the old

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from pagefleet.api import FleetClient, JobLost
+from pagefleet.api import FleetClient, FleetError, JobLost
 from pagefleet.engine.backends.null import null_token
 from pagefleet.workers.engine_loop import wait_until
 from pagefleet.workers.local_stack import LocalStack
@@ -34,7 +34,7 @@ class Reader(threading.Thread):
             for chunk in self.stream:
                 assert chunk.offset == len(self.token_ids)
                 self.token_ids += chunk.token_ids
-        except Exception as error:
+        except FleetError as error:
             self.error = error
 
 
