@@ -8,7 +8,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 # OpenMP threads that wait for each other sleep: these cores are shared (ops/decisions/0003).
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test check lint types imports pytest protocol-check bench chaos chaos-model soak clean
+.PHONY: help demo test check lint types imports pytest protocol-check bench chaos chaos-model soak garbage clean
 
 help:
 	@echo "make demo    a Redis, a worker and a model; sixteen answers at once, live"
