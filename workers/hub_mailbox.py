@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -28,6 +29,11 @@ class HubMailbox:
         if self._hub is not None:
             self._hub.call_soon(self.run_all)
 
+    def wake(self) -> None:
+        """From a signal handler, which runs on the hub's own thread: a call from there would not end the
+        hub's waiting. No ``Thread``: its start takes a lock, which the interrupted code may hold."""
+        _thread.start_new_thread(self.post, (_do_nothing,))
+
     def run_all(self) -> None:
         """On the hub's thread: runs what was posted; one failing call does not keep the others back."""
         while self._calls:
@@ -36,3 +42,7 @@ class HubMailbox:
                 call()
             except Exception:
                 logger.exception("a Celery callback failed")
+
+
+def _do_nothing() -> None:
+    pass

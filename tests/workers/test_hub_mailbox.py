@@ -1,0 +1,40 @@
+"""Calls into Celery's event loop: a signal handler's call ends the loop's waiting too."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from kombu.asynchronous import Hub
+
+from pagefleet.workers.hub_mailbox import HubMailbox
+
+
+def test_a_signal_handler_wakes_the_hub():
+    """By itself the hub waits for its connections, at most a second, whatever signals come."""
+    hub, mailbox = Hub(), HubMailbox()
+    reading, writing = os.pipe()
+    hub.add_reader(reading, lambda: None)
+    mailbox.attach(hub)
+    hub.run_once()
+    before = signal.signal(signal.SIGALRM, lambda *_: mailbox.wake())
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        begun_at = time.monotonic()
+        hub.run_once()
+        assert time.monotonic() - begun_at < 0.9
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+        hub.close()
+        os.close(reading)
+        os.close(writing)
+
+
+def test_calls_run_in_their_order_and_one_that_fails_keeps_none_back():
+    mailbox, said = HubMailbox(), []
+    for call in (lambda: said.append(1), lambda: 1 / 0, lambda: said.append(2)):
+        mailbox.post(call)
+    mailbox.run_all()
+    assert said == [1, 2]
