@@ -197,14 +197,14 @@ def test_a_garbled_hash_ends_its_own_job_at_most(field, stack, fleet, raw):
 @pytest.mark.parametrize("which", [keys.job, keys.log])
 def test_a_key_of_another_type_ends_its_own_job_alone(which, stack, fleet, raw):
     ids = []
-    for write in (lambda key: raw.set(key, "x"), lambda key: raw.sadd(key, "x")):
+    for write in (lambda pipe, key: pipe.set(key, "x"), lambda pipe, key: pipe.sadd(key, "x")):
         stream = fleet.generate("x", max_tokens=400, timeout=5)
         ids.append(stream.job_id)
         next(stream)
         with raw.pipeline(transaction=True) as pipe:
             pipe.delete(which(stream.job_id))
+            write(pipe, which(stream.job_id))
             pipe.execute()
-        write(which(stream.job_id))
         stream.close()
     assert is_served(fleet)
     assert wait_until(lambda: not any(raw.zmscore(keys.open_jobs(QUEUE), ids)), 30)
