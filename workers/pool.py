@@ -133,8 +133,9 @@ class PooledMessage(JobMessage):
         task_ready(request)
 
     def terminate(self, signal: object = None) -> None:
-        """Celery's revoke(terminate=True), after it has announced the revocation."""
-        self._answered = True
+        """Celery's revoke(terminate=True). Of a job that has started, Celery announces the revocation itself;
+        before that it only waits for the start, which a cancelled job never has."""
+        self._answered = self._answered or self._request.time_start is not None
         self._pool.worker.cancel(self.job_id)
 
     def _answer(self, call: Callable[[], None]) -> None:

@@ -9,8 +9,10 @@ import pytest
 from pagefleet.api import FleetClient, InvalidRequest, keys
 from pagefleet.api.celery_app import make_celery, make_queue
 from pagefleet.api.connections import send_message
+from pagefleet.api.messages import JobState
 from pagefleet.workers.app import AdmissionStep
 from pagefleet.workers.engine_loop import wait_until
+from pagefleet.workers.pool import PooledMessage
 from pagefleet.workers.recovery import Reaper
 
 
@@ -98,3 +100,32 @@ def test_what_the_server_has_popped_is_read_although_the_room_is_gone(store):
         channel._brpop_start()
         assert not channel._in_poll
     app.close()
+
+
+class _Request:
+    """As much of Celery's request as a pooled message uses to answer a cancelled job."""
+
+    def __init__(self, time_start):
+        self.time_start = time_start
+        self.announced = 0
+
+    def callback(self, *_):
+        raise AssertionError("a cancelled job is no success and no failure")
+
+    def _announce_revoked(self, *_):
+        self.announced += 1
+
+
+@pytest.mark.parametrize(("time_start", "announced"), [(None, 1), (1.0, 0)], ids=["before", "after"])
+def test_of_a_job_that_is_revoked_before_or_after_its_start(time_start, announced):
+    """After the start Celery acknowledges it itself; before, nobody else does."""
+    request = _Request(time_start)
+    worker = SimpleNamespace(cancel=lambda _: None)
+    mailbox = SimpleNamespace(post=lambda call: call())
+    pool = SimpleNamespace(batch_queue="b", worker=worker, mailbox=mailbox, forget=lambda _: None)
+    fields = {"id": "a", "kwargs": {"job_id": "a"}}
+    callbacks = {"accept_callback": None, "callback": request.callback}
+    message = PooledMessage(pool, 1, fields, callbacks)
+    message.terminate()
+    message.ended(SimpleNamespace(state=JobState.CANCELLED))
+    assert request.announced == announced
