@@ -74,6 +74,12 @@ class ActiveJob:
     accepted_sent: bool = False
     asked_at: float = field(default_factory=time.monotonic)
 
+    @property
+    def request_id(self) -> str:
+        """What the engine calls this attempt. Not the job's id: a step may still be computing an attempt that
+        was lost when the same worker claims the job again."""
+        return attempt_id(self.job_id, self.epoch)
+
     def extend(self, token_ids: Sequence[int], text: str) -> None:
         """Adds a step's tokens; text of several tokens at once counts as the last one's."""
         self.token_ids += token_ids
@@ -91,3 +97,7 @@ class ActiveJob:
         )
         accepted = None if self.accepted_sent else self.num_prompt_tokens
         return StepItem(self.job_id, self.epoch, 0, self.num_sent, entry, accepted)
+
+
+def attempt_id(job_id: str, epoch: int) -> str:
+    return f"{job_id}#{epoch}"

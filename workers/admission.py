@@ -167,7 +167,7 @@ class Admission:
         try:
             self._read_log(job, claim)
             request = self._parse(claim.request_json)
-            to_compute = engine_request(job.job_id, request, job.token_ids, self._engine, self._card)
+            to_compute = engine_request(job.request_id, request, job.token_ids, self._engine, self._card)
         except FleetError as error:
             self._holder.fail(job, error)
             return

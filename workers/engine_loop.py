@@ -21,14 +21,14 @@ _IDLE_S: Final = 0.1
 class Listener(Protocol):
     """Who hears of what the engine did; called from the engine's thread."""
 
-    def before_prefill(self, job_ids: Sequence[str]) -> set[str]:
-        """MARK (protocol line 5), before these jobs' first prefill. Returns those to be dropped."""
+    def before_prefill(self, request_ids: Sequence[str]) -> set[str]:
+        """MARK (protocol line 5), before these requests' first prefill. Returns those to be dropped."""
 
     def on_outputs(self, outputs: Sequence[SequenceOutput]) -> None: ...
 
-    def on_refused(self, job_id: str, error: InvalidRequestError) -> None: ...
+    def on_refused(self, request_id: str, error: InvalidRequestError) -> None: ...
 
-    def on_failed(self, job_ids: Sequence[str], error: Exception) -> None: ...
+    def on_failed(self, request_ids: Sequence[str], error: Exception) -> None: ...
 
 
 class Beat(Protocol):
@@ -77,9 +77,9 @@ class EngineLoop:
         """
         self._commands.put(lambda: self._starts.put(request, solo))
 
-    def abort(self, job_id: str) -> None:
-        """From any thread; no output of the job comes after the loop's current step."""
-        self._commands.put(lambda: self._abort(job_id))
+    def abort(self, request_id: str) -> None:
+        """From any thread; no output of the request comes after the loop's current step."""
+        self._commands.put(lambda: self._abort(request_id))
 
     def wedge(self) -> None:
         """For tests: the engine's thread never ends its next turn. From any thread, or a signal handler."""
@@ -109,10 +109,10 @@ class EngineLoop:
 
     def _step(self) -> None:
         plan = self._engine.schedule()
-        job_ids = [sequence.request_id for sequence in plan.first_prefills]
-        if job_ids:
-            for job_id in self._listener.before_prefill(job_ids):
-                self._abort(job_id)
+        request_ids = [sequence.request_id for sequence in plan.first_prefills]
+        if request_ids:
+            for request_id in self._listener.before_prefill(request_ids):
+                self._abort(request_id)
         try:
             outputs = self._engine.execute(plan)
         except Exception as error:
@@ -140,14 +140,14 @@ class EngineLoop:
             return False
         return True
 
-    def _abort(self, job_id: str) -> None:
-        self._engine.abort(job_id)
-        self._starts.passed(job_id)
+    def _abort(self, request_id: str) -> None:
+        self._engine.abort(request_id)
+        self._starts.passed(request_id)
 
-    def _fail(self, job_ids: Sequence[str], error: Exception) -> None:
-        for job_id in job_ids:
-            self._abort(job_id)
-        self._listener.on_failed(job_ids, error)
+    def _fail(self, request_ids: Sequence[str], error: Exception) -> None:
+        for request_id in request_ids:
+            self._abort(request_id)
+        self._listener.on_failed(request_ids, error)
 
     def _stop(self) -> None:
         self._stopping = True

@@ -198,18 +198,18 @@ class FleetWorker(Holder):
 
     # What the engine loop tells, in its thread.
 
-    def before_prefill(self, job_ids: Sequence[str]) -> set[str]:
-        return self.publisher.mark(job_ids)
+    def before_prefill(self, request_ids: Sequence[str]) -> set[str]:
+        return self.publisher.mark(request_ids)
 
     def on_outputs(self, outputs: Sequence[SequenceOutput]) -> None:
         self.publisher.publish(outputs)
 
-    def on_refused(self, job_id: str, error: InvalidRequestError) -> None:
-        self.publisher.fail_ids([job_id], fleet_error(error))
+    def on_refused(self, request_id: str, error: InvalidRequestError) -> None:
+        self.publisher.fail_ids([request_id], fleet_error(error))
 
-    def on_failed(self, job_ids: Sequence[str], error: Exception) -> None:
+    def on_failed(self, request_ids: Sequence[str], error: Exception) -> None:
         failure: FleetError = JobFailed(f"The engine failed on this job's batch: {error}")
-        self.publisher.fail_ids(job_ids, failure)
+        self.publisher.fail_ids(request_ids, failure)
 
     # What becomes of jobs, in the publisher's and the admission's threads.
 
@@ -234,25 +234,32 @@ class FleetWorker(Holder):
         message.dropped()
 
     def _on_unreadable(self, job: ActiveJob) -> None:
-        self._held.pop(job.job_id, None)
+        self._let_go(job)
         self.condemn(job.message)
 
     def _on_ended(self, job: ActiveJob) -> None:
-        self._held.pop(job.job_id, None)
+        self._let_go(job)
         self.finisher.put(job.message)
 
     def _on_lost(self, job: ActiveJob) -> None:
-        self._held.pop(job.job_id, None)
-        job.message.dropped()
+        self._let_go(job)
+        # Not dropped at once: it may have come after the job was lost, and be the only one. The next claim
+        # tells; what another worker runs is dropped then.
+        self.admission.put(job.message)
 
     def _on_released(self, job: ActiveJob) -> None:
-        self._held.pop(job.job_id, None)
+        self._let_go(job)
         job.message.put_back()
+
+    def _let_go(self, job: ActiveJob) -> None:
+        """The same worker may have claimed the job again by now: that attempt is another."""
+        if self._held.get(job.job_id) is job:
+            del self._held[job.job_id]
 
     def _make_duties(self, app: Celery) -> list[Periodic]:
         store, queues = self._store, self._queues
         reaper = Reaper(store, self.worker_id, app)
-        sweeper = Sweeper(store, app, queues, patience_s=2 * self.settings.lease_s, count=self.gate.count)
+        sweeper = Sweeper(store, app, queues, patience_s=self.settings.lease_s, count=self.gate.count)
         auditor = Auditor(store, self.worker_id, app, queues, is_held=self._held.__contains__)
         yielder = Yielder(
             is_full=self._batch_is_in_the_way,

@@ -27,7 +27,7 @@ def tokenize(request: GenerateRequest, tokenizer: Tokenizer) -> list[int]:
 
 
 def engine_request(
-    job_id: str, request: GenerateRequest, log: Sequence[int], engine: LLMEngine, card: ModelCard
+    request_id: str, request: GenerateRequest, log: Sequence[int], engine: LLMEngine, card: ModelCard
 ) -> EngineRequest:
     """What the engine is to compute for a job whose log holds ``log`` already.
 
@@ -43,7 +43,7 @@ def engine_request(
         raise InvalidRequest("The prompt has no tokens.", param="prompt")
     check_prompt_length(len(prompt_token_ids), card)
     return EngineRequest(
-        request_id=job_id,
+        request_id=request_id,
         prompt_token_ids=prompt_token_ids,
         sampling_params=SamplingParams(**request.sampling.model_dump()),
         output_token_ids=tuple(log),

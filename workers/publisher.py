@@ -20,7 +20,7 @@ from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import ErrorInfo, JobState
 from pagefleet.api.operations import StepItem, StepReply, StepStatus
 from pagefleet.engine import FinishReason, SequenceOutput
-from pagefleet.workers.active_job import ActiveJob
+from pagefleet.workers.active_job import ActiveJob, attempt_id
 from pagefleet.workers.insist import Insist
 from pagefleet.workers.loop_thread import LoopThread
 
@@ -80,7 +80,7 @@ class Publisher:
     def take(self, job: ActiveJob) -> None:
         """From now on this job's outputs may come; its client is told that it was accepted."""
         # At once, not by note: the engine's thread looks a job up here before its first prefill.
-        self._jobs[job.job_id] = job
+        self._jobs[job.request_id] = job
         self._notes.put(lambda: self._touch(job))
 
     def publish(self, outputs: Sequence[SequenceOutput]) -> None:
@@ -90,32 +90,35 @@ class Publisher:
         """FAIL (protocol line 8)."""
         self._notes.put(lambda: self._end(job, JobState.FAILED, "error", error))
 
-    def fail_ids(self, job_ids: Sequence[str], error: FleetError) -> None:
-        """FAIL, for jobs that were taken."""
-        self._notes.put(lambda: self._fail_ids(job_ids, error))
+    def fail_ids(self, request_ids: Sequence[str], error: FleetError) -> None:
+        """FAIL, for attempts that were taken."""
+        self._notes.put(lambda: self._fail_ids(request_ids, error))
 
     def give_back(self, job: ActiveJob) -> None:
         """RELEASE (protocol line 8) of one job: its log is flushed, its message goes to the front."""
         self._notes.put(lambda: self._give_back(job))
 
-    def mark(self, job_ids: Sequence[str]) -> set[str]:
+    def mark(self, request_ids: Sequence[str]) -> set[str]:
         """MARK (protocol line 5), after everything that was published before it; the caller waits.
 
         A job that got its first token in the last step must not stand beside the next one as a suspect.
 
         Returns:
-            The jobs that must not be computed.
+            The attempts that must not be computed.
 
         Raises:
             RedisUnavailable: the worker is leaving, and the server is away.
         """
-        epochs = {job_id: job.epoch for job_id in job_ids if (job := self._jobs.get(job_id)) is not None}
-        lost = set(job_ids) - set(epochs)
+        jobs = [job for each in request_ids if (job := self._jobs.get(each)) is not None]
+        # Of two attempts of one job the later one counts.
+        epochs = {job.job_id: job.epoch for job in sorted(jobs, key=lambda job: job.epoch)}
+        lost = set(request_ids) - {attempt_id(job_id, epoch) for job_id, epoch in epochs.items()}
         marked = threading.Event()
 
         def mark() -> None:
             self._flush()
-            lost.update(self._insist(lambda: self._store.mark(self._worker_id, epochs)))
+            fenced = self._insist(lambda: self._store.mark(self._worker_id, epochs))
+            lost.update(attempt_id(job_id, epochs[job_id]) for job_id in fenced)
             marked.set()
 
         self._notes.put(mark)
@@ -145,7 +148,8 @@ class Publisher:
         except queue.Empty:
             pass
         now = time.monotonic()
-        self._dirty |= {job.job_id: job for job in list(self._jobs.values()) if now - job.asked_at > _QUIET_S}
+        quiet = [job for job in list(self._jobs.values()) if now - job.asked_at > _QUIET_S]
+        self._dirty |= {job.request_id: job for job in quiet}
 
     def _batches(self) -> Iterator[list[StepItem]]:
         """The dirty jobs' items, a bounded number to a call: a script blocks the server while it runs."""
@@ -164,8 +168,8 @@ class Publisher:
             yield batch
 
     def _on_reply(self, item: StepItem, reply: StepReply) -> None:
-        job = self._jobs.get(item.job_id)
-        if job is None or job.epoch != item.epoch:
+        job = self._jobs.get(attempt_id(item.job_id, item.epoch))
+        if job is None:
             return
         if not 0 <= reply.num_tokens <= len(job.token_ids):
             # Nobody but this attempt appends: the hash counts what never was.
@@ -178,7 +182,7 @@ class Publisher:
                 if item.entry is not None and item.entry.finish_reason is not None:
                     self._hand_on(job)
             case StepStatus.BEHIND:
-                self._dirty[job.job_id] = job
+                self._dirty[job.request_id] = job
             case StepStatus.CANCEL:
                 self._end(job, JobState.CANCELLED, "cancelled", None)
             case StepStatus.DEADLINE:
@@ -189,7 +193,7 @@ class Publisher:
                 self._lose(job, reply.status)
 
     def _touch(self, job: ActiveJob) -> None:
-        self._dirty[job.job_id] = job
+        self._dirty[job.request_id] = job
 
     def _add_outputs(self, outputs: Sequence[SequenceOutput]) -> None:
         for output in outputs:
@@ -203,16 +207,16 @@ class Publisher:
                 continue
             if output.finish_reason is not None:
                 job.finish_reason, job.stop_reason = output.finish_reason.value, output.stop_reason
-            self._dirty[job.job_id] = job
+            self._dirty[job.request_id] = job
 
-    def _fail_ids(self, job_ids: Sequence[str], error: FleetError) -> None:
-        for job_id in job_ids:
-            if job_id in self._jobs:
-                self._end(self._jobs[job_id], JobState.FAILED, "error", error)
+    def _fail_ids(self, request_ids: Sequence[str], error: FleetError) -> None:
+        for request_id in request_ids:
+            if request_id in self._jobs:
+                self._end(self._jobs[request_id], JobState.FAILED, "error", error)
 
     def _end(self, job: ActiveJob, state: JobState, reason: str, error: FleetError | None) -> None:
         """END or FAIL by the owner: the engine lets go of the job, then the server hears of it."""
-        self._abort(job.job_id)
+        self._abort(job.request_id)
         info = None if error is None else ErrorInfo.from_error(error)
         try:
             verdict = self._insist(
@@ -229,11 +233,11 @@ class Publisher:
             self._lose(job, verdict)
 
     def _give_back(self, job: ActiveJob) -> None:
-        if self._jobs.get(job.job_id) is not job:
+        if self._jobs.get(job.request_id) is not job:
             return
-        self._abort(job.job_id)
+        self._abort(job.request_id)
         self._flush()
-        if self._jobs.get(job.job_id) is not job:
+        if self._jobs.get(job.request_id) is not job:
             return
         try:
             verdict = self._insist(
@@ -254,18 +258,18 @@ class Publisher:
 
     def _lose(self, job: ActiveJob, why: str) -> None:
         logger.warning("job %s is not ours any more (%s)", job.job_id, why)
-        self._abort(job.job_id)
+        self._abort(job.request_id)
         self._forget(job)
         self._on_lost(job)
 
     def _condemn(self, job: ActiveJob) -> None:
-        self._abort(job.job_id)
+        self._abort(job.request_id)
         self._forget(job)
         self._on_unreadable(job)
 
     def _forget(self, job: ActiveJob) -> None:
-        self._jobs.pop(job.job_id, None)
-        self._dirty.pop(job.job_id, None)
+        self._jobs.pop(job.request_id, None)
+        self._dirty.pop(job.request_id, None)
 
     def _release_held(self) -> None:
         """RELEASE (protocol line 8): tokens first, then the job; any worker may go on with it."""

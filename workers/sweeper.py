@@ -26,7 +26,7 @@ from pagefleet.api.status import num_queued
 
 logger = logging.getLogger(__name__)
 
-SWEEP_EVERY_S: Final = 5.0
+SWEEP_EVERY_S: Final = 2.0
 _MAX_BACKOFF_S: Final = 600.0
 _PAGE: Final = 1000
 
@@ -51,7 +51,8 @@ class Sweeper:
     the others.
 
     Args:
-        patience_s: how long a job must look stranded before it is sent again.
+        patience_s: how long a waiting job must look stranded before it is sent again; one whose owner died
+            twice as long, because the reaper sees to it first.
         count: told of each job that cannot be read.
     """
 
@@ -161,7 +162,8 @@ class Sweeper:
     def _send_if_due(self, queue: str, job: OpenJob, suspicion: _Suspicion | None) -> bool:
         now = time.monotonic()
         if suspicion is None:
-            suspicion = _Suspicion(now + self._patience_s, self._patience_s)
+            patience_s = self._patience_s * (2 if job.state is JobState.RUNNING else 1)
+            suspicion = _Suspicion(now + patience_s, self._patience_s)
         self._suspicions[job.job_id] = suspicion
         if now < suspicion.send_at:
             return False

@@ -12,6 +12,7 @@ from pagefleet.api.connections import send_message
 from pagefleet.api.messages import JobState
 from pagefleet.workers.app import AdmissionStep
 from pagefleet.workers.engine_loop import wait_until
+from pagefleet.workers.message_gate import MessageGate
 from pagefleet.workers.pool import PooledMessage
 from pagefleet.workers.recovery import Reaper
 
@@ -84,7 +85,11 @@ def test_what_the_server_has_popped_is_read_although_the_room_is_gone(store):
         delivered = []
         queue.consume("tag", delivered.append, no_ack=True)
         room = ["null.interactive"]
-        pool = SimpleNamespace(queues_with_room=lambda: room, use_channel=lambda _: None)
+        names = SimpleNamespace(amqp=SimpleNamespace(queues=list(room)), tasks=[keys.GENERATE_TASK])
+        worker = SimpleNamespace(gate=MessageGate(10**6))
+        pool = SimpleNamespace(
+            queues_with_room=lambda: room, use_channel=lambda _: None, worker=worker, app=names
+        )
         AdmissionStep(SimpleNamespace()).start(
             SimpleNamespace(pool=pool, task_consumer=SimpleNamespace(channel=channel))
         )

@@ -104,6 +104,7 @@ def test_a_fenced_worker_lets_go_and_writes_nothing(store, worker):
     worker.admission.put(message)
     assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 3, 10)
     # Another worker took the job over: its epoch is higher.
+    store.beat(worker.status().model_copy(update={"worker_id": "w9"}), 60)
     store.redis.hset(keys.job("a"), mapping={"epoch": "99", "owner": "w9"})
     assert message.last_answer() == ("dropped", None)
     length = store.redis.llen(keys.log("a"))
@@ -259,7 +260,7 @@ def test_the_first_prefill_is_marked_before_it_reaches_the_device(store, worker,
     execute = worker._engine._executor.execute
 
     def spy(scheduled):
-        seen.extend(store.redis.hget(keys.job(entry.sequence.request_id), "suspect") for entry in scheduled)
+        seen.extend(store.redis.hget(keys.job("a"), "suspect") for entry in scheduled)
         return execute(scheduled)
 
     monkeypatch.setattr(worker._engine._executor, "execute", spy)
@@ -291,4 +292,22 @@ def test_suspects_begin_one_at_a_time(store):
     assert {message.last_answer()[0] for message in messages} == {"ended"}
     assert [len(suspects) for suspects in seen] == [1, 1, 1, 1]
     assert not store.redis.exists(keys.suspects("w1"))
+    leave(worker)
+
+
+def test_a_late_step_of_a_lost_attempt_does_not_meet_the_next(store):
+    """The worker loses a job while a step computes it, and claims it again before the step ends."""
+    worker = make_worker(store, "w1")
+    first = submit(store, worker, "j", max_tokens=60)
+    worker.start()
+    worker.admission.put(first)
+    assert wait_until(lambda: store.read("j").num_tokens[0] > 3, 10)
+    epoch = store.read("j").fields["epoch"]
+    # As another worker would leave it that took it over and gave it back.
+    store.redis.hset(keys.job("j"), mapping={"state": "Q", "epoch": int(epoch) + 5})
+    kind, record = first.last_answer()
+    assert kind == "ended"
+    assert int(record.fields["epoch"]) == int(epoch) + 6
+    assert record.result().token_ids == [null_token(7, 0, at) for at in range(60)]
+    assert worker._held == {}
     leave(worker)
