@@ -58,8 +58,12 @@ types: $(DEV_STAMP) build/types/pagefleet
 imports: $(DEV_STAMP)
 	$(BIN)/lint-imports
 
+# Most tests wait more than they compute; those with a bar on the clock run by themselves afterwards.
+PYTEST_JOBS ?= 2
+
 pytest: $(DEV_STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_JOBS) --dist loadfile -m 'not alone' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m alone $(PYTEST_ARGS)
 
 protocol-check: $(DEV_STAMP)
 	$(BIN)/python tests/protocol/check.py

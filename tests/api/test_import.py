@@ -75,6 +75,7 @@ def test_the_heavy_parts_are_there_to_be_imported():
     assert "pagefleet.engine" in run(program)
 
 
+@pytest.mark.alone
 def test_it_imports_quickly():
     program = (
         "import time; s = time.perf_counter(); import pagefleet.api; pagefleet.api.FleetClient; "

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parents[2]
 SILENCE_S, CLAIM_S, DRAIN_S, SWEPT_S = 3 * 4.0, 3 * 4.0, 3 * 0.5, 3 * 20.0
 

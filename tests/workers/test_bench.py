@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from statistics import median
 
+import pytest
+
 from pagefleet.engine import EngineConfig, LLMEngine
 from pagefleet.workers.bench.report import run_round
 from pagefleet.workers.bench.workload import Workload
 from pagefleet.workers.local_stack import LocalStack
+
+pytestmark = pytest.mark.alone
 
 MODEL = "smollm2-135m-instruct"
 LEAST_SHARE = 0.85

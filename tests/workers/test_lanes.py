@@ -12,6 +12,8 @@ from pagefleet.engine.backends.null import null_token
 from pagefleet.workers.engine_loop import wait_until
 from pagefleet.workers.local_stack import LocalStack
 
+pytestmark = pytest.mark.alone
+
 STEP_S = 0.1
 NUM_SEATS = 16
 NUM_RESERVED = NUM_SEATS // 8
