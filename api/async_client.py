@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from pagefleet.api import keys, operations
+from pagefleet.api.async_job_store import AsyncJobStore
 from pagefleet.api.celery_app import make_celery
 from pagefleet.api.closing import JobCloser
 from pagefleet.api.connection import connect_async, redis_errors
@@ -29,7 +30,7 @@ from pagefleet.api.fleet import (
     prepare,
 )
 from pagefleet.api.job_record import JobRecord
-from pagefleet.api.job_store import AsyncJobStore, JobStore
+from pagefleet.api.job_store import JobStore
 from pagefleet.api.keys import Lane
 from pagefleet.api.messages import MAX_SEED, ModelCard, SamplingOptions, split_events
 from pagefleet.api.model_cards import CardIndex

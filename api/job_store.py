@@ -7,23 +7,19 @@ it does not know Celery, models or engines.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import redis
-import redis.asyncio
-from pydantic import BaseModel, ValidationError
 
 from pagefleet.api import keys, operations
-from pagefleet.api.connection import connect, connect_async, is_unreadable, redis_errors
+from pagefleet.api.connection import connect, is_unreadable, redis_errors
 from pagefleet.api.errors import ProtocolError, StorageFull
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.messages import (
     ErrorInfo,
     GenerateRequest,
     JobState,
-    LogEntry,
     ModelCard,
     WorkerStatus,
 )
@@ -38,7 +34,15 @@ from pagefleet.api.operations import (
     StepReply,
     Submitted,
 )
-from pagefleet.api.requests import invalid_request
+from pagefleet.api.replies import (
+    OPEN_JOB_FIELDS,
+    DeadWorker,
+    OpenJob,
+    open_job,
+    parse_record,
+    queue_read,
+    readable,
+)
 from pagefleet.api.scripts import load_script
 from pagefleet.api.settings import FleetSettings
 
@@ -46,32 +50,6 @@ T = TypeVar("T")
 
 CLIENT_LEASE_S: Final = 10.0
 """A client that was not heard of for so long is gone, and its jobs with it unless they are detached."""
-
-
-class OpenJob(NamedTuple):
-    """A job of an open ledger; ``state`` is None where the hash is gone or cannot be read."""
-
-    job_id: str
-    enqueued_ms: float
-    state: JobState | None
-    owner: str = ""
-    epoch: int = 0
-    priority: int = 0
-    clients: tuple[str, ...] = ()
-    has_deadline: bool = False
-
-
-class DeadWorker(NamedTuple):
-    """A worker without a lease: ``silent_s`` since its last beat, on the server's clock."""
-
-    worker_id: str
-    silent_s: float
-    num_unacked: int
-
-
-M = TypeVar("M", bound=BaseModel)
-
-logger = logging.getLogger(__name__)
 
 
 class JobStore:
@@ -198,11 +176,11 @@ class JobStore:
             ledger = self.redis.zrange(keys.open_jobs(queue), first, first + limit - 1, withscores=True)
             pipeline = self.redis.pipeline(transaction=False)
             for job_id, _enqueued_ms in ledger:
-                pipeline.hmget(keys.job(job_id), *_OPEN_JOB_FIELDS)
+                pipeline.hmget(keys.job(job_id), *OPEN_JOB_FIELDS)
             # A key of another type is as good as none.
             rows = pipeline.execute(raise_on_error=False)
         return [
-            _open_job(job_id, enqueued_ms, row)
+            open_job(job_id, enqueued_ms, row)
             for (job_id, enqueued_ms), row in zip(ledger, rows, strict=True)
         ]
 
@@ -223,8 +201,8 @@ class JobStore:
         """Line 15, replay: hash and log of a job, read together; None where there is no such job."""
         with redis_errors(self.settings.url):
             pipeline = self.redis.pipeline(transaction=True)
-            _queue_read(pipeline, job_id, with_log)
-            return _parse_record(job_id, pipeline.execute())
+            queue_read(pipeline, job_id, with_log)
+            return parse_record(job_id, pipeline.execute())
 
     def watch(self, job_id: str, client_id: str = "") -> bool:
         """Line 15, ATTACH: the job publishes on its own channel too, and lives as long as this client;
@@ -290,14 +268,14 @@ class JobStore:
         with redis_errors(self.settings.url):
             names = sorted(self.redis.smembers(keys.MODELS))
             texts = self.redis.mget([keys.model(name) for name in names]) if names else []
-        return _readable(ModelCard, names, texts)
+        return readable(ModelCard, names, texts)
 
     def workers(self) -> list[WorkerStatus]:
         """The workers whose lease is alive, by id."""
         with redis_errors(self.settings.url):
             ids = sorted(self.redis.zrange(keys.WORKERS, 0, -1))
             texts = self.redis.mget([keys.lease(worker_id) for worker_id in ids]) if ids else []
-        return _readable(WorkerStatus, ids, texts)
+        return readable(WorkerStatus, ids, texts)
 
     def run(self, operation: Operation[T]) -> T:
         """Runs one script; sends its text only to a server that does not know it yet."""
@@ -329,102 +307,6 @@ class JobStore:
 
     def close_connections(self) -> None:
         self.redis.close()
-
-
-class AsyncJobStore:
-    """The producer's half of :class:`JobStore` on ``redis.asyncio``: the same operations, awaited."""
-
-    def __init__(self, settings: FleetSettings) -> None:
-        self.settings = settings
-        self.redis: Any = connect_async(settings)
-
-    async def read(self, job_id: str) -> JobRecord | None:
-        """Line 15, replay."""
-        with redis_errors(self.settings.url):
-            pipeline = self.redis.pipeline(transaction=True)
-            _queue_read(pipeline, job_id, with_log=True)
-            return _parse_record(job_id, await pipeline.execute())
-
-    async def beat_client(self, client_id: str) -> None:
-        """Line 15: the client lives."""
-        with redis_errors(self.settings.url):
-            await self.redis.set(keys.client(client_id), "1", px=int(CLIENT_LEASE_S * 1000))
-
-    async def cards(self) -> list[ModelCard]:
-        with redis_errors(self.settings.url):
-            names = sorted(await self.redis.smembers(keys.MODELS))
-            texts = await self.redis.mget([keys.model(name) for name in names]) if names else []
-        return _readable(ModelCard, names, texts)
-
-    async def run(self, operation: Operation[T]) -> T:
-        script = load_script(operation.script)
-        with redis_errors(self.settings.url):
-            call = (len(operation.keys), *operation.keys, *operation.args)
-            try:
-                reply = await self.redis.evalsha(script.sha, *call)
-            except redis.exceptions.NoScriptError:
-                reply = await self.redis.eval(script.source, *call)
-        return operation.parse(reply)
-
-    async def close_connections(self) -> None:
-        await self.redis.aclose()
-
-
-_OPEN_JOB_FIELDS: Final = ("state", "owner", "epoch", "priority", "clients", "deadline")
-
-
-def _open_job(job_id: str, enqueued_ms: float, row: Any) -> OpenJob:
-    try:
-        state, owner, epoch, priority, clients, deadline = row
-        return OpenJob(
-            job_id,
-            enqueued_ms,
-            JobState(state) if state else None,
-            owner or "",
-            int(epoch or 0),
-            int(priority or 0),
-            tuple((clients or "").split()),
-            deadline is not None,
-        )
-    except (ValueError, TypeError):
-        return OpenJob(job_id, enqueued_ms, None)
-
-
-def _queue_read(pipeline: Any, job_id: str, with_log: bool) -> None:
-    pipeline.hgetall(keys.job(job_id))
-    if with_log:
-        pipeline.lrange(keys.log(job_id), 0, -1)
-
-
-def _parse_record(job_id: str, replies: list[Any]) -> JobRecord | None:
-    fields, *log = replies
-    if not fields:
-        return None
-    try:
-        entries = [LogEntry.model_validate_json(text) for text in (log[0] if log else ())]
-    except ValidationError as error:
-        raise ProtocolError(
-            f"The log of job {job_id} cannot be read: {invalid_request(error).message}", job_id=job_id
-        ) from None
-    record = JobRecord(job_id, fields, entries)
-    try:
-        record.check()
-    except (ValueError, KeyError, TypeError):
-        raise ProtocolError(f"The hash of job {job_id} cannot be read.", job_id=job_id) from None
-    return record
-
-
-def _readable(model: type[M], names: Sequence[str], texts: Sequence[str | None]) -> list[M]:
-    """What is there and can be read: a newer version's card must not hide the others."""
-    found = []
-    for name, text in zip(names, texts, strict=True):
-        try:
-            if text is not None:
-                found.append(model.model_validate_json(text))
-        except ValidationError as error:
-            reason = invalid_request(error).message
-            logger.warning("the %s of %s cannot be read: %s", model.__name__, name, reason)
-    return found
 
 
 def _raised(reply: Any) -> Any:

@@ -32,14 +32,16 @@ class Insist:
         """Whether a call waits for the server to come back."""
         return self._num_waiting > 0
 
-    def __call__(self, call: Callable[[], T]) -> T:
-        """Raises: RedisUnavailable, once :meth:`at_most` has passed."""
+    def __call__(self, call: Callable[[], T], unless: type[RedisUnavailable] | None = None) -> T:
+        """Raises: RedisUnavailable, once :meth:`at_most` has passed; of the kind ``unless`` at once."""
         try:
             return call()
         except RedisUnavailable as error:
+            if unless is not None and isinstance(error, unless):
+                raise
             self._count(1)
             try:
-                return self._repeat(call, error)
+                return self._repeat(call, error, unless)
             finally:
                 self._count(-1)
 
@@ -47,8 +49,12 @@ class Insist:
         """The worker is leaving: an outage may keep it for so long, and no longer."""
         self._until = time.monotonic() + seconds
 
-    def _repeat(self, call: Callable[[], T], error: RedisUnavailable) -> T:
+    def _repeat(
+        self, call: Callable[[], T], error: RedisUnavailable, unless: type[RedisUnavailable] | None
+    ) -> T:
         while True:
+            if unless is not None and isinstance(error, unless):
+                raise error
             if time.monotonic() >= self._until:
                 raise error
             self._log(error)

@@ -138,8 +138,13 @@ class MessageGate:
                 passes = self._passes(f"a message of {queue} is dropped", check_task, message, queue, tasks)
             else:
                 passes = self._passes("a control message is dropped", check_command, message)
-            if passes:
+            if not passes:
+                return
+            try:
                 deliver(message, queue)
+            except (ValueError, RecursionError) as error:
+                # Not the message's JSON, for which guarded_on_readable would take it.
+                raise RuntimeError("Celery failed on a message that passed the gate") from error
 
         def guarded_on_readable(_poller: Any, fileno: int) -> None:
             try:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from pagefleet.api.errors import FleetError, JobFailed, ProtocolError, RedisUnavailable
+from pagefleet.api.errors import FleetError, JobFailed, ProtocolError, RedisUnavailable, StorageFull
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import ErrorInfo, JobState
 from pagefleet.api.operations import StepItem, StepReply, StepStatus
@@ -66,6 +66,7 @@ class Publisher:
         self._jobs: dict[str, ActiveJob] = {}
         self._dirty: dict[str, ActiveJob] = {}
         self._notes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._is_full = False
         self._stopping = False
         self._thread = LoopThread("publisher", self._run)
 
@@ -134,14 +135,25 @@ class Publisher:
         self._release_held()
 
     def _flush(self) -> None:
-        for batch in self._batches():
-            replies = self._insist(functools.partial(self._store.step, self._worker_id, batch))
-            for item, reply in zip(batch, replies, strict=True):
-                self._on_reply(item, reply)
+        """Sends what is dirty. A server at its memory limit takes no tokens: they wait here, and the thread
+        goes on with marks and ends, which it does take; the engine would lose its lease over a mark."""
+        waiting = dict(self._dirty)
+        self._is_full = False
+        try:
+            for batch in self._batches():
+                step = functools.partial(self._store.step, self._worker_id, batch)
+                replies = self._insist(step, unless=StorageFull)
+                for item, reply in zip(batch, replies, strict=True):
+                    waiting.pop(attempt_id(item.job_id, item.epoch), None)
+                    self._on_reply(item, reply)
+        except StorageFull:
+            self._is_full = True
+            self._dirty |= {name: job for name, job in waiting.items() if self._jobs.get(name) is job}
 
     def _take_notes(self) -> None:
         try:
-            note = self._notes.get(timeout=0.0 if self._dirty else _QUIET_S)
+            is_idle = self._is_full or not self._dirty
+            note = self._notes.get(timeout=_QUIET_S) if is_idle else self._notes.get_nowait()
             while True:
                 note()
                 note = self._notes.get_nowait()

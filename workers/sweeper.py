@@ -19,9 +19,10 @@ from pagefleet.api import keys
 from pagefleet.api.closing import JobCloser
 from pagefleet.api.connections import send_message
 from pagefleet.api.errors import ProtocolError
-from pagefleet.api.job_store import JobStore, OpenJob
+from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import JobState
 from pagefleet.api.operations import CancelVerdict
+from pagefleet.api.replies import OpenJob
 from pagefleet.api.status import num_queued
 
 logger = logging.getLogger(__name__)

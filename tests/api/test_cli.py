@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pty
@@ -154,6 +155,8 @@ class TestGenerate:
         process = subprocess.Popen(
             [sys.executable, "-m", "pagefleet.api.cli.main", "generate", "Hello", "--max-tokens", "3000"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            # A shell starts what runs in its background without Ctrl-C, and so its children.
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         assert process.stdout.read(1), "it has begun"
         (job,) = fleet.status().running

@@ -138,3 +138,12 @@ def test_a_message_is_put_back_in_three_parts():
     assert "self.restore_by_tag(delivery_tag, leftmost=True)" in inspect.getsource(QoS.reject)
     assert list(inspect.signature(virtual.QoS.ack).parameters) == ["self", "delivery_tag"]
     assert list(inspect.signature(task_ready).parameters)[:2] == ["request", "successful"]
+
+
+def test_the_gate_stands_between_a_reply_and_its_consumer():
+    """MessageGate replaces both on the instances."""
+    assert "self.connection._deliver(loads(bytes_to_str(item)), dest)" in inspect.getsource(
+        Channel._brpop_read
+    )
+    assert list(inspect.signature(virtual.Transport._deliver).parameters) == ["self", "message", "queue"]
+    assert list(inspect.signature(MultiChannelPoller.on_readable).parameters) == ["self", "fileno"]

@@ -13,7 +13,7 @@ from pagefleet.engine.backends.null import null_token
 from pagefleet.workers.engine_loop import wait_until
 from pagefleet.workers.local_stack import LocalStack
 
-NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.02", "--lease-seconds", "1"]
+NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.02", "--lease-seconds", "2"]
 NUM_STREAMS, NUM_TOKENS = 8, 200
 
 
@@ -43,12 +43,12 @@ def test_running_jobs_wait_for_room_and_end_exactly(stack, raw):
         raw.config_set("maxmemory", 1)
         with pytest.raises(StorageFull, match="at its memory limit"):
             fleet.generate("x")
-        # When that lasts three leases.
+        # When that lasts more than two leases.
         before = raw.info("commandstats").get("cmdstat_brpop", {"calls": 0})["calls"]
-        lease_lost = wait_until(lambda: not raw.exists(keys.lease(worker.worker_id)), 3.0)
+        lease_lost = wait_until(lambda: not raw.exists(keys.lease(worker.worker_id)), 5.0)
         # Then the worker keeps its lease, and does not ask again and again.
         assert not lease_lost
-        assert raw.info("commandstats").get("cmdstat_brpop", {"calls": 0})["calls"] - before < 30
+        assert raw.info("commandstats").get("cmdstat_brpop", {"calls": 0})["calls"] - before < 50
         raw.config_set("maxmemory", 0)
         # And with room again everything goes on, exactly.
         for seed, stream in [*enumerate(streams), *((100 + i, each) for i, each in enumerate(waiting))]:

@@ -1,0 +1,58 @@
+"""AsyncJobStore: the producer's half of :class:`~pagefleet.api.job_store.JobStore` for asyncio."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import redis
+
+from pagefleet.api import keys
+from pagefleet.api.connection import connect_async, redis_errors
+from pagefleet.api.job_record import JobRecord
+from pagefleet.api.job_store import CLIENT_LEASE_S
+from pagefleet.api.messages import ModelCard
+from pagefleet.api.operations import Operation
+from pagefleet.api.replies import parse_record, queue_read, readable
+from pagefleet.api.scripts import load_script
+from pagefleet.api.settings import FleetSettings
+
+T = TypeVar("T")
+
+
+class AsyncJobStore:
+    """The producer's half of :class:`JobStore` on ``redis.asyncio``: the same operations, awaited."""
+
+    def __init__(self, settings: FleetSettings) -> None:
+        self.settings = settings
+        self.redis: Any = connect_async(settings)
+
+    async def read(self, job_id: str) -> JobRecord | None:
+        """Line 15, replay."""
+        with redis_errors(self.settings.url):
+            pipeline = self.redis.pipeline(transaction=True)
+            queue_read(pipeline, job_id, with_log=True)
+            return parse_record(job_id, await pipeline.execute())
+
+    async def beat_client(self, client_id: str) -> None:
+        """Line 15: the client lives."""
+        with redis_errors(self.settings.url):
+            await self.redis.set(keys.client(client_id), "1", px=int(CLIENT_LEASE_S * 1000))
+
+    async def cards(self) -> list[ModelCard]:
+        with redis_errors(self.settings.url):
+            names = sorted(await self.redis.smembers(keys.MODELS))
+            texts = await self.redis.mget([keys.model(name) for name in names]) if names else []
+        return readable(ModelCard, names, texts)
+
+    async def run(self, operation: Operation[T]) -> T:
+        script = load_script(operation.script)
+        with redis_errors(self.settings.url):
+            call = (len(operation.keys), *operation.keys, *operation.args)
+            try:
+                reply = await self.redis.evalsha(script.sha, *call)
+            except redis.exceptions.NoScriptError:
+                reply = await self.redis.eval(script.source, *call)
+        return operation.parse(reply)
+
+    async def close_connections(self) -> None:
+        await self.redis.aclose()

@@ -1,0 +1,96 @@
+"""What the server's plain replies mean: records, open jobs, dead workers. Used by both job stores; no I/O."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from pagefleet.api import keys
+from pagefleet.api.errors import ProtocolError
+from pagefleet.api.job_record import JobRecord
+from pagefleet.api.messages import JobState, LogEntry
+from pagefleet.api.requests import invalid_request
+
+M = TypeVar("M", bound=BaseModel)
+
+logger = logging.getLogger(__name__)
+
+OPEN_JOB_FIELDS: Final = ("state", "owner", "epoch", "priority", "clients", "deadline")
+
+
+class OpenJob(NamedTuple):
+    """A job of an open ledger; ``state`` is None where the hash is gone or cannot be read."""
+
+    job_id: str
+    enqueued_ms: float
+    state: JobState | None
+    owner: str = ""
+    epoch: int = 0
+    priority: int = 0
+    clients: tuple[str, ...] = ()
+    has_deadline: bool = False
+
+
+class DeadWorker(NamedTuple):
+    """A worker without a lease: ``silent_s`` since its last beat, on the server's clock."""
+
+    worker_id: str
+    silent_s: float
+    num_unacked: int
+
+
+def open_job(job_id: str, enqueued_ms: float, row: Any) -> OpenJob:
+    try:
+        state, owner, epoch, priority, clients, deadline = row
+        return OpenJob(
+            job_id,
+            enqueued_ms,
+            JobState(state) if state else None,
+            owner or "",
+            int(epoch or 0),
+            int(priority or 0),
+            tuple((clients or "").split()),
+            deadline is not None,
+        )
+    except (ValueError, TypeError):
+        return OpenJob(job_id, enqueued_ms, None)
+
+
+def queue_read(pipeline: Any, job_id: str, with_log: bool) -> None:
+    pipeline.hgetall(keys.job(job_id))
+    if with_log:
+        pipeline.lrange(keys.log(job_id), 0, -1)
+
+
+def parse_record(job_id: str, replies: list[Any]) -> JobRecord | None:
+    fields, *log = replies
+    if not fields:
+        return None
+    try:
+        entries = [LogEntry.model_validate_json(text) for text in (log[0] if log else ())]
+    except ValidationError as error:
+        raise ProtocolError(
+            f"The log of job {job_id} cannot be read: {invalid_request(error).message}", job_id=job_id
+        ) from None
+    record = JobRecord(job_id, fields, entries)
+    try:
+        record.check()
+    except (ValueError, KeyError, TypeError):
+        raise ProtocolError(f"The hash of job {job_id} cannot be read.", job_id=job_id) from None
+    return record
+
+
+def readable(model: type[M], names: Sequence[str], texts: Sequence[str | None]) -> list[M]:
+    """What is there and can be read: a newer version's card must not hide the others."""
+    found = []
+    for name, text in zip(names, texts, strict=True):
+        try:
+            if text is not None:
+                found.append(model.model_validate_json(text))
+        except ValidationError as error:
+            reason = invalid_request(error).message
+            logger.warning("the %s of %s cannot be read: %s", model.__name__, name, reason)
+    return found
