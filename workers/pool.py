@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import redis
 from billiard.einfo import ExceptionInfo
 from celery.concurrency.base import BasePool, apply_target
 from celery.exceptions import Ignore
@@ -238,7 +239,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
             return
         try:
             restore_unacked(self._channel, self.worker.worker_id)
-        except self._channel.connection_errors as error:
+        except (*self._channel.connection_errors, redis.ResponseError) as error:
             logger.warning("messages stay unacknowledged until the lease has run out: %r", error)
 
     def _get_info(self) -> dict[str, Any]:

@@ -7,6 +7,9 @@ from collections.abc import Callable, Collection
 from types import MethodType
 from typing import Any
 
+import redis
+from kombu.transport.virtual.base import QoS as VirtualQoS
+
 from pagefleet.api import keys
 
 logger = logging.getLogger(__name__)
@@ -33,6 +36,18 @@ def guard_channel(channel: Any) -> None:
             logger.info("message %s could not be acknowledged now: %r", delivery_tag, error)
 
     qos.ack = MethodType(ack, qos)
+    write_down = qos.append
+
+    def append(_qos: Any, message: Any, delivery_tag: str) -> None:
+        try:
+            write_down(message, delivery_tag)
+        except redis.OutOfMemoryError:
+            # Popped in the moment before the worker knew that the server is full. It is held in memory only,
+            # and its claim waits for room; if the worker dies meanwhile, the sweeper sends its job again.
+            logger.warning("message %s could not be written down: Redis is at its memory limit", delivery_tag)
+            VirtualQoS.append(qos, message, delivery_tag)
+
+    qos.append = MethodType(append, qos)
 
 
 def restore_unacked(

@@ -147,3 +147,12 @@ def test_the_gate_stands_between_a_reply_and_its_consumer():
     )
     assert list(inspect.signature(virtual.Transport._deliver).parameters) == ["self", "message", "queue"]
     assert list(inspect.signature(MultiChannelPoller.on_readable).parameters) == ["self", "fileno"]
+
+
+def test_a_message_is_written_down_through_the_channels_qos():
+    """guard_channel replaces ``qos.append`` on the instance; the base class keeps the books in memory."""
+    assert "self.qos.append(message, message.delivery_tag)" in inspect.getsource(
+        virtual.Channel.basic_consume
+    )
+    assert "super().append(message, delivery_tag)" in inspect.getsource(QoS.append)
+    assert list(inspect.signature(virtual.QoS.append).parameters) == ["self", "message", "delivery_tag"]

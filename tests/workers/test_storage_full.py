@@ -8,10 +8,15 @@ import pytest
 import redis
 
 from pagefleet.api import FleetClient, keys
+from pagefleet.api.celery_app import make_celery, make_queue
+from pagefleet.api.connections import send_message
 from pagefleet.api.errors import StorageFull
 from pagefleet.engine.backends.null import null_token
 from pagefleet.workers.engine_loop import wait_until
 from pagefleet.workers.local_stack import LocalStack
+from pagefleet.workers.unacked import guard_channel
+
+pytestmark = pytest.mark.alone
 
 NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.02", "--lease-seconds", "2"]
 NUM_STREAMS, NUM_TOKENS = 8, 200
@@ -59,3 +64,27 @@ def test_running_jobs_wait_for_room_and_end_exactly(stack, raw):
         assert stack.workers[0].exit_status is None
         assert [each.worker_id for each in fleet.status().workers] == [worker.worker_id]
         assert fleet.status().workers[0].num_bad_messages == 0
+
+
+def test_a_message_popped_in_the_last_moment_does_not_end_the_worker(store):
+    """kombu could not write down who has it; Celery's consumer would end with an unrecoverable error."""
+    app = make_celery(store.settings, worker_id="w")
+    with app.connection_for_read() as connection:
+        channel = connection.default_channel
+        guard_channel(channel)
+        queue = make_queue("null.interactive")(channel)
+        queue.declare()
+        delivered = []
+        queue.consume("tag", delivered.append, no_ack=False)
+        send_message(app, "job", "null.interactive", 5)
+        channel.client.connection = channel.client.connection_pool.get_connection()
+        channel._brpop_start()
+        store.redis.config_set("maxmemory", 1)
+        try:
+            channel._brpop_read()
+        finally:
+            store.redis.config_set("maxmemory", 0)
+        (message,) = delivered
+        assert message.headers["id"] == "job"
+        message.ack()
+    app.close()
