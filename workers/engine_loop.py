@@ -26,6 +26,9 @@ class Listener(Protocol):
 
     def on_outputs(self, outputs: Sequence[SequenceOutput]) -> None: ...
 
+    def on_silent(self, request_ids: Sequence[str]) -> None:
+        """A step computed these and gave them no token: a part of a long prompt."""
+
     def on_refused(self, request_id: str, error: InvalidRequestError) -> None: ...
 
     def on_failed(self, request_ids: Sequence[str], error: Exception) -> None: ...
@@ -124,6 +127,10 @@ class EngineLoop:
             self._starts.passed(output.request_id)
         if outputs:
             self._listener.on_outputs(outputs)
+        heard = {output.request_id for output in outputs}
+        silent = [each for entry in plan.scheduled if (each := entry.sequence.request_id) not in heard]
+        if silent:
+            self._listener.on_silent(silent)
 
     def _count(self, outputs: Sequence[SequenceOutput]) -> None:
         size = sum(1 for output in outputs if output.token_ids)

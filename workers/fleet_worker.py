@@ -204,6 +204,9 @@ class FleetWorker(Holder):
     def on_outputs(self, outputs: Sequence[SequenceOutput]) -> None:
         self.publisher.publish(outputs)
 
+    def on_silent(self, request_ids: Sequence[str]) -> None:
+        self.publisher.ask(request_ids)
+
     def on_refused(self, request_id: str, error: InvalidRequestError) -> None:
         self.publisher.fail_ids([request_id], fleet_error(error))
 

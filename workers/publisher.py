@@ -87,6 +87,10 @@ class Publisher:
     def publish(self, outputs: Sequence[SequenceOutput]) -> None:
         self._notes.put(lambda: self._add_outputs(outputs))
 
+    def ask(self, request_ids: Sequence[str]) -> None:
+        """After jobs that a step computed without a token: a cancel does not wait for a prefill's end."""
+        self._notes.put(lambda: self._ask(request_ids))
+
     def fail(self, job: ActiveJob, error: FleetError) -> None:
         """FAIL (protocol line 8)."""
         self._notes.put(lambda: self._end(job, JobState.FAILED, "error", error))
@@ -206,6 +210,9 @@ class Publisher:
 
     def _touch(self, job: ActiveJob) -> None:
         self._dirty[job.request_id] = job
+
+    def _ask(self, request_ids: Sequence[str]) -> None:
+        self._dirty |= {each: job for each in request_ids if (job := self._jobs.get(each)) is not None}
 
     def _add_outputs(self, outputs: Sequence[SequenceOutput]) -> None:
         for output in outputs:

@@ -63,11 +63,18 @@ class RecordedMessage(JobMessage):
                 return kind, value
 
 
-def make_worker(store: JobStore, worker_id: str, **settings: Any) -> FleetWorker:
+def make_worker(
+    store: JobStore, worker_id: str, *, step_time_s: float = STEP_S, **settings: Any
+) -> FleetWorker:
     """A worker of the null model ``null``, not started."""
     values = {"model": "null", "backend": "null", "redis_url": store.settings.url, "lease_s": 1.0, **settings}
     worker_settings = WorkerSettings(**values)
-    config = EngineConfig(model="null", backend="null", null=NullOptions(step_time_s=STEP_S))
+    config = EngineConfig(
+        model="null",
+        backend="null",
+        max_num_batched_tokens=worker_settings.max_num_batched_tokens,
+        null=NullOptions(step_time_s=step_time_s),
+    )
     engine = LLMEngine.from_config(config)
     own_store = JobStore(worker_settings)
     return FleetWorker(worker_settings, worker_id, make_celery(worker_settings), own_store, engine)

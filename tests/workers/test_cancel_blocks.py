@@ -1,0 +1,133 @@
+"""A cancelled job's blocks are free within one step: the step that is under way may end, one more may begin.
+
+Measured in steps, not in seconds: those whose plan still holds the job although its flag was written before
+they began.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from harness import leave, make_worker, submit
+
+from pagefleet.api import FleetClient, keys
+from pagefleet.api.celery_app import make_celery
+from pagefleet.api.messages import JobState
+from pagefleet.workers.engine_loop import wait_until
+from pagefleet.workers.local_stack import LocalStack
+
+STEP_S = 0.3
+NULL = ["--model", "null", "--backend", "null"]
+PROMPT = "x" * 500
+BYSTANDER, CANCELLED = "bystander#1", "job#1"
+
+
+class StepLog:
+    """What each step of an engine was given: its requests, and the blocks in use while it ran."""
+
+    def __init__(self, engine):
+        self.steps = []
+        self.begun = threading.Condition()
+        self._engine, self._execute = engine, engine.execute
+        engine.execute = self._watched
+
+    def _watched(self, plan):
+        used = self._engine.stats().num_blocks - self._engine.num_free_blocks
+        with self.begun:
+            self.steps.append(({entry.sequence.request_id for entry in plan.scheduled}, used))
+            self.begun.notify_all()
+        return self._execute(plan)
+
+    def wait(self, condition, timeout_s=20.0):
+        """Until a step has begun for which the condition holds; returns the number of steps so far."""
+        with self.begun:
+            assert self.begun.wait_for(lambda: self.steps and condition(*self.steps[-1]), timeout_s)
+            return len(self.steps)
+
+
+@pytest.fixture
+def fleet_worker(store):
+    """A worker, not started, and the log of its steps."""
+    workers = []
+
+    def make(step_time_s, **settings):
+        worker = make_worker(store, "w1", step_time_s=step_time_s, drain_s=0.0, **settings)
+        workers.append(worker)
+        return worker, StepLog(worker._engine)
+
+    yield make
+    for worker in workers:
+        leave(worker)
+
+
+def test_a_running_job_joins_one_more_step_at_most(store, fleet_worker):
+    worker, log = fleet_worker(STEP_S)
+    bystander = submit(store, worker, "bystander", max_tokens=1000)
+    message = submit(store, worker, "job", prompt=PROMPT, max_tokens=1000)
+    worker.start()
+    worker.admission.put(bystander)
+    worker.admission.put(message)
+    num_before = log.wait(lambda ids, _: ids == {BYSTANDER, CANCELLED}) + 1
+    log.wait(lambda *_: len(log.steps) == num_before)
+    # When the flag is written while a step is under way.
+    store.cancel("job")
+    assert len(log.steps) == num_before
+    # Then one more step has the job at most, and the next has its blocks.
+    log.wait(lambda *_: len(log.steps) == num_before + 2)
+    assert log.steps[-1] == ({BYSTANDER}, 1)
+    assert message.last_answer()[1].state is JobState.CANCELLED
+
+
+def test_a_long_prefill_ends_within_one_step_too(store, fleet_worker):
+    """No token tells the publisher about it, and steps are shorter than its patience with silence."""
+    worker, log = fleet_worker(0.05, max_num_batched_tokens=64)
+    engine = worker._engine
+    message = submit(store, worker, "job", prompt="x" * 4000, max_tokens=10)
+    worker.start()
+    worker.admission.put(message)
+    num_before = log.wait(lambda *_: len(log.steps) == 10)
+    store.cancel("job")
+    assert len(log.steps) == num_before
+    assert message.last_answer()[1].state is JobState.CANCELLED
+    assert wait_until(lambda: engine.num_free_blocks == engine.stats().num_blocks, 10)
+    assert len(log.steps) <= num_before + 1
+
+
+@pytest.fixture
+def stack(server_binary, tmp_path):
+    with LocalStack(tmp_path, [*NULL, "--null-step-time", str(STEP_S)], drain_s=0.0) as stack:
+        yield stack
+
+
+@pytest.mark.parametrize("how", ["client", "revoke"])
+def test_in_a_real_fleet(stack, how):
+    """With one job alone, a worker's steps are the steps in which that job got a token."""
+    with FleetClient(redis_url=stack.redis_url) as fleet:
+        stream = fleet.generate(PROMPT, max_tokens=1000, seed=1)
+        next(stream)
+        if how == "client":
+            stream.cancel()
+        else:
+            app = make_celery(fleet.settings)
+            app.AsyncResult(stream.job_id).revoke(terminate=True)
+        store = fleet._live.store
+
+        def flag():
+            return store.redis.hmget(keys.job(stream.job_id), "cancel", "n:0")
+
+        assert wait_until(lambda: flag()[0] == "1", 10, poll_s=0.002)
+        num_before = int(flag()[1])
+        assert stream.result().finish_reason == "cancelled"
+        worker = None
+
+        def is_free():
+            nonlocal worker
+            (worker,) = fleet.status().workers
+            return worker.num_free_blocks == worker.num_blocks and worker.num_decode_steps > 0
+
+        assert wait_until(is_free, 10)
+        # The step that was running, and one more.
+        assert worker.num_decode_steps <= num_before + 2
+        if how == "revoke":
+            app.close()
