@@ -4,121 +4,73 @@ from __future__ import annotations
 
 import random
 import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
-from ops.chaos.fleet import ChaosFleet, sleep_until
+from ops.chaos.fleet import sleep_until
+from ops.chaos.scene import Scene, Victim
 from ops.chaos.streams import ReaderProcess, StreamLog
+from pagefleet.api.messages import JobState
 from pagefleet.workers.engine_loop import wait_until
 from pagefleet.workers.loop_thread import CRASH_EXIT_STATUS
 
 PAUSE_S: Final = 5.5
 CUT_S: Final = 5.0
-_EXIT_TIMEOUT_S: Final = 40.0
+_SETTLE_S: Final = 0.2
+"""How long after a signal nobody can have taken the worker's jobs over, and it writes no more."""
+_NUM_ORPHANS: Final = 4
+_ORPHAN_TOKENS: Final = 1000, 3000
+"""More than the engines make before the client's heartbeat has run out: with a model, without."""
+_ORPHAN_TIMEOUT_S: Final = 30.0
 
 
-class Death(NamedTuple):
-    """A worker that was killed or wedged, when (seconds since the epoch), and the jobs that it ran."""
-
-    fault: str
-    worker_id: str
-    at: float
-    attempts: dict[str, int]
-
-
-@dataclass(slots=True)
-class Scene:
-    """One round, as the faults see it. Several faults of one round never choose the same worker."""
-
-    fleet: ChaosFleet
-    rng: random.Random
-    logs: Sequence[StreamLog]
-    reader: ReaderProcess
-    replace_reader: Callable[[ReaderProcess], ReaderProcess]
-    deaths: list[Death] = field(default_factory=list)
-    drains_s: list[float] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
-    story: list[str] = field(default_factory=list)
-    _struck: set[int] = field(default_factory=set)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def victim(self) -> int | None:
-        """A worker that no other fault of this round has chosen."""
-        with self._lock:
-            left = sorted(set(range(len(self.fleet.workers))) - self._struck)
-            if not left:
-                return None
-            chosen = self.rng.choice(left)
-            self._struck.add(chosen)
-            return chosen
-
-    def tell(self, text: str) -> None:
-        self.story.append(f"{time.strftime('%H:%M:%S')} {text}")
-
-    def died(self, fault: str, worker_id: str, at: float) -> None:
-        """Remembers what the worker ran. No survivor may take a job before the lease has run out."""
-        rows = self.fleet.hashes([log.job_id for log in self.logs], "state", "owner", "attempts")
-        attempts = {
-            job_id: int(count)
-            for job_id, (state, owner, count) in rows.items()
-            if state == "R" and owner == worker_id
-        }
-        self.deaths.append(Death(fault, worker_id, at, attempts))
-
-    def expect_exit(self, index: int, statuses: Sequence[int]) -> None:
-        worker = self.fleet.workers[index]
-        if not wait_until(lambda: worker.exit_status is not None, _EXIT_TIMEOUT_S):
-            self.complaints.append(f"worker {index} did not end within {_EXIT_TIMEOUT_S:g} s")
-        status = worker.wait(0.0)
-        if status not in statuses:
-            self.complaints.append(f"worker {index} ended with {status}, not {statuses[0]}")
+def _strike(scene: Scene, fault: str, strike: str, number: signal.Signals) -> Victim | None:
+    """Sends a worker a signal and remembers what it ran."""
+    victim = scene.victim(strike)
+    if victim is not None:
+        at = time.time()
+        victim.worker.send_signal(number)
+        sleep_until(time.monotonic() + _SETTLE_S)
+        scene.died(fault, victim.worker_id, at)
+    return victim
 
 
 def kill(scene: Scene) -> None:
     """kill -9; a supervisor starts it again, at once or a little later."""
-    index = scene.victim()
-    if index is None:
-        return
-    worker, worker_id = scene.fleet.workers[index], scene.fleet.worker_ids[index]
-    scene.tell(f"kill -9 of worker {index} {worker_id}")
-    at = time.time()
-    worker.send_signal(signal.SIGKILL)
-    worker.wait(5.0)
-    scene.died("kill", worker_id, at)
-    sleep_until(time.monotonic() + scene.rng.choice([0.0, 1.0]))
-    worker.start()
+    victim = _strike(scene, "kill", "kill -9", signal.SIGKILL)
+    if victim is not None:
+        victim.worker.wait(5.0)
+        sleep_until(time.monotonic() + scene.rng.choice([0.0, 1.0]))
+        victim.worker.start()
 
 
 def pause(scene: Scene) -> None:
     """SIGSTOP for longer than a lease, then SIGCONT: it comes back and must find itself fenced."""
-    index = scene.victim()
-    if index is None:
-        return
-    worker, worker_id = scene.fleet.workers[index], scene.fleet.worker_ids[index]
-    scene.tell(f"SIGSTOP of worker {index} {worker_id}")
-    at = time.time()
-    worker.send_signal(signal.SIGSTOP)
-    try:
-        scene.died("pause", worker_id, at)
+    victim = _strike(scene, "pause", "SIGSTOP", signal.SIGSTOP)
+    if victim is not None:
         sleep_until(time.monotonic() + PAUSE_S)
-    finally:
-        worker.send_signal(signal.SIGCONT)
-    scene.tell(f"SIGCONT of worker {index}")
+        victim.worker.send_signal(signal.SIGCONT)
+        scene.tell(f"SIGCONT of worker {victim.index}")
+
+
+def wedge(scene: Scene) -> None:
+    """The engine's thread never ends its turn; the watchdog ends the process after three leases."""
+    victim = _strike(scene, "wedge", "wedge", signal.SIGUSR2)
+    if victim is not None:
+        scene.expect_exit(victim, CRASH_EXIT_STATUS)
+        victim.worker.start()
 
 
 def drain(scene: Scene) -> None:
     """SIGTERM with --drain-seconds 0; measured until its last job is back in its queue."""
-    index = scene.victim()
-    if index is None:
+    victim = scene.victim("SIGTERM")
+    if victim is None:
         return
     fleet, job_ids = scene.fleet, [log.job_id for log in scene.logs]
-    worker, worker_id = fleet.workers[index], fleet.worker_ids[index]
+    index, worker, worker_id = victim
     had_jobs = bool(fleet.jobs_of(worker_id, job_ids))
-    scene.tell(f"SIGTERM of worker {index} {worker_id}")
     begun_at = time.monotonic()
     worker.terminate()
 
@@ -129,22 +81,7 @@ def drain(scene: Scene) -> None:
         scene.complaints.append(f"worker {index} kept jobs for 10 s after SIGTERM")
     elif had_jobs:
         scene.drains_s.append(time.monotonic() - begun_at)
-    scene.expect_exit(index, [0])
-    worker.start()
-
-
-def wedge(scene: Scene) -> None:
-    """The engine's thread never ends its turn; the watchdog ends the process after three leases."""
-    index = scene.victim()
-    if index is None:
-        return
-    worker, worker_id = scene.fleet.workers[index], scene.fleet.worker_ids[index]
-    scene.tell(f"wedge of worker {index} {worker_id}")
-    at = time.time()
-    worker.send_signal(signal.SIGUSR2)
-    sleep_until(time.monotonic() + 0.2)
-    scene.died("wedge", worker_id, at)
-    scene.expect_exit(index, [CRASH_EXIT_STATUS])
+    scene.expect_exit(victim, 0)
     worker.start()
 
 
@@ -199,6 +136,35 @@ def client(scene: Scene) -> None:
             scene.reader.read(log, attach=log.begun)
 
 
+def client_gone(scene: Scene) -> None:
+    """kill -9 of another client, whose jobs nobody else reads: they are cancelled, and nobody else's are."""
+    begun = scene.logs[0].job_id
+    max_tokens = _ORPHAN_TOKENS[scene.fleet.engine == "null"]
+    fields = {"prompt_token_ids": [40] * 64, "max_tokens": max_tokens, "temperature": 0.0}
+    logs = [StreamLog(f"{begun}-orphan-{number}", fields) for number in range(_NUM_ORPHANS)]
+    scene.orphan_ids += [log.job_id for log in logs]
+    reader = ReaderProcess(scene.fleet.server.url, scene.reader.style)
+    for log in logs:
+        reader.read(log)
+    if not wait_until(lambda: all(log.begun for log in logs), _ORPHAN_TIMEOUT_S):
+        scene.complaints.append("another client could not send its jobs")
+    scene.tell(f"kill -9 of another {reader.style} client with {len(logs)} jobs")
+    at = time.time()
+    reader.kill()
+    ends = scene.fleet.hashes(scene.orphan_ids, "state", "ended_at")
+
+    def have_ended() -> bool:
+        ends.update(scene.fleet.hashes(scene.orphan_ids, "state", "ended_at"))
+        return all(ended_at for _, ended_at in ends.values())
+
+    wait_until(have_ended, _ORPHAN_TIMEOUT_S, poll_s=0.1)
+    for job_id, (state, ended_at) in ends.items():
+        if state == JobState.CANCELLED:
+            scene.orphans_s.append(int(ended_at) / 1000 - at)
+        else:
+            scene.complaints.append(f"{job_id} was left in state {state} by its client, and not cancelled")
+
+
 def several(scene: Scene) -> None:
     """Two or three of them within a second."""
     chosen = scene.rng.sample([kill, kill, drain, pause, cut, cut_replies, valkey, client], 3)
@@ -224,18 +190,20 @@ FAULTS: Final[dict[str, Callable[[Scene], None]]] = {
     "cut-replies": cut_replies,
     "valkey": valkey,
     "client": client,
+    "client-gone": client_gone,
     "several": several,
 }
 
 _DECK: Final = {
-    "null": "kill*7 drain*5 valkey*4 client*4 several*2 pause*2 cut*1 cut-requests*1 cut-replies*1 wedge*1",
+    "null": "kill*7 drain*5 valkey*4 client*4 several*2 pause*2 cut*1 cut-requests*1 cut-replies*1 wedge*1 "
+    "client-gone*1",
     "model": "kill*3 drain*1 valkey*1 client*1 several*1 pause*1 cut*1 cut-replies*1 wedge*1",
 }
 
 
 def schedule(engine: str, num_rounds: int, rng: random.Random, only: Sequence[str] = ()) -> list[str]:
     """The fault of each round: the deck of the engine, shuffled, as often as it takes. The slow faults are
-    rare in it, so that a hundred rounds take about ten minutes; each is in every deck."""
+    rare in it, so that a hundred rounds take about ten minutes; each is in the null engine's."""
     pairs = [entry.split("*") for entry in _DECK[engine].split()]
     deck = list(only) or [name for name, count in pairs for _ in range(int(count))]
     names: list[str] = []

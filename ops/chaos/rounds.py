@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ops.chaos.books import complaints_at_rest, remove_results, wrong_records
-from ops.chaos.faults import FAULTS, Scene
+from ops.chaos.faults import FAULTS
 from ops.chaos.fleet import ChaosFleet, Resources, sleep_until, wait_all_ended
+from ops.chaos.scene import Scene
 from ops.chaos.streams import ReaderProcess, StreamLog, Style, Verdict
 from ops.chaos.workload import Outcome, Workload, null_tokens_are_right
 
@@ -39,6 +40,7 @@ class RoundResult:
     struck_silences_s: list[float] = field(default_factory=list)
     claims_s: list[float] = field(default_factory=list)
     drains_s: list[float] = field(default_factory=list)
+    orphans_s: list[float] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     story: list[str] = field(default_factory=list)
 
@@ -96,11 +98,12 @@ class Suite:
         sleep_until(begun_at + rng.uniform(0.05, 0.75) * self._calm_s)
         FAULTS[fault](scene)
         wait_all_ended(logs, self._timeout_s)
-        result = RoundResult(index, fault, style, drains_s=scene.drains_s, story=scene.story)
-        result.complaints += scene.complaints
+        result = RoundResult(index, fault, style, story=scene.story, complaints=scene.complaints)
+        result.drains_s, result.orphans_s = scene.drains_s, scene.orphans_s
         self._judge(result, logs, self._calm[set_index])
         self._measure(result, logs, scene)
         self._look_after(result, logs, self._calm[set_index])
+        remove_results(self._fleet, [*(log.job_id for log in logs), *scene.orphan_ids])
         result.seconds = time.monotonic() - begun_at
         return result
 
@@ -155,4 +158,3 @@ class Suite:
         result.complaints += complaints_at_rest(self._fleet, self.baseline)
         expected = {log.job_id: outcome for log, outcome in zip(logs, calm, strict=True)}
         result.complaints += wrong_records(self._fleet, expected)
-        remove_results(self._fleet, list(expected))

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pagefleet.api.job_store import CLIENT_LEASE_S
+
 pytestmark = pytest.mark.alone
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +52,15 @@ def test_five_faults_without_a_model(server_binary, tmp_path):
     assert killed["struck_silence_s"]["max"] <= SWEPT_S
     assert killed["claim_s"]["p99"] <= CLAIM_S
     assert drained["drain_s"]["max"] <= DRAIN_S
+
+
+def test_a_client_that_nobody_replaces_takes_its_jobs_with_it(server_binary, tmp_path):
+    report = run_chaos(tmp_path, "--rounds", "1", "--streams", "8", *faults("client-gone"), timeout=170)
+    orphans = report["by_fault"]["client-gone"]["orphan_s"]
+    assert orphans["num"] == 4
+    # Not before its heartbeat has run out, which it renewed before it died.
+    assert orphans["max"] > CLIENT_LEASE_S / 2
+    assert max(report["rounds"][0]["orphans_s"]) == orphans["max"]
 
 
 @pytest.mark.parametrize("name", ["kill"])
