@@ -37,7 +37,10 @@ class JobCloser:
             return None
         with redis_errors(self._store.settings.url):
             self._write_result(record)
-        self._store.close(job_id, record.queue)
+        if self._store.close(job_id, record.queue) == "missing":
+            # Deleted since it was read: the result must not outlive it.
+            with redis_errors(self._store.settings.url):
+                self._backend.forget(job_id)
         return record
 
     def delete(self, job_id: str) -> bool:

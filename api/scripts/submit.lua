@@ -15,10 +15,16 @@ if depth >= max_depth then
   return { 'full', depth }
 end
 
--- A tenant's ledger has nobody who sweeps it: whoever finds it full takes out what has gone.
+local now = now_ms()
+
+-- A tenant's ledger has nobody who sweeps it: whoever finds it full takes out what has gone. It looks at a
+-- hundred somewhere: were it the oldest, a hundred jobs that run for hours would hide the others as long.
+local LOOKED_AT = 100
 local function tenant_depth(ledger)
-  if redis.call('ZCARD', ledger) >= max_tenant_depth then
-    for _, other in ipairs(redis.call('ZRANGE', ledger, 0, 99)) do
+  local count = redis.call('ZCARD', ledger)
+  if count >= max_tenant_depth then
+    local first = now % math.max(1, count - LOOKED_AT + 1)
+    for _, other in ipairs(redis.call('ZRANGE', ledger, first, first + LOOKED_AT - 1)) do
       local state = redis.call('HGET', 'pf:job:' .. other, 'state')
       if not state or is_final(state) then
         redis.call('ZREM', ledger, other)
@@ -28,7 +34,6 @@ local function tenant_depth(ledger)
   return redis.call('ZCARD', ledger)
 end
 
-local now = now_ms()
 if KEYS[3] then
   local num_of_tenant = tenant_depth(KEYS[3])
   if num_of_tenant >= max_tenant_depth then

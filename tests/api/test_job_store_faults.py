@@ -28,6 +28,7 @@ from pagefleet.api.errors import StorageFull
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import EndedEvent, JobState, ModelCard, WorkerStatus
 from pagefleet.api.operations import ClaimVerdict, DeleteVerdict, Limits
+from pagefleet.workers.engine_loop import wait_until
 
 OTHER_WEIGHTS = FINGERPRINT.model_copy(update={"weights": "w2"})
 OTHER_TOKENIZER = FINGERPRINT.model_copy(update={"tokenizer": "t2"})
@@ -360,6 +361,20 @@ class TestTenants:
         assert not store.redis.exists(keys.tenant_jobs(QUEUE, "t"))
         assert submit_for(store, "t", "b", max_tenant_depth=1).created
 
+    def test_a_hundred_long_jobs_do_not_hide_what_has_gone(self, store):
+        """A submit that finds the ledger full looks at a hundred of its jobs, another time at others."""
+        for index in range(150):
+            request = REQUEST.model_copy(update={"tenant": "t"})
+            store.submit(f"j{index}", request, queue=QUEUE, channel=CHANNEL, limits=Limits(1000, 150))
+        store.redis.delete(keys.job("j140"))
+
+        def submits_one_more():
+            request = REQUEST.model_copy(update={"tenant": "t"})
+            limits = Limits(1000, 150)
+            return store.submit("more", request, queue=QUEUE, channel=CHANNEL, limits=limits).created
+
+        assert wait_until(submits_one_more, 10, poll_s=0.001)
+
     @pytest.mark.parametrize("how", ["ended", "forgotten"])
     def test_a_full_ledger_is_cleared_of_what_has_gone(self, store, how):
         """Nobody sweeps it: a job that the server forgot would take its tenant's place for ever."""
@@ -459,6 +474,20 @@ class TestClosing:
         before = everything(store)
         assert JobCloser(store, make_celery(store.settings)).close("j") is None
         assert everything(store) == before
+
+    def test_a_result_does_not_outlive_a_job_that_was_deleted_meanwhile(self, store):
+        """A worker writes the result while a client deletes the job: the delete came last and stays."""
+        running(store)
+        store.end("j", "w1", 1, JobState.CANCELLED, reason="cancelled")
+        app = make_celery(store.settings)
+
+        class Interrupted(JobCloser):
+            def _write_result(self, record):
+                assert JobCloser(store, app).delete("j")
+                super()._write_result(record)
+
+        Interrupted(store, app).close("j")
+        assert not store.redis.exists(keys.job("j"), "celery-task-meta-j")
 
 
 class TestFullServer:
