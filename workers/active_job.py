@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ from pagefleet.api.job_record import JobRecord
 from pagefleet.api.keys import Lane
 from pagefleet.api.messages import LogEntry
 from pagefleet.api.operations import StepItem
+
+_serials = itertools.count(1)
 
 
 class JobMessage(ABC):
@@ -73,12 +76,14 @@ class ActiveJob:
     stop_reason: str | int | None = None
     accepted_sent: bool = False
     asked_at: float = field(default_factory=time.monotonic)
+    serial: int = field(default_factory=lambda: next(_serials))
 
     @property
     def request_id(self) -> str:
         """What the engine calls this attempt. Not the job's id: a step may still be computing an attempt that
-        was lost when the same worker claims the job again."""
-        return attempt_id(self.job_id, self.epoch)
+        was lost when the same worker claims the job again. Nor its epoch: that comes twice where the hash was
+        deleted or overwritten meanwhile."""
+        return f"{self.job_id}#{self.serial}"
 
     def extend(self, token_ids: Sequence[int], text: str) -> None:
         """Adds a step's tokens; text of several tokens at once counts as the last one's."""
@@ -97,7 +102,3 @@ class ActiveJob:
         )
         accepted = None if self.accepted_sent else self.num_prompt_tokens
         return StepItem(self.job_id, self.epoch, 0, self.num_sent, entry, accepted)
-
-
-def attempt_id(job_id: str, epoch: int) -> str:
-    return f"{job_id}#{epoch}"

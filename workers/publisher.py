@@ -20,7 +20,7 @@ from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import ErrorInfo, JobState
 from pagefleet.api.operations import StepItem, StepReply, StepStatus
 from pagefleet.engine import FinishReason, SequenceOutput
-from pagefleet.workers.active_job import ActiveJob, attempt_id
+from pagefleet.workers.active_job import ActiveJob
 from pagefleet.workers.insist import Insist
 from pagefleet.workers.loop_thread import LoopThread
 
@@ -116,14 +116,15 @@ class Publisher:
         """
         jobs = [job for each in request_ids if (job := self._jobs.get(each)) is not None]
         # Of two attempts of one job the later one counts.
-        epochs = {job.job_id: job.epoch for job in sorted(jobs, key=lambda job: job.epoch)}
-        lost = set(request_ids) - {attempt_id(job_id, epoch) for job_id, epoch in epochs.items()}
+        latest = {job.job_id: job for job in sorted(jobs, key=lambda job: job.serial)}
+        epochs = {job_id: job.epoch for job_id, job in latest.items()}
+        lost = set(request_ids) - {job.request_id for job in latest.values()}
         marked = threading.Event()
 
         def mark() -> None:
             self._flush()
             fenced = self._insist(lambda: self._store.mark(self._worker_id, epochs))
-            lost.update(attempt_id(job_id, epochs[job_id]) for job_id in fenced)
+            lost.update(latest[job_id].request_id for job_id in fenced)
             marked.set()
 
         self._notes.put(mark)
@@ -145,11 +146,12 @@ class Publisher:
         self._is_full = False
         try:
             for batch in self._batches():
-                step = functools.partial(self._store.step, self._worker_id, batch)
+                items = [item for _, item in batch]
+                step = functools.partial(self._store.step, self._worker_id, items)
                 replies = self._insist(step, unless=StorageFull)
-                for item, reply in zip(batch, replies, strict=True):
-                    waiting.pop(attempt_id(item.job_id, item.epoch), None)
-                    self._on_reply(item, reply)
+                for (job, item), reply in zip(batch, replies, strict=True):
+                    waiting.pop(job.request_id, None)
+                    self._on_reply(job, item, reply)
         except StorageFull:
             self._is_full = True
             self._dirty |= {name: job for name, job in waiting.items() if self._jobs.get(name) is job}
@@ -167,15 +169,14 @@ class Publisher:
         quiet = [job for job in list(self._jobs.values()) if now - job.asked_at > _QUIET_S]
         self._dirty |= {job.request_id: job for job in quiet}
 
-    def _batches(self) -> Iterator[list[StepItem]]:
+    def _batches(self) -> Iterator[list[tuple[ActiveJob, StepItem]]]:
         """The dirty jobs' items, a bounded number to a call: a script blocks the server while it runs."""
         jobs, self._dirty = list(self._dirty.values()), {}
-        batch: list[StepItem] = []
+        batch: list[tuple[ActiveJob, StepItem]] = []
         num_tokens = 0
         for job in jobs:
-            item = job.next_item()
+            batch.append((job, job.next_item()))
             job.asked_at = time.monotonic()
-            batch.append(item)
             num_tokens += len(job.token_ids) - job.num_sent
             if len(batch) >= _MAX_ITEMS or num_tokens >= _MAX_TOKENS_A_CALL:
                 yield batch
@@ -183,9 +184,8 @@ class Publisher:
         if batch:
             yield batch
 
-    def _on_reply(self, item: StepItem, reply: StepReply) -> None:
-        job = self._jobs.get(attempt_id(item.job_id, item.epoch))
-        if job is None:
+    def _on_reply(self, job: ActiveJob, item: StepItem, reply: StepReply) -> None:
+        if self._jobs.get(job.request_id) is not job:
             return
         if not 0 <= reply.num_tokens <= len(job.token_ids):
             # Nobody but this attempt appends: the hash counts what never was.
