@@ -272,6 +272,7 @@ class _AsyncOwnSource(AsyncSource):
         await self._client.delete(self._prepared.job_id)
 
     async def close(self) -> None:
+        self._inbox.close()
         if self._stop_listening is not None:
             self._stop_listening()
 
@@ -296,12 +297,15 @@ class _AsyncOwnSource(AsyncSource):
 class _Inbox:
     """Events for one reader, within one event loop.
 
-    A queue with ``asyncio.timeout`` around it costs several times as much, once for each token.
+    A queue with ``asyncio.timeout`` around it costs several times as much, once for each token; a timer that
+    is made and cancelled for each token still costs as much as the rest. One timer goes on until it rings.
     """
 
     def __init__(self) -> None:
         self._events: deque[LiveEvent | Resync] = deque()
         self._waiter: asyncio.Future[None] | None = None
+        self._give_up_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
     def put(self, event: LiveEvent | Resync) -> None:
         self._events.append(event)
@@ -312,13 +316,34 @@ class _Inbox:
         if not self._events:
             loop = asyncio.get_running_loop()
             self._waiter = loop.create_future()
-            timer = loop.call_later(timeout_s, self._wake)
+            self._give_up_at = loop.time() + timeout_s
+            self._ring_at(loop)
             try:
                 await self._waiter
             finally:
-                timer.cancel()
                 self._waiter = None
         return self._events.popleft() if self._events else None
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _ring_at(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The timer may ring earlier than the reader's patience ends, never later."""
+        if self._timer is not None and self._timer.when() <= self._give_up_at:
+            return
+        self.close()
+        self._timer = loop.call_at(self._give_up_at, self._ring, loop)
+
+    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        if self._waiter is None:
+            return
+        if loop.time() >= self._give_up_at:
+            self._wake()
+        else:
+            self._ring_at(loop)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
