@@ -194,7 +194,7 @@ async def test_a_stream_that_was_dropped_half_way_leaves_nothing_behind(afleet):
     stream = await afleet.generate("Hello", max_tokens=100)
     job_id = stream.job_id
     await anext(stream)
-    routes = afleet._subscriber._routes._deliver
+    routes = afleet._live.subscriber._routes._deliver
     assert job_id in routes
     del stream
     gc.collect()

@@ -1,0 +1,203 @@
+"""Where an asynchronous stream's events come from: the client's reply channel, or an attached job's own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import weakref
+from collections import deque
+from typing import Any
+
+from pagefleet.api import keys, operations
+from pagefleet.api.async_connections import AsyncConnections
+from pagefleet.api.connection import connect_async, redis_errors
+from pagefleet.api.connections import send_message
+from pagefleet.api.errors import JobNotFound, RedisUnavailable
+from pagefleet.api.fleet import Prepared, check_depth
+from pagefleet.api.job_record import JobRecord
+from pagefleet.api.messages import split_events
+from pagefleet.api.token_stream import AsyncSource, LiveEvent, Resync
+
+
+class AsyncOwnSource(AsyncSource):
+    """A job that this client submitted: events come over the client's reply channel."""
+
+    def __init__(self, live: AsyncConnections, prepared: Prepared) -> None:
+        self._live = live
+        self._prepared = prepared
+        self._inbox = _Inbox()
+        self._submitted_at = 0.0
+        self._stop_listening: weakref.finalize[..., AsyncOwnSource] | None = None
+
+    async def submit(self) -> bool:
+        """SUBMIT and ENQUEUE. False where the id existed already."""
+        prepared, live = self._prepared, self._live
+        self._listen()
+        self._submitted_at = time.monotonic()
+        try:
+            submitted = await live.store.run(
+                operations.submit(
+                    prepared.job_id,
+                    prepared.request,
+                    queue=prepared.queue,
+                    channel=live.channel,
+                    limits=prepared.limits,
+                    client_id=live.client_id,
+                )
+            )
+            check_depth(submitted, prepared)
+            if submitted.created:
+                await self._enqueue()
+        except BaseException:
+            await self.close()
+            raise
+        return submitted.created
+
+    async def wait(self, timeout_s: float) -> LiveEvent | Resync | None:
+        return await self._inbox.get(timeout_s)
+
+    async def read(self) -> JobRecord | None:
+        return await self._live.store.read(self._prepared.job_id)
+
+    async def resubmit(self) -> bool:
+        if time.monotonic() - self._submitted_at > self._live.store.settings.result_ttl_s:
+            return False
+        await self.submit()
+        return True
+
+    async def expire(self) -> None:
+        await self._live.expire(self._prepared.job_id)
+
+    async def cancel(self) -> None:
+        await self._live.cancel(self._prepared.job_id)
+
+    async def delete(self) -> None:
+        await self._live.delete(self._prepared.job_id)
+
+    async def close(self) -> None:
+        self._inbox.close()
+        if self._stop_listening is not None:
+            self._stop_listening()
+
+    def _listen(self) -> None:
+        routes = self._live.subscriber
+        routes.add(self._prepared.job_id, self._inbox.put)
+        # A stream that its caller dropped half way must not leave its inbox behind, to be filled.
+        self._stop_listening = weakref.finalize(self, routes.remove, self._prepared.job_id, self._inbox.put)
+
+    async def _enqueue(self) -> None:
+        prepared = self._prepared
+        try:
+            await asyncio.to_thread(
+                send_message, self._live.app, prepared.job_id, prepared.queue, prepared.request.priority
+            )
+        except RedisUnavailable:
+            with contextlib.suppress(RedisUnavailable, JobNotFound):
+                await self._live.delete(prepared.job_id)
+            raise
+
+
+class _Inbox:
+    """Events for one reader, within one event loop.
+
+    A queue with ``asyncio.timeout`` around it costs several times as much, once for each token; a timer that
+    is made and cancelled for each token still costs as much as the rest. One timer goes on until it rings.
+    """
+
+    def __init__(self) -> None:
+        self._events: deque[LiveEvent | Resync] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._give_up_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def put(self, event: LiveEvent | Resync) -> None:
+        self._events.append(event)
+        self._wake()
+
+    async def get(self, timeout_s: float) -> LiveEvent | Resync | None:
+        """The next event, None after ``timeout_s`` without one."""
+        if not self._events:
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            self._give_up_at = loop.time() + timeout_s
+            self._ring_at(loop)
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._events.popleft() if self._events else None
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _ring_at(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The timer may ring earlier than the reader's patience ends, never later."""
+        if self._timer is not None and self._timer.when() <= self._give_up_at:
+            return
+        self.close()
+        self._timer = loop.call_at(self._give_up_at, self._ring, loop)
+
+    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        if self._waiter is None:
+            return
+        if loop.time() >= self._give_up_at:
+            self._wake()
+        else:
+            self._ring_at(loop)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class AsyncAttachedSource(AsyncSource):
+    """A job of anybody's: events come over the job's own channel, on a connection of this reader's."""
+
+    def __init__(self, live: AsyncConnections, job_id: str) -> None:
+        self._live = live
+        self._job_id = job_id
+        self._redis: Any = connect_async(live.store.settings)
+        self._pubsub: Any = self._redis.pubsub()
+        self._lines: list[LiveEvent] = []
+
+    async def open(self) -> None:
+        with redis_errors(self._live.store.settings.url):
+            await self._pubsub.subscribe(keys.job_channel(self._job_id))
+
+    async def wait(self, timeout_s: float) -> LiveEvent | Resync | None:
+        if self._lines:
+            return self._lines.pop(0)
+        try:
+            with redis_errors(self._live.store.settings.url):
+                message = await self._pubsub.get_message(timeout=timeout_s)
+        except RedisUnavailable:
+            return Resync()
+        if message is None:
+            return None
+        if message["type"] != "message":
+            return Resync()
+        self._lines = [LiveEvent(kind, body) for _id, kind, body in split_events(message["data"])]
+        return self._lines.pop(0)
+
+    async def read(self) -> JobRecord | None:
+        return await self._live.store.read(self._job_id)
+
+    async def resubmit(self) -> bool:
+        return False
+
+    async def expire(self) -> None:
+        await self._live.expire(self._job_id)
+
+    async def cancel(self) -> None:
+        await self._live.cancel(self._job_id)
+
+    async def delete(self) -> None:
+        await self._live.delete(self._job_id)
+
+    async def close(self) -> None:
+        await self._pubsub.aclose()
+        await self._redis.aclose()
