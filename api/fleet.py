@@ -6,7 +6,7 @@ import re
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Unpack
 
 from pagefleet.api import keys
@@ -67,6 +67,8 @@ class FleetStatus:
     running: list[RunningJob]
     refused: list[RefusedJob]
     num_dead_letters: int
+    hidden: list[str] = field(default_factory=list)
+    """Open jobs, by id, of which the user of this connection may not know more."""
 
 
 @dataclass(frozen=True, slots=True)

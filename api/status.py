@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import Final
 
+import redis
+
 from pagefleet.api import keys
 from pagefleet.api.celery_app import PRIORITY_STEPS
 from pagefleet.api.connection import redis_errors
@@ -21,6 +23,7 @@ def read_status(store: JobStore) -> FleetStatus:
     queues: list[QueueStatus] = []
     running: list[RunningJob] = []
     refused: list[RefusedJob] = []
+    hidden: list[str] = []
     for card in cards:
         for lane in keys.LANES:
             name = keys.queue(card.name, lane)
@@ -28,10 +31,13 @@ def read_status(store: JobStore) -> FleetStatus:
                 num_open = store.redis.zcard(keys.open_jobs(name))
                 job_ids = store.redis.zrange(keys.open_jobs(name), 0, _MAX_RUNNING_LISTED - 1)
             queues.append(QueueStatus(name, card.name, lane, num_queued(store, name), num_open))
+            if not _may_read(store, job_ids):
+                hidden += job_ids
+                continue
             jobs = _jobs(store, card.name, job_ids)
             running += [job for job in jobs if isinstance(job, RunningJob)]
             refused += [job for job in jobs if isinstance(job, RefusedJob)]
-    return FleetStatus(cards, store.workers(), queues, running, refused, len(store.dead_letters()))
+    return FleetStatus(cards, store.workers(), queues, running, refused, len(store.dead_letters()), hidden)
 
 
 def num_queued(store: JobStore, queue_name: str) -> int:
@@ -43,6 +49,20 @@ def num_queued(store: JobStore, queue_name: str) -> int:
 def _priority_lists(queue_name: str) -> list[str]:
     """kombu's lists behind one queue: the first priority keeps the plain name."""
     return [queue_name if step == 0 else f"{queue_name}\x06\x16{step}" for step in PRIORITY_STEPS]
+
+
+def _may_read(store: JobStore, job_ids: list[str]) -> bool:
+    """A monitor's user may not: a job's hash holds its prompt. One question, not one for each job: the server
+    keeps a list of what it denied."""
+    with redis_errors(store.settings.url):
+        try:
+            if job_ids:
+                store.redis.hmget(keys.job(job_ids[0]), "state")
+        except redis.exceptions.NoPermissionError:
+            return False
+        except redis.exceptions.ResponseError:
+            pass  # that one job cannot be read by anyone
+    return True
 
 
 def _jobs(store: JobStore, model: str, job_ids: list[str]) -> list[RunningJob | RefusedJob]:

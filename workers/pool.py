@@ -55,6 +55,8 @@ class PooledMessage(JobMessage):
         self._accept: Callable[..., None] = callbacks["accept_callback"]
         self._finish: Callable[..., None] = callbacks["callback"]
         self._request: Any = self._finish.__self__
+        # `inspect active` would show them to all who may ask workers, and a bare message's hold its prompt.
+        self._request._args, self._request._kwargs = (), {}
         self._started = False
         self._answered = False
 

@@ -61,6 +61,11 @@ def _print_tables(now: FleetStatus) -> None:
         for waiting in now.refused:
             refused.add_row(waiting.job_id, waiting.reason)
         console.print(refused)
+    if now.hidden:
+        hidden = Table("job", title="open jobs, of which this Redis user may know no more")
+        for job_id in now.hidden:
+            hidden.add_row(job_id)
+        console.print(hidden)
     if now.num_dead_letters:
         console.print(f"{now.num_dead_letters} dead letters: see `pagefleet dead list`.")
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 
 import pytest
 import redis
-from guarded_server import captured_events
+from guarded_server import TEMPLATE, captured_events
 
 from pagefleet.api import FleetClient, keys
 from pagefleet.api.celery_app import make_celery
@@ -86,11 +88,14 @@ def test_a_fleet_lives_under_its_users(guarded, workers, producer):
     assert guarded.denied() == []
 
 
-def test_a_monitor_sees_status_events_and_workers(guarded, workers, producer):
-    status = [sys.executable, "-m", "pagefleet.api.cli.main", "status", "--json"]
+def shown_to_the_monitor(guarded, *options):
+    status = [sys.executable, "-m", "pagefleet.api.cli.main", "status", *options]
     environment = os.environ | {"REDIS_URL": guarded.url_of("monitor")}
-    shown = subprocess.run(status, env=environment, capture_output=True, text=True, check=True)
-    assert len(json.loads(shown.stdout)["workers"]) == 2
+    return subprocess.run(status, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_monitor_sees_status_events_and_workers(guarded, workers, producer):
+    assert len(json.loads(shown_to_the_monitor(guarded, "--json"))["workers"]) == 2
     app = make_celery(FleetSettings(redis_url=guarded.url_of("monitor")))
     with captured_events(app) as seen:
         assert wait_until(lambda: any(event["type"] == "worker-heartbeat" for event in seen), 15)
@@ -99,6 +104,73 @@ def test_a_monitor_sees_status_events_and_workers(guarded, workers, producer):
         assert len(app.control.inspect(timeout=2.0).ping()) == 2
     app.close()
     assert guarded.denied() == []
+
+
+PROMPT = "sentinel-prompt-5c1e"
+SECRET = ("pf:job:", "pf:log:", "celery-task-meta-", "pf:unacked:", "other.interactive")
+"""What the names of keys begin with that hold prompts or answers, messages of other services included."""
+
+
+def readings_of(name):
+    """Every command that gives a part of a key's content away."""
+    return [
+        ("GET", name), ("GETRANGE", name, 0, -1), ("DUMP", name),
+        ("HGETALL", name), ("HGET", name, "request"), ("HMGET", name, "request"), ("HVALS", name),
+        ("HSCAN", name, 0), ("LRANGE", name, 0, -1), ("LINDEX", name, 0), ("LPOP", name),
+        ("RPOP", name), ("BRPOP", name, 0.01), ("SORT", name), ("COPY", name, "celeryev.mine"),
+        ("RENAME", name, "celeryev.mine"), ("OBJECT", "ENCODING", name),
+        ("EVAL", "return redis.call('HGETALL', KEYS[1])", 1, name),
+    ]  # fmt: skip
+
+
+def test_no_key_tells_a_monitor_a_prompt_or_an_answer(guarded, workers, producer):
+    # Given a job that has ended, one that runs, one that a bare message brought and one that waits as such.
+    producer.generate(PROMPT, max_tokens=30, seed=1).result()
+    running = producer.generate(PROMPT, max_tokens=4000, seed=1)
+    next(running)
+    app = make_celery(FleetSettings(redis_url=guarded.url_of("producer")))
+    app.send_task(
+        "pagefleet.generate", kwargs={"model": "null", "prompt": PROMPT, "max_tokens": 4000},
+        queue="null.interactive", ignore_result=True,
+    )  # fmt: skip
+    app.send_task("pagefleet.generate", kwargs={"prompt": PROMPT}, queue="other.interactive")
+    app.close()
+    assert wait_until(lambda: len(producer.status().running) == 2, 10)
+    # When a monitor tries every key that holds a prompt or an answer.
+    with guarded.admin() as admin:
+        names = {kind: list(admin.scan_iter(f"{kind}*")) for kind in SECRET}
+    assert all(names.values())
+    with guarded.client_of("monitor") as monitor:
+        for name in itertools.chain.from_iterable(names.values()):
+            for command in readings_of(name):
+                with pytest.raises(redis.ResponseError, match=r"permission|ACL failure|WRONGTYPE"):
+                    monitor.execute_command(*command)
+    # Then it is told that the job is there, and no more.
+    shown = json.loads(shown_to_the_monitor(guarded, "--json"))
+    assert running.job_id in shown["hidden"]
+    assert (len(shown["hidden"]), shown["running"]) == (2, [])
+    assert running.job_id in shown_to_the_monitor(guarded)
+    assert producer.status().hidden == []
+
+
+def test_the_control_channel_tells_a_monitor_no_prompt(guarded, workers, producer):
+    """Flower asks workers what they run; a bare message's arguments are its prompt."""
+    app = make_celery(FleetSettings(redis_url=guarded.url_of("producer")))
+    sent = app.send_task(
+        "pagefleet.generate", kwargs={"model": "null", "prompt": PROMPT, "max_tokens": 4000},
+        queue="null.interactive", ignore_result=True,
+    )  # fmt: skip
+    assert wait_until(lambda: len(producer.status().running) == 1, 10)
+    app.close()
+    monitor = make_celery(FleetSettings(redis_url=guarded.url_of("monitor")))
+    inspect = monitor.control.inspect(timeout=2.0)
+    active = inspect.active()
+    told = [active, inspect.active(safe=True), inspect.reserved(), inspect.scheduled(), inspect.stats()]
+    told += [inspect.query_task(sent.id), inspect.report(), inspect.conf(with_defaults=True)]
+    monitor.close()
+    assert [task["id"] for tasks in active.values() for task in tasks] == [sent.id]
+    assert all(told)
+    assert PROMPT not in json.dumps(told, default=str)
 
 
 FORBIDDEN = [
@@ -122,6 +194,10 @@ FORBIDDEN = [
     ("worker", "SCRIPT", "FLUSH"),
     ("monitor", "SET", "pf:client:me", "1"),
     ("monitor", "HSET", "pf:job:a", "state", "D"),
+    ("monitor", "HMGET", "pf:job:a", "state"),
+    ("monitor", "GET", "celery-task-meta-a"),
+    ("monitor", "SUBSCRIBE", "pf:reply:a"),
+    ("monitor", "PSUBSCRIBE", "*"),
     ("monitor", "DEL", "pf:job:a"),
     ("monitor", "LPUSH", "null.interactive", "{}"),
     ("monitor", "LRANGE", "pf:log:a", "0", "-1"),
@@ -137,6 +213,15 @@ def test_what_is_not_needed_is_denied(guarded_for_all, command):
     with guarded_for_all.client_of(user) as client, pytest.raises(redis.ResponseError) as caught:
         client.execute_command(*words)
     assert isinstance(caught.value, redis.exceptions.NoPermissionError) or "ACL failure" in str(caught.value)
+
+
+def test_a_worker_may_run_every_command_of_every_script():
+    """Some stand on paths that only a broken hash or a death leads to."""
+    scripts = "\n".join(path.read_text() for path in (TEMPLATE.parents[2] / "api" / "scripts").glob("*.lua"))
+    used = {name.lower() for name in re.findall(r"redis\.call\('(\w+)'", scripts)}
+    (worker,) = (line for line in TEMPLATE.read_text().splitlines() if line.startswith("user worker "))
+    assert len(used) > 20
+    assert used - {word.removeprefix("+") for word in worker.split() if word.startswith("+")} == set()
 
 
 def test_nobody_comes_in_without_a_name(guarded_for_all):
