@@ -1,57 +1,34 @@
-"""Certificates made by openssl, and TLS in front of a real Valkey: the embedded one is built without it."""
+"""Certificates, and TLS in front of a real Valkey: the embedded one is built without it."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import ssl
-import subprocess
 import threading
+from datetime import UTC, datetime
 
-_CA_CONFIG = """
-[ca]
-default_ca = own
-[own]
-database = {folder}/index.txt
-new_certs_dir = {folder}
-serial = {folder}/serial
-default_md = sha256
-policy = any
-unique_subject = no
-copy_extensions = copy
-[any]
-commonName = supplied
-"""
+import trustme
 
-
-def _openssl(*arguments):
-    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+BEGINS, ENDS = datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 
 
 class Authority:
-    """A certificate authority in a folder of its own."""
+    """A certificate authority whose files stand in a folder of its own."""
 
     def __init__(self, folder):
         folder.mkdir()
-        self.folder = folder
+        self._folder = folder
+        self._authority = trustme.CA()
         self.ca = folder / "ca.pem"
-        (folder / "index.txt").touch()
-        (folder / "serial").write_text("01\n")
-        (folder / "ca.cnf").write_text(_CA_CONFIG.format(folder=folder))
-        subject = ["-subj", f"/CN=test authority {folder.name}", "-days", "2"]
-        _openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", *subject, *self._files("ca"))
+        self._authority.cert_pem.write_to_path(self.ca)
 
-    def _files(self, name):
-        return ["-keyout", str(self.folder / f"{name}.key"), "-out", str(self.folder / f"{name}.pem")]
-
-    def issue(self, name, host="IP:127.0.0.1", begins="20200101000000Z", ends="21000101000000Z"):
+    def issue(self, name, host="127.0.0.1", begins=BEGINS, ends=ENDS):
         """A certificate for ``host``; returns the paths of certificate and key."""
-        key, request, certificate = (self.folder / f"{name}.{end}" for end in ("key", "csr", "pem"))
-        _openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-addext",
-                 f"subjectAltName={host}", "-keyout", str(key), "-out", str(request))  # fmt: skip
-        _openssl("ca", "-batch", "-config", str(self.folder / "ca.cnf"), "-cert", str(self.ca),
-                 "-keyfile", str(self.folder / "ca.key"), "-startdate", begins, "-enddate", ends,
-                 "-in", str(request), "-out", str(certificate), "-notext")  # fmt: skip
+        leaf = self._authority.issue_cert(host, not_before=begins, not_after=ends)
+        certificate, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
+        leaf.cert_chain_pems[0].write_to_path(certificate)
+        leaf.private_key_pem.write_to_path(key)
         return certificate, key
 
 
