@@ -31,7 +31,9 @@ class FleetSettings(BaseSettings):
     )
 
     redis_url: str | None = Field(
-        None, validation_alias=AliasChoices("redis_url", "PAGEFLEET_REDIS_URL", "REDIS_URL")
+        None,
+        validation_alias=AliasChoices("redis_url", "PAGEFLEET_REDIS_URL", "REDIS_URL"),
+        description="the server; by default the one of a running `pagefleet up`, else port 6379 of this host",
     )
     home: Path = Field(Path("~/.pagefleet"), description="where `pagefleet up` keeps its data")
     redis_ca: FilePath | None = Field(

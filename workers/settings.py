@@ -16,20 +16,32 @@ from pagefleet.api.settings import FleetSettings
 class WorkerSettings(FleetSettings):
     """One worker process: one model on one set of devices. ``PAGEFLEET_<NAME>`` in the environment."""
 
-    model: str = Field("smollm2-135m-instruct", min_length=1)
+    model: str = Field(
+        "smollm2-135m-instruct", min_length=1, description="a folder, a GGUF file, a hub id or an alias"
+    )
     served_name: str | None = Field(None, description="canonical name; by default made from `model`")
-    aliases: list[str] = Field(default_factory=list)
-    backend: Literal["reference", "null"] = "reference"
-    dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "cpu"
+    aliases: list[str] = Field(default_factory=list, description="further names that producers may ask for")
+    backend: Literal["reference", "null"] = Field(
+        "reference", description="what computes; null makes tokens up"
+    )
+    dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="what is computed in; auto: as the checkpoint and the device like it"
+    )
+    device: str = Field("cpu", description="cpu or cuda, as torch calls it")
     num_threads: int | None = Field(None, gt=0, description="by default the host's cores")
     cache_dir: Path | None = Field(None, description="converted checkpoints; by default ~/.cache/pagefleet")
 
     max_num_seqs: int = Field(64, gt=0, description="sequences in the batch at once")
     max_num_batched_tokens: int = Field(512, gt=0, description="tokens of one step")
-    max_model_len: int | None = Field(None, gt=0)
-    num_blocks: int | None = Field(None, gt=0)
-    kv_memory_bytes: int | None = Field(None, gt=0)
+    max_model_len: int | None = Field(
+        None, gt=0, description="tokens of prompt and answer; by default what the model can"
+    )
+    num_blocks: int | None = Field(
+        None, gt=0, description="blocks of 16 tokens in the KV cache; by default what memory allows"
+    )
+    kv_memory_bytes: int | None = Field(
+        None, gt=0, description="the KV cache's size in bytes, in place of num_blocks"
+    )
     null_step_time_s: float = Field(0.02, ge=0, description="backend null: how long a step lasts")
 
     null_token_time_s: float = Field(0.0, ge=0, description="backend null: how long a token adds to a step")
@@ -41,7 +53,9 @@ class WorkerSettings(FleetSettings):
     max_queue_depth: int = Field(10_000, gt=0, description="open jobs of one lane before QueueFull")
     max_tenant_depth: int = Field(10_000, gt=0, description="open jobs of one tenant in a lane")
     debug_wedge: bool = Field(False, description="SIGUSR2 wedges the engine: for the chaos suite")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="how much the worker says; never a prompt or an answer"
+    )
 
     @property
     def name(self) -> str:
