@@ -25,8 +25,11 @@ class JobCloser:
         self._store = store
         self._backend: Any = app.backend
 
-    def close(self, job_id: str) -> JobRecord | None:
+    def close(self, job_id: str, queue: str | None = None) -> JobRecord | None:
         """Writes the result, takes the job out of its ledger and starts the clock of its expiry.
+
+        Args:
+            queue: in whose ledger it stands; by default what its hash says.
 
         Returns:
             The job as it ended, or None where the server knows no such job, or no end of it: it was restarted
@@ -37,7 +40,7 @@ class JobCloser:
             return None
         with redis_errors(self._store.settings.url):
             self._write_result(record)
-        if self._store.close(job_id, record.queue) == "missing":
+        if self._store.close(job_id, queue or record.queue) == "missing":
             # Deleted since it was read: the result must not outlive it.
             with redis_errors(self._store.settings.url):
                 self._backend.forget(job_id)

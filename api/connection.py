@@ -70,7 +70,12 @@ def is_unreadable(error: BaseException) -> bool:
         return False
     text = str(error)
     # The line of the script stands in whatever stopped it, also where that is no fault of the key.
-    return text.startswith("WRONGTYPE") or ("user_script" in text and not text.startswith(_NOT_NOW))
+    # redis-py puts the command before the reply where it was one of a pipeline.
+    return (
+        text.startswith("WRONGTYPE")
+        or "caused error: WRONGTYPE" in text
+        or ("user_script" in text and not text.startswith(_NOT_NOW))
+    )
 
 
 @contextmanager

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from pydantic import ValidationError
+
+from pagefleet.api.errors import ProtocolError
 from pagefleet.api.messages import (
     MAX_TTL_S,
     ChoiceResult,
@@ -59,6 +62,16 @@ class JobRecord:
         return [int(self.fields.get(f"n:{choice}", 0)) for choice in range(self.num_choices)]
 
     @property
+    def has_whole_log(self) -> bool:
+        """Whether the entries hold every token that the hash counts, each once and in order."""
+        lengths = dict.fromkeys(range(self.num_choices), 0)
+        for entry in self.entries:
+            if entry.offset != lengths.get(entry.choice):
+                return False
+            lengths[entry.choice] += len(entry.token_ids)
+        return list(lengths.values()) == self.num_tokens
+
+    @property
     def num_prompt_tokens(self) -> int | None:
         value = self.fields.get("num_prompt_tokens")
         return None if value is None else int(value)
@@ -104,7 +117,13 @@ class JobRecord:
             return ""
 
     def request(self) -> GenerateRequest:
-        return GenerateRequest.model_validate_json(self.fields["request"])
+        """Raises: ProtocolError."""
+        try:
+            return GenerateRequest.model_validate_json(self.fields["request"])
+        except ValidationError:
+            raise ProtocolError(
+                f"The request of job {self.job_id} cannot be read.", job_id=self.job_id
+            ) from None
 
     def ended_event(self) -> EndedEvent:
         """The event that was published when the job ended. Only for a final state."""

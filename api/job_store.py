@@ -110,12 +110,21 @@ class JobStore:
         """Line 8, RELEASE: gives the job back; the caller returns its message to the queue."""
         return self.run(operations.release(job_id, worker_id, epoch))
 
-    def condemn(self, job_id: str, queue: str) -> str:
-        """A job that nobody can read leaves its ledger; it becomes a dead letter if it is a hash at all."""
+    def condemn(self, job_id: str, queue: str, *, only_missing: bool = False) -> bool:
+        """A job that nobody can read leaves its ledger; it becomes a dead letter if it is a hash at all.
+
+        Args:
+            only_missing: only where there is no hash, which its client may have written again by now.
+
+        Returns:
+            Whether this call found it: one of several callers counts it.
+        """
         error = ErrorInfo(
             code=ProtocolError.code, message="What the server holds of this job cannot be read."
         )
-        return self.run(operations.condemn(job_id, queue, error, self.settings.dead_letter_ttl_s))
+        ttl_s = self.settings.dead_letter_ttl_s
+        verdict = self.run(operations.condemn(job_id, queue, error, ttl_s, only_missing=only_missing))
+        return verdict not in ("known", "kept")
 
     def claim_callbacks(self, job_id: str) -> bool:
         """Line 9, CLOSE, the marker: true for the one caller that may run the job's links and chain."""

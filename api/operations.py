@@ -126,11 +126,11 @@ def submit(
         fields["ttl"] = request.result_ttl_s * 1000
     if request.tenant is not None:
         fields["tenant"] = request.tenant
-    ledgers = [keys.open_jobs(queue)]
-    ledgers += [keys.tenant_jobs(queue, request.tenant)] if request.tenant is not None else []
+    touched = [keys.job(job_id), keys.log(job_id), keys.open_jobs(queue)]
+    touched += [keys.tenant_jobs(queue, request.tenant)] if request.tenant is not None else []
     return Operation(
         "submit",
-        [keys.job(job_id), *ledgers],
+        touched,
         [job_id, limits.max_depth, limits.max_tenant_depth, deadline_ms, *_flat(fields)],
         _parse_submitted,
     )
@@ -270,11 +270,13 @@ def watch(job_id: str, client_id: str = "") -> Operation[bool]:
     return Operation("watch", [keys.job(job_id)], [client_id], lambda reply: bool(int(reply)))
 
 
-def condemn(job_id: str, queue: str, error: ErrorInfo, dead_ttl_s: int) -> Operation[str]:
+def condemn(
+    job_id: str, queue: str, error: ErrorInfo, dead_ttl_s: int, *, only_missing: bool
+) -> Operation[str]:
     return Operation(
         "condemn",
         [keys.job(job_id), keys.log(job_id), keys.open_jobs(queue), keys.DEAD],
-        [job_id, error.model_dump_json(exclude_defaults=True), dead_ttl_s * 1000],
+        [job_id, error.model_dump_json(exclude_defaults=True), dead_ttl_s * 1000, int(only_missing)],
         str,
     )
 

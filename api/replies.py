@@ -32,6 +32,7 @@ class OpenJob(NamedTuple):
     priority: int = 0
     clients: tuple[str, ...] = ()
     has_deadline: bool = False
+    is_gone: bool = False
 
 
 class DeadWorker(NamedTuple):
@@ -45,6 +46,8 @@ class DeadWorker(NamedTuple):
 def open_job(job_id: str, enqueued_ms: float, row: Any) -> OpenJob:
     try:
         state, owner, epoch, priority, clients, deadline = row
+        if not 0 <= int(priority or 0) <= 9:
+            raise ValueError("priority")
         return OpenJob(
             job_id,
             enqueued_ms,
@@ -54,6 +57,7 @@ def open_job(job_id: str, enqueued_ms: float, row: Any) -> OpenJob:
             int(priority or 0),
             tuple((clients or "").split()),
             deadline is not None,
+            not any(row),
         )
     except (ValueError, TypeError):
         return OpenJob(job_id, enqueued_ms, None)
@@ -69,17 +73,24 @@ def parse_record(job_id: str, replies: list[Any]) -> JobRecord | None:
     fields, *log = replies
     if not fields:
         return None
+    entries: list[LogEntry] = []
     try:
-        entries = [LogEntry.model_validate_json(text) for text in (log[0] if log else ())]
+        entries += (LogEntry.model_validate_json(text) for text in (log[0] if log else ()))
     except ValidationError as error:
-        raise ProtocolError(
-            f"The log of job {job_id} cannot be read: {invalid_request(error).message}", job_id=job_id
-        ) from None
+        # Of a condemned job what can be read is shown.
+        if "condemned" not in fields:
+            raise ProtocolError(
+                f"The log of job {job_id} cannot be read: {invalid_request(error).message}", job_id=job_id
+            ) from None
     record = JobRecord(job_id, fields, entries)
     try:
         record.check()
     except (ValueError, KeyError, TypeError):
         raise ProtocolError(f"The hash of job {job_id} cannot be read.", job_id=job_id) from None
+    if log and "condemned" not in fields and not record.has_whole_log:
+        raise ProtocolError(
+            f"The log of job {job_id} does not hold the tokens that its hash counts.", job_id=job_id
+        )
     return record
 
 

@@ -52,6 +52,14 @@ class Holder(ABC):
         """The job has ended already; it must be closed."""
 
     @abstractmethod
+    def refuse(self, job: ActiveJob, error: FleetError) -> None:
+        """Its hash holds no request that this worker can obey: it fails, and is counted."""
+
+    @abstractmethod
+    def missing(self, message: JobMessage) -> None:
+        """The server knows no such job, or none any more."""
+
+    @abstractmethod
     def condemn(self, message: JobMessage) -> None:
         """What the server holds of the job cannot be read."""
 
@@ -129,7 +137,7 @@ class Admission:
                 self._holder.condemn(message)
             case ClaimVerdict.MISSING if message.bare_fields is None:
                 logger.info("job %s: its message came, but the server knows no such job", message.job_id)
-                message.dropped()
+                self._holder.missing(message)
             case ClaimVerdict.MISSING:
                 self._create(message)
 
@@ -166,7 +174,18 @@ class Admission:
         self._holder.hold(job)
         try:
             self._read_log(job, claim)
+        except ProtocolError:
+            self._holder.condemn(message)
+            return
+        try:
             request = self._parse(claim.request_json)
+        except FleetError as error:
+            self._holder.refuse(job, error)
+            return
+        self._prepare(job, request, claim.solo)
+
+    def _prepare(self, job: ActiveJob, request: GenerateRequest, solo: bool) -> None:
+        try:
             to_compute = engine_request(job.request_id, request, job.token_ids, self._engine, self._card)
         except FleetError as error:
             self._holder.fail(job, error)
@@ -179,11 +198,13 @@ class Admission:
             self._holder.fail(job, JobFailed(f"The worker could not prepare this request: {error}"))
             return
         job.num_prompt_tokens = len(list(to_compute.prompt_token_ids))
-        self._holder.run(job, to_compute, solo=claim.solo)
-        message.started()
+        self._holder.run(job, to_compute, solo=solo)
+        job.message.started()
 
     def _read_log(self, job: ActiveJob, claim: Claim) -> None:
-        """Raises: JobFailed where the log is not as long as the hash says."""
+        """Raises: ProtocolError where the log is not as long as the hash says."""
+        if len(claim.num_tokens) != 1:
+            raise ProtocolError(f"The hash counts {len(claim.num_tokens)} choices; one is known.")
         (num_tokens,) = claim.num_tokens
         if not num_tokens:
             return
@@ -195,7 +216,7 @@ class Admission:
             job.texts += entry.texts
         job.num_sent = num_tokens
         if len(job.token_ids) != num_tokens:
-            raise JobFailed(f"The log holds {len(job.token_ids)} tokens where {num_tokens} were counted.")
+            raise ProtocolError(f"The log holds {len(job.token_ids)} tokens where {num_tokens} were counted.")
 
     def _parse(self, request_json: str) -> GenerateRequest:
         check_size(len(request_json.encode()), self._store.settings.max_request_bytes)

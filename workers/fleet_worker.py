@@ -6,6 +6,7 @@ message -> Admission -> EngineLoop -> Publisher -> Finisher -> message
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -20,8 +21,8 @@ from pagefleet.api import keys
 from pagefleet.api.closing import JobCloser
 from pagefleet.api.errors import FleetError, JobFailed, ProtocolError, RedisUnavailable
 from pagefleet.api.job_store import JobStore
-from pagefleet.api.messages import Fingerprint, ModelCard, WorkerStatus
-from pagefleet.api.operations import CancelVerdict
+from pagefleet.api.messages import Fingerprint, JobState, ModelCard, WorkerStatus
+from pagefleet.api.operations import CancelVerdict, StepStatus
 from pagefleet.api.status import num_queued
 from pagefleet.engine import EngineRequest, InvalidRequestError, LLMEngine, SequenceOutput
 from pagefleet.workers.active_job import ActiveJob, JobMessage
@@ -231,10 +232,25 @@ class FleetWorker(Holder):
 
     def condemn(self, message: JobMessage) -> None:
         """A job whose hash or log cannot be read: a dead letter, and its message is settled."""
-        self.gate.count("a job is condemned", f"what is stored of job {message.job_id} cannot be read")
+        held = self._held.get(message.job_id)
+        if held is not None and held.message is message:
+            self._let_go(held)
         queue = keys.queue(self.card.name, message.lane)
-        self.insist(functools.partial(self._store.condemn, message.job_id, queue))
+        if self.insist(functools.partial(self._store.condemn, message.job_id, queue)):
+            self.gate.count("a job is condemned", f"what is stored of job {message.job_id} cannot be read")
+            with contextlib.suppress(ProtocolError):
+                self.insist(functools.partial(self._closer.close, message.job_id, queue))
         message.dropped()
+
+    def missing(self, message: JobMessage) -> None:
+        queue = keys.queue(self.card.name, message.lane)
+        if self.insist(functools.partial(self._store.condemn, message.job_id, queue, only_missing=True)):
+            self.gate.count("a job is condemned", f"what is stored of job {message.job_id} is gone")
+        message.dropped()
+
+    def refuse(self, job: ActiveJob, error: FleetError) -> None:
+        self.gate.count("a job fails", f"the request of job {job.job_id} is none: {error.code}")
+        self.publisher.fail(job, error)
 
     def _on_unreadable(self, job: ActiveJob) -> None:
         self._let_go(job)
@@ -244,11 +260,27 @@ class FleetWorker(Holder):
         self._let_go(job)
         self.finisher.put(job.message)
 
-    def _on_lost(self, job: ActiveJob) -> None:
+    def _on_lost(self, job: ActiveJob, why: str) -> None:
         self._let_go(job)
+        if self._has_foreign_epoch(job):
+            self.gate.count("an attempt ends", f"the epoch of job {job.job_id} was changed from outside")
+        else:
+            # Of one that is gone the next claim tells.
+            level = logging.INFO if why in (StepStatus.GONE, "missing") else logging.WARNING
+            logger.log(level, "job %s is not ours any more (%s)", job.job_id, why)
         # Not dropped at once: it may have come after the job was lost, and be the only one. The next claim
         # tells; what another worker runs is dropped then.
         self.admission.put(job.message)
+
+    def _has_foreign_epoch(self, job: ActiveJob) -> bool:
+        """Only a claim gives a running job another epoch, and this worker did not claim it again."""
+        try:
+            record = self.insist(functools.partial(self._store.read, job.job_id, with_log=False))
+        except ProtocolError:
+            return False
+        if record is None or record.state is not JobState.RUNNING:
+            return False
+        return record.fields.get("owner") == self.worker_id and record.fields.get("epoch") != str(job.epoch)
 
     def _on_released(self, job: ActiveJob) -> None:
         self._let_go(job)

@@ -38,7 +38,7 @@ class Publisher:
     Args:
         abort: takes a job out of the engine.
         on_ended: told of each job that reached a final state and must be closed.
-        on_lost: told of each job that another worker has, or that the server forgot.
+        on_lost: told of each job that another worker has, or that the server forgot, and why.
         on_released: told of each job that was given back; its message must follow.
         on_unreadable: told of each job whose hash or log the server could not read.
     """
@@ -51,7 +51,7 @@ class Publisher:
         *,
         abort: Callable[[str], None],
         on_ended: Callable[[ActiveJob], None],
-        on_lost: Callable[[ActiveJob], None],
+        on_lost: Callable[[ActiveJob, str], None],
         on_released: Callable[[ActiveJob], None],
         on_unreadable: Callable[[ActiveJob], None],
     ) -> None:
@@ -276,10 +276,9 @@ class Publisher:
         self._on_ended(job)
 
     def _lose(self, job: ActiveJob, why: str) -> None:
-        logger.warning("job %s is not ours any more (%s)", job.job_id, why)
         self._abort(job.request_id)
         self._forget(job)
-        self._on_lost(job)
+        self._on_lost(job, why)
 
     def _condemn(self, job: ActiveJob) -> None:
         self._abort(job.request_id)

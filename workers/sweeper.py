@@ -6,6 +6,7 @@ and kombu's write to the ledger. The job then stands in its open ledger and noth
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import uuid
@@ -116,17 +117,25 @@ class Sweeper:
             if job.state is None:
                 self._condemn(queue, job)
             elif job.state.is_final or (job.has_deadline and self._store.expire(job.job_id)):
-                self._closer.close(job.job_id)
+                self._close(queue, job.job_id)
             else:
                 return False
         except ProtocolError:
             self._condemn(queue, job)
         return True
 
+    def _close(self, queue: str, job_id: str) -> None:
+        record = self._closer.close(job_id, queue)
+        if record is not None and record.queue != queue:
+            self._count("an ended job is closed", f"the hash of job {job_id} names another queue")
+
     def _condemn(self, queue: str, job: OpenJob) -> None:
         """A ledger's entry without a hash leaves it; one whose hash cannot be read becomes a dead letter."""
-        if self._store.condemn(job.job_id, queue) != "missing":
-            self._count("an open job is condemned", f"job {job.job_id} cannot be read")
+        if self._store.condemn(job.job_id, queue, only_missing=job.is_gone):
+            what = "is gone" if job.is_gone else "cannot be read"
+            self._count("an open job is condemned", f"what is stored of job {job.job_id} {what}")
+            with contextlib.suppress(ProtocolError):
+                self._closer.close(job.job_id, queue)
 
     def _cancel_orphans(self, queue: str, jobs: Sequence[OpenJob], seen_before: set[str]) -> None:
         """Jobs that are not detached and whose clients are all gone, now and in the round before: after a

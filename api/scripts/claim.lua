@@ -72,10 +72,15 @@ if state == 'R' and owner ~= worker then
   end
 end
 
-local counts, num_tokens = {}, 0
+local counts, num_tokens, num_ended = {}, 0, 0
 for choice = 0, tonumber(job[6]) - 1 do
   counts[#counts + 1] = tonumber(redis.call('HGET', key, 'n:' .. choice) or '0')
   num_tokens = num_tokens + counts[#counts]
+  num_ended = num_ended + (redis.call('HGET', key, 'fin:' .. choice) and 1 or 0)
+end
+-- STEP ends a job with the last choice that it ends itself: one that has all its ends would never end.
+if num_ended >= num_choices or num_ended ~= tonumber(redis.call('HGET', key, 'num_ended') or '0') then
+  return { 'unreadable' }
 end
 
 -- Tokens of two models never stand in one answer; a job without any may start on either.

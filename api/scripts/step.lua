@@ -37,11 +37,17 @@ local function append(key, log, id, choice, base, count, entry, job)
 end
 
 local function finish(key, id, choice, reason, job)
+  local num_ended = redis.call('HGET', key, 'num_ended') or '0'
   if redis.call('HSETNX', key, 'fin:' .. choice, reason) == 1 then
-    if redis.call('HINCRBY', key, 'num_ended', 1) >= tonumber(job[8]) then
+    num_ended = redis.call('HINCRBY', key, 'num_ended', 1)
+    if num_ended >= tonumber(job[8]) then
       clear_suspect(key, id, worker)
       end_job(key, id, 'D', '', '')
+      return
     end
+  end
+  if tonumber(num_ended) < 1 or tonumber(num_ended) >= tonumber(job[8]) then
+    error('the ends of its choices do not add up') -- somebody else wrote them: it would never end
   end
 end
 

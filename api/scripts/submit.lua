@@ -1,5 +1,5 @@
 -- SUBMIT (protocol line 1): a new job becomes queued, unless its queue is too deep or it exists.
--- KEYS: job hash, open ledger of its queue, then the ledger of its tenant if it has one
+-- KEYS: job hash, log, open ledger of its queue, then the ledger of its tenant if it has one
 -- ARGV: id, max depth, max depth of one tenant, deadline in ms from now or '', then field, value, ... of the hash
 -- -> {'created'} | {'exists'} | {'full', depth} | {'tenant-full', depth}
 local id, max_depth, max_tenant_depth, deadline = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
@@ -10,7 +10,7 @@ end
 if redis.call('EXISTS', KEYS[1]) == 1 then
   return { 'exists' }
 end
-local depth = redis.call('ZCARD', KEYS[2])
+local depth = redis.call('ZCARD', KEYS[3])
 if depth >= max_depth then
   return { 'full', depth }
 end
@@ -34,17 +34,19 @@ local function tenant_depth(ledger)
   return redis.call('ZCARD', ledger)
 end
 
-if KEYS[3] then
-  local num_of_tenant = tenant_depth(KEYS[3])
+if KEYS[4] then
+  local num_of_tenant = tenant_depth(KEYS[4])
   if num_of_tenant >= max_tenant_depth then
     return { 'tenant-full', num_of_tenant }
   end
-  redis.call('ZADD', KEYS[3], now, id)
+  redis.call('ZADD', KEYS[4], now, id)
 end
 redis.call('HSET', KEYS[1], 'state', 'Q', 'epoch', '0', 'attempts', '0', 'num_ended', '0',
-  'enqueued_at', now, 'tenant_ledger', KEYS[3] or '', unpack(ARGV, 5))
+  'enqueued_at', now, 'tenant_ledger', KEYS[4] or '', unpack(ARGV, 5))
 if deadline ~= '' then
   redis.call('HSET', KEYS[1], 'deadline', now + tonumber(deadline))
 end
-redis.call('ZADD', KEYS[2], now, id)
+redis.call('ZADD', KEYS[3], now, id)
+-- Last: a script whose first write is a deletion is not stopped at the memory limit.
+redis.call('DEL', KEYS[2]) -- of a job whose hash was deleted: its tokens would be counted twice
 return { 'created' }
