@@ -17,9 +17,10 @@ _HEAD: Final = """\
 
 Written by `python -m ops.settings_page` from `api/settings.py` and `workers/settings.py`; change it there.
 
-Each is a field of `FleetSettings` or `WorkerSettings`, and an environment variable; those that are often needed are
-options of the commands too. What is given goes before the environment, and the environment before the default. In
-the environment a list is written as JSON. A value that cannot be is refused at the start, in one sentence.
+Each is a field of `FleetSettings` or `WorkerSettings`, and an environment variable; those that are
+often needed are options of the commands too. What is given goes before the environment, and the
+environment before the default. In the environment a list is written as JSON. A value that cannot be
+is refused at the start, in one sentence.
 """
 
 

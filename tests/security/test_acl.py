@@ -185,6 +185,7 @@ FORBIDDEN = [
     ("producer", "SET", "pf:lease:w", "{}"),
     ("producer", "HSET", "pf:unacked:w", "a", "b"),
     ("producer", "PUBLISH", "/0.celery.pidbox", "{}"),
+    ("producer", "BRPOP", "null.interactive", "0.01"),
     ("producer", "SCRIPT", "FLUSH"),
     ("producer", "EVAL", "return redis.call('GET', 'another-service')", "0"),
     ("producer", "ACL", "LIST"),
