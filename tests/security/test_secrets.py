@@ -41,7 +41,6 @@ def test_neither_prompts_nor_passwords_are_told(guarded, tmp_path, monkeypatch):
                     sender.send_task(
                         "pagefleet.generate", kwargs={"model": "null", "prompt": PROMPT, **fields},
                         queue="null.interactive", connection=connection, ignore_result=True,
-                        argsrepr="", kwargsrepr="",
                     )  # fmt: skip
             assert wait_until(lambda: sum(e["type"] == "task-failed" for e in events) >= 3, 15)
         app.close()
@@ -54,6 +53,8 @@ def test_neither_prompts_nor_passwords_are_told(guarded, tmp_path, monkeypatch):
          "--redis-url", guarded.url_of("monitor")],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
+    # A sender's own Celery announces what it sends in its own words; what workers tell is ours.
+    events = [event for event in events if event["type"] != "task-sent"]
     told = {
         "log": "\n".join(worker.read_log()),
         "events": json.dumps(events, default=str),
