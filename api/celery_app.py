@@ -47,9 +47,9 @@ def make_celery(settings: FleetSettings, *, worker_id: str | None = None) -> Cel
     """
     # Imported where they are needed, here and below: a service that imports the client at its start should
     # not pay for Celery before it sends its first job.
-    from celery import Celery
+    from pagefleet.api.fleet_app import FleetApp
 
-    app = Celery("pagefleet", broker=settings.url, backend=settings.url, set_as_current=False)
+    app = FleetApp("pagefleet", broker=settings.url, backend=settings.url, set_as_current=False)
     app.conf.update(
         broker_transport_options=_transport_options(settings, worker_id),
         broker_connection_timeout=settings.connect_timeout_s,

@@ -50,10 +50,12 @@ def send_message(app: Celery, job_id: str, queue_name: str, priority: int) -> No
     """
     from kombu.exceptions import OperationalError
 
+    kwargs = {"job_id": job_id, "server": "default", "t": time.time()}
     try:
         app.send_task(
             keys.GENERATE_TASK,
-            kwargs={"job_id": job_id, "server": "default", "t": time.time()},
+            kwargs=kwargs,
+            kwargsrepr=repr(kwargs),
             task_id=job_id,
             queue=make_queue(queue_name),
             priority=broker_priority(priority),

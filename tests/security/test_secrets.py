@@ -53,8 +53,7 @@ def test_neither_prompts_nor_passwords_are_told(guarded, tmp_path, monkeypatch):
          "--redis-url", guarded.url_of("monitor")],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    # A sender's own Celery announces what it sends in its own words; what workers tell is ours.
-    events = [event for event in events if event["type"] != "task-sent"]
+    assert any(event["type"] == "task-sent" for event in events)
     told = {
         "log": "\n".join(worker.read_log()),
         "events": json.dumps(events, default=str),
