@@ -73,21 +73,18 @@ def parse_record(job_id: str, replies: list[Any]) -> JobRecord | None:
     fields, *log = replies
     if not fields:
         return None
-    entries: list[LogEntry] = []
     try:
-        entries += (LogEntry.model_validate_json(text) for text in (log[0] if log else ()))
+        entries = [LogEntry.model_validate_json(text) for text in (log[0] if log else ())]
     except ValidationError as error:
-        # Of a condemned job what can be read is shown.
-        if "condemned" not in fields:
-            raise ProtocolError(
-                f"The log of job {job_id} cannot be read: {invalid_request(error).message}", job_id=job_id
-            ) from None
+        raise ProtocolError(
+            f"The log of job {job_id} cannot be read: {invalid_request(error).message}", job_id=job_id
+        ) from None
     record = JobRecord(job_id, fields, entries)
     try:
         record.check()
     except (ValueError, KeyError, TypeError):
         raise ProtocolError(f"The hash of job {job_id} cannot be read.", job_id=job_id) from None
-    if log and "condemned" not in fields and not record.has_whole_log:
+    if log and not record.has_whole_log:
         raise ProtocolError(
             f"The log of job {job_id} does not hold the tokens that its hash counts.", job_id=job_id
         )

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -262,25 +263,30 @@ class FleetWorker(Holder):
 
     def _on_lost(self, job: ActiveJob, why: str) -> None:
         self._let_go(job)
-        if self._has_foreign_epoch(job):
-            self.gate.count("an attempt ends", f"the epoch of job {job.job_id} was changed from outside")
-        else:
+        epoch = self._own_epoch(job)
+        if epoch is None:
             # Of one that is gone the next claim tells.
             level = logging.INFO if why in (StepStatus.GONE, "missing") else logging.WARNING
             logger.log(level, "job %s is not ours any more (%s)", job.job_id, why)
+        elif re.fullmatch(r"-?\d{1,18}", epoch):
+            self.gate.count("an attempt ends", f"the epoch of job {job.job_id} was changed from outside")
+        # Any other epoch the next claim finds unreadable.
         # Not dropped at once: it may have come after the job was lost, and be the only one. The next claim
         # tells; what another worker runs is dropped then.
         self.admission.put(job.message)
 
-    def _has_foreign_epoch(self, job: ActiveJob) -> bool:
-        """Only a claim gives a running job another epoch, and this worker did not claim it again."""
+    def _own_epoch(self, job: ActiveJob) -> str | None:
+        """What the hash of a lost job says where it still names this worker, but not this attempt: only a
+        claim gives a job another epoch, and this worker did not claim it again."""
         try:
             record = self.insist(functools.partial(self._store.read, job.job_id, with_log=False))
         except ProtocolError:
-            return False
+            return None
         if record is None or record.state is not JobState.RUNNING:
-            return False
-        return record.fields.get("owner") == self.worker_id and record.fields.get("epoch") != str(job.epoch)
+            return None
+        epoch = record.fields.get("epoch", "0")
+        is_own = record.fields.get("owner") == self.worker_id and epoch != str(job.epoch)
+        return epoch if is_own else None
 
     def _on_released(self, job: ActiveJob) -> None:
         self._let_go(job)

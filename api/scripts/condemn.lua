@@ -33,7 +33,9 @@ for _, name in ipairs(NUMBERS) do
     redis.call('HDEL', key, name)
   end
 end
-redis.call('HDEL', key, 'fingerprints', 'fingerprint', 'fin:0')
+-- Hash or log, one of them is wrong about the tokens: a reader would wait for those that are missing.
+redis.call('DEL', KEYS[2])
+redis.call('HDEL', key, 'fingerprints', 'fingerprint', 'fin:0', 'n:0')
 redis.call('HSET', key, 'num_choices', '1', 'condemned', '1', 'state', 'R')
 redis.call('HSETNX', key, 'queue', string.sub(KEYS[3], string.len('pf:open:') + 1))
 redis.call('HSETNX', key, 'request', '{}')
