@@ -65,6 +65,7 @@ def complaints_at_rest(fleet: ChaosFleet, baseline: Resources, timeout_s: float 
     found: list[str] = []
 
     def is_clean() -> bool:
+        fleet.start_unreached()
         found[:] = _look(fleet, baseline)
         return not found
 

@@ -25,6 +25,7 @@ _ENGINES: Final = {
 }
 _MODELS: Final = {"null": "null", "model": "smollm2-135m-instruct"}
 _START_TIMEOUT_S: Final = 300.0
+_NO_SERVER: Final = "Error: No answer from Redis"
 
 
 class Resources(NamedTuple):
@@ -101,12 +102,19 @@ class ChaosFleet:
         """Until every worker holds a lease. Raises: TimeoutError, also for a worker that has ended."""
 
         def settled() -> bool:
+            self.start_unreached()
             return all(self.statuses()) or any(worker.exit_status is not None for worker in self.workers)
 
         if not wait_until(settled, _START_TIMEOUT_S, poll_s=0.05) or not all(self.statuses()):
             ends = [worker.exit_status for worker in self.workers]
             raise TimeoutError(f"not all workers are ready; exit statuses {ends}; logs in {self.home}")
         self.worker_ids = [status.worker_id for status in self.statuses() if status is not None]
+
+    def start_unreached(self) -> None:
+        """What a supervisor does: a worker whose start fell into a cut network has ended, and starts again."""
+        for worker in self.workers:
+            if worker.exit_status == 1 and worker.read_log()[-1].startswith(_NO_SERVER):
+                worker.start()
 
     def hashes(self, job_ids: Iterable[str], *fields: str) -> dict[str, list[Any]]:
         """Some fields of some jobs' hashes, in one round trip."""
