@@ -112,10 +112,11 @@ class StreamState:
 
     def feed_record(self, record: JobRecord) -> None:
         """Hash and log, read together: fills every gap and finds an end that was missed."""
-        self.wants_replay = False
         self.num_prompt_tokens, self.attempts = record.num_prompt_tokens, record.attempts
         for entry in record.entries:
             self._feed_entry(entry)
+        # Also where the log itself has a gap: reading it again at once would not fill it.
+        self.wants_replay = False
         if record.state.is_final and self._end is None:
             self._end = record.ended_event()
 

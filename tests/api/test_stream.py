@@ -73,6 +73,13 @@ class TestInOrder:
         assert not state.wants_replay
         assert [chunk.token_ids for chunk in pop_all(state)] == [[1], [2]]
 
+    def test_a_log_with_a_gap_is_not_read_again_at_once(self):
+        """It would be the same log: a reader would ask the server without end."""
+        state = StreamState("j")
+        state.feed_record(record([entry(0, 1), entry(2, 1)]))
+        assert not state.wants_replay
+        assert [chunk.token_ids for chunk in pop_all(state)] == [[0]]
+
     def test_an_end_before_its_tokens_asks_for_the_log(self):
         state = StreamState("j")
         state.feed(EndedEvent(state=JobState.DONE, num_tokens=[2], finish_reasons=["length"]))
