@@ -111,7 +111,7 @@ class ChaosFleet:
         self.worker_ids = [status.worker_id for status in self.statuses() if status is not None]
 
     def start_unreached(self) -> None:
-        """What a supervisor does: a worker whose start fell into a cut network has ended, and starts again."""
+        """As a supervisor does: a worker whose start fell into a cut network has ended, and starts again."""
         for worker in self.workers:
             if worker.exit_status == 1 and worker.read_log()[-1].startswith(_NO_SERVER):
                 worker.start()
