@@ -490,6 +490,36 @@ class TestClosing:
         assert not store.redis.exists(keys.job("j"), "celery-task-meta-j")
 
 
+class TestCondemning:
+    def test_the_first_of_several_callers_is_told(self, store):
+        """A worker and the sweeper may both find a job unreadable: it is counted and logged once."""
+        running(store)
+        assert store.condemn("j", QUEUE)
+        assert not store.condemn("j", QUEUE)
+        assert store.read("j").state is JobState.DEAD
+        assert store.redis.zscore(keys.DEAD, "j")
+
+    def test_a_hash_that_is_gone_is_counted_once_too(self, store):
+        running(store)
+        store.redis.rpush(keys.log("j"), "x")
+        store.redis.delete(keys.job("j"))
+        assert store.condemn("j", QUEUE)
+        assert not store.condemn("j", QUEUE)
+        assert not store.redis.exists(keys.log("j"))
+
+    def test_a_job_that_its_client_submitted_again_meanwhile_is_kept(self, store):
+        running(store)
+        before = everything(store)
+        assert not store.condemn("j", QUEUE, only_missing=True)
+        assert everything(store) == before
+
+    def test_a_new_job_does_not_begin_with_an_old_ones_tokens(self, store):
+        """The hash was deleted, its log was not; the same id comes again."""
+        store.redis.rpush(keys.log("j"), "x")
+        submit(store)
+        assert not store.redis.exists(keys.log("j"))
+
+
 class TestFullServer:
     @pytest.fixture
     def full(self, store):

@@ -178,24 +178,6 @@ def test_nonsense_on_the_control_channel_changes_nothing(payload, stack, fleet, 
     assert stack.workers[0].exit_status is None
 
 
-FIELDS = ["state", "owner", "epoch", "attempts", "num_choices", "n:0", "deadline", "request", "queue",
-          "error", "fingerprint", "fingerprints", "num_ended", "fin:0", "suspect", "cancel", "clients", "ttl",
-          "tenant_ledger", "priority", "channel", "solo", "fruitless"]  # fmt: skip
-VALUES = [b"", b"-5", b"nan", b"1e300", b"99999999999999999999", b"\xff\xfe", b"{", b"[]", b"R", b"D", b"x"]
-
-
-@pytest.mark.parametrize("field", FIELDS)
-def test_a_garbled_hash_ends_its_own_job_at_most(field, stack, fleet, raw):
-    for value in VALUES:
-        stream = fleet.generate("x", max_tokens=400, timeout=5, detached=True)
-        next(stream)
-        raw.hset(keys.job(stream.job_id), field, value)
-        stream.close()
-    assert is_served(fleet)
-    assert fleet.status().models
-    assert stack.workers[0].exit_status is None
-
-
 @pytest.mark.parametrize("which", [keys.job, keys.log])
 def test_a_key_of_another_type_ends_its_own_job_alone(which, stack, fleet, raw):
     ids = []

@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pagefleet.api import keys
 from pagefleet.api.celery_app import make_celery
@@ -19,6 +22,7 @@ from pagefleet.api.requests import build_request
 from pagefleet.engine.backends.null import null_token
 from pagefleet.workers.engine_loop import wait_until
 
+NUM_EXAMPLES = int(os.environ.get("PAGEFLEET_GARBAGE_EXAMPLES", "300"))
 QUEUE = "null.interactive"
 SEED = 7
 LONG = 150
@@ -97,6 +101,77 @@ def check_bad(stack, fleet, raw, job_id, before, state):
     assert raw.hget(keys.job(job_id), "state") == state
     assert num_bad(fleet) == before + 1
     assert stack.workers[0].exit_status is None
+
+
+FIELDS = [
+    "state", "owner", "epoch", "attempts", "num_choices", "n:0", "fin:0", "num_ended", "deadline", "request",
+    "queue", "error", "fingerprint", "fingerprints", "suspect", "cancel", "clients", "ttl", "solo",
+    "priority", "tenant_ledger", "channel", "fruitless", "blame", "watched", "no-such-field",
+]  # fmt: skip
+written = st.one_of(
+    st.binary(max_size=12),
+    st.integers().map(lambda number: str(number).encode()),
+    st.floats().map(lambda number: str(number).encode()),
+    st.sampled_from(
+        [b"Q", b"R", b"D", b"F", b"C", b"X", b"1", b"nan", b"1e300", b"{", b"{}", b"[]", b"9" * 400]
+    ),
+)
+entries = written | st.fixed_dictionaries(
+    {
+        "offset": st.integers(-2, 5),
+        "token_ids": st.lists(st.integers(), max_size=3),
+        "texts": st.lists(st.text(max_size=3), max_size=3),
+    },
+    optional={"choice": st.integers(), "finish_reason": st.text(max_size=5)},
+).map(lambda entry: json.dumps(entry).encode())
+damages = st.one_of(
+    st.tuples(st.just("field"), st.sampled_from(FIELDS), written),
+    st.tuples(st.just("no field"), st.sampled_from(FIELDS)),
+    st.tuples(st.just("entry"), entries),
+    st.tuples(st.just("command"), written),
+    st.sampled_from([("no hash",), ("no log",)]),
+)
+
+
+def damage(raw, job_id, what, *values):
+    """Writes into what the server holds of a job, or onto the control channel."""
+    if what == "field":
+        raw.hset(keys.job(job_id), *values)
+    elif what == "no field":
+        raw.hdel(keys.job(job_id), *values)
+    elif what == "entry":
+        raw.rpush(keys.log(job_id), *values)
+    elif what == "command":
+        raw.publish("/0.celery.pidbox", *values)
+    else:
+        raw.delete(keys.job(job_id) if what == "no hash" else keys.log(job_id))
+
+
+def test_whatever_is_written_over_jobs_the_worker_lives_and_nothing_stays(stack, fleet, raw, app):
+    """Before the message goes out, while the job runs, or with no message at all: the sweeper finds it."""
+    job_ids = []
+
+    @settings(max_examples=NUM_EXAMPLES, deadline=None, database=None, derandomize=True,
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(damages, st.sampled_from(["queued", "running", "unsent"]))
+    def write(change, when):
+        job_ids.append(job_id := f"whatever-{len(job_ids)}")
+        submit(fleet, job_id, max_tokens=60 if when == "running" else 4)
+        if when == "running":
+            send_message(app, job_id, QUEUE, 5)
+        damage(raw, job_id, *change)
+        if when == "queued":
+            send_message(app, job_id, QUEUE, 5)
+        if len(job_ids) % 50 == 0:
+            assert is_served(fleet)
+
+    write()
+    assert is_served(fleet)
+    ledgers = [keys.open_jobs(QUEUE), keys.open_jobs("null.batch")]
+    assert wait_until(lambda: not any(raw.zcard(ledger) for ledger in ledgers), 90, poll_s=0.2)
+    assert wait_until(lambda: not any(is_left(fleet, raw, job_id) for job_id in job_ids[-20:]), 10)
+    assert stack.workers[0].exit_status is None
+    assert num_bad(fleet) > NUM_EXAMPLES / 10
 
 
 UNREADABLE = {
