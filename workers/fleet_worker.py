@@ -263,7 +263,8 @@ class FleetWorker(Holder):
 
     def _on_lost(self, job: ActiveJob, why: str) -> None:
         self._let_go(job)
-        epoch = self._own_epoch(job)
+        # Held again: this worker claimed it anew before it heard of the loss.
+        epoch = None if job.job_id in self._held else self._own_epoch(job)
         if epoch is None:
             # Of one that is gone the next claim tells.
             level = logging.INFO if why in (StepStatus.GONE, "missing") else logging.WARNING
