@@ -98,7 +98,7 @@ def _print_figures(results: list[RoundResult], seconds: float) -> None:
     click.echo(f"{len(results)} rounds in {seconds:.0f} s; seconds below are p50 / p99 / max")
     for fault, figures in by_fault(results).items():
         parts = [f"{fault:<13}{figures['rounds']:4} rounds"]
-        for name in ("silence_s", "struck_silence_s", "claim_s", "drain_s", "orphan_s"):
+        for name in ("silence_s", "struck_silence_s", "claim_s", "prefill_s", "drain_s", "orphan_s"):
             spread = figures[name]
             if spread["num"]:
                 parts.append(f"{name} {spread['p50']:.2f} / {spread['p99']:.2f} / {spread['max']:.2f}")

@@ -34,9 +34,10 @@ def spread(values: Sequence[float]) -> dict[str, float | int | None]:
 def by_fault(results: Sequence[RoundResult]) -> dict[str, Any]:
     """``silence_s`` of all streams, ``struck_silence_s`` of those that a second worker went on with or that
     were silent for longer than a lease (a message that died on its way to a worker was claimed by none);
-    ``claim_s`` from a worker's death (or freezing) to the next claim of each of its jobs; ``drain_s`` from
-    SIGTERM until the last job was back in its queue; ``orphan_s`` from a client's death to the cancel of
-    each of its jobs."""
+    ``claim_s`` from a worker's death (or freezing) to the next claim of each of its jobs; ``prefill_s`` what
+    one worker needs to prefill all that a dead one left, at the calm run's pace; ``drain_s`` from SIGTERM
+    until the last job was back in its queue; ``orphan_s`` from a client's death to the cancel of each of
+    its jobs."""
     faults = sorted({result.fault for result in results})
     return {fault: _figures([result for result in results if result.fault == fault]) for fault in faults}
 
@@ -49,6 +50,7 @@ def _figures(results: Sequence[RoundResult]) -> dict[str, Any]:
         "silence_s": spread([value for result in results for value in result.silences_s]),
         "struck_silence_s": spread([value for result in results for value in result.struck_silences_s]),
         "claim_s": spread([value for result in results for value in result.claims_s]),
+        "prefill_s": spread([value for result in results for value in result.prefills_s]),
         "drain_s": spread([value for result in results for value in result.drains_s]),
         "orphan_s": spread([value for result in results for value in result.orphans_s]),
     }
@@ -80,7 +82,7 @@ def write_json(path: Path, about: dict[str, Any], results: Sequence[RoundResult]
         row = asdict(result)
         for name in ("silences_s", "struck_silences_s", "claims_s"):
             row[name.removesuffix("s_s") + "_s"] = spread(row.pop(name))
-        for name in ("drains_s", "orphans_s"):
+        for name in ("prefills_s", "drains_s", "orphans_s"):
             row[name] = [round(value, 3) for value in row[name]]
         rounds.append(row | {"seconds": round(result.seconds, 2)})
     head = {

@@ -11,12 +11,15 @@ from typing import Final
 from ops.chaos.books import complaints_at_rest, remove_results, wrong_records
 from ops.chaos.faults import FAULTS
 from ops.chaos.fleet import ChaosFleet, Resources, sleep_until, wait_all_ended
-from ops.chaos.scene import Scene
+from ops.chaos.scene import Death, Scene
 from ops.chaos.streams import ReaderProcess, StreamLog, Style, Verdict
 from ops.chaos.workload import Outcome, Workload, null_tokens_are_right
 
 _TIMEOUT_S: Final = {"null": 60.0, "model": 300.0}
 _LEASE_S: Final = 3.0
+_CLAIM_BAR_S: Final = 4.0
+_PREFILL_BAR: Final = 1.5
+_SILENT_FAULTS: Final = ("kill", "pause", "wedge")
 _STYLES: Final[tuple[Style, ...]] = ("sync", "async")
 
 
@@ -39,6 +42,7 @@ class RoundResult:
     silences_s: list[float] = field(default_factory=list)
     struck_silences_s: list[float] = field(default_factory=list)
     claims_s: list[float] = field(default_factory=list)
+    prefills_s: list[float] = field(default_factory=list)
     drains_s: list[float] = field(default_factory=list)
     orphans_s: list[float] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
@@ -60,6 +64,7 @@ class Suite:
         self._readers = {style: ReaderProcess(fleet.server.url, style) for style in _STYLES}
         self._calm: list[list[Outcome]] = []
         self._calm_s = 0.0
+        self._prefill_s_a_token = 0.0
         self.baseline = Resources(0, 0, 0.0)
 
     def close(self) -> None:
@@ -75,6 +80,7 @@ class Suite:
                 raise CalmRunError(f"not all streams of the calm run ended; logs in {self._fleet.home}")
             self._calm_s = time.monotonic() - begun_at
             self._calm.append([self._outcome(log) for log in logs])
+            self._prefill_s_a_token = max(self._prefill_s_a_token, self._measure_prefill(logs))
             requests = self._workload.requests(set_index)
             if self._fleet.engine == "null" and not null_tokens_are_right(requests, self._calm[-1]):
                 raise CalmRunError("the null engine's tokens are not the function of seed and position")
@@ -85,7 +91,8 @@ class Suite:
         self._say(
             f"calm: {len(self._calm)} x {self._workload.num_streams} streams, {num_tokens} tokens, "
             f"{self._calm_s:.1f} s for the last set; a worker has {self.baseline.num_threads} threads and "
-            f"{self.baseline.num_connections} connections"
+            f"{self.baseline.num_connections} connections and prefills a token in "
+            f"{self._prefill_s_a_token * 1000:.2f} ms"
         )
 
     def run_round(self, index: int, fault: str, rng: random.Random) -> RoundResult:
@@ -149,6 +156,27 @@ class Suite:
                 # Claimed a third time by now: the moment of the second claim is written over.
                 if attempts and int(attempts) == attempts_before + 1:
                     result.claims_s.append(int(claimed_at) / 1000 - death.at)
+            if death.attempts:
+                self._measure_takeover(result, logs, death)
+
+    def _measure_prefill(self, logs: list[StreamLog]) -> float:
+        """Seconds that one worker needs for a token of a prompt while all prefill: what a takeover costs."""
+        last_s = max((log.first_token_at or 0.0) - log.moments[0] for log in logs)
+        num_tokens = sum(len(log.fields["prompt_token_ids"]) for log in logs)
+        return last_s * len(self._fleet.workers) / num_tokens
+
+    def _measure_takeover(self, result: RoundResult, logs: list[StreamLog], death: Death) -> None:
+        """Who goes on prefills prompts and logs anew: a stream may be silent for a claim and that."""
+        taken = [log for log in logs if log.job_id in death.attempts]
+        num_tokens = sum(len(log.fields["prompt_token_ids"]) + death.num_logged[log.job_id] for log in taken)
+        prefill_s = num_tokens * self._prefill_s_a_token
+        result.prefills_s.append(prefill_s)
+        bar_s = _CLAIM_BAR_S + _PREFILL_BAR * prefill_s
+        worst_s = max(log.longest_silence_s for log in taken)
+        if self._fleet.engine == "model" and result.fault in _SILENT_FAULTS and worst_s > bar_s:
+            result.complaints.append(
+                f"a stream was silent for {worst_s:.2f} s; {bar_s:.2f} s were allowed for {num_tokens} tokens"
+            )
 
     def _look_after(self, result: RoundResult, logs: list[StreamLog], calm: list[Outcome]) -> None:
         try:

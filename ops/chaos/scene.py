@@ -18,12 +18,14 @@ _EXIT_TIMEOUT_S: Final = 40.0
 
 
 class Death(NamedTuple):
-    """A worker that was killed or wedged, when (seconds since the epoch), and the jobs that it ran."""
+    """A worker that was killed or wedged, when (seconds since the epoch), the jobs that it ran, and how many
+    tokens of each stood in the log."""
 
     fault: str
     worker_id: str
     at: float
     attempts: dict[str, int]
+    num_logged: dict[str, int]
 
 
 class Victim(NamedTuple):
@@ -69,13 +71,11 @@ class Scene:
 
     def died(self, fault: str, worker_id: str, at: float) -> None:
         """Remembers what the worker ran. No survivor may take a job before the lease has run out."""
-        rows = self.fleet.hashes([log.job_id for log in self.logs], "state", "owner", "attempts")
-        attempts = {
-            job_id: int(count)
-            for job_id, (state, owner, count) in rows.items()
-            if state == "R" and owner == worker_id
-        }
-        self.deaths.append(Death(fault, worker_id, at, attempts))
+        rows = self.fleet.hashes([log.job_id for log in self.logs], "state", "owner", "attempts", "n:0")
+        held = {job_id: row for job_id, row in rows.items() if row[0] == "R" and row[1] == worker_id}
+        attempts = {job_id: int(row[2]) for job_id, row in held.items()}
+        num_logged = {job_id: int(row[3] or 0) for job_id, row in held.items()}
+        self.deaths.append(Death(fault, worker_id, at, attempts, num_logged))
 
     def expect_exit(self, victim: Victim, expected: int) -> None:
         index, worker, _ = victim

@@ -42,6 +42,7 @@ class StreamLog:
     altered: int = 0
     text: str = ""
     moments: list[float] = field(default_factory=list)
+    first_token_at: float | None = None
     begun: bool = False
     ended: bool = False
     finish_reason: str | None = None
@@ -53,6 +54,7 @@ class StreamLog:
             case "begun":
                 self.begun = True
             case "chunk":
+                self.first_token_at = self.first_token_at or event["t"]
                 self._feed_chunk(event["offset"], event["token_ids"], event["text"])
             case "end":
                 self.finish_reason, self.ended = event["finish_reason"], True
