@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pprint
 
 import pytest
 import redis
@@ -149,13 +150,14 @@ def damage(raw, job_id, what, *values):
 
 def test_whatever_is_written_over_jobs_the_worker_lives_and_nothing_stays(stack, fleet, raw, app):
     """Before the message goes out, while the job runs, or with no message at all: the sweeper finds it."""
-    job_ids = []
+    job_ids, done = [], {}
 
     @settings(max_examples=NUM_EXAMPLES, deadline=None, database=None, derandomize=True,
               suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(damages, st.sampled_from(["queued", "running", "unsent"]))
     def write(change, when):
         job_ids.append(job_id := f"whatever-{len(job_ids)}")
+        done[job_id] = when, *change
         submit(fleet, job_id, max_tokens=60 if when == "running" else 4)
         if when == "running":
             send_message(app, job_id, QUEUE, 5)
@@ -167,8 +169,13 @@ def test_whatever_is_written_over_jobs_the_worker_lives_and_nothing_stays(stack,
 
     write()
     assert is_served(fleet)
-    ledgers = [keys.open_jobs(QUEUE), keys.open_jobs("null.batch")]
-    assert wait_until(lambda: not any(raw.zcard(ledger) for ledger in ledgers), 90, poll_s=0.2)
+
+    def open_jobs():
+        ids = [each.decode() for each in raw.zrange(keys.open_jobs(QUEUE), 0, -1)]
+        return [(job_id, done.get(job_id), raw.hgetall(keys.job(job_id))) for job_id in ids]
+
+    is_empty = wait_until(lambda: not raw.zcard(keys.open_jobs(QUEUE)), 90, poll_s=0.2)
+    assert is_empty, pprint.pformat(open_jobs()[:5])
     assert wait_until(lambda: not any(is_left(fleet, raw, job_id) for job_id in job_ids[-20:]), 10)
     assert stack.workers[0].exit_status is None
     assert num_bad(fleet) > NUM_EXAMPLES / 10
