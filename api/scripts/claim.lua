@@ -19,8 +19,14 @@ end
 if is_final(state) then
   return { 'final' }
 end
-local num_choices = tonumber(job[6])
-if not job[5] or not num_choices or not (num_choices >= 1 and num_choices <= 128) then
+-- A number of things: 0.5 tokens would be neither behind nor ahead of what a worker sends, for ever.
+local function count_in(text)
+  local count = tonumber(text)
+  return count and count >= 0 and count < 2 ^ 53 and count == math.floor(count) and count or nil
+end
+
+local num_choices = count_in(job[6])
+if not job[5] or not num_choices or num_choices < 1 or num_choices > 128 then
   return { 'unreadable' }
 end
 if redis.call('EXISTS', KEYS[2]) == 0 then
@@ -73,13 +79,17 @@ if state == 'R' and owner ~= worker then
 end
 
 local counts, num_tokens, num_ended = {}, 0, 0
-for choice = 0, tonumber(job[6]) - 1 do
-  counts[#counts + 1] = tonumber(redis.call('HGET', key, 'n:' .. choice) or '0')
-  num_tokens = num_tokens + counts[#counts]
+for choice = 0, num_choices - 1 do
+  local count = count_in(redis.call('HGET', key, 'n:' .. choice) or '0')
+  if not count then
+    return { 'unreadable' }
+  end
+  counts[#counts + 1] = count
+  num_tokens = num_tokens + count
   num_ended = num_ended + (redis.call('HGET', key, 'fin:' .. choice) and 1 or 0)
 end
 -- STEP ends a job with the last choice that it ends itself: one that has all its ends would never end.
-if num_ended >= num_choices or num_ended ~= tonumber(redis.call('HGET', key, 'num_ended') or '0') then
+if num_ended >= num_choices or num_ended ~= count_in(redis.call('HGET', key, 'num_ended') or '0') then
   return { 'unreadable' }
 end
 

@@ -63,6 +63,9 @@ local function apply(item)
   end
   local mine = job[2] == worker and job[3] == epoch
   local n = tonumber(job[9] or '0')
+  if n < 0 or n ~= math.floor(n) then
+    return { 'unreadable', 0 } -- neither behind nor ahead of what the worker has, whatever it sends
+  end
   if mine and is_final(job[1]) and reason ~= '' and job[10] == reason then
     return { 'ok', n } -- the reply to this very call was lost
   end

@@ -209,6 +209,20 @@ def test_a_garbled_field_makes_one_dead_letter(field, how, stack, fleet, raw, ap
     assert raw.exists(f"celery-task-meta-{job_id}")
 
 
+@pytest.mark.parametrize("how", ["queued", "running"])
+def test_half_a_token_is_none(how, stack, fleet, raw, app):
+    """Neither behind nor ahead of what the worker sends: it sent again and again."""
+    job_id, before = f"half-{how}", num_bad(fleet)
+    if how == "running":
+        run(fleet, job_id).close()
+    else:
+        submit(fleet, job_id)
+    raw.hset(keys.job(job_id), "n:0", b"0.5")
+    if how == "queued":
+        send_message(app, job_id, QUEUE, 5)
+    check_bad(stack, fleet, raw, job_id, before, b"X")
+
+
 @pytest.mark.parametrize("value", [b"-5", b"99999999999999999999"])
 def test_a_priority_that_is_none_is_not_sent_again_and_again(value, stack, fleet, raw):
     job_id, before = f"priority-{value.decode()}", num_bad(fleet)
