@@ -49,7 +49,10 @@ MISTAKES = [
     ),
     Mistake(
         "CLAIM goes on with an ended job",
-        (Broken("claim", "if is_final(state) then", "if false then"),),
+        (
+            Broken("claim", "if is_final(state) then", "if false then"),
+            Broken("claim", "if num_ended >= num_choices or", "if false and"),
+        ),
         unattended("duplicate"),
         "a final state changed",
     ),

@@ -20,7 +20,12 @@ from pagefleet.workers.local_stack import LocalStack
 STEP_S = 0.3
 NULL = ["--model", "null", "--backend", "null"]
 PROMPT = "x" * 500
-BYSTANDER, CANCELLED = "bystander#1", "job#1"
+BYSTANDER, CANCELLED = "bystander", "job"
+
+
+def job_of(request_id):
+    """The engine knows attempts: a job's id and a number."""
+    return request_id.partition("#")[0]
 
 
 class StepLog:
@@ -35,7 +40,7 @@ class StepLog:
     def _watched(self, plan):
         used = self._engine.stats().num_blocks - self._engine.num_free_blocks
         with self.begun:
-            self.steps.append(({entry.sequence.request_id for entry in plan.scheduled}, used))
+            self.steps.append(({job_of(entry.sequence.request_id) for entry in plan.scheduled}, used))
             self.begun.notify_all()
         return self._execute(plan)
 
