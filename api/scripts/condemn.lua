@@ -18,12 +18,11 @@ if kind == 'none' then
   redis.call('DEL', KEYS[2])
   return listed and 'missing' or 'known'
 end
+redis.call('PEXPIRE', key, ARGV[3])
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
 if kind ~= 'hash' then
-  redis.call('PEXPIRE', key, ARGV[3])
   return listed and 'no-hash' or 'known'
 end
-redis.call('PEXPIRE', key, ARGV[3])
 if is_final(redis.call('HGET', key, 'state')) and redis.call('HGET', key, 'condemned') then
   return 'known'
 end
