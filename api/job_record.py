@@ -86,6 +86,16 @@ class JobRecord:
         return None if text is None else ErrorInfo.model_validate_json(text)
 
     @property
+    def seconds_open(self) -> float | None:
+        """From the submit to the end; None where it has not ended."""
+        begin, end = self._seconds("enqueued_at"), self._seconds("ended_at")
+        return None if begin is None or end is None else end - begin
+
+    @property
+    def tenant(self) -> str | None:
+        return self.fields.get("tenant")
+
+    @property
     def fingerprints(self) -> list[Fingerprint]:
         """Of the engines that computed it, in order, without repetitions in a row; [] if unreadable."""
         try:

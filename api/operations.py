@@ -50,6 +50,7 @@ class Claim(NamedTuple):
     """What CLAIM said; the later fields are set for ``CLAIMED`` only, ``reason`` for ``REFUSED``.
 
     ``solo``: the job may be what its last worker died of; no other job's first prefill beside its own.
+    ``taken_over``: its last worker died with it. ``waited_s``: since it was enqueued.
     """
 
     verdict: ClaimVerdict
@@ -59,6 +60,8 @@ class Claim(NamedTuple):
     request_json: str = ""
     num_tokens: tuple[int, ...] = ()
     reason: str = ""
+    taken_over: bool = False
+    waited_s: float = 0.0
 
 
 class StepItem(NamedTuple):
@@ -164,9 +167,16 @@ def _parse_claim(reply: list[Any]) -> Claim:
         return Claim(verdict, reason=reply[1])
     if verdict is not ClaimVerdict.CLAIMED:
         return Claim(verdict)
-    epoch, attempt, solo, request_json, _num_choices, *num_tokens = reply[1:]
+    epoch, attempt, solo, taken_over, waited_ms, request_json, _num_choices, *num_tokens = reply[1:]
     return Claim(
-        verdict, int(epoch), int(attempt), bool(int(solo)), request_json, tuple(map(int, num_tokens))
+        verdict,
+        int(epoch),
+        int(attempt),
+        bool(int(solo)),
+        request_json,
+        tuple(map(int, num_tokens)),
+        taken_over=bool(int(taken_over)),
+        waited_s=int(waited_ms) / 1000,
     )
 
 

@@ -13,6 +13,7 @@ from pagefleet.api.job_record import JobRecord
 from pagefleet.api.keys import Lane
 from pagefleet.api.messages import LogEntry
 from pagefleet.api.operations import StepItem
+from pagefleet.workers.job_times import JobTimes
 
 _serials = itertools.count(1)
 
@@ -68,6 +69,8 @@ class ActiveJob:
     job_id: str
     epoch: int
     message: JobMessage
+    times: JobTimes = field(default_factory=JobTimes)
+    tenant: str | None = None
     num_prompt_tokens: int = 0
     token_ids: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)

@@ -23,6 +23,7 @@ from pagefleet.api.requests import invalid_request
 from pagefleet.engine import EngineRequest, LLMEngine
 from pagefleet.workers.active_job import ActiveJob, JobMessage
 from pagefleet.workers.insist import Insist
+from pagefleet.workers.job_times import JobTimes
 from pagefleet.workers.loop_thread import LoopThread
 from pagefleet.workers.prompt import engine_request
 
@@ -48,8 +49,8 @@ class Holder(ABC):
         """The job can't be run by anybody."""
 
     @abstractmethod
-    def close(self, message: JobMessage) -> None:
-        """The job has ended already; it must be closed."""
+    def close(self, message: JobMessage, *, ended_here: bool) -> None:
+        """The job has ended, by this claim or before it; it must be closed."""
 
     @abstractmethod
     def refuse(self, job: ActiveJob, error: FleetError) -> None:
@@ -126,7 +127,7 @@ class Admission:
             case ClaimVerdict.CLAIMED:
                 self._admit(message, claim)
             case ClaimVerdict.FINAL | ClaimVerdict.ENDED:
-                self._holder.close(message)
+                self._holder.close(message, ended_here=claim.verdict is ClaimVerdict.ENDED)
             case ClaimVerdict.ELSEWHERE:
                 message.dropped()
             case ClaimVerdict.NO_LEASE:
@@ -170,7 +171,8 @@ class Admission:
         )
 
     def _admit(self, message: JobMessage, claim: Claim) -> None:
-        job = ActiveJob(message.job_id, claim.epoch, message)
+        times = JobTimes(claim.attempt, claim.taken_over, claim.waited_s)
+        job = ActiveJob(message.job_id, claim.epoch, message, times)
         self._holder.hold(job)
         try:
             self._read_log(job, claim)
@@ -197,6 +199,7 @@ class Admission:
             logger.error("job %s could not be prepared: %s\n%s", job.job_id, type(error).__name__, place)
             self._holder.fail(job, JobFailed(f"The worker could not prepare this request: {error}"))
             return
+        job.tenant = request.tenant
         job.num_prompt_tokens = len(list(to_compute.prompt_token_ids))
         self._holder.run(job, to_compute, solo=solo)
         job.message.started()

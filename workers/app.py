@@ -18,6 +18,7 @@ from pagefleet.api.keys import LANES
 from pagefleet.engine import EngineConfig, LLMEngine, NullOptions
 from pagefleet.workers.fleet_worker import FleetWorker
 from pagefleet.workers.lanes import take_lanes_in_order
+from pagefleet.workers.metrics_server import served_metrics
 from pagefleet.workers.pool import EnginePool
 from pagefleet.workers.settings import WorkerSettings, let_threads_sleep, new_worker_id
 from pagefleet.workers.tasks import cancel_on_revoke, register_tasks
@@ -102,7 +103,7 @@ def run_worker(settings: WorkerSettings, report: Report) -> int:
         The process's exit status.
 
     Raises:
-        RedisUnavailable, EngineError: before anything was taken from the queue.
+        RedisUnavailable, EngineError, ConfigurationError: before anything was taken from the queue.
     """
     started_at = time.monotonic()
     let_threads_sleep()
@@ -129,7 +130,8 @@ def run_worker(settings: WorkerSettings, report: Report) -> int:
         task_events=True,
         quiet=True,
     )
-    consumer.start()
+    with served_metrics(settings, worker.metrics.registry):
+        consumer.start()
     del receiver
     return int(consumer.exitcode or 0)
 

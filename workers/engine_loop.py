@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from pagefleet.engine import EngineRequest, InvalidRequestError, LLMEngine, SequenceOutput
+from pagefleet.engine.scheduler import SchedulerOutput
 from pagefleet.workers.loop_thread import LoopThread
 from pagefleet.workers.solo_gate import SoloGate
 
@@ -32,6 +33,17 @@ class Listener(Protocol):
     def on_refused(self, request_id: str, error: InvalidRequestError) -> None: ...
 
     def on_failed(self, request_ids: Sequence[str], error: Exception) -> None: ...
+
+
+class Meter(Protocol):
+    """Who counts; called from the engine's thread, which must not wait for it."""
+
+    def on_step(self, begun_at: float, plan: SchedulerOutput, outputs: Sequence[SequenceOutput]) -> None:
+        """A step has ended.
+
+        Args:
+            begun_at: when it was scheduled, on the monotonic clock.
+        """
 
 
 class Beat(Protocol):
@@ -59,10 +71,11 @@ class EngineLoop:
         lease: without it the loop does not step: another worker may have its jobs by then.
     """
 
-    def __init__(self, engine: LLMEngine, listener: Listener, lease: Beat) -> None:
+    def __init__(self, engine: LLMEngine, listener: Listener, lease: Beat, meter: Meter) -> None:
         self._engine = engine
         self._listener = listener
         self._lease = lease
+        self._meter = meter
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._starts = SoloGate(self._admit)
         self._stopping = False
@@ -111,6 +124,7 @@ class EngineLoop:
             return
 
     def _step(self) -> None:
+        begun_at = time.monotonic()
         plan = self._engine.schedule()
         request_ids = [sequence.request_id for sequence in plan.first_prefills]
         if request_ids:
@@ -123,6 +137,7 @@ class EngineLoop:
             self._fail([entry.sequence.request_id for entry in plan.scheduled], error)
             return
         self._count(outputs)
+        self._meter.on_step(begun_at, plan, outputs)
         for output in outputs:
             self._starts.passed(output.request_id)
         if outputs:

@@ -6,7 +6,7 @@ import functools
 import logging
 import queue
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery import Celery
 from celery.canvas import group, signature
@@ -16,25 +16,49 @@ from pagefleet.api.errors import ProtocolError
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import JobState
-from pagefleet.workers.active_job import JobMessage
+from pagefleet.workers.active_job import ActiveJob, JobMessage
 from pagefleet.workers.insist import Insist
 from pagefleet.workers.loop_thread import LoopThread
 
 logger = logging.getLogger(__name__)
 
 
+class Ended(NamedTuple):
+    """A job to be closed.
+
+    ``here``: it ended by this worker, in the engine or when it was claimed. ``job`` is the attempt, where
+    there was one.
+    """
+
+    message: JobMessage
+    here: bool
+    job: ActiveJob | None = None
+
+
 class Finisher:
-    """CLOSE (protocol line 9) in a thread of its own: result, callbacks behind a marker, ledger, ack."""
+    """CLOSE (protocol line 9) in a thread of its own: result, callbacks behind a marker, ledger, ack.
+
+    Args:
+        on_closed: told of each job that is closed, before its message is answered.
+        on_unreadable: told of each message whose job could not be read.
+    """
 
     def __init__(
-        self, store: JobStore, app: Celery, insist: Insist, on_unreadable: Callable[[JobMessage], None]
+        self,
+        store: JobStore,
+        app: Celery,
+        insist: Insist,
+        *,
+        on_closed: Callable[[Ended, JobRecord], None],
+        on_unreadable: Callable[[JobMessage], None],
     ) -> None:
+        self._on_closed = on_closed
         self._on_unreadable = on_unreadable
         self._store = store
         self._insist = insist
         self._app = app
         self._closer = JobCloser(store, app)
-        self._messages: queue.SimpleQueue[JobMessage | None] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[Ended | None] = queue.SimpleQueue()
         self._thread = LoopThread("finisher", self._run)
 
     def start(self) -> None:
@@ -42,14 +66,15 @@ class Finisher:
 
     def stop(self) -> None:
         """Closes what is queued and ends the thread."""
-        self._messages.put(None)
+        self._ended.put(None)
         self._thread.join()
 
-    def put(self, message: JobMessage) -> None:
-        self._messages.put(message)
+    def put(self, ended: Ended) -> None:
+        self._ended.put(ended)
 
     def _run(self) -> None:
-        while (message := self._messages.get()) is not None:
+        while (ended := self._ended.get()) is not None:
+            message = ended.message
             try:
                 record = self._insist(functools.partial(self._close, message))
             except ProtocolError:
@@ -58,6 +83,7 @@ class Finisher:
             if record is None:
                 message.dropped()
             else:
+                self._on_closed(ended, record)
                 message.ended(record)
 
     def _close(self, message: JobMessage) -> JobRecord | None:

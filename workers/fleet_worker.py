@@ -21,6 +21,7 @@ from celery import Celery
 from pagefleet.api import keys
 from pagefleet.api.closing import JobCloser
 from pagefleet.api.errors import FleetError, JobFailed, ProtocolError, RedisUnavailable
+from pagefleet.api.job_record import JobRecord
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import Fingerprint, JobState, ModelCard, WorkerStatus
 from pagefleet.api.operations import CancelVerdict, StepStatus
@@ -30,11 +31,14 @@ from pagefleet.workers.active_job import ActiveJob, JobMessage
 from pagefleet.workers.admission import Admission, Holder
 from pagefleet.workers.auditor import AUDIT_EVERY_S, Auditor
 from pagefleet.workers.engine_loop import EngineLoop
-from pagefleet.workers.finisher import Finisher
+from pagefleet.workers.finisher import Ended, Finisher
 from pagefleet.workers.insist import Insist
+from pagefleet.workers.job_log import job_fields, log_end
 from pagefleet.workers.lanes import Yielder
 from pagefleet.workers.lease import Lease
+from pagefleet.workers.live_state import LiveState
 from pagefleet.workers.message_gate import MessageGate
+from pagefleet.workers.metrics import FOLD_EVERY_S, Metrics
 from pagefleet.workers.periodic import Periodic
 from pagefleet.workers.prompt import fleet_error
 from pagefleet.workers.publisher import Publisher
@@ -73,16 +77,20 @@ class FleetWorker(Holder):
         self._queues = [keys.queue(self.card.name, lane) for lane in keys.LANES]
         self._closer = JobCloser(store, app)
         self.insist = Insist()
+        self.metrics = Metrics(self.card.name)
         self.gate = MessageGate(settings.max_request_bytes)
         self.lease = Lease(
             store, settings.lease_s, self.card, self.status, is_waiting=lambda: self.insist.is_waiting
         )
-        self.loop = EngineLoop(engine, self, self.lease)
-        self.finisher = Finisher(store, app, self.insist, self.condemn)
+        self.loop = EngineLoop(engine, self, self.lease, self.metrics)
+        self.finisher = Finisher(
+            store, app, self.insist, on_closed=self._on_closed, on_unreadable=self.condemn
+        )
         self.publisher = Publisher(
             store,
             worker_id,
             self.insist,
+            self.metrics,
             abort=self.loop.abort,
             on_ended=self._on_ended,
             on_lost=self._on_lost,
@@ -91,6 +99,7 @@ class FleetWorker(Holder):
         )
         self.admission = Admission(store, worker_id, self.card, engine, self.insist, self)
         self._duties = self._make_duties(app)
+        self.metrics.registry.register(self._live_state())
 
     def start(self) -> None:
         """Takes the lease, starts the threads and makes the model known. Raises: RedisUnavailable."""
@@ -222,14 +231,15 @@ class FleetWorker(Holder):
         self._held[job.job_id] = job
 
     def run(self, job: ActiveJob, request: EngineRequest, *, solo: bool) -> None:
+        self.metrics.on_begin(job)
         self.publisher.take(job)
         self.loop.add(request, solo=solo)
 
     def fail(self, job: ActiveJob, error: FleetError) -> None:
         self.publisher.fail(job, error)
 
-    def close(self, message: JobMessage) -> None:
-        self.finisher.put(message)
+    def close(self, message: JobMessage, *, ended_here: bool) -> None:
+        self.finisher.put(Ended(message, ended_here))
 
     def condemn(self, message: JobMessage) -> None:
         """A job whose hash or log cannot be read: a dead letter, and its message is settled."""
@@ -239,6 +249,7 @@ class FleetWorker(Holder):
         queue = keys.queue(self.card.name, message.lane)
         if self.insist(functools.partial(self._store.condemn, message.job_id, queue)):
             self.gate.count("a job is condemned", f"what is stored of job {message.job_id} cannot be read")
+            self.metrics.on_dead_letter()
             with contextlib.suppress(ProtocolError):
                 self.insist(functools.partial(self._closer.close, message.job_id, queue))
         message.dropped()
@@ -259,7 +270,7 @@ class FleetWorker(Holder):
 
     def _on_ended(self, job: ActiveJob) -> None:
         self._let_go(job)
-        self.finisher.put(job.message)
+        self.finisher.put(Ended(job.message, True, job))
 
     def _on_lost(self, job: ActiveJob, why: str) -> None:
         self._let_go(job)
@@ -268,7 +279,7 @@ class FleetWorker(Holder):
         if epoch is None:
             # Of one that is gone the next claim tells.
             level = logging.INFO if why in (StepStatus.GONE, "missing") else logging.WARNING
-            logger.log(level, "job %s is not ours any more (%s)", job.job_id, why)
+            logger.log(level, "job %s is not ours any more (%s)", job.job_id, why, extra=job_fields(job))
         elif re.fullmatch(r"-?\d{1,18}", epoch):
             self.gate.count("an attempt ends", f"the epoch of job {job.job_id} was changed from outside")
         # Any other epoch the next claim finds unreadable.
@@ -293,15 +304,29 @@ class FleetWorker(Holder):
         self._let_go(job)
         job.message.put_back()
 
+    def _on_closed(self, ended: Ended, record: JobRecord) -> None:
+        """Told and counted by the worker that ended it; one that nobody ever ran, by who gets its message."""
+        if ended.here or not record.attempts:
+            self.metrics.on_closed(record, ended.message.lane, ended.job)
+            log_end(record, ended.message.lane, ended.job)
+
     def _let_go(self, job: ActiveJob) -> None:
         """The same worker may have claimed the job again by now: that attempt is another."""
+        self.metrics.on_let_go(job)
         if self._held.get(job.job_id) is job:
             del self._held[job.job_id]
 
     def _make_duties(self, app: Celery) -> list[Periodic]:
         store, queues = self._store, self._queues
         reaper = Reaper(store, self.worker_id, app)
-        sweeper = Sweeper(store, app, queues, patience_s=self.settings.lease_s, count=self.gate.count)
+        sweeper = Sweeper(
+            store,
+            app,
+            queues,
+            patience_s=self.settings.lease_s,
+            count=self.gate.count,
+            on_dead_letter=self.metrics.on_dead_letter,
+        )
         auditor = Auditor(store, self.worker_id, app, queues, is_held=self._held.__contains__)
         yielder = Yielder(
             is_full=self._batch_is_in_the_way,
@@ -313,7 +338,17 @@ class FleetWorker(Holder):
             Periodic("sweeper", SWEEP_EVERY_S, sweeper.sweep_if_first),
             Periodic("auditor", AUDIT_EVERY_S, auditor.audit),
             Periodic("yielder", _YIELD_EVERY_S, yielder.give_way),
+            Periodic("metrics", FOLD_EVERY_S, self.metrics.fold),
         ]
+
+    def _live_state(self) -> LiveState:
+        return LiveState(
+            fold=self.metrics.fold,
+            stats=self._engine.stats,
+            status=self.status,
+            fingerprint=self.card.fingerprint,
+            lease=self.lease,
+        )
 
     def _batch_is_in_the_way(self) -> bool:
         """Batch work is held, and there is no room for one more interactive job."""

@@ -16,6 +16,8 @@ from pagefleet.workers.loop_thread import LoopThread, end_process
 logger = logging.getLogger(__name__)
 
 _BEATS_A_LEASE: Final = 6
+_LATE_SHARE: Final = 2 / 3
+"""A beat that renews a lease of which more than this is gone is late."""
 _WEDGED_AFTER_BEATS: Final = 3 * _BEATS_A_LEASE
 """Beats in a row, so that a process that was stopped and goes on is not taken for a wedged one."""
 
@@ -43,7 +45,8 @@ class Lease:
         self._card = card
         self._is_waiting = is_waiting
         self.storage_full = False
-        self._lease_s = lease_s
+        self.num_late_beats = 0
+        self.lease_s = lease_s
         self._status = status
         self._valid_until = float("-inf")
         self._ticked = threading.Event()
@@ -54,6 +57,11 @@ class Lease:
     def valid(self) -> bool:
         """By the local monotonic clock, counted from before the last successful beat was sent."""
         return time.monotonic() < self._valid_until
+
+    @property
+    def age_s(self) -> float | None:
+        """Since the last beat that the server took, None before the first; at ``lease_s`` it is lost."""
+        return time.monotonic() - self._valid_until + self.lease_s if self._valid_until > 0 else None
 
     def start(self) -> None:
         """Takes the lease. Raises: RedisUnavailable."""
@@ -76,7 +84,7 @@ class Lease:
 
     def _run(self) -> None:
         num_without_tick = 0
-        while not self._stopping.wait(self._lease_s / _BEATS_A_LEASE):
+        while not self._stopping.wait(self.lease_s / _BEATS_A_LEASE):
             if not self._ticked.is_set():
                 num_without_tick = 0 if self._is_waiting() else num_without_tick + 1
                 if num_without_tick > _WEDGED_AFTER_BEATS:
@@ -91,8 +99,10 @@ class Lease:
 
     def _beat(self) -> None:
         sent_at = time.monotonic()
-        knows_card = self._store.beat(self._status(), self._lease_s)
-        self._valid_until = sent_at + self._lease_s
+        knows_card = self._store.beat(self._status(), self.lease_s)
+        if (self.age_s or 0.0) > _LATE_SHARE * self.lease_s:
+            self.num_late_beats += 1
+        self._valid_until = sent_at + self.lease_s
         self.storage_full = self._store.is_full()
         if not knows_card and not self.storage_full:
             self._store.publish_card(self._card)

@@ -23,6 +23,7 @@ from pagefleet.engine import FinishReason, SequenceOutput
 from pagefleet.workers.active_job import ActiveJob
 from pagefleet.workers.insist import Insist
 from pagefleet.workers.loop_thread import LoopThread
+from pagefleet.workers.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Publisher:
         store: JobStore,
         worker_id: str,
         insist: Insist,
+        metrics: Metrics,
         *,
         abort: Callable[[str], None],
         on_ended: Callable[[ActiveJob], None],
@@ -58,6 +60,7 @@ class Publisher:
         self._store = store
         self._worker_id = worker_id
         self._insist = insist
+        self._metrics = metrics
         self._abort = abort
         self._on_ended = on_ended
         self._on_lost = on_lost
@@ -67,6 +70,7 @@ class Publisher:
         self._dirty: dict[str, ActiveJob] = {}
         self._notes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._is_full = False
+        self._unsent_since: float | None = None
         self._stopping = False
         self._thread = LoopThread("publisher", self._run)
 
@@ -85,7 +89,8 @@ class Publisher:
         self._notes.put(lambda: self._touch(job))
 
     def publish(self, outputs: Sequence[SequenceOutput]) -> None:
-        self._notes.put(lambda: self._add_outputs(outputs))
+        now = time.monotonic()
+        self._notes.put(lambda: self._add_outputs(outputs, now))
 
     def ask(self, request_ids: Sequence[str]) -> None:
         """After jobs that a step computed without a token: a cancel does not wait for a prefill's end."""
@@ -152,9 +157,16 @@ class Publisher:
                 for (job, item), reply in zip(batch, replies, strict=True):
                     waiting.pop(job.request_id, None)
                     self._on_reply(job, item, reply)
+            self._note_latency()
         except StorageFull:
             self._is_full = True
             self._dirty |= {name: job for name, job in waiting.items() if self._jobs.get(name) is job}
+
+    def _note_latency(self) -> None:
+        """From the oldest step whose tokens were waiting to the server's reply."""
+        if self._unsent_since is not None:
+            self._metrics.on_published(time.monotonic() - self._unsent_since)
+            self._unsent_since = None
 
     def _take_notes(self) -> None:
         try:
@@ -214,7 +226,9 @@ class Publisher:
     def _ask(self, request_ids: Sequence[str]) -> None:
         self._dirty |= {each: job for each in request_ids if (job := self._jobs.get(each)) is not None}
 
-    def _add_outputs(self, outputs: Sequence[SequenceOutput]) -> None:
+    def _add_outputs(self, outputs: Sequence[SequenceOutput], stepped_at: float) -> None:
+        if self._unsent_since is None:
+            self._unsent_since = stepped_at
         for output in outputs:
             job = self._jobs.get(output.request_id)
             if job is None:
@@ -276,6 +290,7 @@ class Publisher:
         self._on_ended(job)
 
     def _lose(self, job: ActiveJob, why: str) -> None:
+        self._metrics.on_fenced(why)
         self._abort(job.request_id)
         self._forget(job)
         self._on_lost(job, why)

@@ -53,6 +53,11 @@ class WorkerSettings(FleetSettings):
     max_queue_depth: int = Field(10_000, gt=0, description="open jobs of one lane before QueueFull")
     max_tenant_depth: int = Field(10_000, gt=0, description="open jobs of one tenant in a lane")
     debug_wedge: bool = Field(False, description="SIGUSR2 wedges the engine: for the chaos suite")
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="for Prometheus; 0 takes a free one, None is off"
+    )
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="where metrics_port listens")
+    log_format: Literal["plain", "json"] = Field("plain", description="json: one object a line")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="how much the worker says; never a prompt or an answer"
     )

@@ -56,6 +56,7 @@ class Sweeper:
         patience_s: how long a waiting job must look stranded before it is sent again; one whose owner died
             twice as long, because the reaper sees to it first.
         count: told of each job that cannot be read.
+        on_dead_letter: told of each job that is given up for it.
     """
 
     def __init__(
@@ -66,8 +67,10 @@ class Sweeper:
         patience_s: float,
         every_s: float = SWEEP_EVERY_S,
         count: Callable[[str, str], None] = _log,
+        on_dead_letter: Callable[[], None] = lambda: None,
     ) -> None:
         self._count = count
+        self._on_dead_letter = on_dead_letter
         self._store = store
         self._app = app
         self._closer = JobCloser(store, app)
@@ -134,6 +137,8 @@ class Sweeper:
         if self._store.condemn(job.job_id, queue, only_missing=job.is_gone):
             what = "is gone" if job.is_gone else "cannot be read"
             self._count("an open job is condemned", f"what is stored of job {job.job_id} {what}")
+            if not job.is_gone:
+                self._on_dead_letter()
             with contextlib.suppress(ProtocolError):
                 self._closer.close(job.job_id, queue)
 

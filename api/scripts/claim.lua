@@ -2,7 +2,8 @@
 -- KEYS: job hash, lease of the claiming worker, dead letters
 -- ARGV: id, worker, fingerprint (JSON)
 -- -> {'missing'} | {'unreadable'} | {'final'} | {'no-lease'} | {'elsewhere'} | {'ended'} | {'refused', reason}
---    | {'claimed', epoch, attempts, solo, request, num_choices, n:0, n:1, ...}
+--    | {'claimed', epoch, attempts, solo, taken over from a dead worker, ms since it was enqueued, request, num_choices,
+--       n:0, n:1, ...}
 local MAX_BLAME, MAX_FRUITLESS = 3, 10
 local id, worker, fingerprint = ARGV[1], ARGV[2], ARGV[3]
 local readable, mine = pcall(cjson.decode, fingerprint)
@@ -11,7 +12,7 @@ if not readable or type(mine) ~= 'table' then
 end
 local key, dead_letters = KEYS[1], KEYS[3]
 local job = redis.call('HMGET', key, 'state', 'owner', 'cancel', 'deadline', 'request', 'num_choices',
-  'suspect', 'fingerprint', 'fingerprints')
+  'suspect', 'fingerprint', 'fingerprints', 'enqueued_at')
 local state, owner = job[1], job[2]
 if not state then
   return { 'missing' }
@@ -70,7 +71,8 @@ end
 if job[4] and now > tonumber(job[4]) then
   return ended('F', 'deadline', '')
 end
-if state == 'R' and owner ~= worker then
+local taken_over = state == 'R' and owner ~= worker
+if taken_over then
   local reason = blame()
   if reason then
     redis.call('ZADD', dead_letters, now, id)
@@ -110,5 +112,6 @@ local attempts = redis.call('HINCRBY', key, 'attempts', 1)
 redis.call('HSET', key, 'state', 'R', 'owner', worker, 'claimed_at', now, 'suspect', '0',
   'fingerprint', fingerprint)
 redis.call('HDEL', key, 'refused')
-return { 'claimed', epoch, attempts, redis.call('HGET', key, 'solo') == '1' and 1 or 0, job[5], #counts,
-  unpack(counts) }
+local waited = now - (tonumber(job[10]) or now)
+return { 'claimed', epoch, attempts, redis.call('HGET', key, 'solo') == '1' and 1 or 0, taken_over and 1 or 0, waited,
+  job[5], #counts, unpack(counts) }

@@ -11,7 +11,10 @@ import click
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
 from pagefleet.api.cli.options import given, redis_option
+from pagefleet.workers.logs import configure_logging
 from pagefleet.workers.settings import WorkerSettings
+
+logger = logging.getLogger(__name__)
 
 
 @click.command()
@@ -36,6 +39,9 @@ from pagefleet.workers.settings import WorkerSettings
 @click.option("--max-tenant-depth", type=int, help="Open jobs of one tenant in a lane before QueueFull.")
 @click.option("--lease-seconds", "lease_s", type=float, help="Without a beat for so long it counts as dead.")
 @click.option("--drain-seconds", "drain_s", type=float, help="What running jobs get to finish on SIGTERM.")
+@click.option("--metrics-port", type=int, help="For Prometheus; 0 takes a free one. Off by default.")
+@click.option("--metrics-host", metavar="HOST", help="Where the metrics listen.  [default: 127.0.0.1]")
+@click.option("--log-format", type=click.Choice(["plain", "json"]), help="json: one object a line.")
 @click.option("--log-level", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]))
 @redis_option
 def worker(aliases: tuple[str, ...], **options: Any) -> None:
@@ -48,11 +54,7 @@ def worker(aliases: tuple[str, ...], **options: Any) -> None:
     if aliases:
         options["aliases"] = list(aliases)
     settings = WorkerSettings.load(**given(options))
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
-    # Celery logs each message that it receives at info; one line a job is enough, and it is not that one.
-    logging.getLogger("celery").setLevel(logging.WARNING)
+    configure_logging(settings)
     # It warns of running as root because of pickle, which no pagefleet worker accepts; and of what Celery 6
     # will do with running tasks when the broker goes away, which is set here.
     warnings.simplefilter("ignore", SecurityWarning)
@@ -66,9 +68,13 @@ def _run(settings: WorkerSettings) -> int:
     from pagefleet.workers.app import run_worker
 
     try:
-        return run_worker(settings, _report)
+        return run_worker(settings, _log_stage if settings.log_format == "json" else _report)
     except EngineError as error:
         raise click.ClickException(str(error)) from error
+
+
+def _log_stage(stage: str, seconds: float) -> None:
+    logger.info("start-up: %s", stage, extra={"stage": stage, "seconds": round(seconds, 3)})
 
 
 def _report(stage: str, seconds: float) -> None:
