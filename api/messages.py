@@ -315,6 +315,7 @@ class WorkerStatus(StoredModel):
     started_at: float
     num_running: int = 0
     num_waiting: int = 0
+    job_ids: list[str] = Field(default_factory=list, description="the jobs that it holds")
     num_bad_messages: int = Field(0, description="dropped or dead-lettered because they could not be read")
     num_free_blocks: int = 0
     num_blocks: int = 0

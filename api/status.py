@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Container
 from typing import Final
 
 import redis
 
 from pagefleet.api import keys
-from pagefleet.api.celery_app import PRIORITY_STEPS
+from pagefleet.api.celery_app import PRIORITY_STEPS, broker_priority
 from pagefleet.api.connection import redis_errors
 from pagefleet.api.fleet import FleetStatus, QueueStatus, RefusedJob, RunningJob
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import JobState
 
 _MAX_RUNNING_LISTED: Final = 100
+_PAGE: Final = 200
+PRIORITIES: Final = PRIORITY_STEPS
 
 
 def read_status(store: JobStore) -> FleetStatus:
@@ -28,9 +31,8 @@ def read_status(store: JobStore) -> FleetStatus:
         for lane in keys.LANES:
             name = keys.queue(card.name, lane)
             with redis_errors(store.settings.url):
-                num_open = store.redis.zcard(keys.open_jobs(name))
                 job_ids = store.redis.zrange(keys.open_jobs(name), 0, _MAX_RUNNING_LISTED - 1)
-            queues.append(QueueStatus(name, card.name, lane, num_queued(store, name), num_open))
+            queues.append(QueueStatus(name, card.name, lane, num_queued(store, name), num_open(store, name)))
             if not _may_read(store, job_ids):
                 hidden += job_ids
                 continue
@@ -42,13 +44,49 @@ def read_status(store: JobStore) -> FleetStatus:
 
 def num_queued(store: JobStore, queue_name: str) -> int:
     """Messages that wait in the broker for this queue, over all priorities."""
+    return sum(num_by_priority(store, queue_name).values())
+
+
+def num_by_priority(store: JobStore, queue_name: str) -> dict[int, int]:
+    """Messages that wait in the broker for this queue, by the priority that a job was given."""
     with redis_errors(store.settings.url):
-        return sum(int(store.redis.llen(key)) for key in _priority_lists(queue_name))
+        pipeline = store.redis.pipeline(transaction=False)
+        for priority in PRIORITIES:
+            pipeline.llen(_priority_list(queue_name, broker_priority(priority)))
+        return dict(zip(PRIORITIES, map(int, pipeline.execute()), strict=True))
 
 
-def _priority_lists(queue_name: str) -> list[str]:
-    """kombu's lists behind one queue: the first priority keeps the plain name."""
-    return [queue_name if step == 0 else f"{queue_name}\x06\x16{step}" for step in PRIORITY_STEPS]
+def num_open(store: JobStore, queue_name: str) -> int:
+    """Jobs of this queue that have not been closed yet."""
+    with redis_errors(store.settings.url):
+        return int(store.redis.zcard(keys.open_jobs(queue_name)))
+
+
+def oldest_waiting_s(store: JobStore, queue_name: str, held: Container[str]) -> float:
+    """How long the oldest job that no live worker holds has been there, on the server's clock; 0: none.
+
+    From ledgers and leases alone, so that a monitor may ask. The oldest jobs of a queue are mostly those that
+    run: they are passed over, page by page.
+
+    Args:
+        held: the jobs that the workers hold.
+    """
+    first = 0
+    with redis_errors(store.settings.url):
+        seconds, micros = store.redis.time()
+        while page := store.redis.zrange(
+            keys.open_jobs(queue_name), first, first + _PAGE - 1, withscores=True
+        ):
+            for job_id, enqueued_ms in page:
+                if job_id not in held:
+                    return max(0.0, float(seconds) + float(micros) / 1e6 - float(enqueued_ms) / 1000)
+            first += _PAGE
+    return 0.0
+
+
+def _priority_list(queue_name: str, step: int) -> str:
+    """kombu's list behind one priority of a queue: the first one keeps the plain name."""
+    return queue_name if step == 0 else f"{queue_name}\x06\x16{step}"
 
 
 def _may_read(store: JobStore, job_ids: list[str]) -> bool:

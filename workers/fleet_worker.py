@@ -163,6 +163,7 @@ class FleetWorker(Holder):
             started_at=self._started_at,
             num_running=stats.num_running,
             num_waiting=stats.num_waiting,
+            job_ids=list(self._held),
             num_bad_messages=self.gate.num_bad,
             num_free_blocks=stats.num_free_blocks,
             num_blocks=stats.num_blocks,

@@ -13,10 +13,13 @@ import sys
 import pytest
 import redis
 from guarded_server import TEMPLATE, captured_events
+from prometheus_client import CollectorRegistry
 
 from pagefleet.api import FleetClient, keys
 from pagefleet.api.celery_app import make_celery
 from pagefleet.api.errors import RedisUnavailable
+from pagefleet.api.exporter import FleetCollector
+from pagefleet.api.job_store import JobStore
 from pagefleet.api.settings import FleetSettings
 from pagefleet.engine.backends.null import null_token
 from pagefleet.workers.engine_loop import wait_until
@@ -94,8 +97,29 @@ def shown_to_the_monitor(guarded, *options):
     return subprocess.run(status, env=environment, capture_output=True, text=True, check=True).stdout
 
 
+def assert_the_exporter_reads_all(url, producer):
+    """Ledgers, leases and cards are enough for it."""
+    store = JobStore(FleetSettings(redis_url=url))
+    registry = CollectorRegistry()
+    registry.register(FleetCollector(store))
+    mine = {"model": "null", "lane": "interactive"}
+    long = producer.generate("x", max_tokens=4000)
+    next(long)
+
+    def value(name, **labels):
+        return registry.get_sample_value(f"pagefleet_fleet_{name}", labels)
+
+    assert (value("source_up"), value("workers", model="null"), value("open_jobs", **mine)) == (1, 2, 1)
+    # Its worker says with the next beat that it has the job.
+    assert wait_until(lambda: value("oldest_queued_seconds", **mine) == 0, 10)
+    long.cancel()
+    long.result()
+    store.close_connections()
+
+
 def test_a_monitor_sees_status_events_and_workers(guarded, workers, producer):
     assert len(json.loads(shown_to_the_monitor(guarded, "--json"))["workers"]) == 2
+    assert_the_exporter_reads_all(guarded.url_of("monitor"), producer)
     app = make_celery(FleetSettings(redis_url=guarded.url_of("monitor")))
     with captured_events(app) as seen:
         assert wait_until(lambda: any(event["type"] == "worker-heartbeat" for event in seen), 15)

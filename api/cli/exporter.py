@@ -1,0 +1,54 @@
+"""``pagefleet exporter``: the fleet's queues and workers for Prometheus."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+
+import click
+
+from pagefleet.api.cli.options import redis_option
+from pagefleet.api.connection import safe_url
+from pagefleet.api.errors import ConfigurationError
+from pagefleet.api.job_store import JobStore
+from pagefleet.api.settings import FleetSettings
+
+
+@click.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=9101, show_default=True, help="0: a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: every interface.")
+@redis_option
+def exporter(host: str, port: int, redis_url: str | None) -> None:
+    """Serve the whole fleet's queue depths, ages and workers to Prometheus, until Ctrl-C. One is enough.
+
+    A monitor's Redis user can do it. What each worker counts itself is at its own --metrics-port.
+
+    \b
+    pagefleet exporter
+    pagefleet exporter --host 0.0.0.0 --port 9101 --redis-url rediss://monitor:...@redis:6379/0
+    """
+    # Only now: it comes with an extra.
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    from pagefleet.api.exporter import FleetCollector
+
+    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    store = JobStore(FleetSettings.load(redis_url=redis_url))
+    registry = CollectorRegistry()
+    registry.register(FleetCollector(store))
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        raise ConfigurationError(f"{host}:{port} cannot be had ({error.strerror or error}).") from error
+    click.echo(f"metrics of the fleet at {safe_url(store.settings.url)}: ", nl=False, err=True)
+    click.echo(f"http://{host}:{server.server_port}/metrics", err=True)
+    stop.wait()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+    store.close_connections()
