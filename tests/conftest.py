@@ -24,6 +24,12 @@ def missing_service(reason: str) -> None:
     pytest.skip(reason)
 
 
+@pytest.fixture(scope="session")
+def give_up():
+    """:func:`missing_service`, for fixtures in the folders below."""
+    return missing_service
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_environment(tmp_path_factory):
     """No test finds a developer's Redis, settings or running stack."""

@@ -23,6 +23,7 @@ from pagefleet.api.requests import invalid_request
 from pagefleet.engine import EngineRequest, LLMEngine
 from pagefleet.workers.active_job import ActiveJob, JobMessage
 from pagefleet.workers.insist import Insist
+from pagefleet.workers.job_log import job_fields
 from pagefleet.workers.job_times import JobTimes
 from pagefleet.workers.loop_thread import LoopThread
 from pagefleet.workers.prompt import engine_request
@@ -143,7 +144,9 @@ class Admission:
                 self._create(message)
 
     def _refuse(self, message: JobMessage, reason: str) -> None:
-        logger.warning("job %s goes back to its queue: %s", message.job_id, reason)
+        logger.warning(
+            "job %s goes back to its queue: %s", message.job_id, reason, extra={"job": message.job_id}
+        )
         # Not at once: where no other worker takes it, it would come back at once, again and again.
         timer = threading.Timer(_REFUSED_PAUSE_S, message.returned)
         timer.daemon = True
@@ -196,7 +199,10 @@ class Admission:
             # A tokenizer or a template is not ours: what it throws at one job must not end the others'.
             # Its words may quote the prompt: the log gets the place only.
             place = "".join(traceback.format_tb(error.__traceback__))
-            logger.error("job %s could not be prepared: %s\n%s", job.job_id, type(error).__name__, place)
+            kind = type(error).__name__
+            logger.error(
+                "job %s could not be prepared: %s\n%s", job.job_id, kind, place, extra=job_fields(job)
+            )
             self._holder.fail(job, JobFailed(f"The worker could not prepare this request: {error}"))
             return
         job.tenant = request.tenant

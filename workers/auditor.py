@@ -58,7 +58,11 @@ class Auditor:
                     continue
                 if self._store.release(job.job_id, self._worker_id, job.epoch) == "released":
                     send_message(self._app, job.job_id, queue, job.priority)
-                    logger.warning("job %s is ours and not here; it was sent again", job.job_id)
+                    logger.warning(
+                        "job %s is ours and not here; it was sent again",
+                        job.job_id,
+                        extra={"job": job.job_id},
+                    )
                     num_released += 1
         self._missing = missing
         return num_released

@@ -99,7 +99,8 @@ class Finisher:
         try:
             run_callbacks(self._app, record, message.context)
         except Exception:
-            logger.exception("job %s: its Celery callbacks could not be sent", record.job_id)
+            about = {"job": record.job_id, "tenant": record.tenant, "attempt": record.attempts}
+            logger.exception("job %s: its Celery callbacks could not be sent", record.job_id, extra=about)
 
 
 def run_callbacks(app: Celery, record: JobRecord, context: Any) -> None:

@@ -23,7 +23,7 @@ from pagefleet.api.closing import JobCloser
 from pagefleet.api.errors import FleetError, JobFailed, ProtocolError, RedisUnavailable
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.job_store import JobStore
-from pagefleet.api.messages import Fingerprint, JobState, ModelCard, WorkerStatus
+from pagefleet.api.messages import JobState, WorkerStatus
 from pagefleet.api.operations import CancelVerdict, StepStatus
 from pagefleet.api.status import num_queued
 from pagefleet.engine import EngineRequest, InvalidRequestError, LLMEngine, SequenceOutput
@@ -39,6 +39,7 @@ from pagefleet.workers.lease import Lease
 from pagefleet.workers.live_state import LiveState
 from pagefleet.workers.message_gate import MessageGate
 from pagefleet.workers.metrics import FOLD_EVERY_S, Metrics
+from pagefleet.workers.model_card import make_card
 from pagefleet.workers.periodic import Periodic
 from pagefleet.workers.prompt import fleet_error
 from pagefleet.workers.publisher import Publisher
@@ -229,6 +230,7 @@ class FleetWorker(Holder):
     # What becomes of jobs, in the publisher's and the admission's threads.
 
     def hold(self, job: ActiveJob) -> None:
+        self.metrics.on_claimed(job)
         self._held[job.job_id] = job
 
     def run(self, job: ActiveJob, request: EngineRequest, *, solo: bool) -> None:
@@ -344,7 +346,6 @@ class FleetWorker(Holder):
 
     def _live_state(self) -> LiveState:
         return LiveState(
-            fold=self.metrics.fold,
             stats=self._engine.stats,
             status=self.status,
             fingerprint=self.card.fingerprint,
@@ -359,24 +360,3 @@ class FleetWorker(Holder):
             and not self._draining
             and not self.queues_with_room(len(held), held.count("batch"))
         )
-
-
-def make_card(settings: WorkerSettings, engine: LLMEngine) -> ModelCard:
-    info = engine.info
-    fingerprint = Fingerprint(
-        weights=info.fingerprint.weights,
-        tokenizer=info.fingerprint.tokenizer,
-        dtype=info.fingerprint.dtype,
-        backend=info.fingerprint.backend,
-        version=info.fingerprint.version,
-    )
-    aliases = dict.fromkeys([settings.model, *settings.aliases])
-    return ModelCard(
-        name=settings.name,
-        max_model_len=info.max_model_len,
-        vocab_size=info.vocab_size,
-        aliases=[alias for alias in aliases if alias != settings.name],
-        max_queue_depth=settings.max_queue_depth,
-        max_tenant_depth=settings.max_tenant_depth,
-        fingerprint=fingerprint,
-    )

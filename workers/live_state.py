@@ -16,7 +16,6 @@ class LiveState(Collector):
     """Nothing is counted for it: it reads what the parts keep anyway.
 
     Args:
-        fold: brings the counts of the other metrics up to this moment.
         stats: the engine's figures.
         status: what the worker says of itself.
     """
@@ -24,20 +23,17 @@ class LiveState(Collector):
     def __init__(
         self,
         *,
-        fold: Callable[[], None],
         stats: Callable[[], EngineStats],
         status: Callable[[], WorkerStatus],
         fingerprint: Fingerprint,
         lease: Lease,
     ) -> None:
-        self._fold = fold
         self._stats = stats
         self._status = status
         self._fingerprint = fingerprint
         self._lease = lease
 
     def collect(self) -> Iterable[Metric]:
-        self._fold()
         stats, status = self._stats(), self._status()
         model = status.model
         used = 1 - stats.num_free_blocks / max(1, stats.num_blocks)
@@ -46,8 +42,7 @@ class LiveState(Collector):
         yield _gauge("kv_cache_usage_perc", "KV blocks in use; 1 is all of them.", model, used)
         yield _gauge("num_kv_blocks", "KV blocks that there are.", model, stats.num_blocks)
         yield _gauge("lease_seconds", "How long a lease lasts.", model, self._lease.lease_s)
-        if (age_s := self._lease.age_s) is not None:
-            yield _gauge("lease_age_seconds", "Since the last beat that Redis took.", model, age_s)
+        yield _gauge("lease_age_seconds", "Since the last beat that Redis took.", model, self._lease.age_s)
         for name, documentation, value in (
             ("prefix_cache_queries", "Tokens looked up in the prefix cache.", stats.prefix_cache_queries),
             ("prefix_cache_hits", "Tokens found in the prefix cache.", stats.prefix_cache_hits),
@@ -71,9 +66,11 @@ class LiveState(Collector):
         return family
 
 
-def _gauge(name: str, documentation: str, model: str, value: float) -> Metric:
+def _gauge(name: str, documentation: str, model: str, value: float | None) -> Metric:
+    """Without a sample where there is no value yet."""
     family = GaugeMetricFamily(f"pagefleet_{name}", documentation, labels=["model"])
-    family.add_metric([model], value)
+    if value is not None:
+        family.add_metric([model], value)
     return family
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.keys import LANES, Lane
@@ -35,7 +37,7 @@ class _Step(NamedTuple):
     outputs: Sequence[SequenceOutput]
 
 
-class Metrics:
+class Metrics(Collector):
     """One worker's counts, in a registry of its own.
 
     Args:
@@ -48,6 +50,8 @@ class Metrics:
         self._steps: deque[_Step] = deque()
         self._jobs: dict[str, ActiveJob] = {}
         self._folding = threading.Lock()
+        # First: a scrape begins with the latest counts.
+        self.registry.register(self)
         ProcessCollector(registry=self.registry)
         self._make_step_metrics()
         self._make_request_metrics()
@@ -61,11 +65,13 @@ class Metrics:
         """From the engine's thread, which pays for one append."""
         self._steps.append(_Step(begun_at, time.monotonic(), plan, outputs))
 
+    def on_claimed(self, job: ActiveJob) -> None:
+        if job.times.taken_over:
+            self._takeovers.labels(self.model, job.message.lane).inc()
+
     def on_begin(self, job: ActiveJob) -> None:
         """Before the engine has the job."""
         self._jobs[job.request_id] = job
-        if job.times.taken_over:
-            self._takeovers.labels(self.model, job.message.lane).inc()
 
     def on_let_go(self, job: ActiveJob) -> None:
         """The attempt is over, in whatever way; its times are complete afterwards."""
@@ -76,7 +82,8 @@ class Metrics:
     def on_closed(self, record: JobRecord, lane: Lane, job: ActiveJob | None) -> None:
         """A job has ended for good. ``job`` is its last attempt, where this worker had it."""
         labels = (self.model, lane)
-        self._finished.labels(*labels, record.finish_reason(0) or "error").inc()
+        reason = record.finish_reason(0)
+        self._finished.labels(*labels, reason if reason in FINISH_REASONS else "error").inc()
         self._num_generated.labels(*labels).observe(sum(record.num_tokens))
         if record.num_prompt_tokens is not None:
             self._num_prompt.labels(*labels).observe(record.num_prompt_tokens)
@@ -98,6 +105,11 @@ class Metrics:
 
     # From the steps to the counts.
 
+    def collect(self) -> Iterable[Metric]:
+        """Has nothing of its own: the registry's other collectors do."""
+        self.fold()
+        return ()
+
     def fold(self) -> None:
         """Counts the steps that have ended; from any thread but the engine's."""
         with self._folding:
@@ -105,9 +117,10 @@ class Metrics:
                 self._fold_step(self._steps.popleft())
 
     def _fold_step(self, step: _Step) -> None:
-        self._step_time.observe(step.ended_at - step.begun_at)
-        self._step_tokens.observe(sum(entry.num_new_tokens for entry in step.plan.scheduled))
-        self._step_num_seqs.observe(len(step.plan.scheduled))
+        if step.plan.scheduled:
+            self._step_time.observe(step.ended_at - step.begun_at)
+            self._step_tokens.observe(sum(entry.num_new_tokens for entry in step.plan.scheduled))
+            self._step_num_seqs.observe(len(step.plan.scheduled))
         for sequence in step.plan.first_prefills:
             job = self._jobs.get(sequence.request_id)
             if job is not None and job.times.scheduled_at is None:

@@ -154,7 +154,11 @@ class Sweeper:
                 self._without_client.add(job.job_id)
 
     def _cancel(self, queue: str, job: OpenJob) -> None:
-        logger.info("job %s is cancelled: its client is gone and it is not detached", job.job_id)
+        logger.info(
+            "job %s is cancelled: its client is gone and it is not detached",
+            job.job_id,
+            extra={"job": job.job_id},
+        )
         try:
             if self._store.cancel(job.job_id) is CancelVerdict.ENDED:
                 self._closer.close(job.job_id)
@@ -185,7 +189,7 @@ class Sweeper:
         send_message(self._app, job.job_id, queue, job.priority)
         suspicion.backoff_s = min(2 * suspicion.backoff_s, _MAX_BACKOFF_S)
         suspicion.send_at = now + suspicion.backoff_s
-        logger.warning("job %s was held by nobody; it was sent again", job.job_id)
+        logger.warning("job %s was held by nobody; it was sent again", job.job_id, extra={"job": job.job_id})
         return True
 
 

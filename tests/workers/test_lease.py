@@ -45,7 +45,10 @@ def test_a_wedged_loop_loses_it_although_the_process_lives(store):
     assert wait_until(lambda: not lease.valid, 3 * LEASE_S)
     assert wait_until(lambda: not store.redis.exists(keys.lease("w1")), LEASE_S)
     # It turns again: the lease comes back.
+    assert lease.num_late_beats == 0
+    assert lease.age_s > LEASE_S
     assert wait_until(lambda: lease.tick() or lease.valid, 3 * LEASE_S)
+    assert lease.num_late_beats == 1
     lease.give_up()
 
 

@@ -15,7 +15,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pagefleet.api import FleetClient
 from pagefleet.api.errors import ConfigurationError
+from pagefleet.api.messages import LogEntry
+from pagefleet.api.operations import StepItem
 from pagefleet.engine import SequenceOutput
+from pagefleet.engine.backends.null import null_token
 from pagefleet.engine.scheduler import ScheduledSequence, SchedulerOutput
 from pagefleet.workers.active_job import ActiveJob
 from pagefleet.workers.engine_loop import wait_until
@@ -75,6 +78,35 @@ class TestOfJobsThatEnd:
             for stage in ("queue", "prefill", "decode")
         )
         assert 0 < stages <= value(worker, "e2e_request_latency_seconds_sum", **mine) + 0.05
+
+    def test_the_time_in_the_queue_counts(self, store, worker):
+        """Before any worker saw the job."""
+        message = submit(store, worker, "j", max_tokens=2)
+        submitted_ms = int(store.redis.hget("pf:job:j", "enqueued_at"))
+        store.redis.hset("pf:job:j", "enqueued_at", submitted_ms - 30_000)
+        worker.admission.put(message)
+        message.last_answer()
+        mine = {"lane": "interactive"}
+        for name in ("time_to_first_token", "request_queue_time", "e2e_request_latency"):
+            assert value(worker, f"{name}_seconds_sum", **mine) == pytest.approx(30, abs=10), name
+        assert value(worker, "request_prefill_time_seconds_sum", **mine) < 10
+
+    def test_a_resumed_job_had_its_first_token_elsewhere(self, store, worker):
+        message = submit(store, worker, "j", max_tokens=20)
+        other = worker.status().model_copy(update={"worker_id": "other"})
+        store.beat(other, 30)
+        (claim,) = store.claim(["j"], "other", worker.card.fingerprint.model_dump_json())
+        entry = LogEntry(offset=0, token_ids=[null_token(7, 0, 0)], texts=["?"])
+        store.step("other", [StepItem("j", claim.epoch, 0, 0, entry)])
+        store.release("j", "other", claim.epoch)
+        worker.admission.put(message)
+        assert message.last_answer()[0] == "ended"
+        mine = {"lane": "interactive"}
+        assert value(worker, "generation_tokens_total", **mine) == 19
+        assert value(worker, "inter_token_latency_seconds_count", **mine) == 18
+        for name in ("time_to_first_token", "request_queue_time", "request_prefill_time"):
+            assert value(worker, f"{name}_seconds_count", **mine) == 0, name
+        assert value(worker, "request_generation_tokens_sum", **mine) == 20
 
     def test_steps(self, store, worker):
         for message in [run(store, worker, f"j{index}", max_tokens=30) for index in range(8)]:

@@ -32,6 +32,14 @@ def test_the_environment_is_read(monkeypatch):
     assert WorkerSettings(model="given").model == "given"
 
 
+def test_the_metrics_port_is_off_until_it_is_given(monkeypatch):
+    assert WorkerSettings().metrics_port is None
+    monkeypatch.setenv("PAGEFLEET_METRICS_PORT", "9100")
+    assert (WorkerSettings().metrics_port, WorkerSettings().metrics_host) == (9100, "127.0.0.1")
+    monkeypatch.setenv("PAGEFLEET_METRICS_HOST", "0.0.0.0")
+    assert WorkerSettings().metrics_host == "0.0.0.0"
+
+
 @pytest.mark.parametrize(("field", "value"), [("max_num_seqs", 0), ("dtype", "int3"), ("lease_s", -1.0)])
 def test_a_wrong_value_is_one_sentence_that_names_it(field, value):
     with pytest.raises(ConfigurationError, match=field):

@@ -1,0 +1,28 @@
+"""The card under which producers know the model that a worker serves."""
+
+from __future__ import annotations
+
+from pagefleet.api.messages import Fingerprint, ModelCard
+from pagefleet.engine import LLMEngine
+from pagefleet.workers.settings import WorkerSettings
+
+
+def make_card(settings: WorkerSettings, engine: LLMEngine) -> ModelCard:
+    info = engine.info
+    fingerprint = Fingerprint(
+        weights=info.fingerprint.weights,
+        tokenizer=info.fingerprint.tokenizer,
+        dtype=info.fingerprint.dtype,
+        backend=info.fingerprint.backend,
+        version=info.fingerprint.version,
+    )
+    aliases = dict.fromkeys([settings.model, *settings.aliases])
+    return ModelCard(
+        name=settings.name,
+        max_model_len=info.max_model_len,
+        vocab_size=info.vocab_size,
+        aliases=[alias for alias in aliases if alias != settings.name],
+        max_queue_depth=settings.max_queue_depth,
+        max_tenant_depth=settings.max_tenant_depth,
+        fingerprint=fingerprint,
+    )
