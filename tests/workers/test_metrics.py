@@ -136,9 +136,15 @@ class TestOfJobsThatEnd:
         worker.admission.put(message)
         message.last_answer()
         assert value(worker, "request_success_total", finished_reason="cancelled", lane="interactive") == 1
-        # A second message of the same job is no second end.
-        worker.admission.put(again := type(message)("j"))
-        again.last_answer()
+
+    def test_a_second_message_is_no_second_end(self, store, worker, caplog):
+        message = run(store, worker, "j", max_tokens=3)
+        assert message.last_answer()[0] == "ended"
+        with caplog.at_level(logging.INFO, "pagefleet.jobs"):
+            worker.admission.put(again := type(message)("j"))
+            assert again.last_answer()[0] == "ended"
+        assert value(worker, "request_success_total", finished_reason="length", lane="interactive") == 1
+        assert not [record for record in caplog.records if record.name == "pagefleet.jobs"]
 
 
 class TestOfFaults:
