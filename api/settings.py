@@ -12,6 +12,7 @@ import ssl
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Self
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from pydantic import AliasChoices, Field, FilePath, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -34,6 +35,9 @@ class FleetSettings(BaseSettings):
         None,
         validation_alias=AliasChoices("redis_url", "PAGEFLEET_REDIS_URL", "REDIS_URL"),
         description="the server; by default the one of a running `pagefleet up`, else port 6379 of this host",
+    )
+    redis_password_file: FilePath | None = Field(
+        None, description="holds the password of the URL's user; a secret that no environment shows"
     )
     home: Path = Field(Path("~/.pagefleet"), description="where `pagefleet up` keeps its data")
     redis_ca: FilePath | None = Field(
@@ -78,7 +82,8 @@ class FleetSettings(BaseSettings):
     @cached_property
     def url(self) -> str:
         """The server to use: the one named, else the local stack's, else Redis's default port."""
-        return self.redis_url or self._local_stack_url() or DEFAULT_REDIS_URL
+        url = self.redis_url or self._local_stack_url() or DEFAULT_REDIS_URL
+        return url if self.redis_password_file is None else _with_password(url, self.redis_password_file)
 
     @property
     def tls(self) -> dict[str, Any]:
@@ -117,3 +122,27 @@ class FleetSettings(BaseSettings):
             return str(stack["redis_url"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+
+class FlowerSettings(FleetSettings):
+    """What ``pagefleet flower`` needs beside the server."""
+
+    flower_address: str = Field(
+        "127.0.0.1", min_length=1, description="where it listens; beyond this host only with users"
+    )
+    flower_port: int = Field(5555, gt=0, lt=65536, description="on which port")
+    flower_auth_file: Path | None = Field(None, description="who may come in: lines of user:password")
+    flower_show_arguments: bool = Field(False, description="show what tasks were called with")
+
+
+def _with_password(url: str, file: Path) -> str:
+    """Raises: ConfigurationError: the file cannot be read, or the URL has a password of its own."""
+    parts = urlsplit(url)
+    if parts.password is not None:
+        raise ConfigurationError("redis_password_file: the Redis URL has a password already.")
+    try:
+        password = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"redis_password_file: {error}.") from None
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:{quote(password, safe='')}@{host}"))

@@ -8,7 +8,7 @@ from typing import Any, Final
 from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 
-from pagefleet.api.settings import FleetSettings
+from pagefleet.api.settings import FleetSettings, FlowerSettings
 from pagefleet.workers.settings import WorkerSettings
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "settings.md"
@@ -17,18 +17,21 @@ _HEAD: Final = """\
 
 Written by `python -m ops.settings_page` from `api/settings.py` and `workers/settings.py`; change it there.
 
-Each is a field of `FleetSettings` or `WorkerSettings`, and an environment variable; those that are
-often needed are options of the commands too. What is given goes before the environment, and the
-environment before the default. In the environment a list is written as JSON. A value that cannot be
-is refused at the start, in one sentence.
+Each is a field of `FleetSettings`, `WorkerSettings` or `FlowerSettings`, and an environment variable;
+those that are often needed are options of the commands too. What is given goes before the
+environment, and the environment before the default. In the environment a list is written as JSON. A
+value that cannot be is refused at the start, in one sentence.
 """
 
 
 def page() -> str:
     """The whole page, as Markdown."""
     shared = FleetSettings.model_fields
-    own = {name: field for name, field in WorkerSettings.model_fields.items() if name not in shared}
-    return "\n".join([_HEAD, "## All\n", *_table(shared), "\n## Workers alone\n", *_table(own), ""])
+    lines = [_HEAD, "## All\n", *_table(shared)]
+    for title, settings in (("Workers alone", WorkerSettings), ("Flower alone", FlowerSettings)):
+        own = {name: field for name, field in settings.model_fields.items() if name not in shared}
+        lines += [f"\n## {title}\n", *_table(own)]
+    return "\n".join([*lines, ""])
 
 
 def _table(fields: dict[str, FieldInfo]) -> list[str]:

@@ -21,7 +21,8 @@ from pagefleet.api.cli.main import main
 from pagefleet.api.job_store import JobStore
 
 SEED_7 = "f-)WMZsL2`QBIlih"
-COMMANDS = ["bench", "chat", "demo", "exporter", "generate", "models", "status", "up", "worker"]
+COMMANDS = ["bench", "chat", "demo", "exporter", "flower", "generate", "health", "models", "prepare", "status"]
+COMMANDS += ["up", "worker"]
 
 
 def pagefleet(*arguments, **options):

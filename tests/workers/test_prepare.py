@@ -1,0 +1,32 @@
+"""``pagefleet prepare``: the model is there before the first worker asks for it."""
+
+from __future__ import annotations
+
+from click.testing import CliRunner
+
+from pagefleet.api.cli.main import main
+from pagefleet.engine.model_cache import list_cached
+
+
+def prepare(*arguments):
+    return CliRunner().invoke(main, ["prepare", *map(str, arguments)])
+
+
+def test_the_demo_model_is_converted_once(tmp_path):
+    cache = tmp_path / "models"
+    done = prepare("--cache-dir", cache)
+    assert done.exit_code == 0, done.output
+    (model,) = list_cached(cache)
+    assert done.output == f"smollm2-135m-instruct is ready in {model.path}\n"
+    before = (model.path / "config.json").stat().st_mtime_ns
+    assert prepare("--cache-dir", cache).exit_code == 0
+    assert (model.path / "config.json").stat().st_mtime_ns == before
+
+
+def test_a_wrong_name_is_one_sentence_and_the_null_backend_needs_nothing(tmp_path, monkeypatch):
+    done = prepare("--model", "nothing-of-the-kind", "--cache-dir", tmp_path)
+    assert done.exit_code == 1
+    assert "Error: No model 'nothing-of-the-kind'" in done.output
+    monkeypatch.setenv("PAGEFLEET_BACKEND", "null")
+    assert prepare("--model", "null", "--cache-dir", tmp_path).exit_code == 0
+    assert not list_cached(tmp_path)
