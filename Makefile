@@ -8,7 +8,8 @@ DEV_STAMP := $(VENV)/.installed-dev
 # OpenMP threads that wait for each other sleep: these cores are shared (ops/decisions/0003).
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test check lint types imports pytest prometheus protocol-check bench chaos chaos-model soak garbage clean
+.PHONY: help demo test check lint types imports pytest prometheus protocol-check bench chaos chaos-model soak garbage
+.PHONY: compose-test clean
 
 help:
 	@echo "make demo    a Redis, a worker and a model; sixteen answers at once, live"
@@ -20,6 +21,7 @@ help:
 	@echo "make chaos-model  the same with a real model in float64, 11 rounds (about 10 minutes)"
 	@echo "make soak    a steady mixed load for MINUTES=30, and whether anything grows"
 	@echo "make garbage 10,000 bad messages against a real worker"
+	@echo "make compose-test  the images and compose.yaml on a real container engine (about 5 minutes)"
 	@echo "make clean   remove the environment and build products"
 
 $(VENV)/bin/pip:
@@ -60,14 +62,16 @@ imports: $(DEV_STAMP)
 
 # Most tests wait more than they compute; those with a bar on the clock run by themselves afterwards.
 PYTEST_JOBS ?= 2
+# What needs a container engine is `make compose-test`; everything that can be said without one stays.
+WITHOUT_ENGINE := --ignore=tests/compose/test_compose.py
 
 # Debian's Prometheus, unpacked and not installed: the tests of rules and dashboard skip without it.
 prometheus:
 	@command -v promtool >/dev/null || [ -x build/prometheus/usr/bin/promtool ] || sh ops/prometheus/unpack.sh build/prometheus
 
 pytest: $(DEV_STAMP) prometheus
-	$(BIN)/python -m pytest -n $(PYTEST_JOBS) --dist loadfile -m 'not alone' $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -m alone $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_JOBS) --dist loadfile -m 'not alone' $(WITHOUT_ENGINE) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m alone $(WITHOUT_ENGINE) $(PYTEST_ARGS)
 
 protocol-check: $(DEV_STAMP)
 	$(BIN)/python tests/protocol/check.py
@@ -89,6 +93,10 @@ soak: $(STAMP)
 
 garbage: $(DEV_STAMP)
 	PAGEFLEET_GARBAGE_EXAMPLES=10000 $(BIN)/python -m pytest tests/garbage
+
+# On the engine that answers at DOCKER_HOST; else root on Debian gets one of its own (ops/container-lab.sh).
+compose-test: $(DEV_STAMP)
+	$(BIN)/python -m pytest tests/compose -v $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

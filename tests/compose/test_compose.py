@@ -1,0 +1,163 @@
+"""The stack of compose.yaml as a user runs it: the two commands of the README, then what goes wrong.
+
+The tests are told in order and share one stack.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+import urllib.error
+import urllib.request
+
+import pytest
+
+from pagefleet.api import FleetClient
+from pagefleet.engine.backends.null import null_token
+from pagefleet.workers.engine_loop import wait_until
+
+PRODUCER_BYTES = 250e6
+
+
+def expected(seed, count):
+    return [null_token(seed, 0, position) for position in range(count)]
+
+
+def start_streams(fleet, count, max_tokens):
+    """Jobs with seeds of their own, each of which has streamed something."""
+    streams = [fleet.generate("x", model="null", max_tokens=max_tokens, seed=seed) for seed in range(count)]
+    for stream in streams:
+        next(stream)
+    return streams
+
+
+def assert_exact(streams, num_tokens):
+    for seed, stream in enumerate(streams):
+        assert stream.result().token_ids == expected(seed, num_tokens)
+
+
+class TestImages:
+    def test_the_producer_s_is_small_and_has_no_torch(self, project):
+        assert project.image_bytes("producer") < PRODUCER_BYTES
+        project.python("producer", "import importlib.util as u; assert u.find_spec('torch') is None")
+
+    def test_the_worker_s_has_no_cuda(self, project):
+        project.python("worker", "import torch; assert torch.version.cuda is None")
+
+
+class TestTheReadme:
+    def test_two_commands_to_the_first_answer(self, project):
+        project.compose("up", "--detach", "--wait", "--no-build")
+        answer = project.client("generate", "Once upon a time", "--max-tokens", "16", "--temperature", "0")
+        assert len(answer.split()) >= 8
+
+    def test_everything_is_locked_up(self, project):
+        password = project.read("worker", "/secrets/worker/redis_password")
+        assert len(password) >= 32
+        for service in ("redis", "worker", "flower", "prometheus"):
+            (container,) = project.containers(service)
+            seen = project.inspect(container)
+            assert seen["HostConfig"]["ReadonlyRootfs"], service
+            assert seen["Config"]["User"] not in ("", "root", "0"), service
+            published = [entry for port in seen["NetworkSettings"]["Ports"].values() for entry in port or []]
+            assert {entry["HostIp"] for entry in published} <= {"127.0.0.1"}, service
+            assert password not in json.dumps(seen), service
+        assert password not in project.compose("logs")
+
+
+@pytest.fixture(scope="class")
+def fleet(project):
+    """A producer on this machine, over the published port; the workers make their tokens up from here on."""
+    project.set(
+        PAGEFLEET_MODEL="null",
+        PAGEFLEET_BACKEND="null",
+        PAGEFLEET_NULL_STEP_TIME_S=0.02,
+        PAGEFLEET_DRAIN_S=2,
+        WORKER_STOP_GRACE="20s",
+    )
+    project.compose("up", "--detach", "--wait", "--no-build", "--scale", "worker=2")
+    read = "print(open('/secrets/producer/redis_password').read())"
+    password = project.compose("run", "--rm", "--entrypoint", "python3", "client", "-c", read).strip()
+    url = f"redis://producer:{password}@127.0.0.1:{project.ports['REDIS_PORT']}/0"
+    with FleetClient(redis_url=url) as fleet:
+        assert wait_until(lambda: num_workers(fleet) == 2, 30, 0.1)
+        yield fleet
+
+
+def num_workers(fleet):
+    return sum(worker.model == "null" for worker in fleet.status().workers)
+
+
+class TestFaults:
+    def test_flower_shows_the_job(self, project, fleet):
+        stream = fleet.generate("sentinel-prompt", model="null", max_tokens=5, seed=1)
+        assert stream.result().token_ids == expected(1, 5)
+        user = project.read("flower", "/secrets/monitor/flower_users")
+        root = f"http://127.0.0.1:{project.ports['FLOWER_PORT']}"
+        headers = {"Authorization": "Basic " + base64.b64encode(user.encode()).decode()}
+
+        def task():
+            request = urllib.request.Request(f"{root}/api/task/info/{stream.job_id}", headers=headers)
+            try:
+                with urllib.request.urlopen(request, timeout=10) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                with error:
+                    return {}
+
+        assert wait_until(lambda: task().get("state") == "SUCCESS", 20, 0.1)
+        assert task()["name"] == "pagefleet.generate"
+        assert task()["worker"].startswith("null@")
+        assert "sentinel-prompt" not in json.dumps(task())
+        with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+            urllib.request.urlopen(root, timeout=10)
+        refused.value.close()
+
+    def test_a_worker_killed_in_mid_stream(self, project, fleet):
+        streams = start_streams(fleet, 16, 300)
+        victim = project.containers("worker")[0]
+        project.signal(victim, signal.SIGKILL)
+        assert_exact(streams, 300)
+        assert max(stream.result().attempts for stream in streams) == 2
+        # Docker starts it again.
+        assert wait_until(lambda: project.inspect(victim)["RestartCount"] == 1, 20, 0.2)
+        assert wait_until(lambda: num_workers(fleet) == 2, 30, 0.1)
+
+    def test_a_stuck_worker_is_unhealthy_though_its_process_lives(self, project, fleet):
+        victim = project.containers("worker")[0]
+
+        def health():
+            return project.inspect(victim)["State"]["Health"]["Status"]
+
+        assert wait_until(lambda: health() == "healthy", 20, 0.2)
+        project.signal(victim, signal.SIGSTOP)
+        assert wait_until(lambda: health() == "unhealthy", 40, 0.2)
+        project.signal(victim, signal.SIGCONT)
+        assert wait_until(lambda: health() == "healthy", 20, 0.2)
+
+    def test_redis_restarts_in_mid_stream(self, project, fleet):
+        streams = start_streams(fleet, 8, 300)
+        project.compose("restart", "redis")
+        assert_exact(streams, 300)
+        assert wait_until(lambda: num_workers(fleet) == 2, 30, 0.1)
+
+    def test_stop_drains_and_hands_on(self, project, fleet):
+        short = start_streams(fleet, 8, 60)
+        long = start_streams(fleet, 8, 300)
+        workers = project.containers("worker")
+        project.compose("stop", "worker")
+        assert [project.inspect(worker)["State"]["ExitCode"] for worker in workers] == [0, 0]
+        # What could finish in time did; the rest is in the queue, with what it has.
+        assert_exact(short, 60)
+        assert {stream.result().attempts for stream in short} == {1}
+        assert fleet.status().running == []
+        project.compose("start", "worker")
+        assert_exact(long, 300)
+        assert {stream.result().attempts for stream in long} == {2}
+
+
+class TestTheEnd:
+    def test_down_leaves_nothing_behind(self, project):
+        project.down()
+        assert project.left_behind() == {"containers": "", "volumes": "", "networks": ""}
