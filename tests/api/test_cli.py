@@ -21,8 +21,8 @@ from pagefleet.api.cli.main import main
 from pagefleet.api.job_store import JobStore
 
 SEED_7 = "f-)WMZsL2`QBIlih"
-COMMANDS = ["bench", "chat", "demo", "exporter", "flower", "generate", "health", "models", "prepare", "status"]
-COMMANDS += ["up", "worker"]
+COMMANDS = ["bench", "chat", "demo", "exporter", "flower", "generate", "health", "models", "prepare"]
+COMMANDS += ["status", "up", "worker"]
 
 
 def pagefleet(*arguments, **options):
