@@ -6,11 +6,8 @@ message -> Admission -> EngineLoop -> Publisher -> Finisher -> message
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import logging
 import os
-import re
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -23,13 +20,14 @@ from pagefleet.api.closing import JobCloser
 from pagefleet.api.errors import FleetError, JobFailed, ProtocolError, RedisUnavailable
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.job_store import JobStore
-from pagefleet.api.messages import JobState, WorkerStatus
+from pagefleet.api.messages import WorkerStatus
 from pagefleet.api.operations import CancelVerdict, StepStatus
 from pagefleet.api.status import num_queued
 from pagefleet.engine import EngineRequest, InvalidRequestError, LLMEngine, SequenceOutput
 from pagefleet.workers.active_job import ActiveJob, JobMessage
 from pagefleet.workers.admission import Admission, Holder
 from pagefleet.workers.auditor import AUDIT_EVERY_S, Auditor
+from pagefleet.workers.condemner import Condemner
 from pagefleet.workers.engine_loop import EngineLoop
 from pagefleet.workers.finisher import Ended, Finisher
 from pagefleet.workers.insist import Insist
@@ -44,14 +42,12 @@ from pagefleet.workers.periodic import Periodic
 from pagefleet.workers.prompt import fleet_error
 from pagefleet.workers.publisher import Publisher
 from pagefleet.workers.recovery import REAP_EVERY_S, Reaper
+from pagefleet.workers.seats import Seats
 from pagefleet.workers.settings import WorkerSettings
 from pagefleet.workers.sweeper import SWEEP_EVERY_S, Sweeper
 
 logger = logging.getLogger(__name__)
 
-_RESERVE_TOKENS: Final = 256
-"""What a message that was not looked at yet is assumed to need, at least, of the KV cache."""
-_RESERVED_SHARE: Final = 8
 _YIELD_EVERY_S: Final = 0.1
 _DRAIN_POLL_S: Final = 0.01
 
@@ -80,6 +76,16 @@ class FleetWorker(Holder):
         self.insist = Insist()
         self.metrics = Metrics(self.card.name)
         self.gate = MessageGate(settings.max_request_bytes)
+        self._seats = Seats(engine, settings.max_num_seqs, *self._queues)
+        self._condemner = Condemner(
+            store,
+            self._closer,
+            self.insist,
+            model=self.card.name,
+            worker_id=worker_id,
+            gate=self.gate,
+            metrics=self.metrics,
+        )
         self.lease = Lease(
             store, settings.lease_s, self.card, self.status, is_waiting=lambda: self.insist.is_waiting
         )
@@ -112,30 +118,11 @@ class FleetWorker(Holder):
         self._store.publish_card(self.card)
 
     def queues_with_room(self, num_held: int, num_batch: int) -> list[str]:
-        """The queues off which one more message may be taken, the most urgent first (protocol line 3).
-
-        There must be a seat, KV blocks and a valid lease. Batch leaves an eighth of the seats, and blocks
-        for them, to interactive work, so that it never waits for a seat while others are taken.
-
-        Args:
-            num_held: messages taken and not answered yet.
-            num_batch: how many of them are batch work.
-        """
+        """The queues off which one more message may be taken, the most urgent first; none without a valid
+        lease, or when the server is full. The arguments are :meth:`Seats.queues_with_room`'s."""
         if self._draining or not self.lease.valid or self.lease.storage_full:
             return []
-        num_seats = self.settings.max_num_seqs
-        num_reserved = num_seats // _RESERVED_SHARE
-        num_free = self._engine.num_free_blocks
-        a_seat = self._engine.num_required_blocks(_RESERVE_TOKENS)
-        needed = (max(0, num_held - self._engine.stats().num_running) + 1) * a_seat
-        interactive, batch = self._queues
-        queues = []
-        if num_held < num_seats and (num_free >= needed or num_held == 0):
-            queues.append(interactive)
-            has_blocks = num_free >= needed + num_reserved * a_seat or num_held == 0
-            if num_batch < num_seats - num_reserved and has_blocks:
-                queues.append(batch)
-        return queues
+        return self._seats.queues_with_room(num_held, num_batch)
 
     def give_back_batch(self, most: int) -> int:
         """Releases running batch jobs, those that came last; returns how many."""
@@ -245,23 +232,13 @@ class FleetWorker(Holder):
         self.finisher.put(Ended(message, ended_here))
 
     def condemn(self, message: JobMessage) -> None:
-        """A job whose hash or log cannot be read: a dead letter, and its message is settled."""
         held = self._held.get(message.job_id)
         if held is not None and held.message is message:
             self._let_go(held)
-        queue = keys.queue(self.card.name, message.lane)
-        if self.insist(functools.partial(self._store.condemn, message.job_id, queue)):
-            self.gate.count("a job is condemned", f"what is stored of job {message.job_id} cannot be read")
-            self.metrics.on_dead_letter()
-            with contextlib.suppress(ProtocolError):
-                self.insist(functools.partial(self._closer.close, message.job_id, queue))
-        message.dropped()
+        self._condemner.condemn(message)
 
     def missing(self, message: JobMessage) -> None:
-        queue = keys.queue(self.card.name, message.lane)
-        if self.insist(functools.partial(self._store.condemn, message.job_id, queue, only_missing=True)):
-            self.gate.count("a job is condemned", f"what is stored of job {message.job_id} is gone")
-        message.dropped()
+        self._condemner.missing(message)
 
     def refuse(self, job: ActiveJob, error: FleetError) -> None:
         self.gate.count("a job fails", f"the request of job {job.job_id} is none: {error.code}")
@@ -278,30 +255,13 @@ class FleetWorker(Holder):
     def _on_lost(self, job: ActiveJob, why: str) -> None:
         self._let_go(job)
         # Held again: this worker claimed it anew before it heard of the loss.
-        epoch = None if job.job_id in self._held else self._own_epoch(job)
-        if epoch is None:
+        if job.job_id in self._held or not self._condemner.was_overwritten(job):
             # Of one that is gone the next claim tells.
             level = logging.INFO if why in (StepStatus.GONE, "missing") else logging.WARNING
             logger.log(level, "job %s is not ours any more (%s)", job.job_id, why, extra=job_fields(job))
-        elif re.fullmatch(r"-?\d{1,18}", epoch):
-            self.gate.count("an attempt ends", f"the epoch of job {job.job_id} was changed from outside")
-        # Any other epoch the next claim finds unreadable.
         # Not dropped at once: it may have come after the job was lost, and be the only one. The next claim
         # tells; what another worker runs is dropped then.
         self.admission.put(job.message)
-
-    def _own_epoch(self, job: ActiveJob) -> str | None:
-        """What the hash of a lost job says where it still names this worker, but not this attempt: only a
-        claim gives a job another epoch, and this worker did not claim it again."""
-        try:
-            record = self.insist(functools.partial(self._store.read, job.job_id, with_log=False))
-        except ProtocolError:
-            return None
-        if record is None or record.state is not JobState.RUNNING:
-            return None
-        epoch = record.fields.get("epoch", "0")
-        is_own = record.fields.get("owner") == self.worker_id and epoch != str(job.epoch)
-        return epoch if is_own else None
 
     def _on_released(self, job: ActiveJob) -> None:
         self._let_go(job)
