@@ -10,13 +10,11 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
-import gguf
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_gguf import HIDDEN, write_gguf
 
 from pagefleet.engine import checkpoint, model_cache
 from pagefleet.engine.checkpoint import PackagedModel, resolve
@@ -29,60 +27,6 @@ from pagefleet.engine.errors import (
 from pagefleet.engine.gguf_header import read_gguf_header
 from pagefleet.engine.hf_tokenizer import HFTokenizer
 from pagefleet.engine.model_cache import get_or_convert, list_cached, remove_cached
-
-HIDDEN, LAYERS = 32, 1
-
-
-def write_gguf(
-    path: Path, *, architecture: str = "llama", half: str = "", freqs: bool = False, **extra: Any
-) -> dict[str, np.ndarray]:
-    """A tiny float32 GGUF checkpoint (but float16 where `half`), its tokenizer byte-level; its tensors."""
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_name("tiny")
-    writer.add_context_length(64)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(48)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10_000.0)
-    writer.add_rope_dimension_count(8)
-    tokens = ["<|end|>", "Ġ", *"abcdefgh", "ab", "cd"]
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * (len(tokens) - 1))
-    writer.add_token_merges(["a b", "c d"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(0)
-    for key, value in extra.items():
-        writer.add_string(key.replace("__", "."), value)
-    shapes = {"token_embd": (len(tokens), HIDDEN), "output_norm": (HIDDEN,)}
-    for name, shape in {
-        "attn_norm": (HIDDEN,),
-        "attn_q": (32, HIDDEN),
-        "attn_k": (16, HIDDEN),
-        "attn_v": (16, HIDDEN),
-        "attn_output": (HIDDEN, 32),
-        "ffn_norm": (HIDDEN,),
-        "ffn_gate": (48, HIDDEN),
-        "ffn_up": (48, HIDDEN),
-        "ffn_down": (HIDDEN, 48),
-    }.items():
-        shapes[f"blk.0.{name}"] = shape
-    if freqs:
-        shapes["rope_freqs"] = (4,)
-    generator = np.random.default_rng(0)
-    tensors = {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    for name, tensor in tensors.items():
-        stored = tensor.astype(np.float16) if name == half else tensor
-        writer.add_tensor(f"{name}.weight", stored)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return tensors
 
 
 def test_a_gguf_file_is_converted_once(tmp_path, monkeypatch):

@@ -1,13 +1,8 @@
-"""Makes the checker's own modules importable as ``protocol.*``; a server that only this folder uses."""
+"""A server that only this folder uses."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.append(str(Path(__file__).parent.parent))
 
 
 @pytest.fixture(scope="package")

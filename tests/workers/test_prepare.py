@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from click.testing import CliRunner
+from tiny_gguf import write_gguf
 
 from pagefleet.api.cli.main import main
 from pagefleet.engine.model_cache import list_cached
@@ -12,14 +13,15 @@ def prepare(*arguments):
     return CliRunner().invoke(main, ["prepare", *map(str, arguments)])
 
 
-def test_the_demo_model_is_converted_once(tmp_path):
-    cache = tmp_path / "models"
-    done = prepare("--cache-dir", cache)
+def test_a_model_is_converted_once(tmp_path):
+    file, cache = tmp_path / "tiny.gguf", tmp_path / "models"
+    write_gguf(file)
+    done = prepare("--model", file, "--cache-dir", cache)
     assert done.exit_code == 0, done.output
     (model,) = list_cached(cache)
-    assert done.output == f"smollm2-135m-instruct is ready in {model.path}\n"
+    assert done.output == f"tiny is ready in {model.path}\n"
     before = (model.path / "config.json").stat().st_mtime_ns
-    assert prepare("--cache-dir", cache).exit_code == 0
+    assert prepare("--model", file, "--cache-dir", cache).exit_code == 0
     assert (model.path / "config.json").stat().st_mtime_ns == before
 
 
