@@ -23,6 +23,8 @@ class Block:
     block_id: int
     ref_count: int = 0
     hash: bytes | None = None
+    promised: bytes | None = None
+    """The hash that it will have: its owner is about to compute it."""
 
 
 def hash_block(parent: bytes, token_ids: list[int]) -> bytes:
@@ -46,6 +48,7 @@ class BlockManager:
                                       these keep their hash, and are taken back on a prefix hit
 
     A full block is known by the hash of (its parent's hash, its tokens, the salt) once its K/V are computed.
+    Until then it is promised: who begins with the same tokens can wait for it instead of computing it too.
     A sequence's blocks are freed from its tail, so a tail is evicted before the head that it hangs on.
     Every operation is O(1) for each block it touches.
     """
@@ -60,6 +63,7 @@ class BlockManager:
         # Ordered by when a block is reused; the values mean nothing.
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._cached: dict[bytes, int] = {}
+        self._promised: dict[bytes, int] = {}
 
     @property
     def num_free_blocks(self) -> int:
@@ -91,6 +95,12 @@ class BlockManager:
             matched.append(block_id)
         return matched
 
+    def is_prefix_promised(self, sequence: Sequence) -> bool:
+        """Whether another sequence is about to compute the block that this one would compute first."""
+        num_matched = len(self.match_prefix(sequence))
+        hashes = sequence.block_hashes[num_matched : (sequence.num_tokens - 1) // self.block_size]
+        return bool(hashes) and hashes[0] in self._promised
+
     def can_allocate(self, sequence: Sequence, num_spare: int = 0) -> bool:
         """Whether all of the sequence's tokens fit and `num_spare` blocks stay free."""
         matched = self.match_prefix(sequence)
@@ -111,8 +121,11 @@ class BlockManager:
             block.ref_count += 1
             sequence.block_table.append(block_id)
         sequence.num_computed_tokens = len(sequence.block_table) * self.block_size
+        num_cached = len(sequence.block_table)
         has_grown = self.append(sequence, sequence.num_tokens)
         assert has_grown, sequence.request_id
+        if self.enable_prefix_caching:
+            self._promise(sequence, num_cached)
 
     def append(self, sequence: Sequence, num_tokens: int) -> bool:
         """Grow the block table until it holds `num_tokens`; False, and nothing changed, if blocks lack."""
@@ -132,6 +145,7 @@ class BlockManager:
         for index in range(num_computed_before // self.block_size, num_full):
             block = self._blocks[sequence.block_table[index]]
             assert block.hash is None, block
+            self._unpromise(block)
             # The same tokens computed twice at once: the first copy is the known one, the second
             # stays anonymous and is reused first.
             if self._cached.setdefault(sequence.block_hashes[index], block.block_id) == block.block_id:
@@ -144,6 +158,7 @@ class BlockManager:
             block.ref_count -= 1
             if block.ref_count == 0:
                 self._free[block_id] = None
+                self._unpromise(block)
                 if block.hash is None:
                     self._free.move_to_end(block_id, last=False)
         sequence.block_table.clear()
@@ -164,6 +179,26 @@ class BlockManager:
         assert len(self._free) + len(uses) == self.num_blocks
         for block_hash, block_id in self._cached.items():
             assert self._blocks[block_id].hash == block_hash, block_id
+
+        for block_hash, block_id in self._promised.items():
+            assert self._blocks[block_id].promised == block_hash, block_id
+            assert self._blocks[block_id].ref_count == 1, block_id
+        assert sum(block.promised is not None for block in self._blocks) == len(self._promised)
+
+    def _promise(self, sequence: Sequence, num_cached: int) -> None:
+        """Make it known that the full blocks behind the `num_cached` first ones will be computed."""
+        num_full = sequence.num_tokens // self.block_size
+        self._extend_hashes(sequence, num_full)
+        for index in range(num_cached, num_full):
+            block = self._blocks[sequence.block_table[index]]
+            block_hash = sequence.block_hashes[index]
+            if self._promised.setdefault(block_hash, block.block_id) == block.block_id:
+                block.promised = block_hash
+
+    def _unpromise(self, block: Block) -> None:
+        if block.promised is not None:
+            del self._promised[block.promised]
+            block.promised = None
 
     def _take_free_block(self) -> int:
         block_id, _ = self._free.popitem(last=False)

@@ -47,6 +47,9 @@ class Scheduler:
     arrival gives it: the front of its class. The first in the order can take everybody's blocks and fits
     alone (`add` saw to it), so each step makes progress and every sequence ends. A waiting sequence takes
     seat and blocks only from running ones of strictly lower priority.
+
+    A waiting sequence whose next block a running one is about to compute waits for that block: a prefix that
+    many share is computed once, also when they come together. Only then others of its priority may pass it.
     """
 
     def __init__(self, block_manager: BlockManager, max_num_seqs: int, token_budget: int) -> None:
@@ -173,6 +176,7 @@ class Scheduler:
             self._waiting
             and self._running
             and self._waiting[0].priority > self._running[-1].priority
+            and not self.block_manager.is_prefix_promised(self._waiting[0])
             and not self._has_room_for(self._waiting[0])
         ):
             self._preempt_last(output)
@@ -207,19 +211,31 @@ class Scheduler:
         return True
 
     def _admit_waiting(self, output: SchedulerOutput, num_tokens_left: int) -> None:
-        while self._waiting and num_tokens_left > 0 and self._has_room_for(self._waiting[0]):
+        index = 0
+        # Each one that is passed over was looked at: with thousands in line, not more than could be seated.
+        while num_tokens_left > 0 and index < min(len(self._waiting), self.max_num_seqs):
+            sequence = self._waiting[index]
             # Who gave way in this step would only get blocks back to lose them again.
-            if self._waiting[0] in output.preempted:
+            if sequence in output.preempted or sequence.priority < self._waiting[0].priority:
                 break
-            sequence = self._waiting.pop(0)
-            self.block_manager.allocate(sequence)
-            sequence.status = SequenceStatus.RUNNING
-            insort(self._running, sequence, key=_urgency)
-            if not sequence.was_scheduled:
-                self._count_first_admission(sequence, output)
-            num_new_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, num_tokens_left)
-            output.scheduled.append(ScheduledSequence(sequence, num_new_tokens))
-            num_tokens_left -= num_new_tokens
+            if self.block_manager.is_prefix_promised(sequence):
+                index += 1
+            elif self._has_room_for(sequence):
+                num_tokens_left -= self._admit(index, output, num_tokens_left)
+            else:
+                break
+
+    def _admit(self, index: int, output: SchedulerOutput, num_tokens_left: int) -> int:
+        """Seat a waiting sequence; returns how many of its tokens the step computes."""
+        sequence = self._waiting.pop(index)
+        self.block_manager.allocate(sequence)
+        sequence.status = SequenceStatus.RUNNING
+        insort(self._running, sequence, key=_urgency)
+        if not sequence.was_scheduled:
+            self._count_first_admission(sequence, output)
+        num_new_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, num_tokens_left)
+        output.scheduled.append(ScheduledSequence(sequence, num_new_tokens))
+        return num_new_tokens
 
     def _has_room_for(self, sequence: Sequence) -> bool:
         """A seat, blocks for every token known, and a block of growth for each one that runs already.

@@ -8,7 +8,7 @@ from zlib import crc32
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pagefleet.engine.block_manager import BlockManager
@@ -196,9 +196,10 @@ def test_who_gave_way_does_not_come_back_in_the_same_step():
     scheduler = make_scheduler(num_blocks=7)
     twins = []
     for name in ("a", "b"):
-        twins.append(add(scheduler, name, 8))
-        twins[-1].token_ids[:] = range(8)
-    for _ in range(2):
+        twins.append(add(scheduler, name, 3, max_tokens=12))
+        # Less than a block, or the second would wait for the first one's.
+        twins[-1].token_ids[:] = range(3)
+    for _ in range(7):
         step(scheduler)
     # When an urgent one takes the second twin's place
     add(scheduler, "urgent", 4, max_tokens=1, priority=1)
@@ -238,6 +239,59 @@ def test_prefix_hits_are_counted_in_tokens():
     assert scheduler.prefix_cache_queries == 20
     assert scheduler.prefix_cache_hits == 8
     assert scheduler.num_prompt_tokens_computed == 12
+
+
+@pytest.mark.parametrize("token_budget", [100, 512, 2048, 100_000])
+def test_a_prefix_of_512_tokens_is_computed_once_for_64_that_come_together(token_budget):
+    scheduler = make_scheduler(num_blocks=10_000, max_num_seqs=64, token_budget=token_budget)
+    for index in range(64):
+        sequence = add(scheduler, "burst", 512 + 5)
+        sequence.token_ids[512:] = [index] * 5
+    while scheduler.has_unfinished_sequences:
+        step(scheduler)
+    assert scheduler.num_prompt_tokens_computed == 512 + 64 * 5
+    assert scheduler.num_preemptions == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(prompts=st.lists(PROMPTS, min_size=1, max_size=12), token_budget=st.integers(1, 60))
+def test_whatever_prefixes_they_share_each_block_is_computed_once(prompts, token_budget):
+    scheduler = make_scheduler(num_blocks=1000, max_num_seqs=12, token_budget=token_budget)
+    distinct, num_tokens = set(), 0
+    for index, token_ids in enumerate(prompts):
+        sequence = add(scheduler, str(index), len(token_ids), max_tokens=1)
+        sequence.token_ids[:] = token_ids
+        # The last token's block is always its own, though others may find it.
+        num_full = (len(token_ids) - 1) // BLOCK_SIZE
+        distinct |= {tuple(token_ids[: (i + 1) * BLOCK_SIZE]) for i in range(num_full)}
+        num_tokens += len(token_ids) - num_full * BLOCK_SIZE
+    while scheduler.has_unfinished_sequences:
+        step(scheduler)
+    assert scheduler.num_prompt_tokens_computed <= len(distinct) * BLOCK_SIZE + num_tokens
+
+
+def test_who_waits_for_a_prefix_holds_nobody_of_its_priority_up():
+    scheduler = make_scheduler(token_budget=8)
+    first, second = add(scheduler, "first", 12), add(scheduler, "second", 12)
+    second.token_ids[:] = first.token_ids
+    add(scheduler, "other", 3)
+    add(scheduler, "batch", 3, priority=-1)
+    assert step(scheduler) == {"first": 8}
+    # The last block is nobody's to share; what is less urgent does not pass who waits.
+    assert step(scheduler) == {"first": 4, "second": 4}
+    assert step(scheduler) == {"first": 1, "second": 1, "other": 3, "batch": 3}
+
+
+def test_who_waits_for_a_prefix_takes_nobody_s_place_and_computes_it_if_the_first_one_goes():
+    scheduler = make_scheduler(token_budget=8)
+    first, second = add(scheduler, "first", 24), add(scheduler, "second", 24)
+    second.token_ids[:] = first.token_ids
+    add(scheduler, "other", 3)
+    assert step(scheduler) == {"first": 8}
+    scheduler.abort(first)
+    assert step(scheduler) == {"second": 8}
+    assert second.num_cached_tokens == 8
+    assert step(scheduler) == {"second": 8}
 
 
 def test_what_can_never_fit_is_refused():
