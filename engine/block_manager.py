@@ -164,6 +164,13 @@ class BlockManager:
         sequence.block_table.clear()
         sequence.num_computed_tokens = 0
 
+    def forget(self) -> None:
+        """Make every block unknown, because the KV cache has lost what it held. Only while none is used."""
+        assert self.num_free_blocks == self.num_blocks
+        for block_id in self._cached.values():
+            self._blocks[block_id].hash = None
+        self._cached.clear()
+
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
         """Assert that the books balance, given every sequence that holds blocks.
 

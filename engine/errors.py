@@ -2,6 +2,7 @@
 
     EngineError
     ├── ConfigError (also a ValueError)   an EngineConfig that can't be
+    ├── EngineAsleepError                 a step was asked of an engine that sleeps
     ├── InvalidRequestError               one request's mistake; the engine goes on
     ├── MissingDependencyError            a package that this feature needs; names the pip command
     └── ModelLoadError                    the model can't be served
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 __all__ = [
     "ConfigError",
+    "EngineAsleepError",
     "EngineError",
     "InvalidRequestError",
     "MissingDependencyError",
@@ -31,6 +33,13 @@ class EngineError(Exception):
 
 class ConfigError(EngineError, ValueError):
     """A field of the configuration has a value that no engine can have."""
+
+
+class EngineAsleepError(EngineError):
+    """The engine sleeps: `wake()` comes before the next step."""
+
+    def __init__(self) -> None:
+        super().__init__("The engine sleeps: call wake() before the next step.")
 
 
 class InvalidRequestError(EngineError):

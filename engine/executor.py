@@ -61,6 +61,14 @@ class Executor(ABC):
         """
 
     @abstractmethod
+    def sleep(self) -> None:
+        """Give the memory of weights and KV cache back; what the cache held is lost."""
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Load the weights again, beside an empty KV cache of the same size. Only after `sleep`."""
+
+    @abstractmethod
     def close(self) -> None:
         """Give the memory back. The executor can't be used any more."""
 

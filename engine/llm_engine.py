@@ -13,7 +13,7 @@ from pagefleet.engine.block_manager import BlockManager
 from pagefleet.engine.config import EngineConfig
 from pagefleet.engine.detokenizer import IncrementalDetokenizer
 from pagefleet.engine.engine_request import EngineRequest, check_prompt_length, checked_token_ids
-from pagefleet.engine.errors import InvalidRequestError
+from pagefleet.engine.errors import EngineAsleepError, InvalidRequestError
 from pagefleet.engine.executor import LoadedModel, ModelInfo, Report
 from pagefleet.engine.outputs import EngineStats, FinishReason, SequenceOutput
 from pagefleet.engine.scheduler import Scheduler, SchedulerOutput
@@ -48,6 +48,7 @@ class LLMEngine:
         self._sequences: dict[str, Sequence] = {}
         # Requests whose log had ended before they came; the next step says so.
         self._ended_at_add: dict[str, SequenceOutput] = {}
+        self._is_asleep = False
         self._num_steps = 0
         self._num_generation_tokens = 0
         self._last_step_num_seqs = 0
@@ -141,7 +142,12 @@ class LLMEngine:
         return self.execute(self.schedule())
 
     def schedule(self) -> SchedulerOutput:
-        """Decide the next step; `execute` does it. Requests may be aborted between the two."""
+        """Decide the next step; `execute` does it. Requests may be aborted between the two.
+
+        Raises EngineAsleepError between `sleep` and `wake`.
+        """
+        if self._is_asleep:
+            raise EngineAsleepError
         return self._scheduler.schedule()
 
     def execute(self, scheduler_output: SchedulerOutput) -> list[SequenceOutput]:
@@ -164,6 +170,7 @@ class LLMEngine:
             num_waiting=scheduler.num_waiting,
             num_free_blocks=self._block_manager.num_free_blocks,
             num_blocks=self._block_manager.num_blocks,
+            kv_waste=scheduler.kv_waste,
             num_steps=self._num_steps,
             num_generation_tokens=self._num_generation_tokens,
             num_prompt_tokens_computed=scheduler.num_prompt_tokens_computed,
@@ -177,6 +184,27 @@ class LLMEngine:
         """Assert that the books of blocks and sequences balance, between steps."""
         self._scheduler.check_integrity()
         assert len(self._sequences) == self._scheduler.num_running + self._scheduler.num_waiting
+
+    @property
+    def is_asleep(self) -> bool:
+        return self._is_asleep
+
+    def sleep(self) -> None:
+        """Give the memory of weights and KV cache back until `wake`, between two steps.
+
+        Requests keep their place and may still come and go; those that ran are computed again afterwards and
+        go on with the same tokens. What the prefix cache held is lost.
+        """
+        if not self._is_asleep:
+            self._scheduler.suspend()
+            self._executor.sleep()
+            self._is_asleep = True
+
+    def wake(self) -> None:
+        """Load the weights again. Raises ModelLoadError, and sleeps on, where they are not there any more."""
+        if self._is_asleep:
+            self._executor.wake()
+            self._is_asleep = False
 
     def close(self) -> None:
         """Give the model's memory back. The engine can't be used any more."""

@@ -5,26 +5,49 @@ Knows no requests, no stops and no text. Host work is vectorised: no Python loop
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pagefleet.engine.backends.base import Backend, RaggedBatch
+from pagefleet.engine.backends.base import RaggedBatch
 from pagefleet.engine.executor import Executor
+from pagefleet.engine.model_source import ModelSource
+from pagefleet.engine.models.config import DecoderConfig
 from pagefleet.engine.models.decoder import Decoder
 from pagefleet.engine.sampler import Sampler, SamplingRow
+from pagefleet.engine.sampling_params import SamplingParams
 from pagefleet.engine.scheduler import ScheduledSequence
 
 
 class ModelRunner(Executor):
-    """Runs a decoder whose backend has its KV cache allocated."""
+    """Loads a decoder and runs it; before the first step its KV cache must be allocated.
 
-    def __init__(self, model: Decoder, backend: Backend[Any, Any]) -> None:
-        self._model = model
-        self._backend = backend
+    Raises ModelLoadError.
+    """
+
+    def __init__(self, source: ModelSource) -> None:
+        self._source = source
+        self._loaded: Decoder | None = source.load()
+        self._num_blocks = self._block_size = 0
         self._sampler = Sampler()
+
+    @property
+    def device(self) -> torch.device:
+        return self._source.device
+
+    @property
+    def model_config(self) -> DecoderConfig:
+        return self._model.config
+
+    def kv_bytes_per_block(self, block_size: int) -> int:
+        """Bytes that a block of so many tokens takes over all layers."""
+        return self._model.backend.kv_bytes_per_block(self._model.attention, block_size)
+
+    @torch.inference_mode()
+    def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
+        """Lays out an empty cache, in place of the one that was there."""
+        self._num_blocks, self._block_size = num_blocks, block_size
+        self._model.backend.allocate_kv_cache(self._model.attention, num_blocks, block_size)
 
     @torch.inference_mode()
     def execute(self, scheduled: list[ScheduledSequence]) -> list[int | None]:
@@ -45,24 +68,36 @@ class ModelRunner(Executor):
 
     @torch.inference_mode()
     def warm_up(self, query_lens: list[int]) -> None:
-        """Computes one step of sequences of these lengths, all in block 0, which nobody owns yet.
-
-        Kernels are chosen and memory is touched here rather than in a request's first step.
-        """
+        """Computes one step of sequences of these lengths, all in block 0, which nobody owns yet."""
         lens = np.array(query_lens, dtype=np.int64)
         tokens, blocks = int(lens.sum()), np.zeros((len(lens), int(lens.max())), dtype=np.int64)
         batch = RaggedBatch(np.zeros(tokens, dtype=np.int64), lens, np.zeros_like(lens), blocks)
-        self._forward(batch, np.arange(len(lens)))
+        logits = self._forward(batch, np.arange(len(lens)))
+        self._sampler.sample(logits, [SamplingRow(SamplingParams(), 0, 0, 0)] * len(lens))
+
+    def sleep(self) -> None:
+        """See `Executor.sleep`."""
+        self._loaded = None
+
+    def wake(self) -> None:
+        """See `Executor.wake`."""
+        self._loaded = self._source.load()
+        self.allocate_kv_cache(self._num_blocks, self._block_size)
 
     def close(self) -> None:
-        """Drops model and cache; their memory goes back once the caller holds neither."""
-        del self._model, self._backend
+        """Drops model and cache."""
+        self._loaded = None
+
+    @property
+    def _model(self) -> Decoder:
+        assert self._loaded is not None, "closed or asleep"
+        return self._loaded
 
     def _forward(self, batch: RaggedBatch, sampling: NDArray[np.int64]) -> torch.Tensor:
         """Logits [len(sampling), vocab] of the last token of those sequences."""
-        plan = self._backend.begin_step(batch)
+        plan = self._model.backend.begin_step(batch)
         last_rows = np.cumsum(batch.query_lens)[sampling] - 1
-        return self._model.forward(plan, torch.from_numpy(last_rows).to(self._backend.device))
+        return self._model.forward(plan, torch.from_numpy(last_rows).to(self.device))
 
 
 def ragged_batch(scheduled: list[ScheduledSequence]) -> RaggedBatch:

@@ -45,12 +45,14 @@ class SequenceOutput:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """The engine's figures: the first four of this moment, the others since it started."""
+    """The engine's figures: the first five of this moment, the others since it started."""
 
     num_running: int
     num_waiting: int
     num_free_blocks: int
     num_blocks: int
+    kv_waste: float
+    """Of the slots in used blocks, the share that no token has been found for."""
     num_steps: int
     num_generation_tokens: int
     num_prompt_tokens_computed: int

@@ -90,6 +90,20 @@ class Scheduler:
         return len(self._running)
 
     @property
+    def kv_waste(self) -> float:
+        """Of the slots in used blocks, the share that no token has been found for: ends of last blocks.
+
+        May be asked from any thread; between two steps it is exact.
+        """
+        block_size = self.block_manager.block_size
+        num_used = self.block_manager.num_blocks - self.block_manager.num_free_blocks
+        num_unused = sum(
+            max(0, len(sequence.block_table) * block_size - sequence.num_tokens)
+            for sequence in list(self._running)
+        )
+        return num_unused / (num_used * block_size) if num_used else 0.0
+
+    @property
     def has_unfinished_sequences(self) -> bool:
         return bool(self._waiting or self._running)
 
@@ -123,6 +137,13 @@ class Scheduler:
     def abort(self, sequence: Sequence) -> None:
         """End a sequence that nobody waits for any more."""
         self.finish(sequence, FinishReason.ABORT)
+
+    def suspend(self) -> None:
+        """Send every running sequence back to wait, because the KV cache is about to go."""
+        output = SchedulerOutput([], [], [])
+        while self._running:
+            self._preempt_last(output)
+        self.block_manager.forget()
 
     def schedule(self) -> SchedulerOutput:
         """Decide the next step. Blocks are assigned; nothing counts as computed before `update`."""

@@ -64,7 +64,7 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         device=settings.device,
         backend=settings.backend,
         num_blocks=settings.num_blocks,
-        kv_memory_bytes=settings.kv_memory_bytes,
+        kv_memory_bytes=settings.kv_memory,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
         max_model_len=settings.max_model_len,

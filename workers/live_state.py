@@ -40,6 +40,12 @@ class LiveState(Collector):
         yield _gauge("num_requests_running", "Sequences in the running batch.", model, stats.num_running)
         yield _gauge("num_requests_waiting", "Sequences that wait in the engine.", model, stats.num_waiting)
         yield _gauge("kv_cache_usage_perc", "KV blocks in use; 1 is all of them.", model, used)
+        yield _gauge(
+            "kv_cache_waste_perc",
+            "Of the slots in used KV blocks, those without a token.",
+            model,
+            stats.kv_waste,
+        )
         yield _gauge("num_kv_blocks", "KV blocks that there are.", model, stats.num_blocks)
         yield _gauge("lease_seconds", "How long a lease lasts.", model, self._lease.lease_s)
         yield _gauge("lease_age_seconds", "Since the last beat that Redis took.", model, self._lease.age_s)

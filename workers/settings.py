@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ByteSize, Field
 
 from pagefleet.api.settings import FleetSettings
 
@@ -39,8 +39,8 @@ class WorkerSettings(FleetSettings):
     num_blocks: int | None = Field(
         None, gt=0, description="blocks of 16 tokens in the KV cache; by default what memory allows"
     )
-    kv_memory_bytes: int | None = Field(
-        None, gt=0, description="the KV cache's size in bytes, in place of num_blocks"
+    kv_memory: ByteSize | None = Field(
+        None, gt=0, description="the KV cache's size in place of num_blocks: bytes, or as in 2GiB"
     )
     null_step_time_s: float = Field(0.02, ge=0, description="backend null: how long a step lasts")
 

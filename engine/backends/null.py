@@ -34,6 +34,12 @@ class NullExecutor(Executor):
         self._wait_for_end_of_step(sum(entry.num_new_tokens for entry in scheduled))
         return [_sample(entry) for entry in scheduled]
 
+    def sleep(self) -> None:
+        """Nothing to give back."""
+
+    def wake(self) -> None:
+        """Nothing to load."""
+
     def close(self) -> None:
         """Nothing to give back."""
 

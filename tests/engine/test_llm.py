@@ -243,8 +243,8 @@ def test_loading_reports_its_stages_and_warms_up(smollm2_folder):
         "tokenizer",
         "weights",
         "fingerprint",
-        "kv_cache",
         "warm_up",
+        "kv_cache",
     ]
     info = loaded.info
     # 2 (keys, values) x 30 layers x 3 heads x 64 x 16 tokens x 2 bytes

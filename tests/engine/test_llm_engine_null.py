@@ -24,6 +24,7 @@ from pagefleet.engine import (
 )
 from pagefleet.engine.backends import null
 from pagefleet.engine.backends.null import null_token
+from pagefleet.engine.errors import EngineAsleepError
 from pagefleet.engine.executor import Executor
 from pagefleet.engine.scheduler import ScheduledSequence
 from pagefleet.engine.tokenizer import ByteTokenizer, TokenDecoder
@@ -111,6 +112,12 @@ class ScriptedExecutor(Executor):
             else None
             for sequence, num_new_tokens in scheduled
         ]
+
+    def sleep(self) -> None:
+        self.is_closed = True
+
+    def wake(self) -> None:
+        self.is_closed = False
 
     def close(self) -> None:
         self.is_closed = True
@@ -496,3 +503,21 @@ def test_the_null_model_is_what_the_configuration_says():
     assert (info.max_model_len, info.num_blocks) == (64, 9)
     # A cap, not a promise: the model's own context stays.
     assert make_engine(null=options, max_model_len=200).info.max_model_len == 100
+
+
+def test_asleep_it_takes_requests_and_steps_only_when_awake_again():
+    engine, records = make_engine(), defaultdict(Record)
+    engine.add_request(EngineRequest("a", (1, 2, 3), SamplingParams(max_tokens=6, seed=1)))
+    step_into(records, engine)
+    engine.sleep()
+    engine.sleep()
+    assert engine.is_asleep
+    assert engine.num_free_blocks == engine.info.num_blocks
+    with pytest.raises(EngineAsleepError, match="call wake"):
+        engine.step()
+    engine.add_request(EngineRequest("b", (1, 2, 3), SamplingParams(max_tokens=1)))
+    assert engine.abort("b")
+    engine.wake()
+    while engine.has_unfinished_requests:
+        step_into(records, engine)
+    assert records["a"].token_ids == [null_token(1, 0, position) for position in range(6)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
+from statistics import mean
 from zlib import crc32
 
 import hypothesis.strategies as st
@@ -239,6 +241,28 @@ def test_prefix_hits_are_counted_in_tokens():
     assert scheduler.prefix_cache_queries == 20
     assert scheduler.prefix_cache_hits == 8
     assert scheduler.num_prompt_tokens_computed == 12
+
+
+def test_slots_without_a_token_are_the_ends_of_last_blocks():
+    scheduler = make_scheduler()
+    assert scheduler.kv_waste == 0
+    add(scheduler, "a", 5)
+    add(scheduler, "b", 8)
+    scheduler.schedule()
+    assert scheduler.kv_waste == 3 / 16
+
+
+def test_less_than_four_percent_of_the_kv_cache_is_waste_while_jobs_come_and_go():
+    """Prompts of 64 to 512 tokens and answers of 32 to 256, in blocks of 16."""
+    draw = random.Random(7).randint
+    scheduler = Scheduler(BlockManager(2000, 16), 64, 512)
+    wastes = []
+    for index in range(1500):
+        while scheduler.num_waiting < 4:
+            add(scheduler, f"{index}-{scheduler.num_waiting}", draw(64, 512), max_tokens=draw(32, 256))
+        step(scheduler)
+        wastes.append(scheduler.kv_waste)
+    assert mean(wastes[500:]) < 0.04
 
 
 @pytest.mark.parametrize("token_budget", [100, 512, 2048, 100_000])

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 @click.option("--max-num-batched-tokens", type=int, help="Tokens of one step.")
 @click.option("--max-model-len", type=int, help="Caps the model's context.")
 @click.option("--num-blocks", type=int, help="KV blocks; by default from the free memory.")
+@click.option("--kv-memory", metavar="SIZE", help="The KV cache's size in place of that, as in 2GiB.")
 @click.option("--null-step-time", "null_step_time_s", type=float, help="Backend null: seconds of a step.")
 @click.option(
     "--null-token-time", "null_token_time_s", type=float, help="Backend null: seconds a token adds."
