@@ -22,7 +22,7 @@ from pagefleet.api.job_store import JobStore
 
 SEED_7 = "f-)WMZsL2`QBIlih"
 COMMANDS = ["bench", "chat", "demo", "exporter", "flower", "generate", "health", "models", "prepare"]
-COMMANDS += ["status", "up", "worker"]
+COMMANDS += ["replay", "status", "up", "worker"]
 
 
 def pagefleet(*arguments, **options):

@@ -1,0 +1,66 @@
+"""``pagefleet replay``: a stored job computed again, token for token."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from pagefleet.api import keys
+from pagefleet.api.cli.main import main
+from pagefleet.api.job_store import JobStore
+from pagefleet.api.settings import FleetSettings
+
+
+@pytest.fixture
+def replay(null_stack):
+    def run(*arguments):
+        return CliRunner().invoke(main, ["replay", *arguments, "--redis-url", null_stack.redis_url])
+
+    return run
+
+
+def test_an_ended_job_comes_out_the_same(fleet, replay):
+    stream = fleet.generate("x", max_tokens=20, temperature=1.0)
+    stream.result()
+    done = replay(stream.job_id)
+    assert (done.exit_code, done.output) == (0, "choice 0: the same, 20 of 20 tokens\n")
+
+
+def test_of_a_cancelled_job_what_there_is(fleet, replay):
+    stream = fleet.generate("x", max_tokens=4000)
+    for _ in range(3):
+        next(stream)
+    stream.cancel()
+    num_tokens = len(stream.result().token_ids)
+    assert replay(stream.job_id).output == f"choice 0: the same, {num_tokens} of {num_tokens} tokens\n"
+
+
+def test_another_token_and_another_engine_are_named(fleet, replay, null_stack):
+    stream = fleet.generate("x", max_tokens=5, seed=1)
+    before = stream.result().token_ids
+    store = JobStore(FleetSettings(redis_url=null_stack.redis_url))
+    log = keys.log(stream.job_id)
+    entries = [
+        entry.decode() if isinstance(entry, bytes) else entry for entry in store.redis.lrange(log, 0, -1)
+    ]
+    index = next(i for i, entry in enumerate(entries) if str(before[2]) in entry)
+    store.redis.lset(log, index, entries[index].replace(str(before[2]), "33"))
+    hash_key = keys.job(stream.job_id)
+    store.redis.hset(
+        hash_key, "fingerprints", store.redis.hget(hash_key, "fingerprints").replace("none", "int1")
+    )
+    store.close_connections()
+    done = replay(stream.job_id)
+    assert done.exit_code == 1
+    assert "dtype: the job was computed with int1, this is none\n" in done.output
+    assert f"differs at token 2 of 5: it was 33 '!', and now is {before[2]}" in done.output
+
+
+def test_a_job_that_is_not_there_or_still_runs_is_refused(fleet, replay):
+    assert "There is no job nowhere" in replay("nowhere").output
+    stream = fleet.generate("x", max_tokens=4000)
+    next(stream)
+    refused = replay(stream.job_id)
+    stream.cancel()
+    assert refused.exit_code == 1
+    assert "has not ended yet" in refused.output
