@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ...")
 @redis_option
 def replay(job_id: str, **options: Any) -> None:
-    """Compute the ended job JOB again in this process, from its stored request and seed, and say token for token
-    whether it is the same. Exit status 1 if it is not. What was computed in company in bfloat16 may differ
-    where two tokens were nearly equally likely; in float64 it does not.
+    """Compute the ended job JOB again in this process, from its stored request and seed, and say token for
+    token whether it is the same. Exit status 1 if it is not. What was computed in company in bfloat16 may
+    differ where two tokens were nearly equally likely; in float64 it does not.
 
     \b
     pagefleet replay 5a31c0d2e4f64b0f8c1a2b3c4d5e6f70
