@@ -87,7 +87,12 @@ class FleetWorker(Holder):
             metrics=self.metrics,
         )
         self.lease = Lease(
-            store, settings.lease_s, self.card, self.status, is_waiting=lambda: self.insist.is_waiting
+            store,
+            settings.lease_s,
+            self.card,
+            self.status,
+            is_waiting=lambda: self.insist.is_waiting,
+            file=settings.lease_file,
         )
         self.loop = EngineLoop(engine, self, self.lease, self.metrics)
         self.finisher = Finisher(

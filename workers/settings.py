@@ -49,6 +49,9 @@ class WorkerSettings(FleetSettings):
     null_version: str | None = Field(None, description="backend null: which version it pretends to be")
 
     lease_s: float = Field(3.0, gt=0, description="after this long without a beat a worker counts as dead")
+    lease_file: Path | None = Field(
+        None, description="touched with each beat, dated to the lease's end: what a health check can look at"
+    )
     drain_s: float = Field(20.0, ge=0, description="what running sequences get to finish on SIGTERM")
     max_queue_depth: int = Field(10_000, gt=0, description="open jobs of one lane before QueueFull")
     max_tenant_depth: int = Field(10_000, gt=0, description="open jobs of one tenant in a lane")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from pathlib import Path
 
 import pytest
 
@@ -22,8 +24,8 @@ def status() -> WorkerStatus:
     return WorkerStatus(worker_id="w1", model="m", host="h", pid=1, started_at=0.0)
 
 
-def make_lease(store: JobStore) -> Lease:
-    return Lease(store, LEASE_S, fake_card("m"), status, is_waiting=lambda: False)
+def make_lease(store: JobStore, file: Path | None = None) -> Lease:
+    return Lease(store, LEASE_S, fake_card("m"), status, is_waiting=lambda: False, file=file)
 
 
 def test_a_turning_loop_keeps_the_lease(store):
@@ -49,6 +51,32 @@ def test_a_wedged_loop_loses_it_although_the_process_lives(store):
     assert lease.age_s > LEASE_S
     assert wait_until(lambda: lease.tick() or lease.valid, 3 * LEASE_S)
     assert lease.num_late_beats == 1
+    lease.give_up()
+
+
+def test_its_file_is_dated_to_its_end(store, tmp_path):
+    """What a container's health check reads: in the future while the lease is held."""
+    file = tmp_path / "lease"
+
+    def ends_in_s():
+        return file.stat().st_mtime - time.time()
+
+    lease = make_lease(store, file)
+    lease.start()
+    assert 0 < ends_in_s() <= LEASE_S
+    # The loop is wedged; it turns again; it leaves.
+    assert wait_until(lambda: ends_in_s() < 0, 3 * LEASE_S)
+    assert wait_until(lambda: lease.tick() or ends_in_s() > 0, 3 * LEASE_S)
+    lease.give_up()
+    assert not file.exists()
+
+
+def test_a_file_that_cannot_be_written_costs_no_lease(store, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        lease = make_lease(store, tmp_path / "absent" / "lease")
+        lease.start()
+    assert lease.valid
+    assert "lease_file" in caplog.text
     lease.give_up()
 
 
