@@ -18,8 +18,11 @@ USERS = ("producer", "worker", "monitor")
 
 def read_or_make(file: Path, prefix: str = "") -> str:
     if not file.exists():
-        file.write_text(prefix + secrets.token_urlsafe(24) + "\n", encoding="ascii")
-        file.chmod(0o444)
+        # In one move: half a password must not be there already at the next start.
+        new = file.with_suffix(".new")
+        new.write_text(prefix + secrets.token_urlsafe(24) + "\n", encoding="ascii")
+        new.chmod(0o444)
+        new.rename(file)
     return file.read_text(encoding="ascii").strip()
 
 
@@ -36,7 +39,7 @@ def main(template: Path, folder: Path, unknown_commands: list[str]) -> None:
     users = folder / "redis" / "users.acl"
     users.unlink(missing_ok=True)
     users.write_text(text, encoding="ascii")
-    read_or_make(folder / "monitor" / "flower_users", "admin:")
+    read_or_make(folder / "flower" / "users", "admin:")
     read_or_make(folder / "grafana" / "admin_password")
 
 

