@@ -62,16 +62,15 @@ imports: $(DEV_STAMP)
 
 # Most tests wait more than they compute; those with a bar on the clock run by themselves afterwards.
 PYTEST_JOBS ?= 2
-# What needs a container engine is `make compose-test`; everything that can be said without one stays.
-WITHOUT_ENGINE := --ignore=tests/compose/test_compose.py
 
 # Debian's Prometheus, unpacked and not installed: the tests of rules and dashboard skip without it.
 prometheus:
 	@command -v promtool >/dev/null || [ -x build/prometheus/usr/bin/promtool ] || sh ops/prometheus/unpack.sh build/prometheus
 
 pytest: $(DEV_STAMP) prometheus
-	$(BIN)/python -m pytest -n $(PYTEST_JOBS) --dist loadfile -m 'not alone' $(WITHOUT_ENGINE) $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -m alone $(WITHOUT_ENGINE) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_JOBS) --dist loadfile -m 'not alone and not containers' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m alone $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m containers $(PYTEST_ARGS)
 
 protocol-check: $(DEV_STAMP)
 	$(BIN)/python tests/protocol/check.py

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
-import sys
 import uuid
-from importlib.metadata import version
-
-from container_engine import ROOT
 
 from pagefleet.workers.redis_server import free_port
 
@@ -35,29 +30,8 @@ class Project:
             **{name: str(port) for name, port in self.ports.items()},
             "COMPOSE_PROJECT_NAME": self.name,
             "PAGEFLEET_TAG": self.name,
-            "HEALTH_INTERVAL": "3s",
-            # Compiled as they are imported: what the test starts it does not start often.
-            "PIP_NO_COMPILE": "1",
+            "HEALTH_INTERVAL": "2s",
         }
-
-    def copy_checkout(self):
-        listed = subprocess.run(
-            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-            cwd=ROOT, capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
-        for name in filter(None, listed.split("\0")):
-            if (ROOT / name).is_file():
-                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, self.folder / name)
-        self._add_torch_wheel()
-
-    def _add_torch_wheel(self):
-        """The CPU build that this environment was installed with, from wherever pip found it."""
-        torch = version("torch")
-        if torch.endswith("+cpu"):
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-            command += ["--dest", str(self.folder / "wheels"), f"torch=={torch}"]
-            subprocess.run(command, check=True, timeout=300)
 
     def set(self, **variables):
         """What a user would write to .env."""

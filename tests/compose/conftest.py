@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from build_context import copy_checkout
 from compose_project import IMAGES, Project
-from container_engine import Lab, answers, why_no_lab
+from container_engine import Lab, answers, why_none
 
 _report: list[str] = []
 
@@ -33,15 +35,23 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture(scope="session")
-def engine():
+def checkout(tmp_path_factory):
+    """The build context, in the making: pip waits for the network meanwhile, as what starts the lab does."""
+    reason = why_none()
+    if reason is not None:
+        refuse = pytest.fail if os.environ.get("CI") else pytest.skip
+        refuse(f"no container engine: {reason}; compose.yaml and the Dockerfile are only linted")
+    folder = tmp_path_factory.mktemp("checkout")
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(copy_checkout, folder)
+
+
+@pytest.fixture(scope="session")
+def engine(checkout):
     """The variables that find an engine; a lab of our own is gone afterwards."""
     if answers(os.environ):
         yield {}
         return
-    reason = why_no_lab()
-    if reason is not None:
-        refuse = pytest.fail if os.environ.get("CI") else pytest.skip
-        refuse(f"no container engine: {reason}; compose.yaml and the Dockerfile are only linted")
     lab = Lab()
     try:
         with stage("lab up"):
@@ -54,12 +64,12 @@ def engine():
 
 
 @pytest.fixture(scope="session")
-def project(engine, tmp_path_factory):
+def project(engine, checkout):
     """The images are built; nothing runs yet."""
-    project = Project(tmp_path_factory.mktemp("checkout"), engine)
+    with stage("checkout and wheels"):
+        folder = checkout.result()
+    project = Project(folder, engine)
     try:
-        with stage("checkout and wheels"):
-            project.copy_checkout()
         with stage("build"):
             project.build()
         _report.extend(f"image {name:<18} {project.image_bytes(name) / 1e6:6.0f} MB" for name in IMAGES)

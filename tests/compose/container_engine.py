@@ -25,8 +25,10 @@ def answers(environment):
     )
 
 
-def why_no_lab():
-    """The reason why this machine cannot have one, or None."""
+def why_none():
+    """The reason why no engine answers and this machine cannot have one of its own, or None."""
+    if answers(os.environ):
+        return None
     if os.geteuid() != 0:
         return "only root can start a container engine; set DOCKER_HOST to one that runs"
     if not Path("/etc/debian_version").exists() or shutil.which("apt-get") is None:
@@ -35,29 +37,39 @@ def why_no_lab():
 
 
 class Lab:
-    """The engine of ops/container-lab.sh, in a folder of its own (a short path: sockets stand in it)."""
+    """The engine of ops/container-lab.sh, in a folder of its own (a short path: sockets stand in it).
+
+    It is taken down by a process that waits for this one to let go of a pipe: also where this one is killed.
+    """
 
     def __init__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="pf-lab-"))
         self._environment = {**os.environ, "LAB": str(self.folder), "PYTHON": sys.executable}
+        self._down = subprocess.Popen(
+            ["sh", "-c", 'cat >/dev/null; exec "$0" down', LAB_SCRIPT],
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # Ctrl-C is not for it.
+            start_new_session=True,
+        )
 
     def up(self):
         """How long each step took, as the script tells it, and the variables that find the engine."""
-        done = self._run("up")
-        assert done.returncode == 0, done.stdout + done.stderr
-        exports = self._run("env").stdout.removeprefix("export ").split()
-        return done.stdout, dict(item.split("=", 1) for item in exports)
+        told = self._run("up")
+        exports = self._run("env").removeprefix("export ").split()
+        return told, dict(item.split("=", 1) for item in exports)
 
     def down(self):
-        done = self._run("down")
-        assert done.returncode == 0, done.stdout + done.stderr
+        told, _ = self._down.communicate(timeout=_TIMEOUT_S)
+        assert self._down.returncode == 0, told
         assert not self.folder.exists()
 
     def _run(self, command):
-        return subprocess.run(
-            [LAB_SCRIPT, command],
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-        )
+        command = [LAB_SCRIPT, command]
+        options = {"env": self._environment, "capture_output": True, "text": True, "timeout": _TIMEOUT_S}
+        done = subprocess.run(command, **options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout

@@ -10,12 +10,16 @@ import json
 import signal
 import urllib.error
 import urllib.request
+from collections import Counter
+from urllib.parse import urlencode
 
 import pytest
 
 from pagefleet.api import FleetClient
 from pagefleet.engine.backends.null import null_token
 from pagefleet.workers.engine_loop import wait_until
+
+pytestmark = pytest.mark.containers
 
 PRODUCER_BYTES = 250e6
 
@@ -55,7 +59,7 @@ class TestTheReadme:
     def test_everything_is_locked_up(self, project):
         password = project.read("worker", "/secrets/worker/redis_password")
         assert len(password) >= 32
-        for service in ("redis", "worker", "flower", "prometheus"):
+        for service in ("redis", "worker", "flower", "exporter", "prometheus"):
             (container,) = project.containers(service)
             seen = project.inspect(container)
             assert seen["HostConfig"]["ReadonlyRootfs"], service
@@ -77,8 +81,8 @@ def fleet(project):
         WORKER_STOP_GRACE="20s",
     )
     project.compose("up", "--detach", "--wait", "--no-build", "--scale", "worker=2")
-    read = "print(open('/secrets/producer/redis_password').read())"
-    password = project.compose("run", "--rm", "--entrypoint", "python3", "client", "-c", read).strip()
+    secret = "/secrets/producer/redis_password"
+    password = project.compose("run", "--rm", "--entrypoint", "cat", "client", secret).strip()
     url = f"redis://producer:{password}@127.0.0.1:{project.ports['REDIS_PORT']}/0"
     with FleetClient(redis_url=url) as fleet:
         assert wait_until(lambda: num_workers(fleet) == 2, 30, 0.1)
@@ -89,11 +93,49 @@ def num_workers(fleet):
     return sum(worker.model == "null" for worker in fleet.status().workers)
 
 
+class Prometheus:
+    """Its HTTP API."""
+
+    def __init__(self, project):
+        self._root = f"http://127.0.0.1:{project.ports['PROMETHEUS_PORT']}/api/v1"
+
+    def get(self, path, **parameters):
+        with urllib.request.urlopen(f"{self._root}/{path}?{urlencode(parameters)}", timeout=10) as answer:
+            return json.load(answer)["data"]
+
+    def num_up(self):
+        """By job, how many of its targets are."""
+        return Counter(
+            target["labels"]["job"]
+            for target in self.get("targets")["activeTargets"]
+            if target["health"] == "up"
+        )
+
+    def query(self, expression):
+        return [float(series["value"][1]) for series in self.get("query", query=expression)["result"]]
+
+
 class TestFaults:
+    def test_prometheus_sees_two_workers_and_the_fleet(self, project, fleet):
+        prometheus = Prometheus(project)
+        everything_is_up = {"pagefleet-worker": 2, "pagefleet-fleet": 1}
+        assert wait_until(lambda: prometheus.num_up() == everything_is_up, 60, 0.5)
+        before = sum(prometheus.query('pagefleet_generation_tokens_total{model="null"}'))
+        assert len(fleet.generate("x", model="null", max_tokens=40).result().token_ids) == 40
+
+        def generated():
+            return sum(prometheus.query('pagefleet_generation_tokens_total{model="null"}')) - before
+
+        assert wait_until(lambda: generated() == 40, 30, 0.5)
+        assert prometheus.query('pagefleet_fleet_workers{model="null"}') == [2]
+        groups = prometheus.get("rules")["groups"]
+        assert groups
+        assert {rule["health"] for group in groups for rule in group["rules"]} <= {"ok", "unknown"}
+
     def test_flower_shows_the_job(self, project, fleet):
         stream = fleet.generate("sentinel-prompt", model="null", max_tokens=5, seed=1)
         assert stream.result().token_ids == expected(1, 5)
-        user = project.read("flower", "/secrets/monitor/flower_users")
+        user = project.read("flower", "/secrets/flower/users")
         root = f"http://127.0.0.1:{project.ports['FLOWER_PORT']}"
         headers = {"Authorization": "Basic " + base64.b64encode(user.encode()).decode()}
 
@@ -144,7 +186,7 @@ class TestFaults:
 
     def test_stop_drains_and_hands_on(self, project, fleet):
         short = start_streams(fleet, 8, 60)
-        long = start_streams(fleet, 8, 300)
+        long = start_streams(fleet, 8, 600)
         workers = project.containers("worker")
         project.compose("stop", "worker")
         assert [project.inspect(worker)["State"]["ExitCode"] for worker in workers] == [0, 0]
@@ -153,7 +195,7 @@ class TestFaults:
         assert {stream.result().attempts for stream in short} == {1}
         assert fleet.status().running == []
         project.compose("start", "worker")
-        assert_exact(long, 300)
+        assert_exact(long, 600)
         assert {stream.result().attempts for stream in long} == {2}
 
 

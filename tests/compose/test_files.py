@@ -7,8 +7,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import yaml
 from container_engine import ROOT
 
 BIN = Path(sys.executable).parent
@@ -44,15 +46,76 @@ def test_every_service_is_locked_up(config):
     for name, service in config["services"].items():
         assert service["read_only"], name
         assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
         assert {port["host_ip"] for port in service.get("ports", [])} <= {"127.0.0.1"}, name
 
 
 def test_what_others_wait_for_can_tell_that_it_is_ready(config):
-    built_in = {"flower"}  # the image's own
     for name, service in config["services"].items():
         for other, how in service.get("depends_on", {}).items():
             if how["condition"] == "service_healthy":
-                assert "healthcheck" in config["services"][other] or other in built_in, (name, other)
+                assert "test" in config["services"][other]["healthcheck"], (name, other)
+
+
+def test_no_service_sees_the_secrets_of_another(config):
+    seen = {
+        name: {volume["source"] for volume in service.get("volumes", ()) if "secrets" in volume["source"]}
+        for name, service in config["services"].items()
+        if name != "secrets"
+    }
+    assert seen == {
+        "init": set(),
+        "redis": {"redis-secrets"},
+        "worker": {"worker-secrets"},
+        "worker-gpu": {"worker-secrets"},
+        "client": {"producer-secrets"},
+        "flower": {"monitor-secrets", "flower-secrets"},
+        "exporter": {"monitor-secrets"},
+        "prometheus": set(),
+        "grafana": {"grafana-secrets"},
+    }
+
+
+def mounts(service):
+    """What a service finds under which path."""
+    return {volume["target"]: volume["source"] for volume in service["volumes"]}
+
+
+def read_yaml(path):
+    return yaml.safe_load(Path(path).read_text())
+
+
+def test_prometheus_asks_services_that_are_there(config):
+    folder = Path(mounts(config["services"]["prometheus"])["/etc/prometheus"])
+    prometheus = read_yaml(folder / "prometheus.yml")
+    workers, fleet = prometheus["scrape_configs"]
+    (found,) = workers["dns_sd_configs"]
+    assert config["services"]["worker"]["environment"]["PAGEFLEET_METRICS_PORT"] == str(found["port"])
+    assert found["names"] == ["worker"]
+    assert "worker" in config["services"]["worker-gpu"]["networks"]["default"]["aliases"]
+    assert fleet["static_configs"] == [{"targets": ["exporter:9101"]}]
+    assert config["services"]["exporter"]["command"][-1] == "9101"
+    assert all((folder / name).is_file() for name in prometheus["rule_files"])
+
+
+def test_grafana_finds_what_is_mounted(config):
+    mounted = mounts(config["services"]["grafana"])
+    folder = Path(mounted["/etc/grafana/provisioning"])
+    (source,) = read_yaml(folder / "datasources" / "prometheus.yml")["datasources"]
+    url = urlsplit(source["url"])
+    published = config["services"][url.hostname]["ports"]
+    assert url.port in {port["target"] for port in published}
+    (provider,) = read_yaml(folder / "dashboards" / "pagefleet.yml")["providers"]
+    assert list(Path(mounted[provider["options"]["path"]]).glob("*.json"))
+
+
+def test_a_gpu_is_asked_for(config):
+    gpu = config["services"]["worker-gpu"]
+    (device,) = gpu["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]
+    assert gpu["environment"]["PAGEFLEET_DEVICE"] == "cuda"
+    assert gpu["build"]["args"]["TORCH_BUILD"].startswith("cu")
+    assert config["services"]["init"]["build"]["args"]["TORCH_BUILD"] == "cpu"
 
 
 def test_docker_is_more_patient_than_a_drain(config):
