@@ -10,6 +10,7 @@ from collections import deque
 from typing import Any
 
 from pagefleet.api import keys, operations
+from pagefleet.api.arguments import shown_request
 from pagefleet.api.async_connections import AsyncConnections
 from pagefleet.api.connection import connect_async, redis_errors
 from pagefleet.api.connections import send_message
@@ -90,7 +91,12 @@ class AsyncOwnSource(AsyncSource):
         prepared = self._prepared
         try:
             await asyncio.to_thread(
-                send_message, self._live.app, prepared.job_id, prepared.queue, prepared.request.priority
+                send_message,
+                self._live.app,
+                prepared.job_id,
+                prepared.queue,
+                prepared.request.priority,
+                shown=shown_request(prepared.request, self._live.store.settings.prompt_chars),
             )
         except RedisUnavailable:
             with contextlib.suppress(RedisUnavailable, JobNotFound):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import redis
 
 from pagefleet.api import keys
+from pagefleet.api.arguments import HIDDEN
 from pagefleet.api.celery_app import broker_priority, make_celery, make_queue
 from pagefleet.api.closing import JobCloser
 from pagefleet.api.connection import safe_url
@@ -42,8 +43,13 @@ class CardCache:
         return self._index
 
 
-def send_message(app: Celery, job_id: str, queue_name: str, priority: int) -> None:
+def send_message(
+    app: Celery, job_id: str, queue_name: str, priority: int, *, shown: str | None = None
+) -> None:
     """ENQUEUE (protocol line 2): a thin message, the id and nothing else that could be large.
+
+    Args:
+        shown: what Celery's ``task-sent`` event says of the arguments.
 
     Raises:
         RedisUnavailable: the broker did not take it.
@@ -55,7 +61,7 @@ def send_message(app: Celery, job_id: str, queue_name: str, priority: int) -> No
         app.send_task(
             keys.GENERATE_TASK,
             kwargs=kwargs,
-            kwargsrepr=repr(kwargs),
+            kwargsrepr=shown or HIDDEN,
             task_id=job_id,
             queue=make_queue(queue_name),
             priority=broker_priority(priority),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING
 
+from pagefleet.api.arguments import shown_request
 from pagefleet.api.closing import JobCloser
 from pagefleet.api.connections import job_not_found, send_message
 from pagefleet.api.fleet import Prepared, check_depth
@@ -51,7 +52,8 @@ class DeadLetters:
             ),
             prepared,
         )
-        send_message(self._app, prepared.job_id, prepared.queue, request.priority)
+        shown = shown_request(request, self._store.settings.prompt_chars)
+        send_message(self._app, prepared.job_id, prepared.queue, request.priority, shown=shown)
         self.drop(job_id)
         return prepared.job_id
 

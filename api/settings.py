@@ -54,6 +54,10 @@ class FleetSettings(BaseSettings):
         DEFAULT_MAX_REQUEST_BYTES, gt=0, description="of one request as JSON; producers and workers check it"
     )
 
+    prompt_chars: int = Field(
+        0, ge=0, le=1000, description="how much of a prompt Celery's events, and Flower with them, may show"
+    )
+
     @field_validator("redis_url")
     @classmethod
     def _certificates_are_always_checked(cls, url: str | None) -> str | None:
@@ -132,7 +136,6 @@ class FlowerSettings(FleetSettings):
     )
     flower_port: int = Field(5555, gt=0, lt=65536, description="on which port")
     flower_auth_file: Path | None = Field(None, description="who may come in: lines of user:password")
-    flower_show_arguments: bool = Field(False, description="show what tasks were called with")
 
 
 def _with_password(url: str, file: Path) -> str:

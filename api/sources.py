@@ -9,6 +9,7 @@ import weakref
 from typing import Any
 
 from pagefleet.api import keys
+from pagefleet.api.arguments import shown_request
 from pagefleet.api.connection import connect, redis_errors
 from pagefleet.api.connections import Connections, send_message
 from pagefleet.api.errors import JobNotFound, RedisUnavailable
@@ -88,7 +89,13 @@ class OwnSource(Source):
     def _enqueue(self) -> None:
         prepared = self._prepared
         try:
-            send_message(self._live.app, prepared.job_id, prepared.queue, prepared.request.priority)
+            send_message(
+                self._live.app,
+                prepared.job_id,
+                prepared.queue,
+                prepared.request.priority,
+                shown=shown_request(prepared.request, self._live.store.settings.prompt_chars),
+            )
         except RedisUnavailable:
             # The caller is told that nothing was enqueued; make it true if the store can be reached.
             with contextlib.suppress(RedisUnavailable, JobNotFound):

@@ -34,8 +34,8 @@ class JobMessage(ABC):
         """Whether something is to run after the job: links, a chain, a chord."""
 
     @abstractmethod
-    def started(self) -> None:
-        """The job was accepted: Celery shows it as STARTED."""
+    def started(self, told: Mapping[str, Any]) -> None:
+        """The job was accepted: Celery shows it as STARTED, with what is ``told`` of this attempt."""
 
     @abstractmethod
     def ended(self, record: JobRecord) -> None:

@@ -27,6 +27,7 @@ from pagefleet.workers.job_log import job_fields
 from pagefleet.workers.job_times import JobTimes
 from pagefleet.workers.loop_thread import LoopThread
 from pagefleet.workers.prompt import engine_request
+from pagefleet.workers.start_event import start_fields
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +209,7 @@ class Admission:
         job.tenant = request.tenant
         job.num_prompt_tokens = len(list(to_compute.prompt_token_ids))
         self._holder.run(job, to_compute, solo=solo)
-        job.message.started()
+        job.message.started(start_fields(job, request, self._store.settings.prompt_chars))
 
     def _read_log(self, job: ActiveJob, claim: Claim) -> None:
         """Raises: ProtocolError where the log is not as long as the hash says."""

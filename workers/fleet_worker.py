@@ -29,6 +29,7 @@ from pagefleet.workers.admission import Admission, Holder
 from pagefleet.workers.auditor import AUDIT_EVERY_S, Auditor
 from pagefleet.workers.condemner import Condemner
 from pagefleet.workers.engine_loop import EngineLoop
+from pagefleet.workers.figures import Figures
 from pagefleet.workers.finisher import Ended, Finisher
 from pagefleet.workers.insist import Insist
 from pagefleet.workers.job_log import job_fields, log_end
@@ -95,6 +96,7 @@ class FleetWorker(Holder):
             file=settings.lease_file,
         )
         self.loop = EngineLoop(engine, self, self.lease, self.metrics)
+        self.figures = Figures(self.card.name, engine.stats, lambda: self.loop.batch.num_tokens)
         self.finisher = Finisher(
             store, app, self.insist, on_closed=self._on_closed, on_unreadable=self.condemn
         )
@@ -145,6 +147,24 @@ class FleetWorker(Holder):
                 self._closer.close(job_id)
         except (RedisUnavailable, ProtocolError) as error:
             logger.warning("job %s could not be cancelled: %s", job_id, error)
+
+    def revoke(self, job_id: str, *, terminate: bool) -> bool:
+        """Cancels a job that nobody runs, and with ``terminate`` one that somebody does.
+
+        Returns:
+            Whether Celery should take the task for revoked: not one that runs on or has ended.
+        """
+        try:
+            record = self._store.read(job_id, with_log=False)
+        except (RedisUnavailable, ProtocolError) as error:
+            logger.warning("job %s could not be looked up: %s", job_id, error)
+            return True
+        if record is None:
+            return True
+        if record.state.is_final or (record.state is JobState.RUNNING and not terminate):
+            return False
+        self.cancel(job_id)
+        return True
 
     def status(self) -> WorkerStatus:
         stats, batch = self._engine.stats(), self.loop.batch
@@ -306,8 +326,12 @@ class FleetWorker(Holder):
             Periodic("sweeper", SWEEP_EVERY_S, sweeper.sweep_if_first),
             Periodic("auditor", AUDIT_EVERY_S, auditor.audit),
             Periodic("yielder", _YIELD_EVERY_S, yielder.give_way),
-            Periodic("metrics", FOLD_EVERY_S, self.metrics.fold),
+            Periodic("metrics", FOLD_EVERY_S, self._fold),
         ]
+
+    def _fold(self) -> None:
+        self.metrics.fold()
+        self.figures.note()
 
     def _live_state(self) -> LiveState:
         return LiveState(

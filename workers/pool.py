@@ -51,13 +51,13 @@ class PooledMessage(JobMessage):
         self.bare_fields = None if "job_id" in kwargs else kwargs
         self._pool = pool
         self._slot = slot
-        self._received_at = time.monotonic()
+        self._begun_at = time.monotonic()
         self._accept: Callable[..., None] = callbacks["accept_callback"]
         self._finish: Callable[..., None] = callbacks["callback"]
         self._request: Any = self._finish.__self__
         # `inspect active` would show them to all who may ask workers, and a bare message's hold its prompt.
         self._request._args, self._request._kwargs = (), {}
-        self._started = False
+        self._told: Mapping[str, Any] | None = None
         self._answered = False
 
     @property
@@ -80,8 +80,8 @@ class PooledMessage(JobMessage):
         self._request, self._finish, self._accept = newer._request, newer._finish, newer._accept
         if self.delivery_tag != older_tag:
             self._pool.mailbox.post(older.acknowledge)
-        if self._started:
-            self.started()
+        if self._told is not None:
+            self.started(self._told)
 
     @property
     def delivery_tag(self) -> str:
@@ -90,10 +90,11 @@ class PooledMessage(JobMessage):
     def use_channel(self, channel: Any) -> None:
         self._request.message.channel = channel
 
-    def started(self) -> None:
-        self._started = True
-        accept = self._accept
-        self._pool.mailbox.post(lambda: accept(self._slot, time.monotonic()))
+    def started(self, told: Mapping[str, Any]) -> None:
+        self._begun_at = time.monotonic()
+        self._told = self._request.told = dict(told)
+        accept, begun_at = self._accept, self._begun_at
+        self._pool.mailbox.post(lambda: accept(self._slot, begun_at))
 
     def ended(self, record: JobRecord) -> None:
         if record.state is JobState.CANCELLED:
@@ -132,7 +133,8 @@ class PooledMessage(JobMessage):
         channel.qos.restore_by_tag(self.delivery_tag)
         VirtualQoS.ack(channel.qos, self.delivery_tag)
         request.acknowledged = True
-        request.send_event("task-rejected", requeue=True)
+        # Shown as one that will be tried again, not as one that runs here.
+        request.send_event("task-rejected" if self._told is None else "task-retried", requeue=True)
         task_ready(request)
 
     def terminate(self, signal: object = None) -> None:
@@ -148,7 +150,7 @@ class PooledMessage(JobMessage):
             self._pool.mailbox.post(call)
 
     def _runtime(self) -> float:
-        return time.monotonic() - self._received_at
+        return time.monotonic() - self._begun_at
 
 
 class EnginePool(BasePool):  # type: ignore[misc]
@@ -245,9 +247,9 @@ class EnginePool(BasePool):  # type: ignore[misc]
             logger.warning("messages stay unacknowledged until the lease has run out: %r", error)
 
     def _get_info(self) -> dict[str, Any]:
-        status = self.worker.status()
+        """For `inspect stats` and Flower's page of the worker, which shows each as a line."""
         info: dict[str, Any] = super()._get_info()
-        return info | {"engine": status.model_dump(mode="json"), "held": self.num_held}
+        return info | self.worker.figures.now() | {"messages-held": self.num_held}
 
 
 def _queue_of(request_dict: Mapping[str, Any]) -> str:

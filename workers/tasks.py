@@ -6,9 +6,12 @@ from typing import Any, Final
 
 from celery import Celery
 from celery.signals import task_revoked
+from celery.worker import control
+from kombu.utils.functional import maybe_list
 
 from pagefleet.api import keys
 from pagefleet.workers.fleet_worker import FleetWorker
+from pagefleet.workers.job_request import JobRequest
 
 _NO_POOL: Final = "pagefleet.generate runs on EnginePool only; start the worker with `pagefleet worker`"
 
@@ -19,7 +22,20 @@ def register_tasks(app: Celery) -> None:
     def generate(**_fields: Any) -> None:
         raise RuntimeError(_NO_POOL)
 
-    app.task(name=keys.GENERATE_TASK)(generate)
+    app.task(name=keys.GENERATE_TASK, Request=JobRequest)(generate)
+
+
+_celerys_revoke: Final = control.revoke
+
+
+@control.control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]
+def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **options: Any) -> Any:
+    """Revokes tasks by their ids, in place of Celery's command of this name: jobs that wait for a worker end
+    at once, wherever their message is. Without ``terminate`` what runs, runs on, here and elsewhere."""
+    worker: FleetWorker = state.app.fleet_worker
+    task_ids = [str(each) for each in maybe_list(task_id) or []]
+    revoked = [each for each in task_ids if worker.revoke(each, terminate=bool(terminate))]
+    return _celerys_revoke(state, revoked, terminate, signal, **options)
 
 
 def cancel_on_revoke(worker: FleetWorker) -> Any:

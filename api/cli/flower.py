@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
-from pagefleet.api.celery_app import make_celery
 from pagefleet.api.cli.options import given, redis_option
 from pagefleet.api.errors import ConfigurationError
 from pagefleet.api.settings import FlowerSettings
-
-_COLUMNS: Final = "name,uuid,state,received,started,runtime,worker,retries,kwargs"
 
 
 @click.command()
@@ -26,11 +23,10 @@ _COLUMNS: Final = "name,uuid,state,received,started,runtime,worker,retries,kwarg
     help="Who may come in: lines of user:password. Needed on any address but this machine's own.",
 )
 @click.option(
-    "--show-arguments",
-    "flower_show_arguments",
-    is_flag=True,
-    default=None,
-    help="Show what tasks were called with, prompts of plain Celery services included.",
+    "--prompt-chars",
+    type=int,
+    metavar="N",
+    help="Show so much of a prompt; workers tell no more of it than their own setting says.  [default: 0]",
 )
 @redis_option
 def flower(**options: Any) -> None:
@@ -47,31 +43,10 @@ def flower(**options: Any) -> None:
             f"flower_auth_file: without it Flower, which can command workers, does not listen on "
             f"{settings.flower_address}."
         )
-    _serve(settings, users)
+    # Flower comes with an extra, and takes its time to import.
+    from pagefleet.api.dashboard.serve import serve
 
-
-def _serve(settings: FlowerSettings, users: list[str]) -> None:
-    # Flower keeps its options in a module, and takes a function for one of them only there.
-    from flower.options import options
-
-    if not settings.flower_show_arguments:
-        options.format_task = hide_arguments
-    app = make_celery(settings)
-    # Flower asks from several threads at once and waits for each other's connections: a pool deadlocks it.
-    app.conf.broker_pool_limit = None
-    arguments = [
-        f"--address={settings.flower_address}",
-        f"--port={settings.flower_port}",
-        f"--tasks_columns={_COLUMNS}",
-        *([f"--basic_auth={','.join(users)}"] if users else []),
-    ]
-    app.start(["--quiet", "flower", *arguments])
-
-
-def hide_arguments(task: Any) -> Any:
-    """For a task's columns and page: the prompt of a plain Celery service stands in its arguments."""
-    task.args = task.kwargs = "..."
-    return task
+    serve(settings, users)
 
 
 def _read_users(file: Path | None) -> list[str]:

@@ -11,7 +11,6 @@ from flower_page import USER, FlowerPage, running_flower
 
 from pagefleet.api import FleetClient
 from pagefleet.api.celery_app import make_celery
-from pagefleet.api.cli.flower import hide_arguments
 from pagefleet.api.cli.main import main
 from pagefleet.api.settings import FleetSettings
 from pagefleet.workers.engine_loop import wait_until
@@ -91,7 +90,3 @@ def test_it_listens_to_others_only_with_a_password(tmp_path):
         assert "it takes lines of user:password" in flower("--auth-file", users).output
     assert "Error: flower_auth_file" in flower("--auth-file", tmp_path / "none").output
 
-
-def test_the_columns_show_no_arguments():
-    task = SimpleNamespace(args="('a',)", kwargs="{'prompt': 'sentinel'}")
-    assert hide_arguments(task).kwargs == task.args == "..."

@@ -37,8 +37,8 @@ class RecordedMessage(JobMessage):
         self.bare_fields = bare_fields
         self.answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
 
-    def started(self) -> None:
-        self.answers.put(("started", None))
+    def started(self, told: Mapping[str, Any]) -> None:
+        self.answers.put(("started", told))
 
     def ended(self, record: JobRecord) -> None:
         self.answers.put(("ended", record))

@@ -1,0 +1,1 @@
+"""What Flower needs to show jobs as what they are; imported only by ``pagefleet flower``."""

@@ -1,0 +1,50 @@
+"""Starts Flower with our columns, pages and options. It takes them where it keeps its own: in modules."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import flower.urls
+from flower.events import EventsState
+from flower.options import options
+from flower.views.tasks import TASK_COLUMNS
+from tornado.web import url
+
+from pagefleet.api.celery_app import make_celery
+from pagefleet.api.dashboard.job_task import JobTask
+from pagefleet.api.dashboard.worker_page import WorkerPage
+from pagefleet.api.settings import FlowerSettings
+
+_COLUMNS: Final = "name,uuid,state,received,queue_time,runtime,attempts,retries,worker,kwargs"
+_RUNTIME_BUCKETS_S: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0)
+_FORGET_WORKERS_AFTER_S: Final = 3600
+
+
+def serve(settings: FlowerSettings, users: list[str]) -> None:
+    """Until SIGTERM or Ctrl-C.
+
+    Args:
+        users: ``user:password`` of each who may come in; empty: everybody.
+    """
+    _teach_flower(settings)
+    app = make_celery(settings)
+    # Flower asks from several threads at once and waits for each other's connections: a pool deadlocks it.
+    app.conf.broker_pool_limit = None
+    arguments = [
+        f"--address={settings.flower_address}",
+        f"--port={settings.flower_port}",
+        f"--tasks_columns={_COLUMNS}",
+        *([f"--basic_auth={','.join(users)}"] if users else []),
+    ]
+    app.start(["--quiet", "flower", *arguments])
+
+
+def _teach_flower(settings: FlowerSettings) -> None:
+    JobTask.prompt_chars = settings.prompt_chars
+    EventsState.Task = JobTask
+    TASK_COLUMNS.update(queue_time="Queue time", attempts="Attempts")
+    # The first that matches counts.
+    flower.urls.handlers.insert(0, url(r"/worker/(.+)", WorkerPage, name="worker"))
+    # A worker's name is new with each of its starts. FLOWER_* variables come later and win.
+    options.purge_offline_workers = _FORGET_WORKERS_AFTER_S
+    options.task_runtime_metric_buckets = list(_RUNTIME_BUCKETS_S)
