@@ -11,7 +11,7 @@ from typing import Any, Final
 from pagefleet.api.messages import GenerateRequest
 
 HIDDEN: Final = "..."
-_PLAIN: Final = ("model", "lane", "priority", "tenant", "max_tokens")
+_PLAIN: Final = ("max_tokens", "tenant", "lane", "priority", "model")
 _PROMPTS: Final = ("prompt", "messages", "prompt_token_ids")
 _MARK: Final = "… "
 _MAX_CHARS: Final = 64
@@ -46,12 +46,6 @@ def shortened(fields: Mapping[Any, Any], prompt_chars: int) -> dict[str, Any]:
     """Names and numbers as they are, prompts as their first characters and their size; all else is left out.
     What is short already stays."""
     shown: dict[str, Any] = {}
-    for name in _PLAIN:
-        value = fields.get(name)
-        if isinstance(value, int | float):
-            shown[name] = value
-        elif isinstance(value, str):
-            shown[name] = value[:_MAX_CHARS]
     for name in _PROMPTS:
         value = fields.get(name)
         if isinstance(value, str) and (short := _SHORTENED.fullmatch(value)):
@@ -59,6 +53,12 @@ def shortened(fields: Mapping[Any, Any], prompt_chars: int) -> dict[str, Any]:
         elif value is not None:
             text, size = _measured(name, value)
             shown[name] = _cut(text, prompt_chars) + f"<{size}>"
+    for name in _PLAIN:
+        value = fields.get(name)
+        if isinstance(value, int | float):
+            shown[name] = value
+        elif isinstance(value, str):
+            shown[name] = value[:_MAX_CHARS]
     return shown
 
 

@@ -110,7 +110,7 @@ def run_worker(settings: WorkerSettings, report: Report) -> int:
     store = JobStore(settings)
     store.cards()
     engine = LLMEngine.from_config(engine_config(settings), report)
-    worker_id = new_worker_id()
+    worker_id = new_worker_id(settings.host_name)
     app = make_worker_app(settings, worker_id)
     worker = FleetWorker(settings, worker_id, app, store, engine)
     app.fleet_worker = worker

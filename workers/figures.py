@@ -20,8 +20,7 @@ class Figures:
         num_tokens: how many it has generated so far.
     """
 
-    def __init__(self, model: str, stats: Callable[[], EngineStats], num_tokens: Callable[[], int]) -> None:
-        self._model = model
+    def __init__(self, stats: Callable[[], EngineStats], num_tokens: Callable[[], int]) -> None:
         self._stats = stats
         self._num_tokens = num_tokens
         self._notes: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
@@ -39,12 +38,11 @@ class Figures:
         begun_at, num_before = self._notes[0]
         return (self._num_tokens() - num_before) / max(1e-3, time.monotonic() - begun_at)
 
-    def now(self) -> dict[str, int | float | str]:
+    def now(self) -> dict[str, int | float]:
         """By the names under which Flower shows them."""
         stats = self._stats()
         num_used = stats.num_blocks - stats.num_free_blocks
         return {
-            "model": self._model,
             "sequences-running": stats.num_running,
             "sequences-waiting": stats.num_waiting,
             "KV-blocks-used": num_used,

@@ -96,7 +96,7 @@ class FleetWorker(Holder):
             file=settings.lease_file,
         )
         self.loop = EngineLoop(engine, self, self.lease, self.metrics)
-        self.figures = Figures(self.card.name, engine.stats, lambda: self.loop.batch.num_tokens)
+        self.figures = Figures(engine.stats, lambda: self.loop.batch.num_tokens)
         self.finisher = Finisher(
             store, app, self.insist, on_closed=self._on_closed, on_unreadable=self.condemn
         )

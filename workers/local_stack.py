@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Final, Self
+from typing import Final, Self
 
 from pagefleet.api.errors import FleetError
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import WorkerStatus
 from pagefleet.api.settings import FleetSettings
+from pagefleet.workers.child_process import ChildProcess
 from pagefleet.workers.redis_server import RedisServer
+from pagefleet.workers.stack_guard import StackGuard
 
 _READY_POLL_S: Final = 0.05
 _KILL_AFTER_S: Final = 15.0
@@ -28,8 +27,8 @@ class WorkerStartError(FleetError):
     code = "worker_start"
 
 
-class WorkerProcess:
-    """One ``pagefleet worker`` as a child in a session of its own, so that Ctrl-C does not reach it twice."""
+class WorkerProcess(ChildProcess):
+    """One ``pagefleet worker``; ``terminate`` makes it drain."""
 
     def __init__(
         self,
@@ -39,34 +38,14 @@ class WorkerProcess:
         log_file: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.redis_url = redis_url
-        self.log_file = log_file
-        self._arguments = list(arguments)
-        self._environment = {**os.environ, "REDIS_URL": redis_url, **(environment or {})}
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None, "the worker was not started"
-        return self._process.pid
-
-    @property
-    def exit_status(self) -> int | None:
-        """None while it runs."""
-        return None if self._process is None else self._process.poll()
-
-    def start(self) -> Self:
-        command = [sys.executable, "-m", "pagefleet.api.cli.main", "worker", *self._arguments]
-        log: IO[bytes] | None = None
-        if self.log_file is not None:
-            self.log_file.parent.mkdir(parents=True, exist_ok=True)
-            log = self.log_file.open("ab")
-        self._process = subprocess.Popen(
-            command, env=self._environment, stdout=log, stderr=log, start_new_session=True
+        super().__init__(
+            "worker",
+            ["worker", *arguments],
+            # The URL may hold a password: command lines can be read by everybody.
+            environment={**os.environ, "REDIS_URL": redis_url, **(environment or {})},
+            log_file=log_file,
         )
-        if log is not None:
-            log.close()
-        return self
+        self.redis_url = redis_url
 
     def wait_ready(self, timeout_s: float) -> WorkerStatus:
         """Waits until the worker holds a lease.
@@ -82,38 +61,10 @@ class WorkerProcess:
                     if worker.pid == self.pid:
                         return worker
                 if self.exit_status is not None or time.monotonic() > deadline:
-                    raise WorkerStartError(f"The worker is not ready: {self._log_tail()}")
+                    raise WorkerStartError(f"The worker is not ready: {self.log_tail()}")
                 time.sleep(_READY_POLL_S)
         finally:
             store.close_connections()
-
-    def terminate(self) -> None:
-        """SIGTERM: drain, then exit. Does not wait."""
-        self.send_signal(signal.SIGTERM)
-
-    def send_signal(self, number: int) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(number)
-
-    def wait(self, timeout_s: float) -> int:
-        """The exit status; a worker that takes longer is killed."""
-        assert self._process is not None, "the worker was not started"
-        try:
-            return self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
-
-    def read_log(self) -> list[str]:
-        """The lines of its log file so far."""
-        assert self.log_file is not None, "this worker writes to the terminal"
-        return self.log_file.read_text(errors="replace").strip().splitlines()
-
-    def _log_tail(self) -> str:
-        if self.log_file is None:
-            return f"exit status {self.exit_status}"
-        lines = self.read_log()
-        return lines[-1] if lines else "it left no log"
 
 
 class LocalStack:
@@ -122,7 +73,9 @@ class LocalStack:
     Args:
         home: the folder for data and logs.
         worker_arguments: the command line of each worker, as for ``pagefleet worker``.
+        metrics_port: of the first worker; each further one has the next. 0 lets each take a free one.
         quiet: workers write to log files in ``home`` instead of this terminal.
+        guard: ends all of it if this process is killed.
     """
 
     def __init__(
@@ -132,10 +85,13 @@ class LocalStack:
         *,
         num_workers: int = 1,
         redis_url: str | None = None,
+        metrics_port: int | None = None,
         quiet: bool = True,
         drain_s: float = 20.0,
+        guard: StackGuard | None = None,
     ) -> None:
         self.home = home
+        self._guard = guard
         self.server = None if redis_url else RedisServer(home / "redis")
         self.redis_url = redis_url or (self.server.url if self.server is not None else "")
         self._drain_s = drain_s
@@ -145,17 +101,30 @@ class LocalStack:
             share = max(1, (os.cpu_count() or 1) // num_workers)
             arguments = ["--num-threads", str(share), *arguments]
         self.workers = [
-            WorkerProcess(self.redis_url, arguments, log_file=self._log_file(index) if quiet else None)
+            WorkerProcess(
+                self.redis_url,
+                [*arguments, *_metrics_option(metrics_port, index)],
+                log_file=self._log_file(index) if quiet else None,
+            )
             for index in range(num_workers)
         ]
+        self.companions: list[ChildProcess] = []
+        """What starts and ends with the workers, beside them."""
+
+    @property
+    def children(self) -> list[ChildProcess]:
+        """All but the server."""
+        return [*self.workers, *self.companions]
 
     def start(self, ready_timeout_s: float = 300.0) -> Self:
         """Starts everything and waits until every worker serves."""
         try:
             if self.server is not None:
                 self.server.start()
-            for worker in self.workers:
-                worker.start()
+                self.watch()
+            for child in self.children:
+                child.start()
+                self.watch()
             for worker in self.workers:
                 worker.wait_ready(ready_timeout_s)
         except BaseException:
@@ -163,13 +132,19 @@ class LocalStack:
             raise
         return self
 
+    def watch(self) -> None:
+        """Tells the guard what runs now."""
+        if self._guard is not None:
+            pids = [child.pid for child in self.children if child.is_started and child.exit_status is None]
+            self._guard.watch(pids, None if self.server is None else self.server.pid)
+
     def stop(self) -> None:
         """Drains the workers, then stops the server: nothing in flight is lost."""
-        started = [worker for worker in self.workers if worker.exit_status is None and worker._process]
-        for worker in started:
-            worker.terminate()
-        for worker in started:
-            worker.wait(self._drain_s + _KILL_AFTER_S)
+        started = [child for child in self.children if child.exit_status is None and child.is_started]
+        for child in started:
+            child.terminate()
+        for child in started:
+            child.wait(self._drain_s + _KILL_AFTER_S)
         if self.server is not None:
             self.server.stop()
 
@@ -186,3 +161,9 @@ class LocalStack:
 
     def _log_file(self, index: int) -> Path:
         return self.home / f"worker-{index}.log"
+
+
+def _metrics_option(first_port: int | None, index: int) -> list[str]:
+    if first_port is None:
+        return []
+    return ["--metrics-port", str(first_port + index if first_port else 0)]

@@ -55,6 +55,9 @@ class WorkerSettings(FleetSettings):
     drain_s: float = Field(20.0, ge=0, description="what running sequences get to finish on SIGTERM")
     max_queue_depth: int = Field(10_000, gt=0, description="open jobs of one lane before QueueFull")
     max_tenant_depth: int = Field(10_000, gt=0, description="open jobs of one tenant in a lane")
+    host_name: str | None = Field(
+        None, pattern=r"^[\w.-]{1,63}$", description="this machine in workers' names; by default its own name"
+    )
     debug_wedge: bool = Field(False, description="SIGUSR2 wedges the engine: for the chaos suite")
     metrics_port: int | None = Field(
         None, ge=0, le=65535, description="for Prometheus; 0 takes a free one, None is off"
@@ -81,6 +84,6 @@ def let_threads_sleep() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-def new_worker_id() -> str:
+def new_worker_id(host_name: str | None = None) -> str:
     """Unique for each process start: after a Redis rollback an epoch can come twice, this cannot."""
-    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    return f"{host_name or socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"

@@ -8,7 +8,7 @@ import flower.urls
 from flower.events import EventsState
 from flower.options import options
 from flower.views.tasks import TASK_COLUMNS
-from tornado.web import url
+from tornado.routing import URLSpec
 
 from pagefleet.api.celery_app import make_celery
 from pagefleet.api.dashboard.job_task import JobTask
@@ -43,8 +43,14 @@ def _teach_flower(settings: FlowerSettings) -> None:
     JobTask.prompt_chars = settings.prompt_chars
     EventsState.Task = JobTask
     TASK_COLUMNS.update(queue_time="Queue time", attempts="Attempts")
-    # The first that matches counts.
-    flower.urls.handlers.insert(0, url(r"/worker/(.+)", WorkerPage, name="worker"))
+    handlers = flower.urls.handlers
+    handlers[:] = [
+        _worker_page(each) if getattr(each, "name", None) == "worker" else each for each in handlers
+    ]
     # A worker's name is new with each of its starts. FLOWER_* variables come later and win.
     options.purge_offline_workers = _FORGET_WORKERS_AFTER_S
     options.task_runtime_metric_buckets = list(_RUNTIME_BUCKETS_S)
+
+
+def _worker_page(flowers: URLSpec) -> URLSpec:
+    return URLSpec(flowers.regex.pattern, WorkerPage, name=flowers.name)

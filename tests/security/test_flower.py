@@ -89,4 +89,3 @@ def test_it_listens_to_others_only_with_a_password(tmp_path):
         users.write_text(wrong)
         assert "it takes lines of user:password" in flower("--auth-file", users).output
     assert "Error: flower_auth_file" in flower("--auth-file", tmp_path / "none").output
-

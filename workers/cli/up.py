@@ -13,8 +13,12 @@ import click
 
 from pagefleet.api.cli.options import redis_option
 from pagefleet.api.connection import safe_url
-from pagefleet.api.settings import FleetSettings
+from pagefleet.api.settings import FlowerSettings
+from pagefleet.workers.child_process import ChildProcess
+from pagefleet.workers.flower_process import INSTALL_HINT, FlowerProcess, has_flower
 from pagefleet.workers.local_stack import LocalStack, WorkerProcess
+from pagefleet.workers.settings import WorkerSettings
+from pagefleet.workers.stack_guard import StackGuard
 
 _SHORT_LIFE_S: Final = 10.0
 _MAX_SHORT_LIVES: Final = 3
@@ -29,40 +33,62 @@ for chunk in FleetClient().generate("Once upon a time", max_tokens=64):
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.option("--workers", "num_workers", default=1, show_default=True, help="Worker processes.")
 @click.option("--drain-seconds", default=20.0, show_default=True, help="What running jobs get on Ctrl-C.")
+@click.option("--metrics-port", type=int, help="Of the first worker, for Prometheus; the next ones count on.")
+@click.option("--flower/--no-flower", default=True, help="Serve Flower.  [default: where it is installed]")
+@click.option("--flower-port", type=int, help="0 takes a free one.  [default: 5555]")
 @redis_option
 @click.argument("worker_arguments", nargs=-1, type=click.UNPROCESSED)
 def up(
-    num_workers: int, drain_seconds: float, redis_url: str | None, worker_arguments: tuple[str, ...]
+    num_workers: int,
+    drain_seconds: float,
+    metrics_port: int | None,
+    flower: bool,
+    flower_port: int | None,
+    redis_url: str | None,
+    worker_arguments: tuple[str, ...],
 ) -> None:
-    """Start a Redis and workers here, and keep them running until Ctrl-C, which drains.
+    """Start a Redis, workers and Flower here, and keep them running until Ctrl-C, which drains.
 
     Other options go to each worker: see `pagefleet worker --help`.
 
     \b
     pagefleet up
     pagefleet up --workers 2 --model ./my-checkpoint --dtype float32
+    pagefleet up --workers 2 --metrics-port 9100 --flower-port 0
     """
-    settings = FleetSettings()
-    url = redis_url or settings.redis_url
-    stack = LocalStack(
-        settings.home_dir,
-        worker_arguments,
-        num_workers=num_workers,
-        redis_url=url,
-        quiet=False,
-        drain_s=drain_seconds,
-    )
+    settings = WorkerSettings.load(redis_url=redis_url, metrics_port=metrics_port)
     stop = _stop_event()
-    click.echo("starting (the first start converts the model once; later ones take seconds) ...")
-    with stack:
-        stack.write_stack_file(settings.stack_file)
-        try:
-            _print_started(stack, worker_arguments)
-            _supervise(stack.workers, stop)
-        finally:
-            settings.stack_file.unlink(missing_ok=True)
-            click.echo("\ndraining ...")
+    with StackGuard(drain_seconds) as guard:
+        stack = LocalStack(
+            settings.home_dir,
+            worker_arguments,
+            num_workers=num_workers,
+            redis_url=settings.redis_url,
+            metrics_port=settings.metrics_port,
+            quiet=False,
+            drain_s=drain_seconds,
+            guard=guard,
+        )
+        dashboard = _add_flower(stack, flower_port) if flower and has_flower() else None
+        click.echo("starting (the first start converts the model once; later ones take seconds) ...")
+        with stack:
+            stack.write_stack_file(settings.stack_file)
+            try:
+                _print_started(stack, worker_arguments)
+                if flower:
+                    _print_flower(dashboard)
+                _print_usage()
+                _supervise(stack, stop)
+            finally:
+                settings.stack_file.unlink(missing_ok=True)
+                click.echo("\ndraining ...")
     click.echo("stopped")
+
+
+def _add_flower(stack: LocalStack, port: int | None) -> FlowerProcess:
+    flower = FlowerProcess(stack.redis_url, FlowerSettings.load(), port)
+    stack.companions.append(flower)
+    return flower
 
 
 def _stop_event() -> threading.Event:
@@ -80,25 +106,47 @@ def _print_started(stack: LocalStack, worker_arguments: Sequence[str]) -> None:
         click.echo(f"redis    {safe_url(stack.redis_url)}  (not ours)")
     for worker in stack.workers:
         click.echo(f"worker   pid {worker.pid}  {' '.join(worker_arguments)}")
+
+
+def _print_flower(flower: FlowerProcess | None) -> None:
+    if flower is None:
+        click.echo(f"flower   {INSTALL_HINT}")
+    else:
+        click.echo(f"flower   {flower.url}  user and password in {flower.auth_file}")
+
+
+def _print_usage() -> None:
     click.echo("\nUse it from any process on this machine:\n" + _USAGE)
     click.echo("or:  pagefleet generate 'Once upon a time'   pagefleet chat   pagefleet status")
     click.echo("Ctrl-C drains and stops.")
 
 
-def _supervise(workers: Sequence[WorkerProcess], stop: threading.Event) -> None:
-    """Restarts a worker that died; gives up on one that dies again and again right after its start."""
-    started_at = {id(worker): time.monotonic() for worker in workers}
+def _supervise(stack: LocalStack, stop: threading.Event) -> None:
+    """Restarts what died; gives up on what dies again and again right after its start. Without workers there
+    is no stack, without Flower there is."""
+    watched = list(stack.children)
+    started_at = {id(child): time.monotonic() for child in watched}
     short_lives = dict.fromkeys(started_at, 0)
     while not stop.wait(0.5):
-        for worker in workers:
-            if worker.exit_status is None:
+        for child in list(watched):
+            if child.exit_status is None:
                 continue
-            key = id(worker)
+            key = id(child)
             lived_s = time.monotonic() - started_at[key]
             short_lives[key] = short_lives[key] + 1 if lived_s < _SHORT_LIFE_S else 0
-            click.echo(f"worker pid {worker.pid} ended with status {worker.exit_status}", err=True)
+            click.echo(f"{child.kind} pid {child.pid} ended with status {child.exit_status}", err=True)
             if short_lives[key] >= _MAX_SHORT_LIVES:
-                raise click.ClickException(f"a worker died {_MAX_SHORT_LIVES} times right after its start")
+                _give_up(child)
+                watched.remove(child)
+                continue
             with contextlib.suppress(OSError):
-                worker.start()
+                child.start()
             started_at[key] = time.monotonic()
+            stack.watch()
+
+
+def _give_up(child: ChildProcess) -> None:
+    what = f"the {child.kind} died {_MAX_SHORT_LIVES} times right after its start"
+    if isinstance(child, WorkerProcess):
+        raise click.ClickException(what)
+    click.echo(f"{what}: {child.log_tail()}", err=True)

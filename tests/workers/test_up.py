@@ -1,0 +1,148 @@
+"""``pagefleet up`` with all that it starts: workers, their metrics, Flower; and what ends them."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pagefleet.api import FleetClient, FleetSettings
+from pagefleet.api.errors import ConfigurationError
+from pagefleet.api.settings import FlowerSettings
+from pagefleet.workers.cli.up import _print_flower
+from pagefleet.workers.engine_loop import wait_until
+from pagefleet.workers.flower_process import FlowerProcess
+from pagefleet.workers.redis_server import free_port
+
+UP = [sys.executable, "-m", "pagefleet.api.cli.main", "up", "--workers", "2", "--flower-port", "0"]
+NULL = ["--model", "null", "--backend", "null"]
+
+
+def two_ports():
+    """One that is free, and so is the next."""
+    while True:
+        port = free_port()
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port + 1)) != 0:
+                return port
+
+
+def get(url, user=None):
+    """The status and the text; 0 where nobody listens."""
+    headers = {"Authorization": "Basic " + base64.b64encode(user.encode()).decode()} if user else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, ""
+    except OSError:
+        return 0, ""
+
+
+@pytest.fixture
+def up(server_binary, tmp_path, monkeypatch):
+    """The command with its output so far, and every process below it."""
+    monkeypatch.setenv("PAGEFLEET_HOME", str(tmp_path))
+    metrics_port = two_ports()
+    log_file = tmp_path / "up.log"
+    with log_file.open("wb") as log:
+        command = [*UP, "--metrics-port", str(metrics_port), *NULL]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    process.log_file, process.metrics_port = log_file, metrics_port
+    children = []
+    try:
+        assert wait_until(lambda: "Ctrl-C" in log_file.read_text(), 60, 0.1), log_file.read_text()
+        children = psutil.Process(process.pid).children()
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        psutil.wait_procs(children, timeout=1)
+        for child in children:
+            if child.is_running():
+                child.kill()
+
+
+def child_of(up, word):
+    """Those that live; its own children are zombies until it has looked after them."""
+    found = []
+    for child in psutil.Process(up.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [child] if word in child.cmdline() else []
+    return found
+
+
+def test_flower_and_metrics_come_with_it_and_nothing_outlives_it(up, tmp_path):
+    # Flower is there, for who knows the password; the output says where both are.
+    (line,) = [line for line in up.log_file.read_text().splitlines() if line.startswith("flower ")]
+    _, url, *_, users = line.split()
+    assert stat.S_IMODE(os.stat(users).st_mode) == 0o600
+    password = Path(users).read_text().strip()
+    assert password.startswith("admin:")
+    assert len(password) > 20
+    assert wait_until(lambda: get(url)[0] == 401, 30, 0.1)
+    assert get(f"{url}/workers", password)[0] == 200
+    # It hears of both workers.
+    assert wait_until(
+        lambda: len(json.loads(get(f"{url}/workers?json=1", password)[1])["data"]) == 2, 20, 0.2
+    )
+    # Each worker has a port of its own.
+    for port in (up.metrics_port, up.metrics_port + 1):
+        assert "pagefleet_num_requests_running" in get(f"http://127.0.0.1:{port}/metrics")[1]
+    # What died is started again.
+    (flower,), (worker, _) = child_of(up, "flower"), child_of(up, "worker")
+    flower.kill()
+    worker.kill()
+    assert wait_until(lambda: any(each.pid != flower.pid for each in child_of(up, "flower")), 20, 0.1)
+    assert f"flower pid {flower.pid} ended" in up.log_file.read_text()
+    with FleetClient(FleetSettings()) as fleet:
+        assert wait_until(
+            lambda: len({each.pid for each in fleet.status().workers} - {worker.pid}) == 2, 30, 0.1
+        )
+        assert len(fleet.generate("x", max_tokens=3).result().token_ids) == 3
+    # Nobody can catch SIGKILL, and all that was started ends all the same.
+    children = psutil.Process(up.pid).children(recursive=True)
+    assert len(children) >= 5, "two workers, a server, Flower and the guard"
+    up.send_signal(signal.SIGKILL)
+    up.wait()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert alive == []
+
+
+def test_a_port_that_is_taken(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        settings = FlowerSettings(home=tmp_path, flower_port=taken)
+        with pytest.raises(ConfigurationError, match=f"flower_port: 127.0.0.1:{taken} cannot be had"):
+            FlowerProcess("redis://", settings, taken)
+        # Nobody asked for the usual one.
+        assert FlowerProcess("redis://", settings).port != taken
+    assert FlowerProcess("redis://", settings).port == taken
+    assert FlowerProcess("redis://", settings, 0).port != taken
+
+
+def test_a_users_own_password_file_is_left_alone(tmp_path):
+    settings = FlowerSettings(home=tmp_path / "home", flower_auth_file=tmp_path / "mine")
+    flower = FlowerProcess("redis://127.0.0.1:1/0", settings, 0).start()
+    # There is none: it says so itself.
+    assert flower.wait(30) == 1
+    assert "flower_auth_file" in flower.log_tail()
+    assert not (tmp_path / "mine").exists()
+
+
+def test_without_the_extra_it_says_how_to_get_it(capsys):
+    _print_flower(None)
+    assert capsys.readouterr().out == "flower   not installed: pip install 'pagefleet[monitor]'\n"

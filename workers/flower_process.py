@@ -1,0 +1,86 @@
+"""FlowerProcess: ``pagefleet flower`` beside a local stack, for whoever knows the password."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import secrets
+import socket
+from pathlib import Path
+from typing import Final, Self
+
+from pagefleet.api.errors import ConfigurationError
+from pagefleet.api.settings import FlowerSettings
+from pagefleet.workers.child_process import ChildProcess
+from pagefleet.workers.redis_server import free_port
+
+INSTALL_HINT: Final = "not installed: pip install 'pagefleet[monitor]'"
+_USER: Final = "admin"
+
+
+def has_flower() -> bool:
+    return importlib.util.find_spec("flower") is not None
+
+
+class FlowerProcess(ChildProcess):
+    """With basic authentication, on this machine's own address. It says little, and that to a log file.
+
+    Args:
+        port: 0 takes a free one; so does None where somebody has the settings' port.
+
+    Raises:
+        ConfigurationError: somebody has the port.
+    """
+
+    def __init__(self, redis_url: str, settings: FlowerSettings, port: int | None = None) -> None:
+        host = settings.flower_address
+        self.auth_file = settings.flower_auth_file or settings.home_dir / "flower_users"
+        self._makes_auth_file = settings.flower_auth_file is None
+        self.port = _take_port(host, settings.flower_port, port)
+        super().__init__(
+            "flower",
+            ["flower", "--address", host, "--port", str(self.port), "--auth-file", str(self.auth_file)],
+            environment={**os.environ, "REDIS_URL": redis_url},
+            log_file=settings.home_dir / "flower.log",
+        )
+        self.url = f"http://{host}:{self.port}"
+
+    def start(self) -> Self:
+        """Makes a password first, where the user named no file of their own and there is none yet."""
+        if self._makes_auth_file:
+            write_secret(self.auth_file, f"{_USER}:{secrets.token_urlsafe(16)}\n")
+        return super().start()
+
+
+def _take_port(host: str, usual: int, wanted: int | None) -> int:
+    problem = _why_taken(host, usual if wanted is None else wanted)
+    if problem is None and wanted != 0:
+        return usual if wanted is None else wanted
+    if wanted:
+        raise ConfigurationError(
+            f"flower_port: {host}:{wanted} cannot be had ({problem}); 0 takes a free one."
+        )
+    return free_port()
+
+
+def _why_taken(host: str, port: int) -> str | None:
+    try:
+        with socket.create_server((host, port)):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def write_secret(file: Path, text: str) -> None:
+    """For its owner's eyes, and complete from the first moment; a file that is there stays."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.{os.getpid()}")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(text)
+    try:
+        os.link(part, file)
+    except FileExistsError:
+        pass
+    finally:
+        part.unlink()
