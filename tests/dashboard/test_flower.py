@@ -3,65 +3,75 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
+from ast import literal_eval
 
-import pytest
+from celery import Celery
 from click.testing import CliRunner
-from flower_page import USER, FlowerPage, running_flower
+from flower_page import USER, FlowerPage
+from watched_fleet import STEP_S
 
-from pagefleet.api import FleetClient
-from pagefleet.api.celery_app import make_celery
 from pagefleet.api.cli.main import main
-from pagefleet.api.settings import FleetSettings
 from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.local_stack import WorkerProcess
 
-NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.005", "--drain-seconds", "0"]
 PROMPT = "sentinel-prompt"
 
 
-@pytest.fixture(scope="module")
-def watched(guarded_for_all, tmp_path_factory):
-    """A worker, and Flower that has found it."""
-    guarded, folder = guarded_for_all, tmp_path_factory.mktemp("flower")
-    worker = WorkerProcess(guarded.url_of("worker"), NULL, log_file=folder / "worker.log").start()
-    try:
-        status = worker.wait_ready(60)
-        guarded.forget_denied()
-        with running_flower(guarded.url_of("monitor"), folder) as page:
-            # It hears of what happens after it has come.
-            assert wait_until(lambda: "active_queues" in page.get("/api/workers?refresh=true"), 20, 0.2)
-            yield SimpleNamespace(page=page, worker_id=status.worker_id, guarded=guarded)
-    finally:
-        worker.terminate()
-        worker.wait(20)
-
-
-def test_a_job_is_seen_with_its_state_and_worker_but_not_its_prompt(watched):
+def test_a_job_is_seen_with_its_state_and_worker_but_not_its_prompt(watched, producer):
     page = watched.page
-    with FleetClient(redis_url=watched.guarded.url_of("producer")) as fleet:
-        stream = fleet.generate(PROMPT, max_tokens=4)
-        stream.result()
+    stream = producer.generate(PROMPT, max_tokens=4, job_id="order-17")
+    stream.result()
 
     def seen():
         return json.loads(page.get("/api/tasks")).get(stream.job_id, {})
 
     assert wait_until(lambda: seen().get("state") == "SUCCESS", 20, 0.1)
-    assert seen()["name"] == "pagefleet.generate"
-    assert seen()["worker"] == f"null@{watched.worker_id}"
-    assert seen()["runtime"] > 0
+    job = seen()
+    assert job["name"] == "pagefleet.generate"
+    assert job["worker"] == f"null@{watched.worker_id}"
+    # Four steps from its start on, the wait before it not counted.
+    assert 3 * STEP_S < job["runtime"] < job["succeeded"] - job["received"] + 0.1
+    assert (job["attempts"], job["retries"]) == (1, 0)
+    assert 0 <= float(job["queue_time"].split()[0]) < 20
+    assert literal_eval(job["kwargs"]) == {
+        "prompt": f"<{len(PROMPT)} chars>",
+        "max_tokens": 4,
+        "model": "null",
+    }
+    assert job["result"] == "finish_reason=length num_tokens=4 attempts=1"
     for path in ("/api/tasks", f"/task/{stream.job_id}", "/tasks"):
         assert PROMPT not in page.get(path)
 
 
 def test_the_prompt_of_a_plain_celery_service_is_not_seen(watched):
+    """Its own events may repeat its arguments, for its own monitors."""
     page = watched.page
-    app = make_celery(FleetSettings(redis_url=watched.guarded.url_of("producer")))
+    app = Celery("their-service", broker=watched.guarded.url_of("producer"))
+    app.conf.task_send_sent_event = True
     arguments = {"model": "null", "prompt": PROMPT, "max_tokens": 2}
     job_id = app.send_task("pagefleet.generate", kwargs=arguments, queue="null.interactive").id
-    assert wait_until(lambda: job_id in page.get("/api/tasks"), 20, 0.1)
+    assert wait_until(lambda: json.loads(page.get("/api/tasks")).get(job_id, {}).get("sent"), 20, 0.1)
+    assert PROMPT not in page.get("/api/tasks")
     assert PROMPT not in page.get(f"/task/{job_id}")
     app.close()
+
+
+def test_its_metrics_need_no_password_and_hold_no_prompt(watched, producer):
+    """As a worker's own; its buckets reach beyond a web request's."""
+    producer.generate(PROMPT, max_tokens=2).result()
+    stranger = FlowerPage(watched.page.port, "nobody:nothing")
+    labels = f'task="pagefleet.generate",worker="null@{watched.worker_id}"'
+
+    def count():
+        (line,) = [
+            line for line in stranger.get("/metrics").splitlines() if f"seconds_count{{{labels}" in line
+        ]
+        return float(line.split()[-1])
+
+    assert wait_until(lambda: count() >= 2, 20, 0.1)
+    text = stranger.get("/metrics")
+    assert f'flower_task_runtime_seconds_bucket{{le="160.0",{labels}}}' in text
+    assert f'flower_worker_online{{worker="null@{watched.worker_id}"}} 1.0' in text
+    assert PROMPT not in text
 
 
 def test_the_monitor_s_user_may_do_all_that_flower_does(watched):
