@@ -8,8 +8,8 @@ DEV_STAMP := $(VENV)/.installed-dev
 # OpenMP threads that wait for each other sleep: these cores are shared (ops/decisions/0003).
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test check lint types imports pytest prometheus protocol-check bench chaos chaos-model soak garbage
-.PHONY: compose-test clean
+.PHONY: help demo test check lint types imports pytest prometheus browser screenshots protocol-check bench chaos
+.PHONY: chaos-model soak garbage compose-test clean
 
 help:
 	@echo "make demo    a Redis, a worker and a model; sixteen answers at once, live"
@@ -21,6 +21,7 @@ help:
 	@echo "make chaos-model  the same with a real model in float64, 11 rounds (about 10 minutes)"
 	@echo "make soak    a steady mixed load for MINUTES=30, and whether anything grows"
 	@echo "make garbage 10,000 bad messages against a real worker"
+	@echo "make screenshots  docs/images again: Flower over the demo model, in a browser (about 2 minutes)"
 	@echo "make compose-test  the images and compose.yaml on a real container engine (about 5 minutes)"
 	@echo "make clean   remove the environment and build products"
 
@@ -67,13 +68,20 @@ PYTEST_JOBS ?= 2
 prometheus:
 	@command -v promtool >/dev/null || [ -x build/prometheus/usr/bin/promtool ] || sh ops/prometheus/unpack.sh build/prometheus
 
-pytest: $(DEV_STAMP) prometheus
+# For the tests of Flower's pages: installed where CI is set, else only asked for.
+browser:
+	@sh ops/browser.sh
+
+pytest: $(DEV_STAMP) prometheus browser
 	$(BIN)/python -m pytest -n $(PYTEST_JOBS) --dist loadfile -m 'not alone and not containers' $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -m alone $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -m containers $(PYTEST_ARGS)
 
 protocol-check: $(DEV_STAMP)
 	$(BIN)/python tests/protocol/check.py
+
+screenshots: $(DEV_STAMP)
+	$(BIN)/python -m ops.screenshots
 
 bench: $(STAMP)
 	$(BIN)/pagefleet bench

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from playwright.sync_api import Page, sync_playwright
 
-_NAMES: Final = ("chromium", "chromium-browser", "google-chrome")
+_NAMES: Final = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
 
 def find_browser() -> str | None:

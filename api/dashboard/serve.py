@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import flower.urls
+from flower.api import BaseApiHandler
 from flower.events import EventsState
 from flower.options import options
 from flower.views.tasks import TASK_COLUMNS
@@ -47,6 +49,7 @@ def _teach_flower(settings: FlowerSettings) -> None:
     handlers[:] = [
         _worker_page(each) if getattr(each, "name", None) == "worker" else each for each in handlers
     ]
+    BaseApiHandler.write_error = _with_challenge(BaseApiHandler.write_error)
     # A worker's name is new with each of its starts. FLOWER_* variables come later and win.
     options.purge_offline_workers = _FORGET_WORKERS_AFTER_S
     options.task_runtime_metric_buckets = list(_RUNTIME_BUCKETS_S)
@@ -54,3 +57,15 @@ def _teach_flower(settings: FlowerSettings) -> None:
 
 def _worker_page(flowers: URLSpec) -> URLSpec:
     return URLSpec(flowers.regex.pattern, WorkerPage, name=flowers.name)
+
+
+def _with_challenge(write_error: Callable[..., None]) -> Callable[..., None]:
+    """Flower's API answers 401 without asking for a password. A browser that came by a link to a task's page
+    knows the password for that folder alone, and sends it to a button's address only if it is asked."""
+
+    def challenging(handler: Any, status_code: int, **options: Any) -> None:
+        if status_code == 401:
+            handler.set_header("WWW-Authenticate", 'Basic realm="flower"')
+        write_error(handler, status_code, **options)
+
+    return challenging

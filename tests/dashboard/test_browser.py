@@ -69,12 +69,20 @@ def test_32_jobs_stream_and_the_buttons_work(watched, crowd, browser):
     for stream in crowd.streams:
         next(stream)
 
+    # Somebody comes by a link to one job's page, and its button works for them at once.
+    assert browser.open_task(interactive[-1].job_id)["Status"] == "STARTED"
+    assert browser.press("Terminate") == f"Revoked '{interactive[-1].job_id}'"
+    assert interactive.pop().result().finish_reason == "cancelled"
+    interactive += crowd.add(1)
+    next(interactive[-1])
+
     # Every job has its line, and no line has a prompt.
+    running = {stream.job_id for stream in [*interactive, *batch]}
     assert wait_until(
-        lambda: {row["state"] for row in browser.open_tasks(search="max_tokens")} == {"STARTED"}, 20, 0.2
+        lambda: {row["uuid"] for row in browser.open_tasks(search="state:STARTED")} == running, 20, 0.2
     )
     rows = {row["uuid"]: row for row in browser.rows()}
-    assert rows.keys() == {stream.job_id for stream in crowd.streams}
+    assert len(rows) == NUM_JOBS
     for row in rows.values():
         assert row["name"] == "pagefleet.generate"
         assert row["worker"].replace("\n", "") == watched.worker_name

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import urllib.error
 from ast import literal_eval
 
+import pytest
 from celery import Celery
 from click.testing import CliRunner
 from flower_page import USER, FlowerPage
@@ -83,6 +85,11 @@ def test_the_monitor_s_user_may_do_all_that_flower_does(watched):
 def test_nobody_comes_in_without_the_password(watched):
     stranger = FlowerPage(watched.page.port, "admin:wrong")
     assert (stranger.status("/"), stranger.status("/api/tasks")) == (401, 401)
+    # A browser that knows the password for one folder sends it to the buttons' addresses if it is asked.
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        stranger.get("/api/task/info/some")
+    assert refused.value.headers["WWW-Authenticate"].startswith("Basic")
+    refused.value.close()
     # A container's health check has no password, and learns nothing.
     assert stranger.get("/healthcheck") == "OK"
 
