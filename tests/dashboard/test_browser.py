@@ -28,7 +28,12 @@ class Crowd:
         seeds = range(len(self.streams), len(self.streams) + num_jobs)
         new = [
             self.fleet.generate(
-                f"{seed:03} {PROMPT}", max_tokens=LONG, seed=seed, lane=lane, job_id=f"{lane}-{seed}"
+                f"{seed:03} {PROMPT}",
+                max_tokens=LONG,
+                seed=seed,
+                lane=lane,
+                job_id=f"{lane}-{seed}",
+                timeout=60,
             )
             for seed in seeds
         ]

@@ -80,6 +80,16 @@ def test_revoke_of_a_running_task(service, null_stack, terminate):
     assert len(result.token_ids) < 600
 
 
+@pytest.mark.parametrize("terminate", [True, False])
+def test_revoke_ends_what_waits_at_once(service, fleet, ghost, terminate):
+    """No worker of its model is there to receive its message: any worker that hears the command does it."""
+    stream = fleet.generate("hello", model=ghost, timeout=30)
+    service.AsyncResult(stream.job_id).revoke(terminate=terminate)
+    assert stream.result().state is JobState.CANCELLED
+    with pytest.raises(TaskRevokedError):
+        service.AsyncResult(stream.job_id).get(timeout=15)
+
+
 def test_a_link_and_a_chain_run_after_the_job(service):
     """The follow-up tasks are fleet jobs themselves, fed by partial application."""
     ids = [str(uuid.uuid4()) for _ in range(2)]
