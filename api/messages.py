@@ -325,6 +325,12 @@ class WorkerStatus(StoredModel):
     max_batch_size: int = 0
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
+    is_draining: bool = Field(False, description="takes nothing new and will leave")
+    lease_s: float | None = Field(None, description="how long a beat keeps it alive")
+    generation_tok_s: float = Field(0.0, description="over its last seconds")
+    ttft_p50_s: float | None = Field(None, description="of its last minutes' first tokens, from the submit")
+    ttft_p95_s: float | None = None
+    fingerprint: Fingerprint | None = None
 
 
 def _wrong(param: str, message: str) -> PydanticCustomError:

@@ -2,6 +2,8 @@
 
 Every field is an environment variable ``PAGEFLEET_<NAME>``; the server is also found under Redis's usual
 name, ``REDIS_URL``. Without either, a stack that ``pagefleet up`` keeps running on this machine is used.
+Commands read ``./.env`` and ``./pagefleet.toml`` too (ops/decisions/0009); a service that only makes a
+``FleetClient()`` does not.
 """
 
 from __future__ import annotations
@@ -11,25 +13,30 @@ import os
 import ssl
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from pydantic import AliasChoices, Field, FilePath, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from pagefleet.api.errors import ConfigurationError
+from pagefleet.api.settings_files import ENV_FILE, TOML_FILE, from_env_file, from_environment, from_toml
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 DEFAULT_MAX_REQUEST_BYTES: Final = 4 * 2**20
+CONFIG_VARIABLE: Final = "PAGEFLEET_CONFIG"
+"""Names a TOML file in place of ``./pagefleet.toml``; empty, commands read no files at all."""
 
 
 class FleetSettings(BaseSettings):
     """What a producer, a monitor and a worker must agree on."""
 
     model_config = SettingsConfigDict(
-        env_prefix="PAGEFLEET_", frozen=True, extra="forbid", populate_by_name=True
+        env_prefix="PAGEFLEET_", env_ignore_empty=True, frozen=True, extra="forbid", populate_by_name=True
     )
+    section: ClassVar[str | None] = None
+    """The table of a TOML file that this class has for itself."""
 
     redis_url: str | None = Field(
         None,
@@ -112,12 +119,59 @@ class FleetSettings(BaseSettings):
         Raises:
             ConfigurationError: one sentence for the first wrong value.
         """
+        return cls._checked(_without_none(given), {})
+
+    @classmethod
+    def from_files(cls, **given: Any) -> Self:
+        """As every ``pagefleet`` command has them: what is given goes before the environment, that before
+        ``./.env``, that before ``./pagefleet.toml`` (or the file that PAGEFLEET_CONFIG names).
+
+        Raises:
+            ConfigurationError: one sentence for the first wrong value, with the file that it stands in.
+        """
+        given = _without_none(given)
+        first = {**from_environment(cls), **given}
+        where = dict.fromkeys(first.keys() - given.keys(), "the environment")
+        values: dict[str, Any] = {}
+        for file, content in cls._files():
+            for name in content.keys() - first.keys() - values.keys():
+                where[name], values[name] = str(file), content[name]
+        return cls._checked({**values, **given}, where)
+
+    @classmethod
+    def files_read(cls) -> list[Path]:
+        """The files that :meth:`from_files` finds here, the one that goes first first."""
+        return [file for file, _content in cls._files()]
+
+    @classmethod
+    def _files(cls) -> list[tuple[Path, dict[str, Any]]]:
+        named = os.environ.get(CONFIG_VARIABLE)
+        if named == "":
+            return []
+        files: list[tuple[Path, dict[str, Any]]] = []
+        if ENV_FILE.is_file():
+            files.append((ENV_FILE, from_env_file(cls, ENV_FILE)))
+        # One that is named must be there.
+        if named is not None or TOML_FILE.is_file():
+            toml = Path(named or TOML_FILE)
+            shared = FleetSettings.model_fields
+            files.append((toml, from_toml(toml, shared, cls.model_fields, cls.section)))
+        return files
+
+    @classmethod
+    def _checked(cls, values: dict[str, Any], where: dict[str, str]) -> Self:
         try:
-            return cls(**{name: value for name, value in given.items() if value is not None})
+            return cls(**values)
+        except SettingsError:
+            from_environment(cls)
+            raise
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            name = "_".join(str(part) for part in first["loc"]).lower().removeprefix("pagefleet_")
-            raise ConfigurationError(f"{name}: {first['msg']}." if name else f"{first['msg']}.") from None
+            name = "_".join(str(part) for part in first["loc"][:1]).lower().removeprefix("pagefleet_")
+            file = f" (in {where[name]})" if name in where else ""
+            raise ConfigurationError(
+                f"{name}: {first['msg']}{file}." if name else f"{first['msg']}."
+            ) from None
 
     def _local_stack_url(self) -> str | None:
         try:
@@ -131,11 +185,17 @@ class FleetSettings(BaseSettings):
 class FlowerSettings(FleetSettings):
     """What ``pagefleet flower`` needs beside the server."""
 
+    section = "flower"
+
     flower_address: str = Field(
         "127.0.0.1", min_length=1, description="where it listens; beyond this host only with users"
     )
     flower_port: int = Field(5555, gt=0, lt=65536, description="on which port")
     flower_auth_file: Path | None = Field(None, description="who may come in: lines of user:password")
+
+
+def _without_none(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _with_password(url: str, file: Path) -> str:

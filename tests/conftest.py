@@ -38,6 +38,8 @@ def own_environment(tmp_path_factory):
             if name == "REDIS_URL" or name.startswith("PAGEFLEET_"):
                 patch.delenv(name)
         patch.setenv("PAGEFLEET_HOME", str(tmp_path_factory.mktemp("home")))
+        # Tests run in the repository, where compose's .env may lie: no files.
+        patch.setenv("PAGEFLEET_CONFIG", "")
         yield
 
 

@@ -167,7 +167,7 @@ class FleetWorker(Holder):
         return True
 
     def status(self) -> WorkerStatus:
-        stats, batch = self._engine.stats(), self.loop.batch
+        stats, batch, recent = self._engine.stats(), self.loop.batch, self.metrics.recent.summary()
         return WorkerStatus(
             worker_id=self.worker_id,
             model=self.card.name,
@@ -186,6 +186,12 @@ class FleetWorker(Holder):
             max_batch_size=batch.max_size,
             prefix_cache_queries=stats.prefix_cache_queries,
             prefix_cache_hits=stats.prefix_cache_hits,
+            is_draining=self._draining,
+            lease_s=self.settings.lease_s,
+            generation_tok_s=round(recent.generation_tok_s, 1),
+            ttft_p50_s=_rounded(recent.ttft_p50_s),
+            ttft_p95_s=_rounded(recent.ttft_p95_s),
+            fingerprint=self.card.fingerprint,
         )
 
     def drain(
@@ -349,3 +355,7 @@ class FleetWorker(Holder):
             and not self._draining
             and not self.queues_with_room(len(held), held.count("batch"))
         )
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 4)

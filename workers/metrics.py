@@ -24,6 +24,7 @@ from pagefleet.engine.scheduler import SchedulerOutput
 from pagefleet.workers import buckets
 from pagefleet.workers.active_job import ActiveJob
 from pagefleet.workers.interval_histogram import IntervalHistogram
+from pagefleet.workers.recent_figures import RecentFigures
 
 FOLD_EVERY_S: Final = 0.25
 FINISH_REASONS: Final = ("stop", "length", "cancelled", "deadline", "error")
@@ -47,6 +48,7 @@ class Metrics(Collector):
     def __init__(self, model: str) -> None:
         self.model = model
         self.registry = CollectorRegistry()
+        self.recent = RecentFigures()
         self._steps: deque[_Step] = deque()
         self._jobs: dict[str, ActiveJob] = {}
         self._folding = threading.Lock()
@@ -147,6 +149,7 @@ class Metrics(Collector):
                 since[last_token_at] = since.get(last_token_at, 0) + 1
         if num_tokens:
             self._generation_tokens.labels(self.model, lane).inc(num_tokens)
+            self.recent.add_tokens(num_tokens, ended_at)
         for last_token_at, count in since.items():
             self._inter_token.observe((self.model, lane), ended_at - last_token_at, count)
 
@@ -161,6 +164,8 @@ class Metrics(Collector):
         ):
             if seconds is not None:
                 histogram.labels(*labels).observe(seconds)
+        if times.first_token_s is not None and times.first_token_at is not None:
+            self.recent.add_first_token(times.first_token_s, times.first_token_at)
 
     # The names.
 

@@ -16,6 +16,8 @@ from pagefleet.api.settings import FleetSettings
 class WorkerSettings(FleetSettings):
     """One worker process: one model on one set of devices. ``PAGEFLEET_<NAME>`` in the environment."""
 
+    section = "worker"
+
     model: str = Field(
         "smollm2-135m-instruct", min_length=1, description="a folder, a GGUF file, a hub id or an alias"
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from pagefleet.api.celery_app import make_celery
+from pagefleet.api.cli.console import make_console
 from pagefleet.api.cli.options import redis_option
 from pagefleet.api.closing import JobCloser
 from pagefleet.api.dead_letters import DeadLetters
@@ -31,7 +31,7 @@ def list_letters(redis_url: str | None) -> None:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ended_at)) if ended_at else "?"
         reason = record.error.message if record.error is not None else "?"
         table.add_row(record.job_id, record.model, when, str(record.attempts), reason)
-    Console().print(table)
+    make_console().print(table)
 
 
 @dead.command()
@@ -40,8 +40,8 @@ def list_letters(redis_url: str | None) -> None:
 def show(job_id: str, redis_url: str | None) -> None:
     """Show what is known of the dead letter JOB_ID, its request included."""
     record = _letters(redis_url).get(job_id)
-    Console().print_json(data={"request": record.request().model_dump(mode="json", exclude_defaults=True)})
-    Console().print_json(data=record.result().model_dump(mode="json", exclude_none=True))
+    make_console().print_json(data={"request": record.request().model_dump(mode="json", exclude_defaults=True)})
+    make_console().print_json(data=record.result().model_dump(mode="json", exclude_none=True))
 
 
 @dead.command()
@@ -64,6 +64,6 @@ def drop(job_ids: tuple[str, ...], redis_url: str | None) -> None:
 
 
 def _letters(redis_url: str | None) -> DeadLetters:
-    settings = FleetSettings.load(redis_url=redis_url)
+    settings = FleetSettings.from_files(redis_url=redis_url)
     store, app = JobStore(settings), make_celery(settings)
     return DeadLetters(store, app, JobCloser(store, app))

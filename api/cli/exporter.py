@@ -35,7 +35,7 @@ def exporter(host: str, port: int, redis_url: str | None) -> None:
     from pagefleet.api.exporter import FleetCollector
 
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    store = JobStore(FleetSettings.load(redis_url=redis_url))
+    store = JobStore(FleetSettings.from_files(redis_url=redis_url))
     registry = CollectorRegistry()
     registry.register(FleetCollector(store))
     stop = threading.Event()

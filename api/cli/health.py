@@ -26,7 +26,7 @@ def health(redis_url: str | None, host: str | None, pid: int | None) -> None:
     pagefleet health --pid 4711       one of several on a machine
     """
     host = host or socket.gethostname()
-    store = JobStore(FleetSettings.load(redis_url=redis_url))
+    store = JobStore(FleetSettings.from_files(redis_url=redis_url))
     try:
         workers = [worker for worker in store.workers() if worker.host == host and pid in (None, worker.pid)]
     finally:

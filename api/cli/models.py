@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from pagefleet.api import keys
+from pagefleet.api.cli.console import make_console
 from pagefleet.api.cli.options import make_client, redis_option
 from pagefleet.api.connection import redis_errors
 from pagefleet.api.errors import ConfigurationError, UnknownModel
@@ -31,7 +31,7 @@ def list_models(redis_url: str | None) -> None:
         made_with = card.fingerprint
         row = (card.name, ", ".join(card.aliases), card.max_model_len, made_with.dtype, made_with.backend)
         table.add_row(*map(str, row), str(num_workers))
-    Console().print(table)
+    make_console().print(table)
 
 
 @models.command()
@@ -40,7 +40,7 @@ def list_models(redis_url: str | None) -> None:
 @redis_option
 def remove(name: str, force: bool, redis_url: str | None) -> None:
     """Forget the model NAME: jobs for it are refused from then on, until a worker serves it again."""
-    store = JobStore(FleetSettings.load(redis_url=redis_url))
+    store = JobStore(FleetSettings.from_files(redis_url=redis_url))
     served = [worker.worker_id for worker in store.workers() if worker.model == name]
     num_open = _num_open(store, name)
     if (served or num_open) and not force:

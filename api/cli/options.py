@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from pagefleet.api.client import FleetClient
+from pagefleet.api.settings import FleetSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,7 +37,7 @@ def sampling_options(command: F) -> F:
 
 
 def make_client(redis_url: str | None) -> FleetClient:
-    return FleetClient(redis_url=redis_url)
+    return FleetClient(FleetSettings.from_files(redis_url=redis_url))
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 from pydantic import BaseModel
-from rich.console import Console
 from rich.table import Table
 
+from pagefleet.api.cli.console import make_console
 from pagefleet.api.cli.options import redis_option
 from pagefleet.api.fleet import FleetStatus
 from pagefleet.api.job_store import JobStore
@@ -24,7 +24,7 @@ from pagefleet.api.status import read_status
 def status(redis_url: str | None, as_json: bool) -> None:
     """Show queues, workers, models and running jobs. No prompt and no answer is ever shown."""
     # Not through a client, which would announce itself to the server: a monitor's user may only read.
-    store = JobStore(FleetSettings.load(redis_url=redis_url))
+    store = JobStore(FleetSettings.from_files(redis_url=redis_url))
     try:
         now = read_status(store)
     finally:
@@ -36,7 +36,7 @@ def status(redis_url: str | None, as_json: bool) -> None:
 
 
 def _print_tables(now: FleetStatus) -> None:
-    console = Console()
+    console = make_console()
     workers = Table(
         "worker", "model", "running", "waiting", "KV blocks free", "tokens", "bad messages", title="workers"
     )

@@ -34,7 +34,7 @@ def bench(
     from pagefleet.workers.settings import WorkerSettings, let_threads_sleep
 
     let_threads_sleep()
-    settings = WorkerSettings.load(model=model, dtype=dtype, backend=backend)
+    settings = WorkerSettings.from_files(model=model, dtype=dtype, backend=backend)
     engine = LLMEngine.from_config(engine_config(settings))
     arguments = ["--model", model, "--dtype", dtype, "--backend", backend]
     with (

@@ -21,7 +21,7 @@ def prepare(**options: Any) -> None:
     \b
     pagefleet prepare --model Qwen/Qwen3-0.6B
     """
-    settings = WorkerSettings.load(**given(options))
+    settings = WorkerSettings.from_files(**given(options))
     if settings.backend == "null":
         click.echo("the null backend needs no model")
         return

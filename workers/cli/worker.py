@@ -54,7 +54,7 @@ def worker(aliases: tuple[str, ...], **options: Any) -> None:
     """
     if aliases:
         options["aliases"] = list(aliases)
-    settings = WorkerSettings.load(**given(options))
+    settings = WorkerSettings.from_files(**given(options))
     configure_logging(settings)
     # It warns of running as root because of pickle, which no pagefleet worker accepts; and of what Celery 6
     # will do with running tasks when the broker goes away, which is set here.

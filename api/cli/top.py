@@ -1,0 +1,78 @@
+"""``pagefleet top``: the fleet, live."""
+
+from __future__ import annotations
+
+import click
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from pagefleet.api.cli.console import make_console
+from pagefleet.api.cli.options import redis_option
+from pagefleet.api.connection import safe_url
+from pagefleet.api.job_store import JobStore
+from pagefleet.api.settings import FleetSettings
+from pagefleet.api.top.fleet_view import read_view
+from pagefleet.api.top.keyboard import Keyboard
+from pagefleet.api.top.screen import SORTS, draw, footer, header
+from pagefleet.api.top.watcher import Watcher
+
+
+@click.command()
+@click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds.")
+@click.option("--sort", type=click.Choice(list(SORTS)), default="name", show_default=True)
+@click.option("--once", is_flag=True, help="Print one frame and leave; so it does where nobody looks.")
+@redis_option
+def top(redis_url: str | None, interval: float, sort: str, once: bool) -> None:
+    """Watch workers and queues: batch, KV cache, tok/s, time to first token, who waits for how long.
+
+    tok/s is over a worker's last 5 seconds, TTFT over its last 5 minutes. A monitor's Redis user is enough.
+    Keys: q leaves, s sorts by another column.
+
+    \b
+    pagefleet top
+    pagefleet top --once --sort tok/s
+    """
+    store = JobStore(FleetSettings.from_files(redis_url=redis_url))
+    console = make_console(piped_width=120)
+    try:
+        if once or not console.is_terminal:
+            _print_once(store, console, sort)
+        else:
+            _watch(store, console, interval, sort)
+    finally:
+        store.close_connections()
+
+
+def _print_once(store: JobStore, console: Console, sort: str) -> None:
+    view = read_view(store)
+    console.print(header(safe_url(store.settings.url), view.read_at))
+    console.print(draw(view, width=console.width, sort=sort))
+
+
+def _watch(store: JobStore, console: Console, interval_s: float, sort: str) -> None:
+    watcher = Watcher(store, interval_s)
+    watcher.start()
+    try:
+        with Keyboard() as keyboard, Live(console=console, screen=True, auto_refresh=False) as live:
+            while (key := keyboard.key(min(0.2, interval_s))) not in ("q", "Q", "\x04"):
+                if key == "s":
+                    names = list(SORTS)
+                    sort = names[(names.index(sort) + 1) % len(names)]
+                live.update(_frame(watcher, safe_url(store.settings.url), console, sort), refresh=True)
+    except KeyboardInterrupt:
+        pass  # the other way to leave
+    finally:
+        watcher.stop()
+
+
+def _frame(watcher: Watcher, server: str, console: Console, sort: str) -> RenderableType:
+    view, problem = watcher.view, watcher.problem
+    parts: list[RenderableType] = [header(server, watcher.read_at)]
+    if problem is not None:
+        parts += [Text(problem, style="bold red"), Text("Trying again; what stands below is old.\n", style="red")]
+    if view is None:
+        parts.append(Text("" if problem else "reading ...", style="dim"))
+    else:
+        parts.append(draw(view, width=console.width, sort=sort, history=list(watcher.history)))
+    return Group(*parts, Text(), footer(sort))

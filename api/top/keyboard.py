@@ -1,0 +1,37 @@
+"""Keyboard: single keys of a terminal, without waiting for the line to end."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import termios
+import tty
+from types import TracebackType
+from typing import Self
+
+
+class Keyboard:
+    """Keys come one by one meanwhile; where standard input is no terminal, none come."""
+
+    def __init__(self) -> None:
+        self._fd = sys.stdin.fileno() if sys.stdin.isatty() else None
+        self._before: list[int | list[bytes | int]] = []
+
+    def __enter__(self) -> Self:
+        if self._fd is not None:
+            self._before = termios.tcgetattr(self._fd)
+            tty.setcbreak(self._fd)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._fd is not None:
+            termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
+
+    def key(self, timeout_s: float) -> str:
+        """The next key within the time, else an empty string."""
+        watched = [] if self._fd is None else [self._fd]
+        ready, _, _ = select.select(watched, [], [], timeout_s)
+        return os.read(self._fd, 1).decode(errors="replace") if self._fd is not None and ready else ""

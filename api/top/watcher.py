@@ -1,0 +1,53 @@
+"""Watcher: reads a fleet again and again in a thread, so that a server that is away holds no screen up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import Final
+
+from pagefleet.api.errors import FleetError
+from pagefleet.api.job_store import JobStore
+from pagefleet.api.top.fleet_view import FleetView, read_view
+
+_HISTORY: Final = 30
+
+
+class Watcher:
+    """The last view, and why there is no newer one.
+
+    Args:
+        interval_s: between two readings.
+    """
+
+    def __init__(self, store: JobStore, interval_s: float) -> None:
+        self._store = store
+        self._interval_s = interval_s
+        self._stopping = threading.Event()
+        self.view: FleetView | None = None
+        self.problem: str | None = None
+        self.read_at = time.time()
+        self.history: deque[float] = deque(maxlen=_HISTORY)
+
+    def start(self) -> None:
+        # Nobody waits for it at the end: it may hang in a connection for as long as that may take.
+        threading.Thread(target=self._run, name="watcher", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def read(self) -> None:
+        """Once; a server that does not answer is a state to show, no failure."""
+        try:
+            view = read_view(self._store)
+        except FleetError as error:
+            self.problem = error.message
+        else:
+            self.view, self.problem, self.read_at = view, None, time.time()
+            self.history.append(view.generation_tok_s)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self.read()
+            self._stopping.wait(self._interval_s)
