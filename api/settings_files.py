@@ -45,7 +45,9 @@ def from_env_file(settings: type[BaseSettings], file: Path) -> dict[str, Any]:
     return _read(source, str(file))
 
 
-def from_toml(file: Path, shared: Collection[str], own: Collection[str], section: str | None) -> dict[str, Any]:
+def from_toml(
+    file: Path, shared: Collection[str], own: Collection[str], section: str | None
+) -> dict[str, Any]:
     """What a TOML file says: the shared settings at its top, and those of the table ``section`` before them.
 
     Args:

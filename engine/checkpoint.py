@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pagefleet.engine.errors import (
     MissingDependencyError,
@@ -25,7 +25,7 @@ from pagefleet.engine.errors import (
     UnsafeCheckpointError,
 )
 from pagefleet.engine.gguf_header import GGUFHeader, read_gguf_header
-from pagefleet.engine.model_cache import default_cache_dir, entry_name, file_hash, get_or_convert
+from pagefleet.engine.model_cache import default_cache_dir, entry_name, file_hash, get_or_convert, list_cached
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -84,7 +84,37 @@ def resolve(model: str, cache_dir: Path | None = None) -> Checkpoint:
         return _open_folder(path.resolve().name, path, cache_dir)
     if HUB_ID.fullmatch(model):
         return _open_folder(model, _fetched(model), cache_dir)
-    raise UnknownModelError(
+    raise _unknown(model)
+
+
+class Located(NamedTuple):
+    """A model's files on this machine."""
+
+    source: Path
+    """As it was given or fetched: a GGUF file or a folder."""
+    folder: Path | None
+    """What is loaded: `source` itself, or its conversion in the cache; None where that has to be made yet."""
+
+
+def locate(model: str, cache_dir: Path | None = None) -> Located:
+    """Looks for `model` as `resolve` does, but fetches and converts nothing.
+
+    Raises UnknownModelError (also for a hub id that was not fetched yet) or MissingDependencyError.
+    """
+    path = _packaged_file(ALIASES[model]) if model in ALIASES else Path(model).expanduser()
+    if path.is_dir():
+        return Located(path, path)
+    if path.is_file():
+        made = [cached.path for cached in list_cached(cache_dir) if cached.source == str(path)]
+        return Located(path, made[0] if made else None)
+    if not HUB_ID.fullmatch(model):
+        raise _unknown(model)
+    folder = _fetched(model, local_files_only=True)
+    return Located(folder, folder)
+
+
+def _unknown(model: str) -> UnknownModelError:
+    return UnknownModelError(
         f"No model {model!r}: it is neither a file, nor a folder, nor a hub id (owner/name), "
         f"nor one of the aliases {', '.join(ALIASES)}."
     )
@@ -132,13 +162,15 @@ def _packaged_file(packaged: PackagedModel) -> Path:
     raise MissingDependencyError(packaged.module.replace("_", "-"), packaged.command)
 
 
-def _fetched(hub_id: str) -> Path:
+def _fetched(hub_id: str, *, local_files_only: bool = False) -> Path:
     """The hub's snapshot; without network (or with HF_HUB_OFFLINE), the one fetched before."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(HUB_PATTERNS)))
+        return Path(
+            snapshot_download(hub_id, allow_patterns=list(HUB_PATTERNS), local_files_only=local_files_only)
+        )
     except LocalEntryNotFoundError as error:
         raise UnknownModelError(
             f"{hub_id} has not been fetched before, and the hub cannot be reached (or HF_HUB_OFFLINE is set)."

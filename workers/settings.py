@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import socket
 import uuid
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import ByteSize, Field
 
-from pagefleet.api.settings import FleetSettings
+from pagefleet.api.settings import CONFIG_VARIABLE, FleetSettings, FlowerSettings
+
+_NO_SETTINGS: Final = frozenset({CONFIG_VARIABLE, "PAGEFLEET_TAG"})
+"""Also ours: the file of settings, and the tag of compose's images."""
 
 
 class WorkerSettings(FleetSettings):
@@ -70,10 +74,27 @@ class WorkerSettings(FleetSettings):
         "INFO", description="how much the worker says; never a prompt or an answer"
     )
 
+    @classmethod
+    def unknown_variables(cls) -> list[tuple[str, str | None]]:
+        """The PAGEFLEET_* variables that no setting is called, each with the setting that is nearest to it.
+        Nothing refuses them: compose and the tests have some of their own."""
+        known = {f"PAGEFLEET_{name.upper()}" for name in (*cls.model_fields, *FlowerSettings.model_fields)}
+        given = [name for name in os.environ if name.startswith("PAGEFLEET_")]
+        return [
+            (name, next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.8)), None))
+            for name in sorted(given)
+            if name not in known and name not in _NO_SETTINGS
+        ]
+
     @property
     def name(self) -> str:
         """The model's canonical name: what producers ask for and queues are called after."""
         return self.served_name or Path(self.model).name.removesuffix(".gguf").lower()
+
+
+def thread_variables() -> dict[str, str | None]:
+    """What the environment tells OpenMP, as the user set it."""
+    return {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")}
 
 
 def let_threads_sleep() -> None:

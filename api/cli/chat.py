@@ -15,7 +15,12 @@ from pagefleet.api.fleet import Fleet
 @click.option("--system", metavar="TEXT", help="A system message to begin with.")
 @redis_option
 def chat(redis_url: str | None, system: str | None, **options: Any) -> None:
-    """Talk to a model. Ctrl-C stops an answer, Ctrl-D (or /exit) leaves, /reset begins anew."""
+    """Talk to a model. Ctrl-C stops an answer, Ctrl-D (or /exit) leaves, /reset begins anew.
+
+    \b
+    pagefleet chat
+    pagefleet chat --system "Answer in one sentence." --temperature 0.7
+    """
     beginning = [{"role": "system", "content": system}] if system else []
     messages = list(beginning)
     with make_client(redis_url) as fleet:

@@ -8,5 +8,5 @@ from rich.console import Console
 
 
 def make_console(piped_width: int = 200) -> Console:
-    """As wide as the terminal. Into a pipe or a file: wide enough that no name is cut, and without colours."""
+    """As wide as the terminal. Into a pipe or a file: so wide that no name is cut, and without colours."""
     return Console(width=None if sys.stdout.isatty() else piped_width)

@@ -18,13 +18,22 @@ from pagefleet.api.settings import FleetSettings
 
 @click.group()
 def dead() -> None:
-    """The dead letters: jobs whose workers died again and again. They are kept for a week."""
+    """The dead letters: jobs whose workers died again and again. They are kept for a week.
+
+    \b
+    pagefleet dead list
+    pagefleet dead show 5a31c0de
+    """
 
 
 @dead.command(name="list")
 @redis_option
 def list_letters(redis_url: str | None) -> None:
-    """Show each dead letter with its model, its attempts and the reason."""
+    """Show each dead letter with its model, its attempts and the reason.
+
+    \b
+    pagefleet dead list
+    """
     table = Table("job", "model", "given up", "attempts", "reason")
     for record in _letters(redis_url).all():
         ended_at = record.result().ended_at
@@ -38,9 +47,15 @@ def list_letters(redis_url: str | None) -> None:
 @click.argument("job_id")
 @redis_option
 def show(job_id: str, redis_url: str | None) -> None:
-    """Show what is known of the dead letter JOB_ID, its request included."""
+    """Show what is known of the dead letter JOB_ID, its request included.
+
+    \b
+    pagefleet dead show 5a31c0de
+    """
     record = _letters(redis_url).get(job_id)
-    make_console().print_json(data={"request": record.request().model_dump(mode="json", exclude_defaults=True)})
+    make_console().print_json(
+        data={"request": record.request().model_dump(mode="json", exclude_defaults=True)}
+    )
     make_console().print_json(data=record.result().model_dump(mode="json", exclude_none=True))
 
 
@@ -48,7 +63,11 @@ def show(job_id: str, redis_url: str | None) -> None:
 @click.argument("job_id")
 @redis_option
 def requeue(job_id: str, redis_url: str | None) -> None:
-    """Send the request of the dead letter JOB_ID again, as a new job; the letter is removed."""
+    """Send the request of the dead letter JOB_ID again, as a new job; the letter is removed.
+
+    \b
+    pagefleet dead requeue 5a31c0de
+    """
     click.echo(_letters(redis_url).requeue(job_id))
 
 
@@ -56,7 +75,11 @@ def requeue(job_id: str, redis_url: str | None) -> None:
 @click.argument("job_ids", nargs=-1, required=True)
 @redis_option
 def drop(job_ids: tuple[str, ...], redis_url: str | None) -> None:
-    """Remove the dead letters JOB_IDS, prompts and all."""
+    """Remove the dead letters JOB_IDS, prompts and all.
+
+    \b
+    pagefleet dead drop 5a31c0de 77ab00f1
+    """
     letters = _letters(redis_url)
     for job_id in job_ids:
         letters.drop(job_id)

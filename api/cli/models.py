@@ -7,6 +7,7 @@ from rich.table import Table
 
 from pagefleet.api import keys
 from pagefleet.api.cli.console import make_console
+from pagefleet.api.cli.model_names import complete_model
 from pagefleet.api.cli.options import make_client, redis_option
 from pagefleet.api.connection import redis_errors
 from pagefleet.api.errors import ConfigurationError, UnknownModel
@@ -16,13 +17,21 @@ from pagefleet.api.settings import FleetSettings
 
 @click.group()
 def models() -> None:
-    """The models that the fleet knows: those with a worker, and those that had one."""
+    """The models that the fleet knows: those with a worker, and those that had one.
+
+    \b
+    pagefleet models list
+    """
 
 
 @models.command(name="list")
 @redis_option
 def list_models(redis_url: str | None) -> None:
-    """Show each model with its context and its live workers."""
+    """Show each model with its context and its live workers.
+
+    \b
+    pagefleet models list
+    """
     with make_client(redis_url) as fleet:
         status = fleet.status()
     table = Table("model", "aliases", "context", "dtype", "backend", "workers")
@@ -35,11 +44,15 @@ def list_models(redis_url: str | None) -> None:
 
 
 @models.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_model)
 @click.option("--force", is_flag=True, help="Even if a worker serves it or jobs wait for it.")
 @redis_option
 def remove(name: str, force: bool, redis_url: str | None) -> None:
-    """Forget the model NAME: jobs for it are refused from then on, until a worker serves it again."""
+    """Forget the model NAME: jobs for it are refused from then on, until a worker serves it again.
+
+    \b
+    pagefleet models remove qwen3-0.6b
+    """
     store = JobStore(FleetSettings.from_files(redis_url=redis_url))
     served = [worker.worker_id for worker in store.workers() if worker.model == name]
     num_open = _num_open(store, name)

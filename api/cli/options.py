@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from pagefleet.api.cli.model_names import complete_model
 from pagefleet.api.client import FleetClient
 from pagefleet.api.settings import FleetSettings
 
@@ -23,11 +24,16 @@ def redis_option(command: F) -> F:
 
 def sampling_options(command: F) -> F:
     options = [
-        click.option("--model", metavar="NAME", help="Name or alias; not needed where there is only one."),
+        click.option(
+            "--model",
+            metavar="NAME",
+            shell_complete=complete_model,
+            help="Name or alias; not needed where there is only one.",
+        ),
         click.option("--max-tokens", type=int, help="Tokens to generate at most.  [default: 256]"),
         click.option("--temperature", type=float, help="0 is greedy.  [default: 1.0]"),
-        click.option("--top-p", type=float),
-        click.option("--top-k", type=int),
+        click.option("--top-p", type=float, help="Draw from the likeliest tokens that make up this share."),
+        click.option("--top-k", type=int, help="Draw from so many likeliest tokens.  [default: all]"),
         click.option("--seed", type=int, help="The same seed gives the same tokens."),
         click.option("--timeout", type=float, default=600.0, show_default=True, help="Seconds of silence."),
     ]

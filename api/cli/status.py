@@ -22,7 +22,12 @@ from pagefleet.api.status import read_status
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @redis_option
 def status(redis_url: str | None, as_json: bool) -> None:
-    """Show queues, workers, models and running jobs. No prompt and no answer is ever shown."""
+    """Show queues, workers, models and running jobs. No prompt and no answer is ever shown.
+
+    \b
+    pagefleet status
+    pagefleet status --json | jq .queues
+    """
     # Not through a client, which would announce itself to the server: a monitor's user may only read.
     store = JobStore(FleetSettings.from_files(redis_url=redis_url))
     try:

@@ -19,8 +19,10 @@ from pagefleet.api.top.watcher import Watcher
 
 
 @click.command()
-@click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds.")
-@click.option("--sort", type=click.Choice(list(SORTS)), default="name", show_default=True)
+@click.option(
+    "--interval", default=1.0, show_default=True, type=click.FloatRange(min=0.1), help="In seconds."
+)
+@click.option("--sort", type=click.Choice(list(SORTS)), default="name", show_default=True, help="By what.")
 @click.option("--once", is_flag=True, help="Print one frame and leave; so it does where nobody looks.")
 @redis_option
 def top(redis_url: str | None, interval: float, sort: str, once: bool) -> None:
@@ -70,7 +72,10 @@ def _frame(watcher: Watcher, server: str, console: Console, sort: str) -> Render
     view, problem = watcher.view, watcher.problem
     parts: list[RenderableType] = [header(server, watcher.read_at)]
     if problem is not None:
-        parts += [Text(problem, style="bold red"), Text("Trying again; what stands below is old.\n", style="red")]
+        parts += [
+            Text(problem, style="bold red"),
+            Text("Trying again; what stands below is old.\n", style="red"),
+        ]
     if view is None:
         parts.append(Text("" if problem else "reading ...", style="dim"))
     else:

@@ -86,7 +86,9 @@ def read_view(store: JobStore) -> FleetView:
     return FleetView(
         read_at=now,
         workers=[WorkerView(status, ages.get(status.worker_id, 0.0)) for status in statuses],
-        gone=[GoneWorker(each, age) for each, age in ages.items() if each not in alive and age < _GONE_SHOWN_S],
+        gone=[
+            GoneWorker(each, age) for each, age in ages.items() if each not in alive and age < _GONE_SHOWN_S
+        ],
         queues=_queues(store, statuses),
         num_dead_letters=len(store.dead_letters()),
     )

@@ -97,9 +97,7 @@ def _worker_table(workers: Sequence[WorkerView], gone: Sequence[GoneWorker], wid
         # host-pid-serial, as a worker names itself.
         host, _, rest = each.worker_id.rpartition("-")[0].rpartition("-")
         name = f"{host}/{rest}" if host else each.worker_id
-        table.add_row(
-            name, "", Text("gone", style="red"), *[""] * 6, _duration(each.beat_age_s), style="dim"
-        )
+        table.add_row(name, "", Text("gone", style="red"), *[""] * 6, _duration(each.beat_age_s), style="dim")
     return table
 
 

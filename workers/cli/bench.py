@@ -13,9 +13,17 @@ from pagefleet.workers.bench.workload import Workload
 
 
 @click.command()
-@click.option("--model", default="smollm2-135m-instruct", show_default=True)
-@click.option("--dtype", default="bfloat16", show_default=True)
-@click.option("--backend", type=click.Choice(["reference", "null"]), default="reference", show_default=True)
+@click.option(
+    "--model", metavar="M", default="smollm2-135m-instruct", show_default=True, help="What to serve."
+)
+@click.option("--dtype", default="bfloat16", show_default=True, help="What to compute in.")
+@click.option(
+    "--backend",
+    type=click.Choice(["reference", "null"]),
+    default="reference",
+    show_default=True,
+    help="What computes; null makes tokens up.",
+)
 @click.option("--rounds", "num_rounds", default=5, show_default=True, help="Alternations.")
 @click.option("--requests", "num_requests", default=64, show_default=True, help="Requests at once.")
 @click.option("--idle", "num_idle", default=15, show_default=True, help="Idle first-token probes.")
@@ -26,6 +34,10 @@ def bench(
     """Measure the engine in this process and the same load through a fleet, in turn.
 
     Starts a Redis and a worker of its own. About 10 minutes with the defaults on 2 cores.
+
+    \b
+    pagefleet bench
+    pagefleet bench --backend null --rounds 1 --json
     """
     from pagefleet.engine import LLMEngine
     from pagefleet.workers.app import engine_config

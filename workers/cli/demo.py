@@ -54,10 +54,17 @@ class Line:
 
 
 @click.command()
-@click.option("--model", default="smollm2-135m-instruct", show_default=True)
-@click.option("--max-tokens", default=64, show_default=True)
+@click.option(
+    "--model", metavar="M", default="smollm2-135m-instruct", show_default=True, help="What to serve."
+)
+@click.option("--max-tokens", default=64, show_default=True, help="Tokens of each answer at most.")
 def demo(model: str, max_tokens: int) -> None:
-    """Start a Redis and a worker, stream sixteen answers at once, print the figures, stop everything."""
+    """Start a Redis and a worker, stream sixteen answers at once, print the figures, stop everything.
+
+    \b
+    pagefleet demo
+    pagefleet demo --max-tokens 128
+    """
     console = Console()
     with tempfile.TemporaryDirectory(prefix="pagefleet-demo-") as folder:
         stack = LocalStack(Path(folder), ["--model", model])

@@ -21,8 +21,12 @@ logger = logging.getLogger(__name__)
 @click.option("--model", metavar="M", help="A folder, a GGUF file, a hub id or an alias.")
 @click.option("--served-name", metavar="NAME", help="What producers call it; by default made from M.")
 @click.option("--alias", "aliases", multiple=True, metavar="NAME", help="One more name; may be given again.")
-@click.option("--backend", type=click.Choice(["reference", "null"]))
-@click.option("--dtype", type=click.Choice(["auto", "float64", "float32", "bfloat16", "float16"]))
+@click.option("--backend", type=click.Choice(["reference", "null"]), help="null makes tokens up.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float64", "float32", "bfloat16", "float16"]),
+    help="What to compute in.",
+)
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ...")
 @click.option("--num-threads", type=int, help="CPU threads; by default the host's cores.")
 @click.option("--max-num-seqs", type=int, help="Sequences in the batch at once.")
@@ -43,10 +47,13 @@ logger = logging.getLogger(__name__)
 @click.option("--metrics-port", type=int, help="For Prometheus; 0 takes a free one. Off by default.")
 @click.option("--metrics-host", metavar="HOST", help="Where the metrics listen.  [default: 127.0.0.1]")
 @click.option("--log-format", type=click.Choice(["plain", "json"]), help="json: one object a line.")
-@click.option("--log-level", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]))
+@click.option(
+    "--log-level", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]), help="How much to say."
+)
 @redis_option
 def worker(aliases: tuple[str, ...], **options: Any) -> None:
-    """Serve a model until SIGTERM or Ctrl-C; then drain. Options not given come from PAGEFLEET_* variables.
+    """Serve a model until SIGTERM or Ctrl-C; then drain. Options not given come from PAGEFLEET_*
+    variables, ./.env or ./pagefleet.toml.
 
     \b
     pagefleet worker --model smollm2-135m-instruct

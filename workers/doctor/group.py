@@ -1,0 +1,20 @@
+"""The group of a worker's checks, as ``pagefleet doctor`` finds it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pagefleet.api.doctor.finding import CheckGroup
+from pagefleet.workers.doctor import device, model, processor
+
+ENGINE: Final = CheckGroup(
+    (
+        model.settings,
+        processor.features,
+        processor.threads,
+        device.cuda,
+        device.triton,
+        model.model_files,
+        model.memory,
+    )
+)
