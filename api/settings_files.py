@@ -1,7 +1,7 @@
-"""Settings from files: ``./.env`` and a TOML file. Which files, ``settings.py`` decides; here they are read.
+"""Settings from files: ``./.env`` and a TOML file. Which files, ``settings.py`` says; here they are read.
 
-Only what belongs to pagefleet is taken from a ``.env``, which several programs share; a TOML file is ours, and
-what it says that no setting is called is a mistake.
+Only what is pagefleet's is taken from a ``.env``, which several programs share; a TOML file is ours, and
+a key in it that no setting is called is a mistake.
 """
 
 from __future__ import annotations

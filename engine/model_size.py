@@ -13,7 +13,7 @@ _DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """Of one model in one dtype, in bytes; a backend that packs weights anew takes as much again meanwhile."""
+    """Of one model in one dtype, in bytes; packing weights anew takes as much again meanwhile."""
 
     weight_bytes: int
     kv_bytes_per_token: int

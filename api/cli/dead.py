@@ -53,10 +53,9 @@ def show(job_id: str, redis_url: str | None) -> None:
     pagefleet dead show 5a31c0de
     """
     record = _letters(redis_url).get(job_id)
-    make_console().print_json(
-        data={"request": record.request().model_dump(mode="json", exclude_defaults=True)}
-    )
-    make_console().print_json(data=record.result().model_dump(mode="json", exclude_none=True))
+    console, request = make_console(), record.request()
+    console.print_json(data={"request": request.model_dump(mode="json", exclude_defaults=True)})
+    console.print_json(data=record.result().model_dump(mode="json", exclude_none=True))
 
 
 @dead.command()

@@ -15,7 +15,7 @@ from pagefleet.api.cli.console import make_console
 from pagefleet.api.cli.options import redis_option
 from pagefleet.api.doctor.examination import examine
 from pagefleet.api.doctor.finding import Finding, Level, Patient
-from pagefleet.api.doctor.rights import ROLES
+from pagefleet.api.doctor.roles import ROLES
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.settings import FleetSettings
 

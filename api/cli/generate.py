@@ -13,7 +13,13 @@ from pagefleet.api.cli.options import given, make_client, redis_option, sampling
 @click.command()
 @click.argument("prompt")
 @sampling_options
-@click.option("--lane", type=click.Choice(["interactive", "batch"]), default="interactive", show_default=True)
+@click.option(
+    "--lane",
+    type=click.Choice(["interactive", "batch"]),
+    default="interactive",
+    show_default=True,
+    help="batch takes what interactive leaves.",
+)
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given again.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole result as one JSON object instead.")
 @redis_option

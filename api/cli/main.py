@@ -68,8 +68,10 @@ def main() -> None:
     """Self-hosted LLM inference as durable jobs, on Celery and Redis.
 
     \b
-    pagefleet up                          a local stack: Redis, one worker, a model
-    pagefleet generate "Once upon a time" send one job to it
+    pagefleet up                             a local stack: Redis, one worker, a model
+    pagefleet generate "Once upon a time"    send one job to it
+    pagefleet top                            watch it work
+    pagefleet doctor                         find out what is wrong
     """
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import click
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,6 +18,10 @@ from pagefleet.api.top.fleet_view import read_view
 from pagefleet.api.top.keyboard import Keyboard
 from pagefleet.api.top.screen import SORTS, draw, footer, header
 from pagefleet.api.top.watcher import Watcher
+
+
+_KEY_WAIT_S: Final = 0.2
+_LEAVE: Final = ("q", "Q", "\x04")
 
 
 @click.command()
@@ -57,11 +63,14 @@ def _watch(store: JobStore, console: Console, interval_s: float, sort: str) -> N
     watcher.start()
     try:
         with Keyboard() as keyboard, Live(console=console, screen=True, auto_refresh=False) as live:
-            while (key := keyboard.key(min(0.2, interval_s))) not in ("q", "Q", "\x04"):
+            shown: object = None
+            while (key := keyboard.key(min(_KEY_WAIT_S, interval_s))) not in _LEAVE:
                 if key == "s":
                     names = list(SORTS)
                     sort = names[(names.index(sort) + 1) % len(names)]
-                live.update(_frame(watcher, safe_url(store.settings.url), console, sort), refresh=True)
+                # Drawn only where something is new: a terminal may be at the end of a slow line.
+                if shown != (shown := (watcher.num_reads, sort, console.size)):
+                    live.update(_frame(watcher, safe_url(store.settings.url), console, sort), refresh=True)
     except KeyboardInterrupt:
         pass  # the other way to leave
     finally:
@@ -74,7 +83,7 @@ def _frame(watcher: Watcher, server: str, console: Console, sort: str) -> Render
     if problem is not None:
         parts += [
             Text(problem, style="bold red"),
-            Text("Trying again; what stands below is old.\n", style="red"),
+            Text("Trying again; the rest is old.\n", style="red"),
         ]
     if view is None:
         parts.append(Text("" if problem else "reading ...", style="dim"))

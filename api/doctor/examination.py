@@ -44,7 +44,7 @@ def _run(group: CheckGroup, patient: Patient) -> Iterator[Finding]:
 
 
 def _bounded(check: Check, patient: Patient, limit_s: float) -> list[Finding]:
-    """What a check says within the time. A name that does not resolve or a driver that hangs has no timeout."""
+    """What a check says within the time. Names that do not resolve have no timeout."""
     name = check.__name__.replace("_", " ").strip()
     found: list[Finding] = []
     done = threading.Event()

@@ -22,7 +22,7 @@ def package(patient: Patient) -> Iterable[Finding]:
 
 def open_files(patient: Patient) -> Iterable[Finding]:
     """A producer needs a few sockets, a worker some dozen, a service with a thread a request more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     seen = "no limit" if soft == resource.RLIM_INFINITY else f"{soft:,} at most"
     if 0 <= soft < _FEW_FILES:
         yield Finding.wrong("open files", seen, _MEND)

@@ -37,9 +37,7 @@ def no_answer(error: Exception) -> Finding:
     """The first half of our sentence: the line below it says what to do."""
     mend = "start it (`pagefleet up` has one of its own), or name another: REDIS_URL, --redis-url"
     if isinstance(error.__cause__, redis.AuthenticationError):
-        mend = (
-            "correct the user or the password: REDIS_URL, PAGEFLEET_REDIS_PASSWORD_FILE, ops/redis/users.acl"
-        )
+        mend = "correct the user or the password: REDIS_URL, PAGEFLEET_REDIS_PASSWORD_FILE"
     elif "certificate" in str(error):
         mend = "name the authority to trust: PAGEFLEET_REDIS_CA"
     return Finding.wrong(REDIS, f"{error}".partition(";")[0].rstrip("."), mend)

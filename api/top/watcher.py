@@ -28,6 +28,7 @@ class Watcher:
         self.view: FleetView | None = None
         self.problem: str | None = None
         self.read_at = time.time()
+        self.num_reads = 0
         self.history: deque[float] = deque(maxlen=_HISTORY)
 
     def start(self) -> None:
@@ -46,6 +47,7 @@ class Watcher:
         else:
             self.view, self.problem, self.read_at = view, None, time.time()
             self.history.append(view.generation_tok_s)
+        self.num_reads += 1
 
     def _run(self) -> None:
         while not self._stopping.is_set():

@@ -1,0 +1,70 @@
+"""What the users of ``ops/redis/users.acl`` need to be able to do; a test compares the two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+
+class Role(NamedTuple):
+    """``commands`` on the key ``probe``; ``keys`` that must be readable; ``channels`` to listen on."""
+
+    probe: str
+    commands: frozenset[str]
+    keys: tuple[tuple[str, ...], ...]
+    channels: tuple[str, ...]
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_PRODUCER: Final = _words(
+    """
+    time eval evalsha script|load script|exists exists get mget set setex del pexpire expire
+    hget hmget hgetall hset hsetnx hincrby hlen lpush llen lrange rpush
+    sadd srem scard smembers sismember zadd zrem zcard zrange zscore
+    """
+)
+_WORKER: Final = _PRODUCER | _words(
+    "type pttl hdel hexists brpop zrevrange zrevrangebyscore zrangebyscore zremrangebyscore"
+)
+_MONITOR: Final = _words(
+    """
+    time info evalsha script|load script|exists exists get mget set del expire hmget hlen lpush rpush
+    llen brpop sadd srem scard smembers sismember zadd zrem zcard zrange zscore zrangebyscore zremrangebyscore
+    """
+)
+NOBODY: Final = "doctor"
+"""Stands for a job, a model, a worker that is none."""
+_KNOWN_BY_ALL: Final = (
+    ("SMEMBERS", "pf:models"),
+    ("GET", "pf:model:doctor"),
+    ("ZRANGE", "pf:workers", "0", "0"),
+    ("GET", "pf:lease:doctor"),
+    ("ZCARD", "pf:open:doctor.interactive"),
+    ("ZCARD", "pf:dead"),
+    ("LLEN", "doctor.interactive"),
+    ("LLEN", "doctor.batch"),
+    ("SMEMBERS", "_kombu.binding.doctor"),
+)
+_JOBS: Final = (
+    ("HGET", "pf:job:doctor", "state"),
+    ("LLEN", "pf:log:doctor"),
+    ("ZCARD", "pf:tenant:doctor"),
+    ("GET", "celery-task-meta-doctor"),
+)
+_REPLIES: Final = ("pf:reply:doctor", "pf:job-events:doctor", "celery-task-meta-doctor")
+_EVENTS: Final = "/{db}.celeryev/doctor"
+_CONTROL: Final = "/{db}.celery.pidbox"
+
+ROLES: Final[Mapping[str, Role]] = {
+    "worker": Role(
+        "pf:client:doctor",
+        _WORKER,
+        (*_KNOWN_BY_ALL, *_JOBS, ("HLEN", "pf:unacked:doctor")),
+        (*_REPLIES, _EVENTS, _CONTROL),
+    ),
+    "producer": Role("pf:client:doctor", _PRODUCER, (*_KNOWN_BY_ALL, *_JOBS), (*_REPLIES, _EVENTS)),
+    "monitor": Role("celeryev.doctor", _MONITOR, _KNOWN_BY_ALL, (_EVENTS, _CONTROL)),
+}

@@ -1,0 +1,245 @@
+"""`pagefleet doctor`: what it says of real servers, good and bad; that it ends, and with which status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from pagefleet.api import FleetSettings
+from pagefleet.api.cli.main import main
+from pagefleet.api.doctor import examination, fleet, process, server
+from pagefleet.api.doctor.finding import CheckGroup, Finding, Level, Patient
+from pagefleet.api.job_store import JobStore
+from pagefleet.api.messages import Fingerprint, WorkerStatus
+from pagefleet.workers.redis_server import RedisServer
+
+WITHOUT_TORCH = """
+import sys, importlib.util
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "torch" else real(name, package)
+from pagefleet.api.cli.main import main
+main(sys.argv[1:], prog_name="pagefleet")
+"""
+
+
+@pytest.fixture
+def doctor(monkeypatch):
+    """As on a producer's installation: the engine's checks are somebody else's test."""
+    monkeypatch.setattr(examination, "missing_extras", lambda _entry: ["worker"])
+    return lambda *arguments: CliRunner().invoke(main, ["doctor", *arguments])
+
+
+def findings_of(check, patient):
+    return {finding.check: finding for finding in check(patient)}
+
+
+@pytest.fixture
+def patient(store):
+    return Patient(store.settings, store)
+
+
+class TestAGoodServer:
+    def test_everything_is_well_but_there_is_no_worker_and_no_torch(self, store):
+        done = subprocess.run(
+            [sys.executable, "-c", WITHOUT_TORCH, "doctor", "--redis-url", store.settings.url, "--json"],
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        told = json.loads(done.stdout)
+        levels = {finding["check"]: finding["level"] for finding in told["findings"]}
+        assert (told["wrong"], told["warning"]) == (0, 1)
+        assert levels.pop("workers") == "warning"
+        assert levels.pop("engine") == "skipped"
+        assert set(levels.values()) == {"ok"}
+        assert {
+            "redis version", "append-only file", "eviction policy", "redis memory", "redis connections",
+            "clock", "round trip", "redis rights", "scripts", "open files",
+        } <= set(levels)  # fmt: skip
+
+    def test_as_text_each_line_is_a_verdict_and_the_mending_stands_below(self, store, doctor):
+        lines = doctor("--redis-url", store.settings.url).output.splitlines()
+        (index,) = (i for i, line in enumerate(lines) if line.startswith("warning  workers"))
+        assert lines[index + 1].strip() == "→ start one: pagefleet worker --model ..."
+        (engine,) = (line for line in lines if line.startswith("skipped  engine"))
+        assert "pip install 'pagefleet[worker]'" in engine
+        assert lines[-1] == "0 wrong, 1 to watch."
+        assert not any("\x1b" in line or line != line.rstrip() for line in lines)
+
+
+class TestABadServer:
+    def test_what_would_lose_jobs_is_wrong(self, server_binary, tmp_path):
+        options = {
+            "appendonly": "no",
+            "maxmemory-policy": "allkeys-lru",
+            "maxmemory": "200mb",
+            "maxclients": "20",
+        }
+        with RedisServer(tmp_path / "bad", options=options) as bad:
+            store = JobStore(FleetSettings(redis_url=bad.url))
+            others = [JobStore(store.settings) for _ in range(17)]
+            for other in others:
+                other.redis.ping()
+            found = findings_of(server.configuration, Patient(store.settings, store))
+            for each in (store, *others):
+                each.close_connections()
+        assert found["append-only file"].level == "wrong"
+        assert found["append-only file"].mend == "appendonly yes, appendfsync everysec"
+        assert found["eviction policy"].level == "wrong"
+        assert found["redis connections"].level == "warning"
+
+    @pytest.mark.parametrize(
+        ("check", "info", "level"),
+        [
+            (server.version, {"redis_version": "6.2.14"}, "wrong"),
+            (server.version, {"redis_version": "7.2.4", "valkey_version": "8.0.1"}, "ok"),
+            (server.version, {}, "skipped"),
+            (server.eviction_policy, {"maxmemory": 0, "maxmemory_policy": "allkeys-lfu"}, "warning"),
+            (server.server_memory, {"used_memory": 96, "maxmemory": 100}, "wrong"),
+            (server.server_memory, {"used_memory": 85, "maxmemory": 100}, "warning"),
+            (server.server_memory, {"used_memory": 50, "maxmemory": 100}, "ok"),
+        ],
+    )
+    def test_what_no_server_here_says(self, check, info, level):
+        assert check(info).level == level
+
+    def test_an_append_only_file_that_cannot_be_written(self):
+        assert (
+            server.append_only_file({"aof_enabled": 1, "aof_last_write_status": "err"}, None).level == "wrong"
+        )
+        assert server.append_only_file({"aof_enabled": 1}, "no").level == "warning"
+
+    @pytest.mark.parametrize(("ahead_s", "level"), [(0, "ok"), (5, "warning"), (-3600, "wrong")])
+    def test_clocks_that_differ(self, patient, monkeypatch, ahead_s, level):
+        real = time.time
+        monkeypatch.setattr(server.time, "time", lambda: real() - ahead_s)
+        found = findings_of(server.clock, patient)
+        assert found["clock"].level == level
+        assert ("ahead" if ahead_s > 0 else "behind") in found["clock"].seen or not ahead_s
+
+
+class TestNoServer:
+    @pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "redis://no-such-host.invalid:6379/0"])
+    def test_it_says_so_and_goes_on(self, url, doctor):
+        begun_at = time.monotonic()
+        done = doctor("--redis-url", url)
+        assert time.monotonic() - begun_at < 3 * 5
+        assert done.exit_code == 1
+        (wrong,) = (line for line in done.output.splitlines() if line.startswith("wrong"))
+        assert wrong.startswith("wrong    redis")
+        assert "skipped  engine" in done.output
+
+    def test_a_frozen_server_holds_it_up_for_seconds_only(self, server_binary, tmp_path, doctor):
+        with RedisServer(tmp_path / "frozen") as frozen:
+            os.kill(frozen.pid, signal.SIGSTOP)
+            try:
+                begun_at = time.monotonic()
+                done = doctor("--redis-url", frozen.url)
+                assert time.monotonic() - begun_at < 3 * 5
+            finally:
+                os.kill(frozen.pid, signal.SIGCONT)
+        assert done.exit_code == 1
+        assert done.output.count("wrong    redis") == 1
+
+    def test_a_wrong_password_is_not_called_a_missing_server(self, server_binary, tmp_path):
+        with RedisServer(
+            tmp_path / "locked", options={"requirepass": "right"}, credentials=("", "right")
+        ) as own:
+            url = own.url.replace("127", ":wrong@127")
+            settings = FleetSettings(redis_url=url)
+            store = JobStore(settings)
+            (finding,) = server.reach(Patient(settings, store))
+            store.close_connections()
+        assert (finding.level, finding.mend[:7]) == ("wrong", "correct")
+
+
+def beat(store, worker_id, model="m", **fingerprint):
+    made_with = {"weights": "w", "tokenizer": "t", "dtype": "bfloat16", "backend": "null", "version": "0.1.0"}
+    status = WorkerStatus(
+        worker_id=worker_id, model=model, host="h", pid=1, started_at=0.0,
+        fingerprint=Fingerprint(**made_with | fingerprint),
+    )  # fmt: skip
+    store.beat(status, 60)
+
+
+class TestTheFleet:
+    def test_workers_of_one_kind(self, store, patient):
+        beat(store, "w1")
+        beat(store, "w2")
+        (finding,) = fleet.workers(patient)
+        assert (finding.level, finding.seen) == ("ok", "2 on 1 host, serving m")
+
+    def test_other_weights_are_wrong_and_another_dtype_is_to_watch(self, store, patient):
+        beat(store, "w1")
+        beat(store, "w2", dtype="float32")
+        assert findings_of(fleet.workers, patient)["fingerprints"].level == "warning"
+        beat(store, "w3", weights="other")
+        finding = findings_of(fleet.workers, patient)["fingerprints"]
+        assert (finding.level, finding.seen.partition(":")[0]) == (
+            "wrong",
+            "workers of m differ in weights, dtype",
+        )
+
+    def test_another_version(self, store, patient):
+        beat(store, "w1", version="9.9.9")
+        assert "9.9.9" in findings_of(fleet.workers, patient)["versions"].seen
+
+    def test_jobs_that_nobody_will_run(self, null_stack, ghost):
+        from pagefleet.api import FleetClient
+
+        with FleetClient(redis_url=null_stack.redis_url) as client:
+            job = client.generate("x", model=ghost)
+            store = JobStore(client.settings)
+            (finding,) = fleet.waiting_jobs(Patient(client.settings, store))
+            client.cancel(job.job_id)
+            store.close_connections()
+        assert (finding.level, finding.seen) == ("wrong", "1 jobs for ghost, and no worker")
+        assert finding.mend == "start one: pagefleet worker --model ghost"
+
+    def test_a_newer_protocol(self, store, patient):
+        store.beat(WorkerStatus(v=2, worker_id="w", model="m", host="h", pid=1, started_at=0.0), 60)
+        (finding,) = fleet.protocol_version(patient)
+        assert finding.level == "wrong"
+
+
+class TestTheExamination:
+    def test_a_check_that_hangs_or_fails_is_a_finding(self, patient):
+        def hangs(_patient):
+            time.sleep(60)
+            return []
+
+        def fails(_patient):
+            raise OSError("no such thing")
+
+        group = CheckGroup((hangs, fails), limit_s=0.1)
+        slow, broken = examination._run(group, patient)
+        assert (slow.check, slow.level, broken.check, broken.level) == ("hangs", "wrong", "fails", "wrong")
+        assert "no such thing" in broken.seen
+
+    def test_a_server_that_goes_away_meanwhile_ends_its_group(self, server_binary, tmp_path):
+        with RedisServer(tmp_path / "leaving") as leaving:
+            store = JobStore(FleetSettings(redis_url=leaving.url))
+            store.redis.ping()
+        group = CheckGroup((server.clock, server.clock), needs_redis=True)
+        (finding,) = examination._run(group, Patient(store.settings, store))
+        assert (finding.check, finding.level) == (server.REDIS, "wrong")
+
+    def test_few_open_files(self, patient, monkeypatch):
+        for limit, level in ((100, "wrong"), (512, "warning"), (4096, "ok"), (-1, "ok")):
+            monkeypatch.setattr(process.resource, "getrlimit", lambda _kind, soft=limit: (soft, soft))
+            assert next(iter(process.open_files(patient))).level == level
+
+    def test_a_warning_is_no_failure(self, monkeypatch):
+        from pagefleet.api.cli import doctor as command
+
+        for level, status in ((Level.WARNING, 0), (Level.WRONG, 1)):
+            monkeypatch.setattr(
+                command, "examine", lambda _patient, found=level: iter([Finding("c", found, "s", "m")])
+            )
+            assert CliRunner().invoke(main, ["doctor"]).exit_code == status

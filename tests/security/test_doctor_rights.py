@@ -1,0 +1,93 @@
+"""`pagefleet doctor` tells what a Redis user lacks: against a real server with the users of the template."""
+
+from __future__ import annotations
+
+import pytest
+from guarded_server import TEMPLATE
+
+from pagefleet.api.doctor.finding import Patient
+from pagefleet.api.doctor.rights import lacking_rights, rights
+from pagefleet.api.doctor.roles import ROLES
+from pagefleet.api.doctor.server import configuration
+from pagefleet.api.job_store import JobStore
+from pagefleet.api.settings import FleetSettings
+
+OF_THE_CONNECTION = {"hello", "auth", "ping", "select", "client|setinfo", "client|setname"}
+TRIED_TOGETHER = {"multi", "exec", "watch", "unwatch"}
+OF_CHANNELS = {"publish", "subscribe", "unsubscribe", "psubscribe", "punsubscribe"}
+
+
+@pytest.fixture
+def patient_of(guarded_for_all):
+    stores = []
+
+    def patient(user, role=None):
+        settings = FleetSettings(redis_url=guarded_for_all.url_of(user))
+        stores.append(JobStore(settings))
+        return Patient(settings, stores[-1], role=role)
+
+    yield patient
+    for store in stores:
+        store.close_connections()
+
+
+@pytest.mark.parametrize("user", ROLES)
+def test_every_command_of_the_template_is_tried(user):
+    (line,) = (line for line in TEMPLATE.read_text().splitlines() if line.startswith(f"user {user} "))
+    granted = {word[1:] for word in line.split() if word.startswith("+")}
+    assert granted - OF_THE_CONNECTION - TRIED_TOGETHER - OF_CHANNELS == ROLES[user].commands
+
+
+@pytest.mark.parametrize("user", ROLES)
+def test_each_user_can_do_its_own_and_nothing_is_left_behind(guarded_for_all, patient_of, user):
+    with guarded_for_all.admin() as admin:
+        before = set(admin.keys())
+        assert lacking_rights(patient_of(user), ROLES[user]) == []
+        assert set(admin.keys()) == before
+        if user == "monitor":
+            assert admin.script_exists("e0e1f9fabfc9d4800c877a703b823ac0578ff8db") == [True], "return 1"
+
+
+def test_what_is_lacking_is_named_in_the_words_of_an_acl(patient_of):
+    (finding,) = rights(patient_of("producer", role="worker"))
+    assert finding.level == "wrong"
+    assert finding.seen == (
+        "as a worker this user lacks +type, +pttl, +hdel, +hexists, +brpop, +zrevrange, +zrangebyscore, "
+        "+zrevrangebyscore, +zremrangebyscore, ~pf:unacked:*, &/0.celery.pidbox"
+    )
+    (finding,) = rights(patient_of("monitor", role="producer"))
+    for right in ("+set", "+hget", "+eval", "~pf:job:*", "~celery-task-meta-*", "&pf:reply:*"):
+        assert right in finding.seen
+
+
+def test_without_a_role_it_says_what_the_user_is_good_for(patient_of):
+    seen = {user: next(iter(rights(patient_of(user)))).seen for user in ROLES}
+    assert seen == {
+        "worker": "enough for a worker and a producer",
+        "producer": "enough for a producer",
+        "monitor": "enough for a monitor",
+    }
+
+
+def test_one_right_taken_away_is_found(guarded, tmp_path):
+    settings = FleetSettings(redis_url=guarded.url_of("producer"))
+    store = JobStore(settings)
+    for words, missing in (
+        ("-hset", "+hset"),
+        ("-set", "+set"),
+        ("-watch", "+watch +unwatch +multi +exec"),
+        ("-evalsha", "+evalsha"),
+    ):
+        with guarded.admin() as admin:
+            admin.execute_command("ACL", "SETUSER", "producer", words)
+            found = lacking_rights(Patient(settings, store), ROLES["producer"])
+            admin.execute_command("ACL", "SETUSER", "producer", words.replace("-", "+"))
+            assert found == [missing]
+            assert [key for key in admin.scan_iter() if "doctor" in key] == []
+    store.close_connections()
+
+
+def test_who_may_not_ask_for_the_servers_settings_is_told_once(patient_of):
+    levels = {finding.check: finding.level for finding in configuration(patient_of("worker"))}
+    assert levels == {"redis version": "ok", "redis settings": "skipped"}
+    assert {finding.level for finding in configuration(patient_of("monitor"))} == {"ok"}
