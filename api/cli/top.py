@@ -19,7 +19,6 @@ from pagefleet.api.top.keyboard import Keyboard
 from pagefleet.api.top.screen import SORTS, draw, footer, header
 from pagefleet.api.top.watcher import Watcher
 
-
 _KEY_WAIT_S: Final = 0.2
 _LEAVE: Final = ("q", "Q", "\x04")
 
