@@ -152,6 +152,8 @@ class RedisServer:
             port=self.port, username=user, password=password, socket_connect_timeout=0.5, socket_timeout=0.5
         )
         try:
+            # INFO is answered while the data is still being read; PING is not.
+            client.ping()
             # Whoever answers on this port may be somebody else's server.
             return bool(client.info("server")["process_id"] == self.pid)
         except redis.RedisError:

@@ -16,6 +16,8 @@ from pagefleet.api.top.fleet_view import FleetView, GoneWorker, QueueView, Worke
 WIDE: Final = 100
 """Columns from which on there is room for bars and whole names."""
 _BAR_CELLS: Final = 8
+_QUEUE_FIGURES: Final = 52
+"""Columns that the figures of a queue take."""
 _SPARKS: Final = " ▁▂▃▄▅▆▇█"
 _OLD_S, _VERY_OLD_S = 60.0, 300.0
 
@@ -39,7 +41,7 @@ def draw(view: FleetView, *, width: int, sort: str = "name", history: Sequence[f
         Text(),
         _worker_table(workers, view.gone, width >= WIDE) if workers or view.gone else _no_workers(),
         Text(),
-        _queue_table(view.queues) if view.queues else Text("No model is known yet.", style="dim"),
+        _queue_table(view.queues, width) if view.queues else Text("No model is known yet.", style="dim"),
     )
 
 
@@ -101,8 +103,10 @@ def _worker_table(workers: Sequence[WorkerView], gone: Sequence[GoneWorker], wid
     return table
 
 
-def _queue_table(queues: Sequence[QueueView]) -> Table:
-    table = _table(("queue", "left", 3), ("lane", "left", None))
+def _queue_table(queues: Sequence[QueueView], width: int) -> Table:
+    # Not stretched: the eye would lose the line between a queue's name and its figures.
+    table = _table(("queue", "left", None), ("lane", "left", None), expand=False)
+    table.columns[0].max_width = width - _QUEUE_FIGURES
     for name in ("queued", "open", "oldest waiting", "workers"):
         table.add_column(name, justify="right", no_wrap=True)
     for queue in queues:
@@ -121,9 +125,9 @@ def _queue_table(queues: Sequence[QueueView]) -> Table:
     return table
 
 
-def _table(*columns: tuple[str, Any, int | None]) -> Table:
+def _table(*columns: tuple[str, Any, int | None], expand: bool = True) -> Table:
     """Columns with a share of the width give way where it is narrow; the others never do."""
-    table = Table(box=None, expand=True, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    table = Table(box=None, expand=expand, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for name, justify, share in columns:
         table.add_column(name, justify=justify, ratio=share, no_wrap=True, overflow="ellipsis")
     return table
@@ -149,7 +153,7 @@ def _usage(share: float, wide: bool) -> Text:
     if not wide:
         return Text(percent, style="dim" if share < 0.005 else style)
     full = min(_BAR_CELLS, round(share * _BAR_CELLS + 0.49))
-    bar = Text.assemble(("█" * full, style), ("░" * (_BAR_CELLS - full), "dim"))
+    bar = Text.assemble(("━" * full, style), ("━" * (_BAR_CELLS - full), "bright_black"))
     return bar.append(f" {percent}")
 
 

@@ -75,7 +75,7 @@ class TestTheScreen:
         ):
             assert figure in text, figure
         assert "3 dead letters" in text
-        assert ("█" in text) == (width >= 100)
+        assert ("━" in text) == (width >= 100)
 
     def test_states(self):
         workers = [
