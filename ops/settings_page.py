@@ -18,19 +18,56 @@ _HEAD: Final = """\
 Written by `python -m ops.settings_page` from `api/settings.py` and `workers/settings.py`; change it there.
 
 Each is a field of `FleetSettings`, `WorkerSettings` or `FlowerSettings`, and an environment variable;
-those that are often needed are options of the commands too. What is given goes before the
-environment, and the environment before the default. In the environment a list is written as JSON. A
-value that cannot be is refused at the start, in one sentence.
+those that are often needed are options of the commands too. A `pagefleet` command takes each from the
+first of these that has it:
+
+1. its options;
+2. the environment: `PAGEFLEET_MAX_NUM_SEQS=32`; an empty variable counts as none, a list is written as JSON;
+3. `./.env`: the same lines; only names that begin with `PAGEFLEET_` are read, other programs' are left alone;
+4. `./pagefleet.toml`, or the TOML file that `PAGEFLEET_CONFIG` names (empty: no files at all are read);
+5. the default.
+
+A service that makes a `FleetClient()` reads the environment alone: no file that happens to lie in its
+working directory changes it. `FleetClient(FleetSettings.from_files())` asks for the files
+([why](../ops/decisions/0009-who-reads-files.md)).
+
+In TOML, what all commands share stands at the top, and what one alone has in its table; a table may
+also have a shared setting, for that command alone:
+
+```toml
+{example}```
+
+A wrong value is refused at the start, in one sentence that says which file it stands in; so is a key that
+no setting is called. Of variables, `pagefleet doctor` names those that no setting is called.
+
+No setting is a secret but the password in `redis_url`: `redis_password_file` keeps it out of the environment
+and of these files.
+"""
+
+EXAMPLE: Final = """\
+redis_url = "rediss://producer@redis.internal:6379/0"
+redis_password_file = "/run/secrets/producer"
+
+[worker]
+model = "Qwen/Qwen3-0.6B"
+dtype = "bfloat16"
+max_num_seqs = 32
+aliases = ["small", "default"]
+redis_url = "rediss://worker@redis.internal:6379/0"
+redis_password_file = "/run/secrets/worker"
+
+[flower]
+flower_port = 5556
 """
 
 
 def page() -> str:
     """The whole page, as Markdown."""
     shared = FleetSettings.model_fields
-    lines = [_HEAD, "## All\n", *_table(shared)]
+    lines = [_HEAD.format(example=EXAMPLE), "## All\n", *_table(shared)]
     for title, settings in (("Workers alone", WorkerSettings), ("Flower alone", FlowerSettings)):
         own = {name: field for name, field in settings.model_fields.items() if name not in shared}
-        lines += [f"\n## {title}\n", *_table(own)]
+        lines += [f"\n## {title}: `[{settings.section}]` in TOML\n", *_table(own)]
     return "\n".join([*lines, ""])
 
 

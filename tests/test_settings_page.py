@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pagefleet.api.settings import FlowerSettings
 from pagefleet.workers.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +36,20 @@ def test_it_has_every_setting_with_its_variable(settings_page, monkeypatch):
     monkeypatch.setenv("PAGEFLEET_REDIS_URL", "redis://one/0")
     settings = WorkerSettings()
     assert (settings.max_num_seqs, settings.aliases, settings.url) == (7, ["a", "b"], "redis://one/0")
+
+
+def test_its_toml_is_one_that_is_read(settings_page, monkeypatch, tmp_path):
+    for name in ("producer", "worker"):
+        (tmp_path / name).write_text(f"secret-of-{name}")
+    text = settings_page.EXAMPLE.replace("/run/secrets", str(tmp_path))
+    (tmp_path / "pagefleet.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PAGEFLEET_CONFIG")
+    worker, flower = WorkerSettings.from_files(), FlowerSettings.from_files()
+    assert (worker.max_num_seqs, worker.aliases) == (32, ["small", "default"])
+    assert worker.url == "rediss://worker:secret-of-worker@redis.internal:6379/0"
+    assert flower.flower_port == 5556
+    assert flower.url == "rediss://producer:secret-of-producer@redis.internal:6379/0"
 
 
 def test_a_setting_without_a_description_is_refused(settings_page):
