@@ -59,6 +59,7 @@ class TestTheScreen:
         )
         lines = drawn(a_view(worker, queues=[queue], letters=3), width, history=[1, 5, 9])
         assert max(map(len, lines)) <= width
+        assert len(lines) == 7, "one line for each"
         text = "\n".join(lines)
         for figure in (
             "128",

@@ -69,21 +69,21 @@ def test_without_a_role_it_says_what_the_user_is_good_for(patient_of):
     }
 
 
-def test_one_right_taken_away_is_found(guarded, tmp_path):
+def test_one_right_taken_away_is_found(guarded):
     settings = FleetSettings(redis_url=guarded.url_of("producer"))
     store = JobStore(settings)
-    for words, missing in (
-        ("-hset", "+hset"),
-        ("-set", "+set"),
-        ("-watch", "+watch +unwatch +multi +exec"),
-        ("-evalsha", "+evalsha"),
+    for taken, missing in (
+        (["-hset"], ["+hset"]),
+        (["-set", "-del"], ["+set", "+del"]),
+        (["-watch"], ["+watch +unwatch +multi +exec"]),
+        (["-evalsha"], ["+evalsha"]),
     ):
         with guarded.admin() as admin:
-            admin.execute_command("ACL", "SETUSER", "producer", words)
+            admin.execute_command("ACL", "SETUSER", "producer", *taken)
             found = lacking_rights(Patient(settings, store), ROLES["producer"])
-            admin.execute_command("ACL", "SETUSER", "producer", words.replace("-", "+"))
-            assert found == [missing]
-            assert [key for key in admin.scan_iter() if "doctor" in key] == []
+            left_behind = [key for key in admin.scan_iter() if "doctor" in key]
+            admin.execute_command("ACL", "SETUSER", "producer", *(right.replace("-", "+") for right in taken))
+        assert (found, left_behind) == (missing, [])
     store.close_connections()
 
 
