@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import click
@@ -27,13 +28,22 @@ def dead() -> None:
 
 
 @dead.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON list of results, without requests.")
 @redis_option
-def list_letters(redis_url: str | None) -> None:
+def list_letters(redis_url: str | None, as_json: bool) -> None:
     """Show each dead letter with its model, its attempts and the reason.
 
     \b
     pagefleet dead list
+    pagefleet dead list --json | jq -r '.[].job_id'
     """
+    if as_json:
+        found = [
+            record.result().model_dump(mode="json", exclude={"choices"})
+            for record in _letters(redis_url).all()
+        ]
+        click.echo(json.dumps(found, indent=2))
+        return
     table = Table("job", "model", "given up", "attempts", "reason")
     for record in _letters(redis_url).all():
         ended_at = record.result().ended_at

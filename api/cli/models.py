@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 from rich.table import Table
 
@@ -25,15 +27,20 @@ def models() -> None:
 
 
 @models.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
 @redis_option
-def list_models(redis_url: str | None) -> None:
+def list_models(redis_url: str | None, as_json: bool) -> None:
     """Show each model with its context and its live workers.
 
     \b
     pagefleet models list
+    pagefleet models list --json | jq -r '.[].name'
     """
     with make_client(redis_url) as fleet:
         status = fleet.status()
+    if as_json:
+        click.echo(json.dumps([card.model_dump(mode="json") for card in status.models], indent=2))
+        return
     table = Table("model", "aliases", "context", "dtype", "backend", "workers")
     for card in status.models:
         num_workers = sum(worker.model == card.name for worker in status.workers)

@@ -197,6 +197,12 @@ class TestStatusAndModels:
         assert ghost_line.rstrip(" │┃").endswith("0")
         assert null_line.rstrip(" │┃").endswith("1")
 
+    def test_models_list_as_json(self, url, ghost):
+        assert [card["name"] for card in json.loads(pagefleet("models", "list", "--json").output)] == [
+            "ghost",
+            "null",
+        ]
+
     def test_models_remove(self, url, ghost, fleet):
         job = fleet.generate("Hello", model="ghost")
         refused = pagefleet("models", "remove", "ghost")

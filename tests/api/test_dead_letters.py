@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from click.testing import CliRunner
 
@@ -114,3 +116,12 @@ def test_the_command(store, letters):
     assert store.read(new_id).state is JobState.QUEUED
     assert run("drop", "two") == "dropped two\n"
     assert letters.all() == []
+
+
+def test_the_list_as_json_has_the_reason_and_no_prompt(store):
+    dead_letter(store)
+    done = CliRunner().invoke(dead, ["list", "--json", "--redis-url", store.settings.url])
+    (letter,) = json.loads(done.output)
+    assert (letter["job_id"], letter["state"]) == ("poison", "X")
+    assert "3 workers died" in letter["error"]["message"]
+    assert "a secret" not in done.output
