@@ -259,7 +259,8 @@ class TestChat:
         try:
             self.read_until(terminal, "you\x1b[0m> ")
             os.write(terminal, b"Hi\n")
-            time.sleep(1.0)
+            # Its answer has begun: what comes after the echo.
+            self.read_until(terminal, "Hi\r\n", and_more=True)
             process.send_signal(signal.SIGINT)
             self.read_until(terminal, "you\x1b[0m> ")
             os.write(terminal, b"/exit\n")
@@ -269,9 +270,9 @@ class TestChat:
             process.wait()
             os.close(terminal)
 
-    def read_until(self, terminal, wanted, timeout_s=20.0):
+    def read_until(self, terminal, wanted, timeout_s=20.0, and_more=False):
         seen, deadline = "", time.monotonic() + timeout_s
-        while wanted not in seen:
+        while wanted not in seen or (and_more and seen.endswith(wanted)):
             ready, _, _ = select.select([terminal], [], [], max(0, deadline - time.monotonic()))
             assert ready, f"no {wanted!r} in {seen!r}"
             seen += os.read(terminal, 65536).decode(errors="replace")
