@@ -20,7 +20,7 @@ from pagefleet.api.closing import JobCloser
 from pagefleet.api.errors import FleetError, JobFailed, ProtocolError, RedisUnavailable
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.job_store import JobStore
-from pagefleet.api.messages import WorkerStatus
+from pagefleet.api.messages import JobState, WorkerStatus
 from pagefleet.api.operations import CancelVerdict, StepStatus
 from pagefleet.api.status import num_queued
 from pagefleet.engine import EngineRequest, InvalidRequestError, LLMEngine, SequenceOutput

@@ -91,8 +91,8 @@ def _fits(chosen: WorkerSettings, size: ModelSize, free: int) -> Finding:
 def _kv_bytes(chosen: WorkerSettings, size: ModelSize, left: int) -> int:
     if chosen.num_blocks is not None:
         return chosen.num_blocks * _BLOCK_SIZE * size.kv_bytes_per_token
-    if chosen.kv_memory_bytes is not None:
-        return chosen.kv_memory_bytes
+    if chosen.kv_memory is not None:
+        return chosen.kv_memory
     most = chosen.max_num_seqs * (chosen.max_model_len or size.max_model_len) * size.kv_bytes_per_token
     return max(0, min(int(left * _KV_SHARE), most))
 
