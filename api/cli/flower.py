@@ -36,7 +36,7 @@ def flower(**options: Any) -> None:
     pagefleet flower                                       http://127.0.0.1:5555
     pagefleet flower --address 0.0.0.0 --auth-file users   for others, with a password
     """
-    settings = FlowerSettings.load(**given(options))
+    settings = FlowerSettings.from_files(**given(options))
     users = _read_users(settings.flower_auth_file)
     if not users and not _is_loopback(settings.flower_address):
         raise ConfigurationError(

@@ -39,7 +39,7 @@ def replay(job_id: str, **options: Any) -> None:
     from pagefleet.workers.app import engine_config
     from pagefleet.workers.model_card import make_card
 
-    settings = WorkerSettings.load(**given(options))
+    settings = WorkerSettings.from_files(**given(options))
     record = _read(job_id, settings)
     settings = _as_it_was(record, settings)
     try:

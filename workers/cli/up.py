@@ -56,7 +56,7 @@ def up(
     pagefleet up --workers 2 --model ./my-checkpoint --dtype float32
     pagefleet up --workers 2 --metrics-port 9100 --flower-port 0
     """
-    settings = WorkerSettings.load(redis_url=redis_url, metrics_port=metrics_port)
+    settings = WorkerSettings.from_files(redis_url=redis_url, metrics_port=metrics_port)
     stop = _stop_event()
     with StackGuard(drain_seconds) as guard:
         stack = LocalStack(
@@ -86,7 +86,7 @@ def up(
 
 
 def _add_flower(stack: LocalStack, port: int | None) -> FlowerProcess:
-    flower = FlowerProcess(stack.redis_url, FlowerSettings.load(), port)
+    flower = FlowerProcess(stack.redis_url, FlowerSettings.from_files(), port)
     stack.companions.append(flower)
     return flower
 
