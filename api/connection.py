@@ -106,6 +106,10 @@ def redis_errors(url: str) -> Iterator[None]:
             f"No answer from Redis at {safe_url(url)} ({_reason(error)}); "
             "is it running, and does REDIS_URL name it? `pagefleet up` starts a local one."
         ) from error
+    except redis.InvalidResponse as error:
+        raise RedisUnavailable(
+            f"What answers at {safe_url(url)} is no Redis ({_reason(error)}); look at REDIS_URL."
+        ) from error
     except redis.ResponseError as error:
         if str(error).startswith(_NOT_NOW):
             raise RedisUnavailable(f"Redis at {safe_url(url)} takes no writes: {_reason(error)}.") from error

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -146,6 +149,28 @@ class TestNoServer:
                 os.kill(frozen.pid, signal.SIGCONT)
         assert done.exit_code == 1
         assert done.output.count("wrong    redis") == 1
+
+    def test_something_else_that_answers_is_one_sentence(self, doctor):
+        """A web server, or a proxy between."""
+        with socket.create_server(("127.0.0.1", 0)) as web:
+
+            def serve():
+                with contextlib.suppress(OSError):
+                    while True:
+                        connection, _ = web.accept()
+                        connection.recv(4096)
+                        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                        connection.close()
+
+            threading.Thread(target=serve, daemon=True).start()
+            url = f"redis://127.0.0.1:{web.getsockname()[1]}/0"
+            done = doctor("--redis-url", url)
+            assert done.exit_code == 1
+            assert done.output.count("wrong    ") == 1
+            assert "is no Redis" in done.output
+            status = CliRunner().invoke(main, ["status", "--redis-url", url])
+            assert (status.exit_code, status.output.startswith("Error: What answers at")) == (1, True)
+            web.shutdown(socket.SHUT_RDWR)
 
     def test_a_wrong_password_is_not_called_a_missing_server(self, server_binary, tmp_path):
         with RedisServer(
