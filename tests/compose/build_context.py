@@ -39,7 +39,7 @@ def download_wheels(folder):
     for line in listed.splitlines():
         if not line.startswith("triton"):
             _add(Requirement(line), "", pins)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary", ":all:"]
     command += ["--python-version", PYTHON, "--dest", str(folder), *pins.values()]
     subprocess.run(command, check=True, timeout=300)
 
