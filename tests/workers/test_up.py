@@ -120,6 +120,7 @@ def test_flower_and_metrics_come_with_it_and_nothing_outlives_it(up, tmp_path):
     up.wait()
     _, alive = psutil.wait_procs(children, timeout=60)
     assert alive == []
+    assert up.log_file.read_text().count("Warm shutdown") == 2, "the workers drained"
 
 
 def test_a_port_that_is_taken(tmp_path):
