@@ -158,3 +158,19 @@ def test_a_command_reads_them_and_a_mistake_is_its_error(here):
     done = CliRunner().invoke(main, ["generate", "x"])
     assert done.exit_code == 1
     assert done.output.startswith("Error: pagefleet.toml: there is no setting 'redis_ulr'")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["chat"], ["dead", "list"], ["exporter"], ["flower"], ["generate", "x"], ["health"],
+        ["models", "list"], ["prepare"], ["replay", "x"], ["status"], ["top", "--once"], ["up"], ["worker"],
+    ],
+    ids=lambda arguments: arguments[0],
+)  # fmt: skip
+def test_every_command_reads_the_files(here, arguments):
+    (here / "pagefleet.toml").write_text("redis_ulr = 'x'\n")
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 1, done.output
+    assert "redis_ulr" in done.output
+    assert "pagefleet.toml" in done.output
