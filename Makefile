@@ -62,7 +62,7 @@ imports: $(DEV_STAMP)
 	$(BIN)/lint-imports
 
 # Most tests wait more than they compute; those with a bar on the clock run by themselves afterwards.
-PYTEST_JOBS ?= 2
+PYTEST_JOBS ?= 3
 
 # Debian's Prometheus, unpacked and not installed: the tests of rules and dashboard skip without it.
 prometheus:

@@ -42,7 +42,7 @@ class LiveState(Collector):
         yield _gauge("kv_cache_usage_perc", "KV blocks in use; 1 is all of them.", model, used)
         yield _gauge(
             "kv_cache_waste_perc",
-            "Of the slots in used KV blocks, those without a token.",
+            "Slots without a token in used KV blocks.",
             model,
             stats.kv_waste,
         )

@@ -176,7 +176,7 @@ class TestTheModel:
         assert by_check(model.memory, patient(str(checkpoint)))["memory"].level == level
 
     def test_a_kv_cache_that_settings_make_too_large(self, patient, checkpoint, monkeypatch):
-        monkeypatch.setenv("PAGEFLEET_KV_MEMORY_BYTES", str(2**60))
+        monkeypatch.setenv("PAGEFLEET_KV_MEMORY", str(2**60))
         assert by_check(model.memory, patient(str(checkpoint)))["memory"].level == "wrong"
 
 

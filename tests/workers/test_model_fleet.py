@@ -104,7 +104,7 @@ def test_a_chat_that_the_template_refuses_is_refused_with_its_reason(own_environ
 
 def test_the_demo_runs_without_a_terminal(own_environment):
     done = subprocess.run(
-        [sys.executable, "-m", "pagefleet.api.cli.main", "demo", "--max-tokens", "8"],
+        [sys.executable, "-m", "pagefleet.api.cli.main", "demo", "--max-tokens", "24"],
         capture_output=True,
         text=True,
         timeout=120,

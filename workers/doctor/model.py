@@ -79,9 +79,7 @@ def _fits(chosen: WorkerSettings, size: ModelSize, free: int) -> Finding:
         f"{num_tokens:,} tokens of KV cache"
     )
     if size.weight_bytes + kv_bytes > free:
-        return Finding.wrong(
-            "memory", seen, "free some, set PAGEFLEET_KV_MEMORY_BYTES, or take less of a model"
-        )
+        return Finding.wrong("memory", seen, "free some, set PAGEFLEET_KV_MEMORY, or take less of a model")
     if num_tokens < context:
         seen += f": less than one context of {context:,}"
         return Finding.warning("memory", seen, "lower PAGEFLEET_MAX_MODEL_LEN, or free some")
