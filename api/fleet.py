@@ -128,6 +128,8 @@ def prepare(
     # Wrong fields are the more useful complaint where the model is unknown too: validate first.
     request = build_request({**given, "model": model or "-"})
     card = cards.resolve(model)
+    # Kept with the job: whoever takes it over draws with the same parameters.
+    request = build_request({**card.default_sampling.fill(given), "model": card.name})
     sampling = request.sampling
     if sampling.seed is None:
         sampling = sampling.model_copy(update={"seed": seed})

@@ -6,26 +6,52 @@ nothing of Redis or Celery. Every stored JSON carries ``v``, the protocol versio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal, Self, TypedDict
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import ConfigDict, Field, model_validator
 
 from pagefleet.api.errors import FleetError, error_from_code
 from pagefleet.api.keys import Lane
+from pagefleet.api.sampling import (
+    MAX_RESULT_TOKENS,
+    MAX_SEED,
+    SamplingDefaults,
+    SamplingOptions,
+    SamplingParams,
+)
+from pagefleet.api.wire_model import FIELD_FAULT, StoredModel, WireModel, wrong
+
+__all__ = [
+    "EVENT_KINDS",
+    "FIELD_FAULT",
+    "MAX_RESULT_TOKENS",
+    "MAX_SEED",
+    "MAX_TTL_S",
+    "PROTOCOL_VERSION",
+    "AcceptedEvent",
+    "ChatMessage",
+    "ChoiceResult",
+    "EndedEvent",
+    "ErrorInfo",
+    "Fingerprint",
+    "GenerateRequest",
+    "JobResult",
+    "JobState",
+    "LogEntry",
+    "ModelCard",
+    "SamplingDefaults",
+    "SamplingOptions",
+    "SamplingParams",
+    "StreamEvent",
+    "WorkerStatus",
+    "parse_event",
+    "split_events",
+]
 
 PROTOCOL_VERSION: Final = 1
-MAX_SEED: Final = 2**64 - 1
-MAX_RESULT_TOKENS: Final = 1_000_000
-"""What ``max_tokens`` allows at most, and what a reader accepts."""
-MAX_TOP_K: Final = 2**31 - 1
 MAX_DEADLINE_S: Final = 10.0**9
 MAX_TTL_S: Final = 10**9
-
-FIELD_FAULT: Final = "pagefleet_field"
-"""pydantic's error type for a complaint of a whole model that is one field's fault all the same."""
 
 
 class JobState(StrEnum):
@@ -41,71 +67,6 @@ class JobState(StrEnum):
     @property
     def is_final(self) -> bool:
         return self not in (JobState.QUEUED, JobState.RUNNING)
-
-
-class WireModel(BaseModel):
-    """Frozen, strict, closed: a wrong type or an unknown field is an error, never a guess."""
-
-    # Built at the first use of each model, not at import.
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", defer_build=True)
-
-
-class StoredModel(WireModel):
-    """Written by one version of pagefleet and read by another: unknown fields are newer, not wrong."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    v: int = 1
-    """The protocol version that wrote it; absent means 1, whatever the reader speaks."""
-
-
-class SamplingParams(WireModel):
-    """How tokens are drawn and when a sequence ends. ``temperature=0`` is greedy."""
-
-    max_tokens: int = Field(256, ge=1, le=MAX_RESULT_TOKENS)
-    min_tokens: int = Field(0, ge=0, le=1_000_000)
-    temperature: float = Field(1.0, ge=0.0, le=100.0, allow_inf_nan=False)
-    top_k: int = Field(0, ge=0, le=MAX_TOP_K, description="0: off")
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
-    min_p: float = Field(0.0, ge=0.0, le=1.0)
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="drawn at submit if missing")
-    stop: list[Annotated[str, Field(min_length=1, max_length=1024)]] = Field(
-        default_factory=list, max_length=64
-    )
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list, max_length=1024)
-    include_stop_str_in_output: bool = False
-    ignore_eos: bool = False
-    skip_special_tokens: bool = True
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_stop_string(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and isinstance(data.get("stop"), str):
-            return {**data, "stop": [data["stop"]]}
-        return data
-
-    @model_validator(mode="after")
-    def _min_within_max(self) -> Self:
-        if self.min_tokens > self.max_tokens:
-            raise _wrong("min_tokens", f"{self.min_tokens} is more than max_tokens, {self.max_tokens}")
-        return self
-
-
-class SamplingOptions(TypedDict, total=False):
-    """:class:`SamplingParams` as keyword arguments, for editors and type checkers."""
-
-    max_tokens: int
-    min_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    seed: int | None
-    stop: str | list[str]
-    stop_token_ids: list[int]
-    include_stop_str_in_output: bool
-    ignore_eos: bool
-    skip_special_tokens: bool
 
 
 class ChatMessage(WireModel):
@@ -154,7 +115,7 @@ class GenerateRequest(StoredModel):
                 + (f", not {' and '.join(given)}" if given else "")
             )
         if not getattr(self, given[0]):
-            raise _wrong(given[0], "it is empty")
+            raise wrong(given[0], "it is empty")
         return self
 
 
@@ -302,6 +263,8 @@ class ModelCard(StoredModel):
     aliases: list[str] = Field(default_factory=list)
     max_queue_depth: int = Field(gt=0)
     max_tenant_depth: int = Field(2**31, gt=0)
+    default_sampling: SamplingDefaults = SamplingDefaults()
+    """What the model's own generation_config.json asks for where a request says nothing."""
     fingerprint: Fingerprint
 
 
@@ -331,8 +294,3 @@ class WorkerStatus(StoredModel):
     ttft_p50_s: float | None = Field(None, description="of its last minutes' first tokens, from the submit")
     ttft_p95_s: float | None = None
     fingerprint: Fingerprint | None = None
-
-
-def _wrong(param: str, message: str) -> PydanticCustomError:
-    """A complaint of a whole model that is one field's fault all the same."""
-    return PydanticCustomError(FIELD_FAULT, message, {"param": param})

@@ -59,7 +59,10 @@ def check_fits(request: GenerateRequest, card: ModelCard) -> None:
     if request.prompt_token_ids is not None:
         check_prompt_length(len(request.prompt_token_ids), card, "prompt_token_ids")
         check_vocabulary(request.prompt_token_ids, card, "prompt_token_ids")
-    check_vocabulary(request.sampling.stop_token_ids, card, "stop_token_ids")
+    sampling = request.sampling
+    check_vocabulary(sampling.stop_token_ids, card, "stop_token_ids")
+    check_vocabulary(sampling.allowed_token_ids or [], card, "allowed_token_ids")
+    check_vocabulary(list(sampling.logit_bias), card, "logit_bias")
 
 
 def check_prompt_length(num_prompt_tokens: int, card: ModelCard, param: str = "prompt") -> None:

@@ -69,6 +69,8 @@ class EngineConfig:
     max_model_len: int | None = None
     """Caps the model's own context; None leaves it."""
     enable_prefix_caching: bool = True
+    use_generation_config: bool = True
+    """Whether generation_config.json's sampling parameters stand where a request says nothing."""
     num_threads: int | None = None
     cache_dir: Path | None = None
     """Where converted checkpoints are kept. None: ~/.cache/pagefleet."""

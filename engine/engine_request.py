@@ -10,7 +10,7 @@ from pagefleet.engine.errors import InvalidRequestError
 from pagefleet.engine.executor import ModelInfo
 from pagefleet.engine.sampling_params import SamplingParams
 
-__all__ = ["EngineRequest", "check_prompt_length", "checked_token_ids"]
+__all__ = ["EngineRequest", "check_prompt_length", "check_sampling_token_ids", "checked_token_ids"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +60,9 @@ def check_prompt_length(num_tokens: int, info: ModelInfo) -> None:
             "context_length",
             param,
         )
+
+
+def check_sampling_token_ids(params: SamplingParams, info: ModelInfo) -> None:
+    """Raises InvalidRequestError with code `token_out_of_vocabulary`."""
+    checked_token_ids("allowed_token_ids", params.allowed_token_ids or (), info)
+    checked_token_ids("logit_bias", (token_id for token_id, _ in params.logit_bias), info)

@@ -6,8 +6,9 @@ Nothing here knows torch: an executor is whatever can compute the tokens of a st
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from pagefleet.engine.scheduler import ScheduledSequence
 from pagefleet.engine.tokenizer import Tokenizer
@@ -42,6 +43,8 @@ class ModelInfo:
     block_size: int
     num_blocks: int
     fingerprint: Fingerprint
+    default_sampling: Mapping[str, Any] = field(default_factory=dict)
+    """What the checkpoint's makers recommend for sampling parameters that a request leaves out."""
 
 
 class Executor(ABC):

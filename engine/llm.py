@@ -52,8 +52,9 @@ class LLM:
     ) -> list[RequestOutput]:
         """Completes each prompt, a text or a list of token ids, and returns the results in their order.
 
-        `sampling_params` is one for all or one each. Raises InvalidRequestError for a prompt or a
-        parameter that cannot be served, before anything is computed; ValueError if the numbers differ.
+        `sampling_params` is one for all or one each; None is what the checkpoint recommends. Raises
+        InvalidRequestError for a prompt or a parameter that cannot be served, before anything is computed;
+        ValueError if the numbers differ.
         """
         return self._run([self._token_ids(prompt) for prompt in _as_batch(prompts)], sampling_params)
 
@@ -79,6 +80,8 @@ class LLM:
         prompts: list[Sequence[int]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
     ) -> list[RequestOutput]:
+        if sampling_params is None:
+            sampling_params = SamplingParams(**self.engine.info.default_sampling)
         params = _params_for(prompts, sampling_params)
         requests = [
             EngineRequest(next(self._request_ids), tuple(prompt), one)
@@ -109,10 +112,10 @@ def _as_batch(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
 
 
 def _params_for(
-    prompts: list[Sequence[int]], sampling_params: SamplingParams | Sequence[SamplingParams] | None
+    prompts: list[Sequence[int]], sampling_params: SamplingParams | Sequence[SamplingParams]
 ) -> Sequence[SamplingParams]:
-    if sampling_params is None or isinstance(sampling_params, SamplingParams):
-        return [sampling_params or SamplingParams()] * len(prompts)
+    if isinstance(sampling_params, SamplingParams):
+        return [sampling_params] * len(prompts)
     if len(sampling_params) != len(prompts):
         raise ValueError(
             f"There are {len(prompts)} prompts and {len(sampling_params)} sampling_params; give one each."

@@ -9,12 +9,19 @@ import logging
 import secrets
 import time
 
+from pagefleet.engine.bad_words import bad_word_token_ids
 from pagefleet.engine.block_manager import BlockManager
 from pagefleet.engine.config import EngineConfig
 from pagefleet.engine.detokenizer import IncrementalDetokenizer
-from pagefleet.engine.engine_request import EngineRequest, check_prompt_length, checked_token_ids
+from pagefleet.engine.engine_request import (
+    EngineRequest,
+    check_prompt_length,
+    check_sampling_token_ids,
+    checked_token_ids,
+)
 from pagefleet.engine.errors import EngineAsleepError, InvalidRequestError
 from pagefleet.engine.executor import LoadedModel, ModelInfo, Report
+from pagefleet.engine.logit_rules import rules_of
 from pagefleet.engine.outputs import EngineStats, FinishReason, SequenceOutput
 from pagefleet.engine.scheduler import Scheduler, SchedulerOutput
 from pagefleet.engine.sequence import Sequence, SequenceStatus
@@ -44,7 +51,7 @@ class LLMEngine:
         self._block_manager = BlockManager(info.num_blocks, info.block_size, config.enable_prefix_caching)
         self._budget = StepBudget(config.max_num_batched_tokens, config.max_step_s)
         self._scheduler = Scheduler(self._block_manager, config.max_num_seqs, self._budget.num_tokens)
-        self._stop_checker = StopChecker(info.eos_token_ids, info.max_model_len)
+        self._stop_checker = StopChecker(info.eos_token_ids, info.max_model_len, info.vocab_size)
         self._sequences: dict[str, Sequence] = {}
         # Requests whose log had ended before they came; the next step says so.
         self._ended_at_add: dict[str, SequenceOutput] = {}
@@ -236,7 +243,9 @@ class LLMEngine:
         if 0 <= token_id < self._info.vocab_size:
             progress = self._progress(sequence)
         else:
-            progress = _failed("The model gave no usable token: its logits are not numbers.")
+            progress = _failed(
+                "No token could be chosen: the model's logits are not numbers, or the request allows none."
+            )
         if progress.finish_reason is not None:
             self._scheduler.finish(sequence, progress.finish_reason)
             del self._sequences[sequence.request_id]
@@ -256,6 +265,8 @@ class LLMEngine:
 
     def _new_sequence(self, request: EngineRequest, prompt: list[int]) -> Sequence:
         params = request.sampling_params
+        check_sampling_token_ids(params, self._info)
+        bad_words = bad_word_token_ids(params.bad_words, self._tokenizer, self._info.vocab_size)
         return Sequence(
             request_id=request.request_id,
             token_ids=prompt,
@@ -265,6 +276,7 @@ class LLMEngine:
             priority=request.priority,
             cache_salt=request.cache_salt,
             detokenizer=IncrementalDetokenizer(self._tokenizer, params),
+            logit_rules=rules_of(params, len(prompt), bad_words, self._stop_checker.end_token_ids(params)),
         )
 
     def _replay(self, sequence: Sequence, log: list[int]) -> Progress | None:

@@ -5,17 +5,16 @@ Light to import: torch and all that needs it come in with `load`, which says wha
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagefleet.engine.config import EngineConfig
 from pagefleet.engine.errors import ConfigError
 from pagefleet.engine.executor import Fingerprint, LoadedModel, ModelInfo, Report
+from pagefleet.engine.generation_config import default_sampling, read_generation_config
 
 if TYPE_CHECKING:
     import torch
@@ -64,14 +63,16 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
     with stages.time("kv_cache"):
         num_blocks = num_kv_blocks(runner, config, max_model_len, spare)
         runner.allocate_kv_cache(num_blocks, config.block_size)
+    generation = read_generation_config(checkpoint.folder)
     info = ModelInfo(
         name=checkpoint.name,
         max_model_len=max_model_len,
         vocab_size=runner.model_config.vocab_size,
-        eos_token_ids=_eos_token_ids(checkpoint.folder, checkpoint.config),
+        eos_token_ids=_eos_token_ids(generation, checkpoint.config),
         block_size=config.block_size,
         num_blocks=num_blocks,
         fingerprint=fingerprint,
+        default_sampling=default_sampling(generation) if config.use_generation_config else {},
     )
     return LoadedModel(executor=runner, tokenizer=tokenizer, info=info)
 
@@ -114,10 +115,8 @@ def _dtype(name: str, config: Mapping[str, Any], device: torch.device) -> torch.
     return dtype
 
 
-def _eos_token_ids(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
+def _eos_token_ids(generation: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[int, ...]:
     """generation_config.json knows the chat model's ends of turn; config.json often only the base model's."""
-    path = folder / "generation_config.json"
-    generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     eos = generation.get("eos_token_id", config.get("eos_token_id"))
     if eos is None:
         return ()

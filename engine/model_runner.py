@@ -29,7 +29,7 @@ class ModelRunner(Executor):
         self._source = source
         self._loaded: Decoder | None = source.load()
         self._num_blocks = self._block_size = 0
-        self._sampler = Sampler()
+        self.sampler = Sampler()
 
     @property
     def device(self) -> torch.device:
@@ -62,7 +62,7 @@ class ModelRunner(Executor):
         token_ids: list[int | None] = [None] * len(scheduled)
         if sampling:
             rows = [_sampling_row(scheduled[index]) for index in sampling]
-            for index, token_id in zip(sampling, self._sampler.sample(logits, rows), strict=True):
+            for index, token_id in zip(sampling, self.sampler.sample(logits, rows), strict=True):
                 token_ids[index] = token_id
         return token_ids
 
@@ -73,7 +73,7 @@ class ModelRunner(Executor):
         tokens, blocks = int(lens.sum()), np.zeros((len(lens), int(lens.max())), dtype=np.int64)
         batch = RaggedBatch(np.zeros(tokens, dtype=np.int64), lens, np.zeros_like(lens), blocks)
         logits = self._forward(batch, np.arange(len(lens)))
-        self._sampler.sample(logits, [SamplingRow(SamplingParams(), 0, 0, 0)] * len(lens))
+        self.sampler.sample(logits, [SamplingRow(SamplingParams(), 0, 0, 0)] * len(lens))
 
     def sleep(self) -> None:
         """See `Executor.sleep`."""
@@ -120,4 +120,11 @@ def ragged_batch(scheduled: list[ScheduledSequence]) -> RaggedBatch:
 
 def _sampling_row(entry: ScheduledSequence) -> SamplingRow:
     sequence = entry.sequence
-    return SamplingRow(sequence.sampling_params, sequence.seed, sequence.choice, sequence.num_output_tokens)
+    return SamplingRow(
+        sequence.sampling_params,
+        sequence.seed,
+        sequence.choice,
+        sequence.num_output_tokens,
+        sequence.logit_rules,
+        sequence.token_ids,
+    )

@@ -14,20 +14,29 @@ __all__ = ["MAX_SEED", "SamplingParams"]
 MAX_SEED = 2**64 - 1
 MAX_TOP_K = 2**31 - 1
 """More than any vocabulary has, and still an int32 to the sampler."""
+MAX_PENALTY = 2.0
+"""Presence and frequency, either sign: OpenAI's range, and vLLM's."""
+MAX_REPETITION_PENALTY = 1e6
+"""Anything near it is as good as forbidding; a logit times it is still far from infinity."""
+MAX_BIAS = 100.0
+"""OpenAI's range; as good as forbidding or demanding a token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How the next token is chosen, and when a sequence ends. Keyword arguments only.
 
-    The filters work in this order: temperature, top_k, top_p, min_p. Every field is checked:
-    InvalidRequestError names the one at fault in `param`. `stop` takes one string or any iterable of
-    strings, `stop_token_ids` any iterable of ints; both are kept as tuples.
+    They work in vLLM's order: allowed_token_ids, bad_words, min_tokens, logit_bias, repetition, frequency and
+    presence penalty (exact definitions in logit_edits.py), then temperature, min_p, top_k, top_p, typical_p
+    (token_draw.py). Every field is checked: InvalidRequestError names the one at fault in `param`. `stop` and
+    `bad_words` take one string or any iterable of strings, `stop_token_ids` and `allowed_token_ids` any
+    iterable of ints, `logit_bias` a mapping; all are kept as tuples.
     """
 
     max_tokens: int = 256
     min_tokens: int = 0
-    """Nothing but `max_tokens` and the context ends a sequence with fewer output tokens than this."""
+    """Nothing but `max_tokens` and the context ends a sequence with fewer output tokens than this: until then
+    no end-of-sequence or stop token is chosen, and no stop string ends the text."""
     temperature: float = 1.0
     """0 is greedy: the most likely token, whatever the filters and the seed."""
     top_k: int = 0
@@ -36,6 +45,21 @@ class SamplingParams:
     """Keep the smallest set of most likely tokens whose probabilities reach p. 1: all."""
     min_p: float = 0.0
     """Keep tokens at least this fraction as likely as the most likely one. 0: all."""
+    typical_p: float = 1.0
+    """Keep the tokens whose information is nearest to the distribution's entropy, up to this mass. 1: all."""
+    repetition_penalty: float = 1.0
+    """Divides the positive logits, and multiplies the negative ones, of tokens in the prompt or the
+    output."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens that the output has."""
+    frequency_penalty: float = 0.0
+    """Subtracted once for each time that the output has a token."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Added to the logits of these tokens."""
+    allowed_token_ids: tuple[int, ...] | None = None
+    """No others are chosen. None: all."""
+    bad_words: tuple[str, ...] = ()
+    """Token sequences that the output never holds, each as its word begins a text or follows a blank."""
     seed: int | None = None
     """64 bits, unsigned. None: drawn when the request is added."""
     stop: tuple[str, ...] = ()
@@ -46,25 +70,47 @@ class SamplingParams:
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        # Frozen, so the two fields that are normalised go around __setattr__.
-        object.__setattr__(self, "stop", _as_tuple("stop", self.stop))
-        object.__setattr__(self, "stop_token_ids", _as_tuple("stop_token_ids", self.stop_token_ids))
+        # Frozen, so the fields that are normalised go around __setattr__.
+        for name in ("stop", "stop_token_ids", "bad_words", "allowed_token_ids"):
+            if getattr(self, name) is not None or name != "allowed_token_ids":
+                object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
+        object.__setattr__(self, "logit_bias", _as_pairs("logit_bias", self.logit_bias))
         _check_int("max_tokens", self.max_tokens, minimum=1)
         _check_int("min_tokens", self.min_tokens, minimum=0, maximum=self.max_tokens)
         _check_number("temperature", self.temperature)
         _check_int("top_k", self.top_k, minimum=0, maximum=MAX_TOP_K)
-        _check_number("top_p", self.top_p, maximum=1.0)
-        if self.top_p == 0:
-            raise InvalidRequestError("top_p must be greater than 0 and at most 1.", "invalid_value", "top_p")
+        _check_number("top_p", self.top_p, maximum=1.0, above=True)
         _check_number("min_p", self.min_p, maximum=1.0)
+        _check_number("typical_p", self.typical_p, maximum=1.0, above=True)
+        _check_number(
+            "repetition_penalty", self.repetition_penalty, maximum=MAX_REPETITION_PENALTY, above=True
+        )
+        _check_number("presence_penalty", self.presence_penalty, minimum=-MAX_PENALTY, maximum=MAX_PENALTY)
+        _check_number("frequency_penalty", self.frequency_penalty, minimum=-MAX_PENALTY, maximum=MAX_PENALTY)
         if self.seed is not None:
             _check_int("seed", self.seed, minimum=0, maximum=MAX_SEED)
-        for text in self.stop:
-            _check_stop(text)
-        for token_id in self.stop_token_ids:
-            _check_int("stop_token_ids", token_id, minimum=0)
+        self._check_lists()
         for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
             _check_bool(name, getattr(self, name))
+
+    def _check_lists(self) -> None:
+        for text in self.stop:
+            _check_text("stop", text, "it would end every text at once")
+        for text in self.bad_words:
+            _check_text("bad_words", text, "it is no word")
+        for token_id in self.stop_token_ids:
+            _check_int("stop_token_ids", token_id, minimum=0)
+        for token_id in self.allowed_token_ids or ():
+            _check_int("allowed_token_ids", token_id, minimum=0)
+        if self.allowed_token_ids == ():
+            raise InvalidRequestError(
+                "allowed_token_ids must not be empty: no token could be chosen.",
+                "invalid_value",
+                "allowed_token_ids",
+            )
+        for token_id, bias in self.logit_bias:
+            _check_int("logit_bias", token_id, minimum=0)
+            _check_number("logit_bias", bias, minimum=-MAX_BIAS, maximum=MAX_BIAS)
 
 
 def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
@@ -75,6 +121,16 @@ def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
     return tuple(value)
 
 
+def _as_pairs(name: str, value: Any) -> tuple[Any, ...]:
+    """By ascending id, so that the same bias is equal however it was written."""
+    try:
+        return tuple(sorted(dict(value).items()))
+    except (TypeError, ValueError):
+        raise InvalidRequestError(
+            f"{name} must map token ids to numbers, not {value!r}.", "invalid_type", name
+        ) from None
+
+
 def _check_int(name: str, value: Any, *, minimum: int, maximum: int | None = None) -> None:
     # bool is an int to Python; max_tokens=True is a mistake all the same.
     if isinstance(value, bool) or not isinstance(value, int):
@@ -82,12 +138,19 @@ def _check_int(name: str, value: Any, *, minimum: int, maximum: int | None = Non
     _check_range(name, value, minimum, maximum)
 
 
-def _check_number(name: str, value: Any, *, maximum: float | None = None) -> None:
+def _check_number(
+    name: str, value: Any, *, minimum: float = 0, maximum: float | None = None, above: bool = False
+) -> None:
+    """`above`: the minimum itself is refused too."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidRequestError(f"{name} must be a number, not {value!r}.", "invalid_type", name)
     if not math.isfinite(value):
         raise InvalidRequestError(f"{name} must be a finite number, not {value}.", "invalid_value", name)
-    _check_range(name, value, 0, maximum)
+    if above and value <= minimum:
+        raise InvalidRequestError(
+            f"{name} must be greater than {minimum}, not {value}.", "invalid_value", name
+        )
+    _check_range(name, value, minimum, maximum)
 
 
 def _check_range(name: str, value: float, minimum: float, maximum: float | None) -> None:
@@ -97,13 +160,11 @@ def _check_range(name: str, value: float, minimum: float, maximum: float | None)
         raise InvalidRequestError(f"{name} must be at most {maximum}, not {value}.", "invalid_value", name)
 
 
-def _check_stop(text: Any) -> None:
+def _check_text(name: str, text: Any, why: str) -> None:
     if not isinstance(text, str):
-        raise InvalidRequestError(f"stop must hold strings, not {text!r}.", "invalid_type", "stop")
-    if not text:
-        raise InvalidRequestError(
-            "stop must not hold the empty string: it would end every text at once.", "invalid_value", "stop"
-        )
+        raise InvalidRequestError(f"{name} must hold strings, not {text!r}.", "invalid_type", name)
+    if not text.strip() if name == "bad_words" else not text:
+        raise InvalidRequestError(f"{name} must not hold an empty string: {why}.", "invalid_value", name)
 
 
 def _check_bool(name: str, value: Any) -> None:

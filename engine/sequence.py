@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from pagefleet.engine.detokenizer import IncrementalDetokenizer
+from pagefleet.engine.logit_rules import LogitRules
 from pagefleet.engine.outputs import FinishReason
 from pagefleet.engine.sampling_params import SamplingParams
 
@@ -47,6 +48,8 @@ class Sequence:
     """Only sequences with the same salt share blocks of the prefix cache."""
     detokenizer: IncrementalDetokenizer | None = None
     """The text's state; None where nobody reads the text."""
+    logit_rules: LogitRules | None = None
+    """What the parameters do to its logits; None where they do nothing."""
 
     # What the scheduler writes.
     arrival: int = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from pagefleet.engine.outputs import FinishReason
+from pagefleet.engine.sampling_params import SamplingParams
 from pagefleet.engine.sequence import Sequence
 
 __all__ = ["Progress", "StopChecker"]
@@ -24,9 +25,16 @@ class Progress(NamedTuple):
 class StopChecker:
     """One model's rules for the end of a sequence."""
 
-    def __init__(self, eos_token_ids: tuple[int, ...], max_model_len: int) -> None:
+    def __init__(self, eos_token_ids: tuple[int, ...], max_model_len: int, vocab_size: int) -> None:
         self._eos_token_ids = frozenset(eos_token_ids)
+        self._vocab_size = vocab_size
         self._max_model_len = max_model_len
+
+    def end_token_ids(self, params: SamplingParams) -> list[int]:
+        """What must not be chosen before `min_tokens`: the ends of sequence, also where `ignore_eos` passes
+        over them (as vLLM does), and the request's own stop tokens."""
+        ends = self._eos_token_ids.union(params.stop_token_ids)
+        return sorted(token_id for token_id in ends if token_id < self._vocab_size)
 
     def check(self, sequence: Sequence) -> Progress:
         """Take the token that was appended last; to be called once for each output token, in order."""

@@ -63,6 +63,7 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         dtype=settings.dtype,
         device=settings.device,
         backend=settings.backend,
+        use_generation_config=settings.use_generation_config,
         num_blocks=settings.num_blocks,
         kv_memory_bytes=settings.kv_memory,
         max_num_seqs=settings.max_num_seqs,

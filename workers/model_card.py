@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pagefleet.api.messages import Fingerprint, ModelCard
+from pagefleet.api.messages import Fingerprint, ModelCard, SamplingDefaults
 from pagefleet.engine import LLMEngine
 from pagefleet.workers.settings import WorkerSettings
 
@@ -24,5 +24,6 @@ def make_card(settings: WorkerSettings, engine: LLMEngine) -> ModelCard:
         aliases=[alias for alias in aliases if alias != settings.name],
         max_queue_depth=settings.max_queue_depth,
         max_tenant_depth=settings.max_tenant_depth,
+        default_sampling=SamplingDefaults(**info.default_sampling),
         fingerprint=fingerprint,
     )

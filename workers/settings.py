@@ -34,6 +34,10 @@ class WorkerSettings(FleetSettings):
         "auto", description="what is computed in; auto: as the checkpoint and the device like it"
     )
     device: str = Field("cpu", description="cpu or cuda, as torch calls it")
+    use_generation_config: bool = Field(
+        True,
+        description="the checkpoint's generation_config.json gives what a request leaves out",
+    )
     num_threads: int | None = Field(None, gt=0, description="by default the host's cores")
     cache_dir: Path | None = Field(None, description="converted checkpoints; by default ~/.cache/pagefleet")
 

@@ -31,7 +31,7 @@ def sampling_options(command: F) -> F:
             help="Name or alias; not needed where there is only one.",
         ),
         click.option("--max-tokens", type=int, help="Tokens to generate at most.  [default: 256]"),
-        click.option("--temperature", type=float, help="0 is greedy.  [default: 1.0]"),
+        click.option("--temperature", type=float, help="0 is greedy.  [default: the model's, else 1.0]"),
         click.option("--top-p", type=float, help="Draw from the likeliest tokens that make up this share."),
         click.option("--top-k", type=int, help="Draw from so many likeliest tokens.  [default: all]"),
         click.option("--seed", type=int, help="The same seed gives the same tokens."),

@@ -283,7 +283,13 @@ class TestTheEngineAgrees:
         assert list(SamplingParams.model_fields) == list(EngineSamplingParams.__dataclass_fields__)
         for name in SamplingParams.model_fields:
             value = getattr(wire, name)
-            assert (tuple(value) if isinstance(value, list) else value) == getattr(engine, name), name
+            as_engine = tuple(value) if isinstance(value, list | dict) else value
+            assert as_engine == getattr(engine, name), name
+
+    def test_a_bias_may_come_with_the_keys_that_json_has(self):
+        built = build(logit_bias={"50256": -100, 7: 0.5})
+        assert built.sampling.logit_bias == {50256: -100.0, 7: 0.5}
+        assert messages.GenerateRequest.model_validate_json(built.model_dump_json()) == built
 
     def test_the_keyword_arguments_are_the_fields(self):
         assert list(messages.SamplingOptions.__annotations__) == list(SamplingParams.model_fields)
@@ -320,6 +326,33 @@ class TestTheEngineAgrees:
             ("min_p", 1.0, True),
             ("min_p", -0.1, False),
             ("min_p", 1.1, False),
+            ("typical_p", 0, False),
+            ("typical_p", 1, True),
+            ("typical_p", 1.1, False),
+            ("repetition_penalty", 0.0, False),
+            ("repetition_penalty", 1e6, True),
+            ("repetition_penalty", 1.1e6, False),
+            ("repetition_penalty", NAN, False),
+            ("presence_penalty", -2, True),
+            ("presence_penalty", -2.01, False),
+            ("presence_penalty", INFINITY, False),
+            ("frequency_penalty", 2.0, True),
+            ("frequency_penalty", 2.01, False),
+            ("logit_bias", {5: 100, 6: -100.0}, True),
+            ("logit_bias", {5: 100.1}, False),
+            ("logit_bias", {-5: 1.0}, False),
+            ("logit_bias", {"five": 1.0}, False),
+            ("logit_bias", {5: NAN}, False),
+            ("logit_bias", 5, False),
+            ("allowed_token_ids", None, True),
+            ("allowed_token_ids", [0], True),
+            ("allowed_token_ids", [], False),
+            ("allowed_token_ids", [-1], False),
+            ("bad_words", "x", True),
+            ("bad_words", ["x y"], True),
+            ("bad_words", [" "], False),
+            ("bad_words", [""], False),
+            ("bad_words", [1], False),
             ("seed", None, True),
             ("seed", 0, True),
             ("seed", -1, False),
@@ -359,6 +392,10 @@ class TestTheEngineAgrees:
             ("stop", ["x"] * 65),
             ("stop", ["x" * 1025]),
             ("stop_token_ids", [1] * 1025),
+            ("logit_bias", dict.fromkeys(range(1025), 1.0)),
+            ("allowed_token_ids", [1] * 1_000_001),
+            ("bad_words", ["x"] * 257),
+            ("bad_words", ["x" * 1025]),
             ("stop", ("x",)),
         ):
             EngineSamplingParams(**{name: value})

@@ -6,7 +6,7 @@ import pytest
 
 from pagefleet.api.errors import ContextTooLong, InvalidRequest, UnknownModel
 from pagefleet.api.fleet import prepare
-from pagefleet.api.messages import Fingerprint, ModelCard
+from pagefleet.api.messages import Fingerprint, ModelCard, SamplingDefaults
 from pagefleet.api.model_cards import CardIndex, check_fits, check_prompt_length
 from pagefleet.api.requests import build_request
 
@@ -97,3 +97,27 @@ def test_the_default_of_max_tokens_fits_a_short_context():
     assert prepared.request.sampling.max_tokens == 100
     with pytest.raises(InvalidRequest, match="context of short"):
         prepare(CardIndex([short]), None, {"prompt": "x", "max_tokens": 101}, 1)
+
+
+def test_a_models_own_defaults_stand_where_a_request_says_nothing():
+    """Given a card with defaults, they fill what is missing, never what was said; the job keeps them."""
+    recommended = SamplingDefaults(temperature=0.6, top_p=0.95, max_tokens=7)
+    index = CardIndex([card().model_copy(update={"default_sampling": recommended})])
+    sampling = prepare(index, None, {"prompt": "x", "top_p": 1.0, "top_k": 5}, 1).request.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens) == (0.6, 1.0, 5, 7)
+    bounded = prepare(CardIndex([card()]), None, {"prompt": "x"}, 1).request.sampling
+    assert (bounded.temperature, bounded.max_tokens) == (1.0, 16)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"allowed_token_ids": [1, 100]}, "allowed_token_ids"),
+        ({"logit_bias": {"100": 1.0}}, "logit_bias"),
+        ({"stop_token_ids": [100]}, "stop_token_ids"),
+    ],
+)
+def test_token_ids_of_parameters_are_checked_against_the_vocabulary(fields, param):
+    with pytest.raises(InvalidRequest, match="token id 100 is outside") as raised:
+        check_fits(request(prompt="x", **fields), card(vocab_size=100))
+    assert raised.value.param == param

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,58 +12,182 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pagefleet.engine.logit_rules import rules_of
 from pagefleet.engine.philox import philox4x32, uniforms
-from pagefleet.engine.sampler import Sampler, SamplingRow, _invert
+from pagefleet.engine.row_sums import invert, invert_blocks
+from pagefleet.engine.sampler import Sampler, SamplingRow
 from pagefleet.engine.sampling_params import SamplingParams
 
+NUM_PROMPT = 3
+BAD_WORDS = [(5,), (1, 2), (2, 1, 7)]
+END_IDS = [0, 9]
 
-def row(seed: int = 0, choice: int = 0, position: int = 0, **params: float) -> SamplingRow:
-    return SamplingRow(SamplingParams(**params), seed, choice, position)
+
+def row(
+    seed: int = 0,
+    choice: int = 0,
+    position: int = 0,
+    tokens: Sequence[int] = (),
+    has_bad_words: bool = False,
+    **params: Any,
+) -> SamplingRow:
+    """`tokens`: as many as NUM_PROMPT and `position` say; nothing where no rule looks at them."""
+    made = SamplingParams(**params)
+    rules = rules_of(made, NUM_PROMPT, BAD_WORDS if has_bad_words else [], END_IDS)
+    return SamplingRow(made, seed, choice, position, rules, list(tokens))
 
 
-def stated(logits: np.ndarray, row: SamplingRow) -> int:
-    """The definition, one row at a time, with Python's own arithmetic."""
-    params = row.params
-    ranking = sorted(range(len(logits)), key=lambda token_id: (-logits[token_id], token_id))
-    if params.temperature == 0:
-        return ranking[0]
-    weights = [math.exp((float(x) - float(logits.max())) / params.temperature) for x in logits]
-    kept = ranking[: params.top_k or None]
+def stated_logits(
+    logits: np.ndarray, params: SamplingParams, tokens: list[int], bad_words: bool
+) -> np.ndarray:
+    """The definition of what is done to the logits, one token at a time."""
+    prompt, output = tokens[:NUM_PROMPT], tokens[NUM_PROMPT:]
+    x = logits.astype(np.float64)
+    bias = dict(params.logit_bias)
+    for t in range(len(x)):
+        if params.allowed_token_ids is not None and t not in params.allowed_token_ids:
+            x[t] = -np.inf
+        if len(output) < params.min_tokens and t in END_IDS:
+            x[t] = -np.inf
+        if bad_words and any((*output, t)[-len(word) :] == word for word in BAD_WORDS):
+            x[t] = -np.inf
+        x[t] += bias.get(t, 0.0)
+        if t in prompt or t in output:
+            x[t] = x[t] / params.repetition_penalty if x[t] > 0 else x[t] * params.repetition_penalty
+        x[t] -= params.frequency_penalty * output.count(t) + params.presence_penalty * (t in output)
+    return x
+
+
+def stated_filter(logits: np.ndarray, params: SamplingParams) -> np.ndarray:
+    """What the filters leave of exp((x - max) / temperature), with Python's own arithmetic."""
+    log_weights = [(float(x) - float(logits.max())) / params.temperature for x in logits]
+    weights = [math.exp(x) for x in log_weights]
+    kept = sorted(range(len(logits)), key=lambda t: (-logits[t], t))
+    kept = [t for t in kept if weights[t] >= params.min_p and weights[t] > 0][: params.top_k or None]
     if params.top_p < 1:
-        whole, mass, cut = math.fsum(weights[i] for i in kept), 0.0, 0
-        while cut < len(kept) and mass < params.top_p * whole:
-            mass += weights[kept[cut]]
-            cut += 1
-        kept = kept[:cut]
-    kept = sorted(i for i in kept if weights[i] >= params.min_p * max(weights))
-    target = uniforms([row.seed], [row.choice], [row.position])[0] * math.fsum(weights[i] for i in kept)
-    mass = 0.0
-    for token_id in kept:
-        mass += weights[token_id]
-        if mass > target:
-            return token_id
-    raise AssertionError(target)
+        kept = prefix_of_mass(kept, weights, params.top_p)
+    if params.typical_p < 1:
+        whole = math.fsum(weights[t] for t in kept)
+        log_p = {t: log_weights[t] - math.log(whole) for t in kept}
+        entropy = -math.fsum(math.exp(x) * x for x in log_p.values())
+        # Rounded: equals must stay equal.
+        ranking = sorted(kept, key=lambda t: (round(abs(-log_p[t] - entropy), 9), t))
+        kept = prefix_of_mass(ranking, weights, params.typical_p)
+    result = np.zeros(len(logits))
+    result[kept] = [weights[t] for t in kept]
+    return result
 
 
-rows = st.builds(
-    row,
-    seed=st.integers(0, 2**64 - 1),
-    choice=st.integers(0, 3),
-    position=st.integers(0, 2**20),
-    temperature=st.sampled_from([0.0, 1e-6, 0.3, 1.0, 5.0]),
-    top_k=st.sampled_from([0, 1, 2, 7, 14, 40, 10_000]),
-    top_p=st.sampled_from([1.0, 0.999, 0.9, 0.5, 1e-9]),
-    min_p=st.sampled_from([0.0, 0.0, 0.01, 0.3, 1.0]),
-)
+def prefix_of_mass(ranking: list[int], weights: list[float], share: float) -> list[int]:
+    whole, mass, cut = math.fsum(weights[t] for t in ranking), 0.0, 0
+    while cut < len(ranking) and mass < share * whole:
+        mass += weights[ranking[cut]]
+        cut += 1
+    return ranking[:cut]
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.lists(rows, min_size=1, max_size=6), st.integers(0, 10**6), st.booleans())
-def test_each_row_is_what_the_definition_says(batch, logits_seed, with_ties):
-    """Given any mixture of parameters, every row gets the token that the definition names."""
-    logits = np.random.default_rng(logits_seed).normal(0, 3, (len(batch), 300)).astype(np.float32)
-    if with_ties:
-        logits = (logits / 3).round()
+def stated(logits: np.ndarray, row: SamplingRow, bad_words: bool = False) -> int:
+    """The definition, one row at a time; the vocabulary's size where nothing may be chosen."""
+    logits = stated_logits(logits, row.params, list(row.token_ids), bad_words)
+    if logits.max() == -np.inf:
+        return len(logits)
+    if row.params.temperature == 0:
+        return int(np.argmax(logits))
+    weights = stated_filter(logits, row.params)
+    target = uniforms([row.seed], [row.choice], [row.position])[0] * math.fsum(weights)
+    return int(np.flatnonzero(np.cumsum(weights) > target)[0])
+
+
+filters = {
+    "seed": st.integers(0, 2**64 - 1),
+    "choice": st.integers(0, 3),
+    "temperature": st.sampled_from([0.0, 1e-6, 0.3, 1.0, 5.0]),
+    "top_k": st.sampled_from([0, 0, 1, 2, 7, 14, 40, 10_000]),
+    "top_p": st.sampled_from([1.0, 0.999, 0.9, 0.5, 1e-9]),
+    "min_p": st.sampled_from([0.0, 0.0, 0.01, 0.3, 1.0]),
+    "typical_p": st.sampled_from([1.0, 1.0, 0.95, 0.5, 0.05]),
+}
+rows = st.builds(row, position=st.integers(0, 2**20), **filters)
+
+
+@st.composite
+def ruled_rows(draw):
+    """Rows with every rule there is, and a history that they look at; with or without the test's bad
+    words."""
+    output = draw(st.lists(st.integers(0, 12), max_size=30))
+    tokens = draw(st.lists(st.integers(0, 20), min_size=NUM_PROMPT, max_size=NUM_PROMPT)) + output
+    has_bad_words = draw(st.booleans())
+    penalties = st.sampled_from([0.0, 0.0, 0.5, -0.7, 2.0])
+    some_ids = st.lists(st.integers(0, 30), min_size=1, max_size=12)
+    made = row(
+        position=len(output),
+        tokens=tokens,
+        has_bad_words=has_bad_words,
+        repetition_penalty=draw(st.sampled_from([1.0, 1.0, 1.3, 0.6])),
+        presence_penalty=draw(penalties),
+        frequency_penalty=draw(penalties),
+        logit_bias=draw(st.dictionaries(st.integers(0, 30), st.sampled_from([-100.0, -1.5, 0.25, 100.0]))),
+        allowed_token_ids=draw(st.none() | some_ids),
+        min_tokens=draw(st.sampled_from([0, 0, 5, 20])),
+        **{name: draw(values) for name, values in filters.items()},
+    )
+    return made, has_bad_words
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(ruled_rows(), min_size=1, max_size=6), st.integers(0, 10**6))
+def test_each_row_with_any_rules_is_what_the_definition_says(batch, logits_seed):
+    """Given any mixture of every parameter there is, each row gets the token that the definition names."""
+    logits = np.random.default_rng(logits_seed).normal(0, 3, (len(batch), 300))
+    before = torch.from_numpy(logits.copy())
+    tokens = Sampler(num_candidates=(16,)).sample(before, [each for each, _ in batch])
+    assert tokens == [stated(logits[i], *batch[i]) for i in range(len(batch))]
+    assert torch.equal(before, torch.from_numpy(logits)), "the logits are the caller's"
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(ruled_rows(), min_size=2, max_size=12), st.integers(0, 10**6))
+def test_rules_do_not_depend_on_the_batch_or_on_what_was_counted_before(batch, logits_seed):
+    """In float64, together and alone, from rules that followed the sequence and from rules made just now."""
+    generator = torch.Generator().manual_seed(logits_seed)
+    logits = torch.randn(len(batch), 700, generator=generator, dtype=torch.float64) * 3
+    for each, _ in batch:
+        # As a worker would have asked before, token by token, and with a pause.
+        for end in range(NUM_PROMPT, len(each.token_ids), 3):
+            if each.rules is not None:
+                each.rules.counts(each.token_ids[:end])
+    together = Sampler().sample(logits, [each for each, _ in batch])
+    anew = [
+        each._replace(rules=rules_of(each.params, NUM_PROMPT, BAD_WORDS if bad else [], END_IDS))
+        for each, bad in batch
+    ]
+    assert [Sampler().sample(logits[i : i + 1], [anew[i]])[0] for i in range(len(batch))] == together
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(ruled_rows(), min_size=1, max_size=6), st.integers(0, 10**6), st.integers(1, 299))
+def test_a_bit_mask_comes_before_everything_else(batch, seed, num_allowed):
+    """Given a packed mask, a row chooses as if it were `allowed_token_ids` too; a row of -1 is free."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 3, (len(batch), 301))
+    mask = np.full((len(batch), 10), -1, dtype=np.int32)
+    expected = logits.copy()
+    for index in range(0, len(batch), 2):
+        ids = rng.choice(301, num_allowed, replace=False)
+        bits = np.zeros(320, dtype=np.uint8)
+        bits[ids] = 1
+        mask[index] = np.packbits(bits, bitorder="little").view(np.int32)
+        expected[index] = -np.inf
+        expected[index, ids] = logits[index, ids]
+    tokens = Sampler().sample(torch.from_numpy(logits), [each for each, _ in batch], mask)
+    assert tokens == [stated(expected[i], *batch[i]) for i in range(len(batch))]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(rows, min_size=1, max_size=6), st.integers(0, 10**6))
+def test_equals_are_ranked_by_their_ids(batch, logits_seed):
+    """Given logits with hundreds of equals, every row gets the token that the definition names."""
+    logits = np.random.default_rng(logits_seed).normal(0, 1, (len(batch), 300)).round()
     tokens = Sampler(num_candidates=(16,)).sample(torch.from_numpy(logits), batch)
     assert tokens == [stated(logits[i], batch[i]) for i in range(len(batch))]
 
@@ -95,6 +221,15 @@ def test_a_row_does_not_depend_on_its_batch(batch, logits_seed):
         {"temperature": 1.3, "top_p": 0.8},
         {"temperature": 1.0, "min_p": 0.1},
         {"temperature": 2.0, "top_k": 20, "top_p": 0.9, "min_p": 0.05},
+        {"temperature": 1.5, "typical_p": 0.7},
+        {"temperature": 1.2, "repetition_penalty": 1.8, "presence_penalty": 0.5, "frequency_penalty": -0.4},
+        {"logit_bias": {3: 2.5, 4: -100, 11: -1.0}, "top_p": 0.95},
+        {
+            "temperature": 3.0,
+            "allowed_token_ids": [1, 4, 6, 8, 11, 39],
+            "min_tokens": 20_001,
+            "max_tokens": 20_001,
+        },
     ],
     ids=str,
 )
@@ -102,10 +237,14 @@ def test_draws_have_the_stated_distribution(params):
     """20,000 draws, one a position, against the filtered distribution by chi-square."""
     num_draws, vocab_size = 20_000, 40
     logits = torch.randn(vocab_size, generator=torch.Generator().manual_seed(3)) * 1.5
+    made = row(tokens=[7, 8, 9, 11, 11, 4], **params)
     draws = Sampler().sample(
-        logits.expand(num_draws, -1), [row(seed=7, position=i, **params) for i in range(num_draws)]
+        logits.expand(num_draws, -1), [made._replace(seed=7, position=i) for i in range(num_draws)]
     )
-    expected = filtered(logits.double().numpy(), SamplingParams(**params)) * num_draws
+    weights = stated_filter(
+        stated_logits(logits.numpy(), made.params, list(made.token_ids), False), made.params
+    )
+    expected = weights / weights.sum() * num_draws
     observed = np.bincount(draws, minlength=vocab_size)
     assert observed[expected == 0].sum() == 0, "a token that the filters removed was drawn"
     # Cells that expect less than 5 are pooled, as the test's approximation asks.
@@ -118,18 +257,6 @@ def test_draws_have_the_stated_distribution(params):
     # Wilson and Hilferty's approximation of the 99.9 % quantile.
     bar = freedom * (1 - 2 / (9 * freedom) + 3.09 * math.sqrt(2 / (9 * freedom))) ** 3
     assert statistic < bar, (statistic, bar)
-
-
-def filtered(logits: np.ndarray, params: SamplingParams) -> np.ndarray:
-    weights = np.exp((logits - logits.max()) / params.temperature)
-    order = np.argsort(-logits)
-    kept = order[: params.top_k or None]
-    shares = weights[kept] / weights[kept].sum()
-    kept = kept[np.cumsum(shares) - shares < params.top_p]
-    kept = kept[weights[kept] >= params.min_p * weights.max()]
-    result = np.zeros_like(weights)
-    result[kept] = weights[kept] / weights[kept].sum()
-    return result
 
 
 def test_seed_choice_and_position_each_change_the_draws():
@@ -150,7 +277,7 @@ def test_a_cut_among_equals_keeps_the_first_of_them(vocab_size):
     """Given three logits spread over a vocabulary, top_k cuts among thousands of equals, by ascending id."""
     logits = torch.randint(0, 3, (1, vocab_size), generator=torch.Generator().manual_seed(0)).bfloat16()
     first = torch.nonzero(logits[0] == 2).flatten()[:20].tolist()
-    batch = [row(position=position, top_k=20) for position in range(300)]
+    batch = [row(position=position, top_k=20) for position in range(100)]
     assert set(Sampler().sample(logits.expand(len(batch), -1), batch)) == set(first)
 
 
@@ -159,9 +286,21 @@ def test_greedy_takes_the_first_of_equals():
     assert Sampler().sample(logits, [row(temperature=0.0)]) == [1]
 
 
-def test_a_draw_of_zero_skips_what_the_filters_removed():
-    weights = torch.tensor([[0.0, 0.5, 0.5]], dtype=torch.float64)
-    assert _invert(weights, torch.zeros(1, dtype=torch.float64)).tolist() == [1]
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 1300), st.integers(0, 10**6), st.booleans())
+def test_both_inversions_find_the_first_sum_above(num_tokens, seed, has_holes):
+    """Given weights that are counts, whose sums are exact in any order, both name the same token; and at the
+    ends of the range they name one that weighs something."""
+    rng = np.random.default_rng(seed)
+    weights = rng.integers(0, 2 if has_holes else 9, (7, num_tokens)).astype(np.float64)
+    weights[:, rng.integers(num_tokens)] += 1
+    uniform = np.array([0.0, 2.0**-53, 0.25, 0.5, 0.75, 1 - 2.0**-53, rng.random()])
+    sums = weights.cumsum(axis=1)
+    expected = [int(np.flatnonzero(row > u * row[-1])[0]) for row, u in zip(sums, uniform, strict=True)]
+    for find in (invert, invert_blocks):
+        assert find(torch.from_numpy(weights), torch.from_numpy(uniform)).tolist() == expected
+        found = find(torch.from_numpy(weights).float() / 3, torch.from_numpy(uniform)).tolist()
+        assert all(weights[i, token_id] > 0 for i, token_id in enumerate(found))
 
 
 def test_a_temperature_next_to_nothing_is_greedy():

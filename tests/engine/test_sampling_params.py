@@ -20,13 +20,16 @@ def test_the_defaults_sample_from_the_whole_distribution():
 
 
 def test_lists_become_tuples_and_one_stop_string_becomes_a_tuple():
-    params = SamplingParams(stop="end", stop_token_ids=[1, 2])
+    params = SamplingParams(stop="end", stop_token_ids=[1, 2], logit_bias={5: 1.0})
     assert params.stop == ("end",)
     assert params.stop_token_ids == (1, 2)
     assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
+    assert SamplingParams(bad_words="damn").bad_words == ("damn",)
+    assert SamplingParams(allowed_token_ids=[3, 1]).allowed_token_ids == (3, 1)
+    assert SamplingParams(logit_bias={7: 1, 2: -0.5}) == SamplingParams(logit_bias=((2, -0.5), (7, 1)))
     # Hashable and picklable: it crosses process boundaries.
     assert pickle.loads(pickle.dumps(params)) == params
-    assert len({params, SamplingParams(stop=("end",), stop_token_ids=(1, 2))}) == 1
+    assert len({params, SamplingParams(stop=("end",), stop_token_ids=(1, 2), logit_bias={5: 1})}) == 1
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,11 @@ def test_lists_become_tuples_and_one_stop_string_becomes_a_tuple():
         ("top_p", 1),
         ("top_p", 1e-9),
         ("min_p", 1.0),
+        ("typical_p", 1e-9),
+        ("repetition_penalty", 1e-3),
+        ("repetition_penalty", 1e6),
+        ("presence_penalty", -2),
+        ("frequency_penalty", 2.0),
         ("seed", 0),
         ("seed", 2**64 - 1),
     ],
@@ -67,6 +75,27 @@ def test_the_ends_of_the_ranges_are_fine(param: str, value: Any):
         ("top_p", 1.1, "invalid_value"),
         ("min_p", -0.1, "invalid_value"),
         ("min_p", 1.1, "invalid_value"),
+        ("typical_p", 0.0, "invalid_value"),
+        ("typical_p", 1.1, "invalid_value"),
+        ("repetition_penalty", 0, "invalid_value"),
+        ("repetition_penalty", -1.0, "invalid_value"),
+        ("repetition_penalty", 1.1e6, "invalid_value"),
+        ("repetition_penalty", INFINITY, "invalid_value"),
+        ("presence_penalty", 2.1, "invalid_value"),
+        ("presence_penalty", NAN, "invalid_value"),
+        ("frequency_penalty", -2.1, "invalid_value"),
+        ("frequency_penalty", "1", "invalid_type"),
+        ("logit_bias", {1: 100.5}, "invalid_value"),
+        ("logit_bias", {-1: 1.0}, "invalid_value"),
+        ("logit_bias", {"1": 1.0}, "invalid_type"),
+        ("logit_bias", {1: "much"}, "invalid_type"),
+        ("logit_bias", 5, "invalid_type"),
+        ("allowed_token_ids", [], "invalid_value"),
+        ("allowed_token_ids", [-1], "invalid_value"),
+        ("allowed_token_ids", [1.5], "invalid_type"),
+        ("bad_words", [""], "invalid_value"),
+        ("bad_words", [" "], "invalid_value"),
+        ("bad_words", [1], "invalid_type"),
         ("seed", -1, "invalid_value"),
         ("seed", 2**64, "invalid_value"),
         ("seed", 0.5, "invalid_type"),

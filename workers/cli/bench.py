@@ -27,9 +27,17 @@ from pagefleet.workers.bench.workload import Workload
 @click.option("--rounds", "num_rounds", default=5, show_default=True, help="Alternations.")
 @click.option("--requests", "num_requests", default=64, show_default=True, help="Requests at once.")
 @click.option("--idle", "num_idle", default=15, show_default=True, help="Idle first-token probes.")
+@click.option("--sampling", is_flag=True, help="Measure instead what mixed sampling parameters cost a step.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def bench(
-    model: str, dtype: str, backend: str, num_rounds: int, num_requests: int, num_idle: int, as_json: bool
+    model: str,
+    dtype: str,
+    backend: str,
+    num_rounds: int,
+    num_requests: int,
+    num_idle: int,
+    sampling: bool,
+    as_json: bool,
 ) -> None:
     """Measure the engine in this process and the same load through a fleet, in turn.
 
@@ -47,6 +55,14 @@ def bench(
 
     let_threads_sleep()
     settings = WorkerSettings.from_files(model=model, dtype=dtype, backend=backend)
+    if sampling:
+        from pagefleet.workers.bench.sampling import run_sampling_bench
+
+        figures = run_sampling_bench(
+            engine_config(settings), num_requests=num_requests, num_rounds=num_rounds, progress=_tell
+        )
+        click.echo(json.dumps(figures, indent=2))
+        return
     engine = LLMEngine.from_config(engine_config(settings))
     arguments = ["--model", model, "--dtype", dtype, "--backend", backend]
     with (
@@ -60,9 +76,13 @@ def bench(
             Workload(num_requests=num_requests),
             num_rounds=num_rounds,
             num_idle=num_idle,
-            progress=lambda line: click.echo(line, err=True),
+            progress=_tell,
         )
     click.echo(json.dumps(figures, indent=2) if as_json else _table(figures))
+
+
+def _tell(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _table(figures: dict[str, Any]) -> str:

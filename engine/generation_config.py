@@ -1,0 +1,53 @@
+"""What a checkpoint's generation_config.json says of sampling: its makers' defaults."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pagefleet.engine.errors import InvalidRequestError
+from pagefleet.engine.sampling_params import SamplingParams
+
+__all__ = ["default_sampling", "read_generation_config"]
+
+logger = logging.getLogger(__name__)
+
+_NAMES = {
+    "max_new_tokens": "max_tokens",
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+}
+"""The file's names that count, and ours. (vLLM's choice: `ModelConfig.get_diff_sampling_param`.)"""
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """The file as it is; {} where there is none, or none that can be read."""
+    path = folder / "generation_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        logger.warning("%s is no JSON and is passed over: %s", path, error)
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def default_sampling(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Its sampling parameters under SamplingParams' names; what no request could ask for is passed over."""
+    defaults = {}
+    for theirs, ours in _NAMES.items():
+        value = config.get(theirs)
+        if value is None:
+            continue
+        try:
+            SamplingParams(**{ours: value})
+        except InvalidRequestError as error:
+            logger.warning("generation_config.json: %s is passed over: %s", theirs, error)
+            continue
+        defaults[ours] = value
+    return defaults
