@@ -50,6 +50,8 @@ class AsyncFleetClient:
         detached: bool | None = None,
         tenant: str | None = None,
         result_ttl_s: int | None = None,
+        truncate_prompt_tokens: int | None = None,
+        cache_salt: str | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         **sampling: Unpack[SamplingOptions],
     ) -> AsyncTokenStream:
@@ -64,6 +66,8 @@ class AsyncFleetClient:
             "detached": detached,
             "tenant": tenant,
             "result_ttl_s": result_ttl_s,
+            "truncate_prompt_tokens": truncate_prompt_tokens,
+            "cache_salt": cache_salt,
             **sampling,
         }
         return await self._start(job_id, fields, timeout)
@@ -80,6 +84,8 @@ class AsyncFleetClient:
         detached: bool | None = None,
         tenant: str | None = None,
         result_ttl_s: int | None = None,
+        truncate_prompt_tokens: int | None = None,
+        cache_salt: str | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         **sampling: Unpack[SamplingOptions],
     ) -> AsyncTokenStream:
@@ -93,6 +99,8 @@ class AsyncFleetClient:
             "detached": detached,
             "tenant": tenant,
             "result_ttl_s": result_ttl_s,
+            "truncate_prompt_tokens": truncate_prompt_tokens,
+            "cache_salt": cache_salt,
             **sampling,
         }
         return await self._start(job_id, fields, timeout)

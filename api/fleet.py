@@ -175,6 +175,8 @@ class Fleet(ABC):
         detached: bool | None = None,
         tenant: str | None = None,
         result_ttl_s: int | None = None,
+        truncate_prompt_tokens: int | None = None,
+        cache_salt: str | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         **sampling: Unpack[SamplingOptions],
     ) -> TokenStream:
@@ -192,6 +194,8 @@ class Fleet(ABC):
                 and one of the interactive lane is cancelled after 10 s without its client.
             tenant: on whose behalf; the number of one tenant's open jobs may be limited.
             result_ttl_s: how long the job can be read after its end; by default an hour.
+            truncate_prompt_tokens: only the last so many tokens of the prompt count.
+            cache_salt: the job shares computed prefixes with jobs of the same salt only.
             timeout: seconds without a chunk after which the stream raises ``StreamTimeout``.
             sampling: see :class:`~pagefleet.api.messages.SamplingParams`.
 
@@ -208,6 +212,8 @@ class Fleet(ABC):
             "detached": detached,
             "tenant": tenant,
             "result_ttl_s": result_ttl_s,
+            "truncate_prompt_tokens": truncate_prompt_tokens,
+            "cache_salt": cache_salt,
             **sampling,
         }
         return self._start(job_id, fields, timeout)
@@ -224,6 +230,8 @@ class Fleet(ABC):
         detached: bool | None = None,
         tenant: str | None = None,
         result_ttl_s: int | None = None,
+        truncate_prompt_tokens: int | None = None,
+        cache_salt: str | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         **sampling: Unpack[SamplingOptions],
     ) -> TokenStream:
@@ -237,6 +245,8 @@ class Fleet(ABC):
             "detached": detached,
             "tenant": tenant,
             "result_ttl_s": result_ttl_s,
+            "truncate_prompt_tokens": truncate_prompt_tokens,
+            "cache_salt": cache_salt,
             **sampling,
         }
         return self._start(job_id, fields, timeout)

@@ -98,6 +98,12 @@ class GenerateRequest(StoredModel):
     result_ttl_s: int | None = Field(
         None, gt=0, le=MAX_TTL_S, description="how long it can be read after its end"
     )
+    truncate_prompt_tokens: int | None = Field(
+        None, gt=0, le=MAX_RESULT_TOKENS, description="only the last so many tokens of the prompt count"
+    )
+    cache_salt: str | None = Field(
+        None, min_length=1, max_length=256, description="shares the prefix cache with the same salt only"
+    )
 
     @property
     def lives_alone(self) -> bool:

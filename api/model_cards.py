@@ -57,7 +57,10 @@ def check_fits(request: GenerateRequest, card: ModelCard) -> None:
             param="max_tokens",
         )
     if request.prompt_token_ids is not None:
-        check_prompt_length(len(request.prompt_token_ids), card, "prompt_token_ids")
+        num_tokens = len(request.prompt_token_ids)
+        check_prompt_length(
+            min(num_tokens, request.truncate_prompt_tokens or num_tokens), card, "prompt_token_ids"
+        )
         check_vocabulary(request.prompt_token_ids, card, "prompt_token_ids")
     sampling = request.sampling
     check_vocabulary(sampling.stop_token_ids, card, "stop_token_ids")

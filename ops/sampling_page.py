@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -9,6 +10,7 @@ from annotated_types import Ge, Gt, Le, MaxLen
 from pydantic.fields import FieldInfo
 
 from pagefleet.api.errors import InvalidRequest
+from pagefleet.api.messages import GenerateRequest
 from pagefleet.api.requests import build_request
 from pagefleet.api.sampling import SamplingParams
 
@@ -38,17 +40,23 @@ with the nearest one. Token ids outside of the model's vocabulary, and a `max_to
 
 def page() -> str:
     """The whole page, as Markdown."""
+    request = {name: field for name, field in GenerateRequest.model_fields.items() if field.description}
+    tables = [*_table(SamplingParams.model_fields), "\n## Of the request\n", *_table(request)]
+    return "\n".join([_HEAD, *tables, ""])
+
+
+def _table(fields: Mapping[str, FieldInfo]) -> list[str]:
     rows = ["| parameter | meaning | range | default | error |", "|---|---|---|---|---|"]
-    for name, field in SamplingParams.model_fields.items():
+    for name, field in fields.items():
         cells = (f"`{name}`", _meaning(name, field), _range(field), _default(field), _error(name, field))
         rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    return "\n".join([_HEAD, *rows, ""])
+    return rows
 
 
 def _meaning(name: str, field: FieldInfo) -> str:
     if not field.description:
         raise ValueError(f"the parameter {name} has no description")
-    return field.description
+    return field.description[0].upper() + field.description[1:].rstrip(".") + "."
 
 
 def _range(field: FieldInfo) -> str:
@@ -73,7 +81,7 @@ def _kind(field: FieldInfo) -> str:
         return "token ids to numbers"
     if "list" in text:
         return "strings" if "str" in text else "token ids"
-    kinds = {bool: "true or false", int: "integer", float: "number"}
+    kinds = {bool: "true or false", int: "integer", float: "number", str: "string"}
     return next(kinds[kind] for kind in (field.annotation, *get_args(field.annotation)) if kind in kinds)
 
 
@@ -97,8 +105,8 @@ def _wrong_value(field: FieldInfo) -> Any:
         return {5: 101.0}
     if kind in ("strings", "token ids"):
         return [""] if kind == "strings" else [-1]
-    if kind == "true or false":
-        return "yes"
+    if kind in ("true or false", "string"):
+        return "yes" if kind == "true or false" else ""
     for bound in field.metadata:
         if isinstance(bound, Gt | Ge):
             return bound.gt if isinstance(bound, Gt) else bound.ge - 1

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pagefleet.api.messages import GenerateRequest
 from pagefleet.api.sampling import SamplingParams
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +27,9 @@ def test_the_page_is_what_the_model_says(sampling_page):
 
 def test_every_parameter_has_a_row_with_its_error(sampling_page):
     rows = {line.split("|")[1].strip(): line for line in sampling_page.page().splitlines() if "| `" in line}
-    assert list(rows) == [f"`{name}`" for name in SamplingParams.model_fields]
+    described = [name for name, field in GenerateRequest.model_fields.items() if field.description]
+    assert {"priority", "cache_salt", "truncate_prompt_tokens"} <= set(described)
+    assert list(rows) == [f"`{name}`" for name in (*SamplingParams.model_fields, *described)]
     for name, line in rows.items():
         error = line.replace("\\|", "").split("|")[5].strip()
         assert error.startswith(name.strip("`")), line

@@ -41,6 +41,8 @@ def engine_request(
         raise fleet_error(error) from error
     if not prompt_token_ids:
         raise InvalidRequest("The prompt has no tokens.", param="prompt")
+    if request.truncate_prompt_tokens is not None:
+        prompt_token_ids = prompt_token_ids[-request.truncate_prompt_tokens :]
     check_prompt_length(len(prompt_token_ids), card)
     return EngineRequest(
         request_id=request_id,
@@ -48,6 +50,7 @@ def engine_request(
         sampling_params=SamplingParams(**request.sampling.model_dump()),
         output_token_ids=tuple(log),
         priority=urgency(request),
+        cache_salt=request.cache_salt or "",
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from pagefleet.api.errors import ContextTooLong
 from pagefleet.api.fleet import prepare
 from pagefleet.api.model_cards import CardIndex
 from pagefleet.engine import EngineConfig, LLMEngine, NullOptions, SamplingParams
@@ -62,3 +65,39 @@ def test_the_card_says_what_the_checkpoint_recommends(engine):
     assert type(card).model_validate_json(card.model_dump_json()) == card
     old = card.model_dump(exclude={"default_sampling"})
     assert type(card).model_validate(old).default_sampling.temperature is None
+
+
+def computed(engine, **fields):
+    """What the engine is to compute for these fields of a request."""
+    card = make_card(WorkerSettings(model="null", backend="null"), engine)
+    prepared = prepare(CardIndex([card]), None, fields, seed=1)
+    return engine_request("a", prepared.request, [], engine, card)
+
+
+def test_a_prompt_is_truncated_to_its_last_tokens(engine):
+    """Given text, token ids or messages, the last tokens stay, also of more than the context holds."""
+    max_model_len = engine.info.max_model_len
+    whole = list(computed(engine, prompt="Hello, world").prompt_token_ids)
+    assert computed(engine, prompt="Hello, world", truncate_prompt_tokens=5).prompt_token_ids == whole[-5:]
+    assert computed(engine, prompt="Hello, world", truncate_prompt_tokens=500).prompt_token_ids == whole
+    ids = [1] * max_model_len + [7, 8]
+    assert computed(engine, prompt_token_ids=ids, truncate_prompt_tokens=3).prompt_token_ids == [1, 7, 8]
+    long = "x" * (max_model_len + 5)
+    assert len(computed(engine, prompt=long, truncate_prompt_tokens=9).prompt_token_ids) == 9
+    messages = [{"role": "user", "content": "Hello"}]
+    assert len(computed(engine, messages=messages, truncate_prompt_tokens=4).prompt_token_ids) == 4
+    for fields in ({"prompt": long}, {"prompt_token_ids": ids, "truncate_prompt_tokens": max_model_len}):
+        with pytest.raises(ContextTooLong):
+            computed(engine, **fields)
+
+
+def test_only_jobs_with_the_same_salt_share_computed_blocks(engine):
+    """Given the same prompt four times, one after the other, the salts decide what is found."""
+    found = []
+    for index, salt in enumerate((None, "mine", "mine", None)):
+        request = computed(
+            engine, prompt="The same prompt of more than one block. " * 3, cache_salt=salt, max_tokens=1
+        )
+        engine.add_request(replace(request, request_id=f"salted {index}"))
+        found += [output.num_cached_tokens > 0 for output in engine.step()]
+    assert found == [False, False, True, True]
