@@ -138,9 +138,10 @@ def ruled_rows(draw):
 @given(st.lists(ruled_rows(), min_size=1, max_size=6), st.integers(0, 10**6))
 def test_each_row_with_any_rules_is_what_the_definition_says(batch, logits_seed):
     """Given any mixture of every parameter there is, each row gets the token that the definition names."""
-    logits = np.random.default_rng(logits_seed).normal(0, 3, (len(batch), 300))
+    # Few tokens, so that most of what the rules are about shows.
+    logits = np.random.default_rng(logits_seed).normal(0, 3, (len(batch), 40))
     before = torch.from_numpy(logits.copy())
-    tokens = Sampler(num_candidates=(16,)).sample(before, [each for each, _ in batch])
+    tokens = Sampler(num_candidates=(8,)).sample(before, [each for each, _ in batch])
     assert tokens == [stated(logits[i], *batch[i]) for i in range(len(batch))]
     assert torch.equal(before, torch.from_numpy(logits)), "the logits are the caller's"
 
@@ -237,7 +238,7 @@ def test_draws_have_the_stated_distribution(params):
     """20,000 draws, one a position, against the filtered distribution by chi-square."""
     num_draws, vocab_size = 20_000, 40
     logits = torch.randn(vocab_size, generator=torch.Generator().manual_seed(3)) * 1.5
-    made = row(tokens=[7, 8, 9, 11, 11, 4], **params)
+    made = row(tokens=[7, 8, 9, *range(0, 40, 2), *range(0, 40, 3)], **params)
     draws = Sampler().sample(
         logits.expand(num_draws, -1), [made._replace(seed=7, position=i) for i in range(num_draws)]
     )

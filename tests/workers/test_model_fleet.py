@@ -60,6 +60,15 @@ def test_a_seed_gives_the_same_answer_alone_and_in_company(model_fleet):
         assert all(other.result() for other in others)
 
 
+def test_rules_for_tokens_hold_through_the_fleet(model_fleet):
+    """Given the word that it would say first, it may not; given two tokens, it says no others."""
+    greedy = {"temperature": 0.0, "max_tokens": 8}
+    assert "Paris" in model_fleet.generate(PROMPTS[0], **greedy).text()
+    assert "Paris" not in model_fleet.generate(PROMPTS[0], bad_words="Paris", **greedy).text()
+    limited = model_fleet.generate(PROMPTS[0], allowed_token_ids=[260, 300], max_tokens=8, seed=1).result()
+    assert set(limited.token_ids) == {260, 300}
+
+
 def test_chunks_join_to_the_text_and_utf8_is_never_cut(model_fleet):
     stream = model_fleet.generate("Emoji: 🙂🙃", max_tokens=40, temperature=1.2, seed=3)
     chunks = list(stream)
