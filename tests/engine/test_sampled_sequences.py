@@ -16,6 +16,7 @@ from pagefleet.engine import EngineConfig, EngineRequest, InvalidRequestError, L
 from pagefleet.engine.bad_words import bad_word_token_ids
 from pagefleet.engine.executor import Fingerprint, LoadedModel, ModelInfo
 from pagefleet.engine.generation_config import default_sampling, read_generation_config
+from pagefleet.engine.logit_rules import rules_of
 from pagefleet.engine.outputs import FinishReason
 from pagefleet.engine.tokenizer import ByteTokenizer
 
@@ -136,6 +137,15 @@ def test_bad_words_never_come_to_an_end(tiny):
     assert letters not in [apart[i : i + 2] for i in range(len(apart))]
     assert set(apart) == set(letters)
     assert set(generate(tiny, allowed_token_ids=letters, temperature=5.0, bad_words=["B"])) == {ord("A")}
+
+
+def test_a_bad_word_begins_in_the_output():
+    """Given a prompt that ends as a bad word begins: the prompt is not ours, the word may be completed."""
+    rules = rules_of(SamplingParams(), 2, bad_words=[(1, 2), (1, 1, 3)])
+    assert rules is not None
+    assert rules.forbidden([1, 1]) == []
+    assert rules.forbidden([1, 1, 1]) == [2]
+    assert rules.forbidden([1, 1, 1, 1]) == [2, 3]
 
 
 def test_before_min_tokens_no_end_is_chosen(tiny):

@@ -65,8 +65,9 @@ def test_rules_for_tokens_hold_through_the_fleet(model_fleet):
     greedy = {"temperature": 0.0, "max_tokens": 8}
     assert "Paris" in model_fleet.generate(PROMPTS[0], **greedy).text()
     assert "Paris" not in model_fleet.generate(PROMPTS[0], bad_words="Paris", **greedy).text()
-    limited = model_fleet.generate(PROMPTS[0], allowed_token_ids=[260, 300], max_tokens=8, seed=1).result()
-    assert set(limited.token_ids) == {260, 300}
+    limited = model_fleet.generate(PROMPTS[0], allowed_token_ids=[260, 300], max_tokens=8).result()
+    assert len(limited.token_ids) == 8
+    assert set(limited.token_ids) <= {260, 300}
 
 
 def test_chunks_join_to_the_text_and_utf8_is_never_cut(model_fleet):
