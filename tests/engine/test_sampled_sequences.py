@@ -28,19 +28,16 @@ PROMPT = [1, 5, 9, 40, 41, 42, 43, 44]
 
 @pytest.fixture(scope="module")
 def tiny(tiny_checkpoints: dict[str, Path]) -> LoadedModel:
-    from pagefleet.engine.backends.reference import ReferenceBackend
     from pagefleet.engine.model_runner import ModelRunner
-    from pagefleet.engine.models.registry import load_model
-    from pagefleet.engine.weights import WeightReader
+    from pagefleet.engine.model_source import ModelSource
 
     folder = tiny_checkpoints["llama"]
-    backend = ReferenceBackend(torch.device("cpu"), torch.float64)
-    with torch.inference_mode():
-        model = load_model(read_json(folder / "config.json"), WeightReader(folder), backend)
-        backend.allocate_kv_cache(model.attention, 64, 4)
+    source = ModelSource(folder, read_json(folder / "config.json"), torch.device("cpu"), torch.float64)
+    runner = ModelRunner(source)
+    runner.allocate_kv_cache(64, 4)
     fingerprint = Fingerprint("tiny", "bytes", "float64", "reference", "0")
     info = ModelInfo("tiny", 256, VOCAB_SIZE, (EOS,), 4, 64, fingerprint)
-    return LoadedModel(ModelRunner(model, backend), ByteTokenizer(), info)
+    return LoadedModel(runner, ByteTokenizer(), info)
 
 
 def read_json(path: Path) -> dict[str, Any]:
