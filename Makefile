@@ -9,7 +9,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help demo test check lint types imports pytest prometheus browser screenshots protocol-check bench chaos
-.PHONY: chaos-model soak garbage compose-test clean
+.PHONY: chaos-model soak garbage structured compose-test clean
 
 help:
 	@echo "make demo    a Redis, a worker and a model; sixteen answers at once, live"
@@ -22,6 +22,7 @@ help:
 	@echo "make soak    a steady mixed load for MINUTES=30, and whether anything grows"
 	@echo "make garbage 10,000 bad messages against a real worker"
 	@echo "make screenshots  docs/images again: Flower over the demo model, in a browser (about 2 minutes)"
+	@echo "make structured  what the model writes under 126 JSON schemas, greedy and at temperature 1.5"
 	@echo "make compose-test  the images and compose.yaml on a real container engine (about 5 minutes)"
 	@echo "make clean   remove the environment and build products"
 
@@ -100,6 +101,9 @@ soak: $(STAMP)
 
 garbage: $(DEV_STAMP)
 	PAGEFLEET_GARBAGE_EXAMPLES=10000 $(BIN)/python -m pytest tests/garbage
+
+structured: $(DEV_STAMP)
+	PAGEFLEET_STRUCTURED_SCHEMAS=all $(BIN)/python -m pytest tests/engine/test_structured_corpus.py -s $(PYTEST_ARGS)
 
 # On the engine that answers at DOCKER_HOST; else root on Debian gets one of its own (ops/container-lab.sh).
 compose-test: $(DEV_STAMP)

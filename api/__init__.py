@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     )
     from pagefleet.api.settings import FleetSettings
     from pagefleet.api.stream import Chunk
+    from pagefleet.api.structured_outputs import StructuredOutputs
     from pagefleet.api.token_stream import AsyncTokenStream, TokenStream
 
 __all__ = [
@@ -82,6 +83,7 @@ __all__ = [
     "SamplingParams",
     "StorageFull",
     "StreamTimeout",
+    "StructuredOutputs",
     "TokenStream",
     "UnknownModel",
     "UnknownParameter",
@@ -121,6 +123,7 @@ _HOMES: Final = {
     "SamplingParams": "messages",
     "StorageFull": "errors",
     "StreamTimeout": "errors",
+    "StructuredOutputs": "structured_outputs",
     "TokenStream": "token_stream",
     "UnknownModel": "errors",
     "UnknownParameter": "errors",

@@ -24,6 +24,7 @@ from pagefleet.api.messages import MAX_SEED, ModelCard, SamplingOptions
 from pagefleet.api.settings import FleetSettings
 from pagefleet.api.status import read_status
 from pagefleet.api.stream import StreamState
+from pagefleet.api.structured_outputs import StructuredOptions
 from pagefleet.api.token_stream import AsyncTokenStream
 
 
@@ -52,6 +53,7 @@ class AsyncFleetClient:
         result_ttl_s: int | None = None,
         truncate_prompt_tokens: int | None = None,
         cache_salt: str | None = None,
+        structured_outputs: StructuredOptions | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         **sampling: Unpack[SamplingOptions],
     ) -> AsyncTokenStream:
@@ -68,6 +70,7 @@ class AsyncFleetClient:
             "result_ttl_s": result_ttl_s,
             "truncate_prompt_tokens": truncate_prompt_tokens,
             "cache_salt": cache_salt,
+            "structured_outputs": structured_outputs,
             **sampling,
         }
         return await self._start(job_id, fields, timeout)
@@ -86,6 +89,7 @@ class AsyncFleetClient:
         result_ttl_s: int | None = None,
         truncate_prompt_tokens: int | None = None,
         cache_salt: str | None = None,
+        structured_outputs: StructuredOptions | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         **sampling: Unpack[SamplingOptions],
     ) -> AsyncTokenStream:
@@ -101,6 +105,7 @@ class AsyncFleetClient:
             "result_ttl_s": result_ttl_s,
             "truncate_prompt_tokens": truncate_prompt_tokens,
             "cache_salt": cache_salt,
+            "structured_outputs": structured_outputs,
             **sampling,
         }
         return await self._start(job_id, fields, timeout)

@@ -22,6 +22,7 @@ from pagefleet.api.model_cards import CardIndex, check_fits
 from pagefleet.api.operations import Limits, Submitted
 from pagefleet.api.requests import build_request
 from pagefleet.api.settings import DEFAULT_MAX_REQUEST_BYTES
+from pagefleet.api.structured_outputs import StructuredOptions
 from pagefleet.api.token_stream import TokenStream
 
 JOB_ID: Final = r"^[^\s\x00-\x1f]{1,255}$"
@@ -177,6 +178,7 @@ class Fleet(ABC):
         result_ttl_s: int | None = None,
         truncate_prompt_tokens: int | None = None,
         cache_salt: str | None = None,
+        structured_outputs: StructuredOptions | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         **sampling: Unpack[SamplingOptions],
     ) -> TokenStream:
@@ -196,6 +198,9 @@ class Fleet(ABC):
             result_ttl_s: how long the job can be read after its end; by default an hour.
             truncate_prompt_tokens: only the last so many tokens of the prompt count.
             cache_salt: the job shares computed prefixes with jobs of the same salt only.
+            structured_outputs: what the text must be: one of json_schema, json_object, regex, choice and
+                grammar. A schema that is wrong, impossible or not to be kept ends the job with
+                ``InvalidRequest``.
             timeout: seconds without a chunk after which the stream raises ``StreamTimeout``.
             sampling: see :class:`~pagefleet.api.messages.SamplingParams`.
 
@@ -214,6 +219,7 @@ class Fleet(ABC):
             "result_ttl_s": result_ttl_s,
             "truncate_prompt_tokens": truncate_prompt_tokens,
             "cache_salt": cache_salt,
+            "structured_outputs": structured_outputs,
             **sampling,
         }
         return self._start(job_id, fields, timeout)
@@ -232,6 +238,7 @@ class Fleet(ABC):
         result_ttl_s: int | None = None,
         truncate_prompt_tokens: int | None = None,
         cache_salt: str | None = None,
+        structured_outputs: StructuredOptions | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         **sampling: Unpack[SamplingOptions],
     ) -> TokenStream:
@@ -247,6 +254,7 @@ class Fleet(ABC):
             "result_ttl_s": result_ttl_s,
             "truncate_prompt_tokens": truncate_prompt_tokens,
             "cache_salt": cache_salt,
+            "structured_outputs": structured_outputs,
             **sampling,
         }
         return self._start(job_id, fields, timeout)

@@ -48,6 +48,7 @@ __all__ = [
     "parse_event",
     "split_events",
 ]
+from pagefleet.api.structured_outputs import StructuredOutputs
 
 PROTOCOL_VERSION: Final = 1
 MAX_DEADLINE_S: Final = 10.0**9
@@ -85,6 +86,7 @@ class GenerateRequest(StoredModel):
     prompt_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
     messages: list[ChatMessage] | None = None
     sampling: SamplingParams = SamplingParams()
+    structured_outputs: StructuredOutputs | None = None
     lane: Lane = "interactive"
     priority: int = Field(5, ge=0, le=9, description="9 is the most urgent")
     deadline_s: float | None = Field(

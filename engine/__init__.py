@@ -19,9 +19,11 @@ from pagefleet.engine.errors import (
     UnsafeCheckpointError,
 )
 from pagefleet.engine.executor import Fingerprint, ModelInfo
+from pagefleet.engine.grammar import Grammar
 from pagefleet.engine.llm_engine import LLMEngine
 from pagefleet.engine.outputs import EngineStats, FinishReason, SequenceOutput
 from pagefleet.engine.sampling_params import SamplingParams
+from pagefleet.engine.structured_output import StructuredOutput
 
 if TYPE_CHECKING:
     from pagefleet.engine.llm import LLM
@@ -35,6 +37,7 @@ __all__ = [
     "EngineStats",
     "Fingerprint",
     "FinishReason",
+    "Grammar",
     "InvalidRequestError",
     "LLMEngine",
     "MissingDependencyError",
@@ -43,6 +46,7 @@ __all__ = [
     "NullOptions",
     "SamplingParams",
     "SequenceOutput",
+    "StructuredOutput",
     "UnknownModelError",
     "UnsafeCheckpointError",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from pagefleet.engine.errors import InvalidRequestError
 from pagefleet.engine.executor import ModelInfo
+from pagefleet.engine.grammar import Grammar
 from pagefleet.engine.sampling_params import SamplingParams
 
 __all__ = ["EngineRequest", "check_prompt_length", "check_sampling_token_ids", "checked_token_ids"]
@@ -27,6 +28,8 @@ class EngineRequest:
     output_token_ids: Iterable[int] = ()
     priority: int = 0
     cache_salt: str = ""
+    grammar: Grammar | None = None
+    """What `LLMEngine.compile_grammar` made; the engine takes a copy."""
 
 
 def checked_token_ids(param: str, token_ids: Iterable[int], info: ModelInfo) -> list[int]:

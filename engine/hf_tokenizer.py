@@ -9,13 +9,16 @@ import codecs
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
 from pagefleet.engine.chat_template import ChatTemplate
 from pagefleet.engine.errors import InvalidRequestError, ModelLoadError
 from pagefleet.engine.tokenizer import TokenDecoder, Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 SPECIAL_TOKEN_NAMES = (
     "bos_token",
@@ -36,7 +39,7 @@ class HFTokenizer(Tokenizer):
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / "tokenizer.json"
+        path = self._path = folder / "tokenizer.json"
         try:
             # The file may carry the padding and truncation of somebody's training run.
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
@@ -72,6 +75,11 @@ class HFTokenizer(Tokenizer):
             )
         # The template writes the special tokens itself.
         return self.encode(self._chat_template.render(messages), add_special_tokens=False)
+
+    def for_grammars(self, vocab_size: int, eos_token_ids: Sequence[int]) -> LLTokenizer:
+        from llguidance import LLTokenizer
+
+        return LLTokenizer(str(self._path), n_vocab=vocab_size, eos_token=list(eos_token_ids) or None)
 
     def decoder(self, skip_special_tokens: bool = True) -> TokenDecoder:
         skipped = self._special_ids if skip_special_tokens else frozenset[int]()

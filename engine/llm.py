@@ -16,6 +16,7 @@ from pagefleet.engine.engine_request import EngineRequest
 from pagefleet.engine.llm_engine import LLMEngine
 from pagefleet.engine.outputs import FinishReason, SequenceOutput
 from pagefleet.engine.sampling_params import SamplingParams
+from pagefleet.engine.structured_output import StructuredOutput
 
 Prompt: TypeAlias = str | Sequence[int]
 Conversation: TypeAlias = Sequence[Mapping[str, Any]]
@@ -49,24 +50,28 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        structured_outputs: StructuredOutput | None = None,
     ) -> list[RequestOutput]:
         """Completes each prompt, a text or a list of token ids, and returns the results in their order.
 
-        `sampling_params` is one for all or one each; None is what the checkpoint recommends. Raises
-        InvalidRequestError for a prompt or a parameter that cannot be served, before anything is computed;
-        ValueError if the numbers differ.
+        `sampling_params` is one for all or one each, None what the checkpoint recommends; `structured_outputs`
+        is what every result must be. Raises InvalidRequestError for a prompt or a parameter that cannot be
+        served, before anything is computed; ValueError if the numbers differ.
         """
-        return self._run([self._token_ids(prompt) for prompt in _as_batch(prompts)], sampling_params)
+        token_ids: list[Sequence[int]] = [self._token_ids(prompt) for prompt in _as_batch(prompts)]
+        return self._run(token_ids, sampling_params, structured_outputs)
 
     def chat(
         self,
         conversations: Conversation | Sequence[Conversation],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        structured_outputs: StructuredOutput | None = None,
     ) -> list[RequestOutput]:
         """Answers each conversation, a list of messages {"role": ..., "content": ...}; else as `generate`."""
         single = not conversations or isinstance(conversations[0], Mapping)
         batch: Any = [conversations] if single else conversations
-        return self._run([self.engine.tokenizer.apply_chat_template(chat) for chat in batch], sampling_params)
+        token_ids: list[Sequence[int]] = [self.engine.tokenizer.apply_chat_template(chat) for chat in batch]
+        return self._run(token_ids, sampling_params, structured_outputs)
 
     def close(self) -> None:
         """Gives the model's memory back."""
@@ -79,12 +84,14 @@ class LLM:
         self,
         prompts: list[Sequence[int]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        wanted: StructuredOutput | None,
     ) -> list[RequestOutput]:
         if sampling_params is None:
             sampling_params = SamplingParams(**self.engine.info.default_sampling)
         params = _params_for(prompts, sampling_params)
+        grammar = self.engine.compile_grammar(wanted) if wanted is not None else None
         requests = [
-            EngineRequest(next(self._request_ids), tuple(prompt), one)
+            EngineRequest(next(self._request_ids), tuple(prompt), one, grammar=grammar)
             for prompt, one in zip(prompts, params, strict=True)
         ]
         added: dict[str, list[SequenceOutput]] = {}

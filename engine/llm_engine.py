@@ -21,12 +21,14 @@ from pagefleet.engine.engine_request import (
 )
 from pagefleet.engine.errors import EngineAsleepError, InvalidRequestError
 from pagefleet.engine.executor import LoadedModel, ModelInfo, Report
+from pagefleet.engine.grammar import Grammar, GrammarCompiler
 from pagefleet.engine.logit_rules import rules_of
 from pagefleet.engine.outputs import EngineStats, FinishReason, SequenceOutput
 from pagefleet.engine.scheduler import Scheduler, SchedulerOutput
 from pagefleet.engine.sequence import Sequence, SequenceStatus
 from pagefleet.engine.step_budget import StepBudget
-from pagefleet.engine.stop_checker import Progress, StopChecker
+from pagefleet.engine.stop_checker import Progress, StopChecker, failed
+from pagefleet.engine.structured_output import StructuredOutput
 from pagefleet.engine.tokenizer import Tokenizer
 
 __all__ = ["EngineRequest", "LLMEngine"]
@@ -52,6 +54,7 @@ class LLMEngine:
         self._budget = StepBudget(config.max_num_batched_tokens, config.max_step_s)
         self._scheduler = Scheduler(self._block_manager, config.max_num_seqs, self._budget.num_tokens)
         self._stop_checker = StopChecker(info.eos_token_ids, info.max_model_len, info.vocab_size)
+        self._grammars = GrammarCompiler(self._tokenizer, info.vocab_size, info.eos_token_ids)
         self._sequences: dict[str, Sequence] = {}
         # Requests whose log had ended before they came; the next step says so.
         self._ended_at_add: dict[str, SequenceOutput] = {}
@@ -103,6 +106,19 @@ class LLMEngine:
     def token_budget(self, value: int) -> None:
         self._scheduler.token_budget = value
 
+    def prepare_grammars(self) -> None:
+        """Do now what the first grammar would wait for: a second for 50,000 tokens, in which no other thread
+        runs. Raises MissingDependencyError."""
+        self._grammars.prepare()
+
+    def compile_grammar(self, wanted: StructuredOutput) -> Grammar:
+        """What an EngineRequest takes as `grammar`. From any thread; others run meanwhile.
+
+        Raises InvalidRequestError with code `invalid_grammar` where it is malformed, impossible, or asks for
+        what can't be kept; MissingDependencyError.
+        """
+        return self._grammars.compile(wanted)
+
     def add_request(self, request: EngineRequest) -> None:
         """Put a request in line; it joins the batch at a later step.
 
@@ -123,12 +139,14 @@ class LLMEngine:
         log = checked_token_ids("output_token_ids", request.output_token_ids, self._info)
         check_prompt_length(len(prompt), self._info)
         sequence = self._new_sequence(request, prompt)
+        max_num_tokens = min(len(prompt) + request.sampling_params.max_tokens, self._info.max_model_len)
+        if sequence.grammar is not None:
+            sequence.grammar.limit(max_num_tokens - len(prompt))
         ended = self._replay(sequence, log)
         if ended is not None:
             self._ended_at_add[sequence.request_id] = _output(sequence, (), ended._replace(text=""))
             return
-        max_num_tokens = len(prompt) + request.sampling_params.max_tokens
-        self._scheduler.add(sequence, min(max_num_tokens, self._info.max_model_len))
+        self._scheduler.add(sequence, max_num_tokens)
         self._sequences[sequence.request_id] = sequence
 
     def abort(self, request_id: str) -> bool:
@@ -243,7 +261,7 @@ class LLMEngine:
         if 0 <= token_id < self._info.vocab_size:
             progress = self._progress(sequence)
         else:
-            progress = _failed(
+            progress = failed(
                 "No token could be chosen: the model's logits are not numbers, or the request allows none."
             )
         if progress.finish_reason is not None:
@@ -261,7 +279,7 @@ class LLMEngine:
             # The tokenizer is not ours: what it throws at one sequence's tokens is no reason to
             # take the others of the batch down.
             logger.exception("request %s: its token could not be turned into text", sequence.request_id)
-            return _failed(f"The tokenizer failed on the generated tokens: {error}")
+            return failed(f"The tokenizer failed on the generated tokens: {error}")
 
     def _new_sequence(self, request: EngineRequest, prompt: list[int]) -> Sequence:
         params = request.sampling_params
@@ -277,6 +295,7 @@ class LLMEngine:
             cache_salt=request.cache_salt,
             detokenizer=IncrementalDetokenizer(self._tokenizer, params),
             logit_rules=rules_of(params, len(prompt), bad_words, self._stop_checker.end_token_ids(params)),
+            grammar=request.grammar.copy() if request.grammar is not None else None,
         )
 
     def _replay(self, sequence: Sequence, log: list[int]) -> Progress | None:
@@ -292,10 +311,6 @@ class LLMEngine:
 
 def _is_running(sequence: Sequence) -> bool:
     return sequence.status is SequenceStatus.RUNNING
-
-
-def _failed(sentence: str) -> Progress:
-    return Progress("", FinishReason.ERROR, sentence)
 
 
 def _output(sequence: Sequence, token_ids: tuple[int, ...], progress: Progress) -> SequenceOutput:

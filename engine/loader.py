@@ -46,8 +46,11 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
     dtype = _dtype(config.dtype, checkpoint.config, device)
     with stages.time("tokenizer"):
         tokenizer = HFTokenizer(checkpoint.tokenizer_folder)
+    generation = read_generation_config(checkpoint.folder)
+    eos_token_ids = _eos_token_ids(generation, checkpoint.config)
     with stages.time("weights"):
-        runner = ModelRunner(ModelSource(checkpoint.folder, checkpoint.config, device, dtype))
+        source = ModelSource(checkpoint.folder, checkpoint.config, device, dtype)
+        runner = ModelRunner(source, eos_token_ids)
     with stages.time("fingerprint"):
         fingerprint = Fingerprint(
             weights=fingerprint_weights(checkpoint.folder),
@@ -63,12 +66,11 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
     with stages.time("kv_cache"):
         num_blocks = num_kv_blocks(runner, config, max_model_len, spare)
         runner.allocate_kv_cache(num_blocks, config.block_size)
-    generation = read_generation_config(checkpoint.folder)
     info = ModelInfo(
         name=checkpoint.name,
         max_model_len=max_model_len,
         vocab_size=runner.model_config.vocab_size,
-        eos_token_ids=_eos_token_ids(generation, checkpoint.config),
+        eos_token_ids=eos_token_ids,
         block_size=config.block_size,
         num_blocks=num_blocks,
         fingerprint=fingerprint,

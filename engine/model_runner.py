@@ -17,19 +17,24 @@ from pagefleet.engine.models.decoder import Decoder
 from pagefleet.engine.sampler import Sampler, SamplingRow
 from pagefleet.engine.sampling_params import SamplingParams
 from pagefleet.engine.scheduler import ScheduledSequence
+from pagefleet.engine.token_masks import TokenMasks
 
 
 class ModelRunner(Executor):
     """Loads a decoder and runs it; before the first step its KV cache must be allocated.
 
+    Args:
+        eos_token_ids: what a grammar lets through where it may end.
+
     Raises ModelLoadError.
     """
 
-    def __init__(self, source: ModelSource) -> None:
+    def __init__(self, source: ModelSource, eos_token_ids: tuple[int, ...] = ()) -> None:
         self._source = source
         self._loaded: Decoder | None = source.load()
         self._num_blocks = self._block_size = 0
         self.sampler = Sampler()
+        self._masks = TokenMasks(self.model_config.vocab_size, eos_token_ids)
 
     @property
     def device(self) -> torch.device:
@@ -58,11 +63,14 @@ class ModelRunner(Executor):
             for index, (sequence, num_new_tokens) in enumerate(scheduled)
             if sequence.num_computed_tokens + num_new_tokens == sequence.num_tokens
         ]
+        # Before the forward pass, and beside it.
+        masks = self._masks.start([scheduled[index].sequence for index in sampling])
         logits = self._forward(batch, np.array(sampling, dtype=np.int64))
         token_ids: list[int | None] = [None] * len(scheduled)
         if sampling:
             rows = [_sampling_row(scheduled[index]) for index in sampling]
-            for index, token_id in zip(sampling, self.sampler.sample(logits, rows), strict=True):
+            sampled = self.sampler.sample(logits, rows, masks() if masks is not None else None)
+            for index, token_id in zip(sampling, sampled, strict=True):
                 token_ids[index] = token_id
         return token_ids
 
@@ -86,6 +94,7 @@ class ModelRunner(Executor):
 
     def close(self) -> None:
         """Drops model and cache."""
+        self._masks.close()
         self._loaded = None
 
     @property

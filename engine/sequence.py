@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from pagefleet.engine.detokenizer import IncrementalDetokenizer
+from pagefleet.engine.grammar import Grammar
 from pagefleet.engine.logit_rules import LogitRules
 from pagefleet.engine.outputs import FinishReason
 from pagefleet.engine.sampling_params import SamplingParams
@@ -50,6 +51,8 @@ class Sequence:
     """The text's state; None where nobody reads the text."""
     logit_rules: LogitRules | None = None
     """What the parameters do to its logits; None where they do nothing."""
+    grammar: Grammar | None = None
+    """What may follow the output tokens; None where anything may."""
 
     # What the scheduler writes.
     arrival: int = 0

@@ -10,8 +10,9 @@ from typing import NamedTuple
 from pagefleet.engine.outputs import FinishReason
 from pagefleet.engine.sampling_params import SamplingParams
 from pagefleet.engine.sequence import Sequence
+from pagefleet.engine.wind_down import STOP_REASON
 
-__all__ = ["Progress", "StopChecker"]
+__all__ = ["Progress", "StopChecker", "failed"]
 
 
 class Progress(NamedTuple):
@@ -20,6 +21,11 @@ class Progress(NamedTuple):
     text: str
     finish_reason: FinishReason | None
     stop_reason: str | int | None
+
+
+def failed(sentence: str) -> Progress:
+    """The sequence can't go on."""
+    return Progress("", FinishReason.ERROR, sentence)
 
 
 class StopChecker:
@@ -41,19 +47,28 @@ class StopChecker:
         detokenizer, params = sequence.detokenizer, sequence.sampling_params
         assert detokenizer is not None, sequence.request_id
         token_id = sequence.token_ids[-1]
+        grammar = sequence.grammar
+        if grammar is not None and (error := grammar.accept(token_id)) is not None:
+            return failed(f"The grammar has no place for token {token_id}: {error}.")
         if self._is_stop_token(sequence, token_id):
             text = detokenizer.append(token_id).text if params.include_stop_str_in_output else ""
-            is_eos = token_id in self._eos_token_ids and not params.ignore_eos
+            is_eos = token_id in self._eos_token_ids and (grammar is not None or not params.ignore_eos)
             return Progress(text + detokenizer.flush(), FinishReason.STOP, None if is_eos else token_id)
         text, stop = detokenizer.append(token_id)
         if stop is not None:
             return Progress(text, FinishReason.STOP, stop)
+        if grammar is not None and grammar.is_finished:
+            wound_down = grammar.winds_down(sequence.num_output_tokens - 1)
+            reason = STOP_REASON if wound_down else None
+            return Progress(text + detokenizer.flush(), FinishReason.STOP, reason)
         if self._is_full(sequence):
             return Progress(text + detokenizer.flush(), FinishReason.LENGTH, None)
         return Progress(text, None, None)
 
     def _is_stop_token(self, sequence: Sequence, token_id: int) -> bool:
         params = sequence.sampling_params
+        if sequence.grammar is not None and sequence.grammar.is_finished and token_id in self._eos_token_ids:
+            return True
         if sequence.num_output_tokens < params.min_tokens:
             return False
         is_eos = token_id in self._eos_token_ids and not params.ignore_eos

@@ -8,9 +8,12 @@ from __future__ import annotations
 import codecs
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pagefleet.engine.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 __all__ = ["ByteTokenizer", "TokenDecoder", "Tokenizer"]
 
@@ -48,6 +51,13 @@ class Tokenizer(ABC):
         """The conversation as a prompt that asks for the assistant's next message.
 
         Raises InvalidRequestError with code "chat_template" where the template refuses the messages.
+        """
+
+    @abstractmethod
+    def for_grammars(self, vocab_size: int, eos_token_ids: Sequence[int]) -> LLTokenizer:
+        """The vocabulary as grammar.py's library sees it: what each token spells, and which ones end a text.
+
+        Raises ModuleNotFoundError where the library is not installed.
         """
 
     @abstractmethod
@@ -89,8 +99,28 @@ class ByteTokenizer(Tokenizer):
         lines = [f"{_text_of(message, 'role')}: {_text_of(message, 'content')}\n" for message in messages]
         return self.encode("".join(lines) + "assistant: ")
 
+    def for_grammars(self, vocab_size: int, eos_token_ids: Sequence[int]) -> LLTokenizer:
+        from llguidance import LLTokenizer, TokenizerWrapper
+
+        return LLTokenizer(TokenizerWrapper(_Spelling()), n_vocab=vocab_size, eos_token=list(eos_token_ids))
+
     def decoder(self, skip_special_tokens: bool = True) -> TokenDecoder:
         return _ByteDecoder(skip_special_tokens)
+
+
+class _Spelling:
+    """What llguidance wants to know of a tokenizer that it does not know."""
+
+    bos_token_id = ByteTokenizer.BOS_TOKEN_ID
+    eos_token_id = ByteTokenizer.EOS_TOKEN_ID
+    special_token_ids = tuple(ByteTokenizer.SPECIAL_TOKENS)
+    tokens = tuple(
+        [bytes((byte,)) for byte in range(ByteTokenizer.NUM_BYTES)]
+        + [name.encode() for name in ByteTokenizer.SPECIAL_TOKENS.values()]
+    )
+
+    def __call__(self, text: bytes) -> list[int]:
+        return list(text)
 
 
 class _ByteDecoder(TokenDecoder):

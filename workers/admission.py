@@ -9,6 +9,7 @@ import secrets
 import threading
 import traceback
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Final
 
 from pydantic import ValidationError
@@ -33,10 +34,11 @@ logger = logging.getLogger(__name__)
 
 _MAX_BATCH: Final = 64
 _REFUSED_PAUSE_S: Final = 1.0
+_NUM_COMPILERS: Final = 2
 
 
 class Holder(ABC):
-    """What becomes of claimed jobs; called from the admission's thread."""
+    """What becomes of claimed jobs; called from the admission's threads."""
 
     @abstractmethod
     def hold(self, job: ActiveJob) -> None:
@@ -90,15 +92,24 @@ class Admission:
         self._messages: queue.SimpleQueue[JobMessage | None] = queue.SimpleQueue()
         self._stopping = False
         self._thread = LoopThread("admission", self._run)
+        # Compiling a grammar takes milliseconds, or a second: jobs without one don't wait for it.
+        self._with_grammar: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._compilers = [LoopThread(f"grammar-{n}", self._compile) for n in range(_NUM_COMPILERS)]
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in (self._thread, *self._compilers):
+            thread.start()
 
     def stop(self) -> None:
         """Messages that were not claimed yet stay unacknowledged."""
         self._stopping = True
         self._messages.put(None)
         self._thread.join()
+        # What was claimed reaches the engine or its end first.
+        for _ in self._compilers:
+            self._with_grammar.put(None)
+        for thread in self._compilers:
+            thread.join()
 
     def put(self, message: JobMessage) -> None:
         self._messages.put(message)
@@ -188,7 +199,14 @@ class Admission:
         except FleetError as error:
             self._holder.refuse(job, error)
             return
-        self._prepare(job, request, claim.solo)
+        if request.structured_outputs is None:
+            self._prepare(job, request, claim.solo)
+        else:
+            self._with_grammar.put(functools.partial(self._prepare, job, request, claim.solo))
+
+    def _compile(self) -> None:
+        while (prepare_job := self._with_grammar.get()) is not None:
+            prepare_job()
 
     def _prepare(self, job: ActiveJob, request: GenerateRequest, solo: bool) -> None:
         try:

@@ -111,6 +111,9 @@ def run_worker(settings: WorkerSettings, report: Report) -> int:
     store = JobStore(settings)
     store.cards()
     engine = LLMEngine.from_config(engine_config(settings), report)
+    if settings.backend != "null":
+        # The first request with a grammar would stop every other one meanwhile.
+        engine.prepare_grammars()
     worker_id = new_worker_id(settings.host_name)
     app = make_worker_app(settings, worker_id)
     worker = FleetWorker(settings, worker_id, app, store, engine)

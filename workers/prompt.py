@@ -11,7 +11,14 @@ from pagefleet.api.errors import ContextTooLong, FleetError, InvalidRequest
 from pagefleet.api.keys import LANES
 from pagefleet.api.messages import GenerateRequest, ModelCard
 from pagefleet.api.model_cards import check_fits, check_prompt_length
-from pagefleet.engine import EngineRequest, InvalidRequestError, LLMEngine, SamplingParams
+from pagefleet.engine import (
+    EngineRequest,
+    Grammar,
+    InvalidRequestError,
+    LLMEngine,
+    SamplingParams,
+    StructuredOutput,
+)
 from pagefleet.engine.tokenizer import Tokenizer
 
 
@@ -32,7 +39,8 @@ def engine_request(
     """What the engine is to compute for a job whose log holds ``log`` already.
 
     Raises:
-        FleetError: the prompt is empty or too long, or its chat template refuses it.
+        FleetError: the prompt is empty or too long, its chat template refuses it, or no text can be what
+            ``structured_outputs`` asks for.
     """
     check_fits(request, card)
     try:
@@ -51,7 +59,17 @@ def engine_request(
         output_token_ids=tuple(log),
         priority=urgency(request),
         cache_salt=request.cache_salt or "",
+        grammar=_grammar(request, engine),
     )
+
+
+def _grammar(request: GenerateRequest, engine: LLMEngine) -> Grammar | None:
+    if request.structured_outputs is None:
+        return None
+    try:
+        return engine.compile_grammar(StructuredOutput(**request.structured_outputs.model_dump()))
+    except InvalidRequestError as error:
+        raise fleet_error(error) from error
 
 
 def urgency(request: GenerateRequest) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from pagefleet.api.cli.options import given, make_client, redis_option, sampling_options
+from pagefleet.api.cli.structured import structured_options, structured_outputs
 
 
 @click.command()
@@ -22,6 +23,7 @@ from pagefleet.api.cli.options import given, make_client, redis_option, sampling
 )
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given again.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole result as one JSON object instead.")
+@structured_options
 @redis_option
 def generate(
     prompt: str, redis_url: str | None, as_json: bool, stop: tuple[str, ...], **options: Any
@@ -31,10 +33,12 @@ def generate(
     \b
     pagefleet generate "Once upon a time" --max-tokens 64
     cat article.txt | pagefleet generate - --temperature 0 --json
+    pagefleet generate "A person:" --json-schema person.schema.json --wind-down
     """
     text = sys.stdin.read() if prompt == "-" else prompt
+    structured = structured_outputs(options)
     with make_client(redis_url) as fleet:
-        stream = fleet.generate(text, stop=list(stop), **given(options))
+        stream = fleet.generate(text, stop=list(stop), structured_outputs=structured, **given(options))
         try:
             for chunk in stream:
                 if not as_json:

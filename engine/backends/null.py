@@ -10,11 +10,16 @@ import struct
 import time
 from hashlib import blake2b
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-from pagefleet.engine.config import EngineConfig
+from pagefleet.engine.config import MIN_NULL_VOCAB_SIZE, EngineConfig
 from pagefleet.engine.executor import Executor, Fingerprint, LoadedModel, ModelInfo, Report
 from pagefleet.engine.scheduler import ScheduledSequence
+from pagefleet.engine.sequence import Sequence
 from pagefleet.engine.tokenizer import ByteTokenizer
+
+if TYPE_CHECKING:
+    from pagefleet.engine.token_masks import TokenMasks
 
 __all__ = ["NullExecutor", "load", "null_token"]
 
@@ -25,14 +30,23 @@ NUM_PRINTABLE = 95
 class NullExecutor(Executor):
     """Samples made-up tokens at a fixed cadence."""
 
-    def __init__(self, step_time_s: float, token_time_s: float = 0.0) -> None:
+    def __init__(
+        self, step_time_s: float, token_time_s: float = 0.0, vocab_size: int = MIN_NULL_VOCAB_SIZE
+    ) -> None:
         self._step_time_s = step_time_s
         self._token_time_s = token_time_s
+        self._vocab_size = vocab_size
         self._step_ends_at = 0.0
+        self._masks: TokenMasks | None = None
 
     def execute(self, scheduled: list[ScheduledSequence]) -> list[int | None]:
         self._wait_for_end_of_step(sum(entry.num_new_tokens for entry in scheduled))
-        return [_sample(entry) for entry in scheduled]
+        sampled = [_sample(entry) for entry in scheduled]
+        limited = [index for index, entry in enumerate(scheduled) if entry.sequence.grammar is not None]
+        for index in limited:
+            if (token_id := sampled[index]) is not None:
+                sampled[index] = self._within_grammar(scheduled[index].sequence, token_id)
+        return sampled
 
     def sleep(self) -> None:
         """Nothing to give back."""
@@ -41,7 +55,25 @@ class NullExecutor(Executor):
         """Nothing to load."""
 
     def close(self) -> None:
-        """Nothing to give back."""
+        if self._masks is not None:
+            self._masks.close()
+
+    def _within_grammar(self, sequence: Sequence, token_id: int) -> int:
+        """One of the tokens that may come, by the one that would have come otherwise."""
+        if self._masks is None:
+            # Here, not above: an engine without a model starts without numpy.
+            from pagefleet.engine.token_masks import TokenMasks
+
+            self._masks = TokenMasks(self._vocab_size, (ByteTokenizer.EOS_TOKEN_ID,))
+        packed = self._masks.start([sequence])
+        assert packed is not None
+        allowed = [
+            number * 32 + bit
+            for number, word in enumerate(packed()[0].tolist())
+            for bit in range(32)
+            if word >> bit & 1
+        ]
+        return allowed[token_id % len(allowed)]
 
     def _wait_for_end_of_step(self, num_tokens: int) -> None:
         """Keep the cadence while the host keeps up: its work hides in the step, as beside a real device."""
@@ -79,7 +111,9 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
         ),
     )
     loaded = LoadedModel(
-        NullExecutor(options.step_time_s, options.token_time_s), ByteTokenizer(options.vocab_size), info
+        NullExecutor(options.step_time_s, options.token_time_s, options.vocab_size),
+        ByteTokenizer(options.vocab_size),
+        info,
     )
     if report is not None:
         report("null model", time.monotonic() - started_at)

@@ -5,6 +5,7 @@ Whatever is slow to compute is computed once: a test that needs a reference shar
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,9 @@ import pytest
 from pagefleet.engine.config import EngineConfig
 from pagefleet.engine.executor import LoadedModel
 from pagefleet.engine.llm_engine import LLMEngine
+
+# Tests import their helpers from this folder.
+sys.path.insert(0, str(Path(__file__).parent))
 
 SMOLLM2 = "smollm2-135m-instruct"
 

@@ -1,0 +1,53 @@
+"""The options that say what a text must be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import IO, Any, Final, TypeVar, cast
+
+import click
+
+from pagefleet.api.structured_outputs import StructuredOptions
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+_FILE: Final = click.File()
+
+
+def structured_options(command: F) -> F:
+    options = [
+        click.option("--json-schema", type=_FILE, metavar="FILE", help="Valid JSON of this schema."),
+        click.option("--json-object", is_flag=True, help="A JSON object."),
+        click.option("--regex", metavar="REGEX", help="A text that this matches as a whole."),
+        click.option("--choice", multiple=True, metavar="TEXT", help="One of these texts."),
+        click.option("--grammar", type=_FILE, metavar="FILE", help="A text of this grammar: Lark or EBNF."),
+        click.option("--wind-down", is_flag=True, help="JSON that closes in time rather than being cut off."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def structured_outputs(options: dict[str, Any]) -> StructuredOptions | None:
+    """Takes these options out of a command's; None where none was given."""
+    schema: IO[str] | None = options.pop("json_schema")
+    grammar: IO[str] | None = options.pop("grammar")
+    found = {
+        "json_schema": _read_json(schema) if schema is not None else None,
+        "json_object": options.pop("json_object") or None,
+        "regex": options.pop("regex"),
+        "choice": list(options.pop("choice")) or None,
+        "grammar": grammar.read() if grammar is not None else None,
+        "wind_down": options.pop("wind_down") or None,
+    }
+    given = {name: value for name, value in found.items() if value is not None}
+    return cast(StructuredOptions, given) if given else None
+
+
+def _read_json(file: IO[str]) -> Any:
+    try:
+        return json.load(file)
+    except ValueError as error:
+        raise click.BadParameter(f"{file.name} is not JSON: {error}", param_hint="--json-schema") from None

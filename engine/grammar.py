@@ -1,0 +1,210 @@
+"""From a StructuredOutput to the tokens that may come next: compiled once, followed by each sequence.
+
+The work is llguidance's (ops/decisions has why): an Earley parser over a lexer of derivatives, whose cost
+is bounded by fuel. Nothing here knows tensors, requests or threads but one: compiling lets go of the GIL.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from pagefleet.engine.errors import InvalidRequestError, MissingDependencyError
+from pagefleet.engine.structured_output import PARAM, StructuredOutput
+from pagefleet.engine.tokenizer import Tokenizer
+from pagefleet.engine.wind_down import WindDown, begins_at
+
+if TYPE_CHECKING:
+    import numpy as np
+    from llguidance import LLMatcher, LLTokenizer
+    from numpy.typing import NDArray
+
+__all__ = ["Grammar", "GrammarCompiler"]
+
+JSON_OPTIONS: Final = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+"""A model that may write spaces can write spaces for ever. One, where most people have one, is no trap."""
+MAX_COMPILED: Final = 64
+
+
+class Grammar:
+    """Where one text stands in its grammar. A function of the tokens accepted so far: replaying them into a
+    copy of the fresh grammar restores it."""
+
+    def __init__(self, matcher: LLMatcher, ending: WindDown | None = None) -> None:
+        self.matcher = matcher
+        self._ending = ending
+        self._ends_from: int | None = None
+
+    def copy(self) -> Grammar:
+        """One in the same state that goes its own way."""
+        return Grammar(self.matcher.deep_copy(), self._ending)
+
+    def limit(self, max_output_tokens: int) -> None:
+        """Say how long the text can become."""
+        if self._ending is not None:
+            self._ends_from = begins_at(max_output_tokens)
+
+    def winds_down(self, position: int) -> bool:
+        """Whether the output token at this position serves to bring the text to its end."""
+        return self._ends_from is not None and position >= self._ends_from
+
+    def accept(self, token_id: int) -> str | None:
+        """Take the next token; returns why that was not possible, where it was not."""
+        return None if self.matcher.consume_token(token_id) else self.error or "no reason given"
+
+    @property
+    def is_finished(self) -> bool:
+        """Nothing can follow: the text is complete, or there is an `error`."""
+        return bool(self.matcher.is_stopped())
+
+    @property
+    def error(self) -> str | None:
+        """Why the grammar can't go on, in one sentence without its full stop."""
+        return _sentence(self.matcher.get_error()) if self.matcher.is_error() else None
+
+    def narrow(self, packed: NDArray[np.int32], position: int) -> None:
+        """Take from the mask of the token at this position what would only make the text longer."""
+        if self._ending is not None and self.winds_down(position):
+            self._ending.narrow(packed, self.matcher)
+
+    def allowed_token_ids(self, position: int) -> NDArray[np.int64]:
+        """The ids that may come next, in order."""
+        import numpy as np
+
+        packed = np.frombuffer(self.matcher.compute_bitmask(), dtype=np.int32).copy()
+        self.narrow(packed, position)
+        return np.flatnonzero(np.unpackbits(packed.view(np.uint8), bitorder="little"))
+
+
+class GrammarCompiler:
+    """Compiles for one vocabulary; remembers the latest. Any thread may call it."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._eos_token_ids = eos_token_ids
+        self._vocabulary: LLTokenizer | None = None
+        self._lock = threading.Lock()
+        self._ending: WindDown | None = None
+        self._compiled: OrderedDict[tuple[str, str], LLMatcher] = OrderedDict()
+
+    def prepare(self) -> LLTokenizer:
+        """Make the library's view of the vocabulary, once: a second for 50,000 tokens, holding the GIL."""
+        with self._lock:
+            if self._vocabulary is None:
+                try:
+                    self._vocabulary = self._tokenizer.for_grammars(self._vocab_size, self._eos_token_ids)
+                except ModuleNotFoundError as error:
+                    raise MissingDependencyError("llguidance", "pip install 'pagefleet[worker]'") from error
+            return self._vocabulary
+
+    def compile(self, wanted: StructuredOutput) -> Grammar:
+        """A fresh grammar. Raises InvalidRequestError, code `invalid_grammar`, with the library's reason."""
+        ending = self._winding_down() if wanted.wind_down else None
+        return Grammar(self._matcher(wanted).deep_copy(), ending)
+
+    def _winding_down(self) -> WindDown:
+        vocabulary = self.prepare()
+        with self._lock:
+            if self._ending is None:
+                self._ending = WindDown(vocabulary)
+            return self._ending
+
+    def _matcher(self, wanted: StructuredOutput) -> LLMatcher:
+        """One that nobody feeds with tokens: it is copied."""
+        key = (wanted.kind, wanted.source)
+        with self._lock:
+            known = self._compiled.get(key)
+            if known is not None:
+                self._compiled.move_to_end(key)
+                return known
+        compiled = self._compile(*key)
+        with self._lock:
+            self._compiled[key] = compiled
+            if len(self._compiled) > MAX_COMPILED:
+                self._compiled.popitem(last=False)
+        return compiled
+
+    def _compile(self, kind: str, source: str) -> LLMatcher:
+        vocabulary = self.prepare()
+        from llguidance import LLMatcher, LLParserLimits
+
+        try:
+            text = _NOTATIONS[kind](source)
+        except ValueError as error:
+            raise _refused(kind, _sentence(str(error))) from None
+        limits = LLParserLimits(verbose_errors=False)
+        grammar = Grammar(LLMatcher(vocabulary, text, log_level=0, limits=limits))
+        # A grammar without any text shows itself at the first mask, which also builds most of the lexer.
+        if grammar.error is None:
+            grammar.matcher.compute_bitmask()
+        if grammar.error is not None:
+            raise _refused(kind, grammar.error)
+        return grammar.matcher
+
+
+def _from_schema(source: str) -> str:
+    from llguidance import LLMatcher
+
+    if source.strip() == "false":
+        raise ValueError("Unsatisfiable schema: it is false")
+    # The library's options go into a mapping.
+    source = "{}" if source.strip() == "true" else source
+    return LLMatcher.grammar_from_json_schema(source, defaults=JSON_OPTIONS)  # type: ignore[arg-type]
+
+
+def _from_choice(source: str) -> str:
+    from llguidance import LLMatcher
+
+    choices: Sequence[Any] = json.loads(source)
+    if not choices or not all(isinstance(choice, str) and choice for choice in choices):
+        raise ValueError("it takes texts, at least one, none of them empty")
+    return LLMatcher.grammar_from_lark("start: " + " | ".join(map(_quoted, choices)))
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _from_regex(source: str) -> str:
+    from llguidance import LLMatcher
+
+    return LLMatcher.grammar_from_regex(source)
+
+
+def _from_grammar(source: str) -> str:
+    from llguidance import LLMatcher
+    from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+
+    try:
+        return LLMatcher.grammar_from_lark(any_to_lark(source))
+    except GbnfToLarkError as error:
+        raise ValueError(str(error)) from None
+
+
+_NOTATIONS: Final[dict[str, Callable[[str], str]]] = {
+    "json_schema": _from_schema,
+    "json_object": lambda _source: _from_schema('{"type": "object"}'),
+    "regex": _from_regex,
+    "choice": _from_choice,
+    "grammar": _from_grammar,
+}
+
+
+def _refused(kind: str, reason: str) -> InvalidRequestError:
+    return InvalidRequestError(f"This {kind} can't be used: {reason}.", "invalid_grammar", PARAM)
+
+
+def _sentence(error: str) -> str:
+    """The library's message without its drawings of where the fault is."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    if any("NoExtension" in line for line in lines):
+        return "no text can satisfy it"
+    causes = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    reason = causes[-1] if causes else lines[0] if lines else "no reason given"
+    if len(reason) > 300:
+        reason = reason[:300] + "..."
+    return reason.rstrip(".")

@@ -1,0 +1,110 @@
+"""WindDown: how a JSON text that has come far enough is brought to its end.
+
+A small model can stay in one string or one list for ever, and its text is cut off in the middle. Whoever asks
+for it (`StructuredOutput.wind_down`) gets the last quarter of `max_tokens` kept for closing what is open.
+Knows one mask at a time: it takes away tokens that the grammar allows, never all of them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import chain
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import numpy as np
+    from llguidance import LLMatcher, LLTokenizer
+    from numpy.typing import NDArray
+
+__all__ = ["STOP_REASON", "WindDown", "begins_at"]
+
+STOP_REASON: Final = "wind_down"
+"""Of a text that ended while it was being brought to its end: it might have been longer."""
+
+# Where a letter may come that begins no literal, a string is open.
+_IN_STRING: Final = "[zqZQ]"
+_QUOTE: Final = '"'
+# The first of these that the grammar allows, where no string is open: close; begin (or end) a string, the
+# shortest value that there mostly is; go on to what is still required.
+_PREFERRED: Final = (r"[}\]](?s:.)*", _QUOTE, ", ?")
+# A pattern may keep a string open. What a few of these make possible to end ("@a" in an address, "Z" in a
+# time, ".0.0" in a version) is better than a repetition that has no end of its own.
+_FILLERS: Final = "01aAZSD-_.:/@+T# "
+_MAX_TRIES: Final = 600
+"""Of ten microseconds each."""
+_SCALAR: Final = r"[0-9tfn-](?s:.)*"
+
+
+def begins_at(max_output_tokens: int) -> int:
+    """The position of the first token that is chosen so."""
+    return max_output_tokens - max_output_tokens // 4
+
+
+class WindDown:
+    """For one vocabulary."""
+
+    def __init__(self, vocabulary: LLTokenizer) -> None:
+        self._in_string = _first_tokens(vocabulary, _IN_STRING)
+        self._quote = _first_tokens(vocabulary, _QUOTE)
+        self._preferred = [_first_tokens(vocabulary, regex) for regex in _PREFERRED]
+        self._scalar = _first_tokens(vocabulary, _SCALAR)
+        self._ends = _packed(vocabulary.eos_tokens, len(self._quote))
+        self._quote_id = _ids(self._quote)[0]
+        fillers = chain.from_iterable(_ids(_first_tokens(vocabulary, f"[{each}]")) for each in _FILLERS)
+        self._fillers = list(fillers)
+
+    def narrow(self, packed: NDArray[np.int32], matcher: LLMatcher) -> None:
+        """Leaves of the matcher's mask, in place, what brings the text nearer to its end."""
+        # The library's own masks have a word more where the vocabulary fills its last one.
+        size = len(packed)
+        in_string = (packed & self._in_string[:size]).any()
+        for kind in [self._ends, self._quote] if in_string else [self._ends, *self._preferred]:
+            if (chosen := packed & kind[:size]).any():
+                packed[:] = chosen
+                return
+        token_id = self._filler(matcher)
+        if token_id is not None:
+            packed[:] = _packed([token_id], size)
+        elif (chosen := packed & self._scalar[:size]).any():
+            packed[:] = chosen
+
+    def _filler(self, matcher: LLMatcher) -> int | None:
+        """The first of as few tokens as possible after which a string may end, as far as that is found."""
+        prefixes: deque[list[int]] = deque([[]])
+        num_tries = 0
+        while prefixes and num_tries < _MAX_TRIES:
+            prefix = prefixes.popleft()
+            for filler in self._fillers:
+                tokens = [*prefix, filler]
+                num_valid = matcher.validate_tokens([*tokens, self._quote_id])
+                if num_valid > len(tokens):
+                    return tokens[0]
+                if num_valid == len(tokens):
+                    prefixes.append(tokens)
+            num_tries += len(self._fillers)
+        return None
+
+
+def _first_tokens(vocabulary: LLTokenizer, regex: str) -> NDArray[np.int32]:
+    """The tokens that can begin a text of this kind."""
+    import numpy as np
+    from llguidance import LLMatcher
+
+    matcher = LLMatcher(vocabulary, LLMatcher.grammar_from_regex(regex), log_level=0)
+    assert not matcher.is_error(), matcher.get_error()
+    return np.frombuffer(matcher.compute_bitmask(), dtype=np.int32)
+
+
+def _packed(token_ids: list[int], size: int) -> NDArray[np.int32]:
+    import numpy as np
+
+    bits = np.zeros(size * 32, dtype=np.uint8)
+    bits[token_ids] = 1
+    return np.packbits(bits, bitorder="little").view(np.int32)
+
+
+def _ids(packed: NDArray[np.int32]) -> list[int]:
+    import numpy as np
+
+    ids: list[int] = np.flatnonzero(np.unpackbits(packed.view(np.uint8), bitorder="little")).tolist()
+    return ids

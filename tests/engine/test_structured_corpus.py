@@ -1,0 +1,60 @@
+"""Real-world schemas: what the real model writes under them parses and validates.
+
+``make structured`` sets ``PAGEFLEET_STRUCTURED_SCHEMAS=all``: the model writes under all of them, not a few.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+from structured_corpus import NamedSchema, fault, random_walk, run, schemas
+
+from pagefleet.engine import EngineConfig, LLMEngine, StructuredOutput
+from pagefleet.engine.executor import LoadedModel
+
+ALL = os.environ.get("PAGEFLEET_STRUCTURED_SCHEMAS") == "all"
+FEW = {"gpc", "numbers-only", "enum-unicode", "one-of-tagged", "patterns", "lengths", "tree", "mail"}
+
+
+@pytest.fixture(scope="module")
+def engine(smollm2_float32: LoadedModel, engine_with: Callable[..., LLMEngine]) -> Iterator[LLMEngine]:
+    if not ALL:
+        yield engine_with(smollm2_float32)
+        return
+    # The long run is one batch, in the checkpoint's own dtype.
+    config = EngineConfig(model="smollm2-135m-instruct", num_blocks=6000, max_num_seqs=48, max_step_s=60.0)
+    engine = LLMEngine.from_config(config)
+    yield engine
+    engine.close()
+
+
+def all_schemas() -> list[NamedSchema]:
+    return schemas("real_world") + schemas("hand_made")
+
+
+def test_there_are_a_hundred_real_ones():
+    assert len(schemas("real_world")) >= 100
+    assert len({case.name for case in all_schemas()}) == len(all_schemas()) >= 120
+
+
+def test_any_text_under_any_schema_can_be_ended_and_is_valid(engine: LLMEngine):
+    """No model: random tokens that the grammar allows, then the shortest way out."""
+    faults = {}
+    for name, schema in all_schemas():
+        grammar = engine.compile_grammar(StructuredOutput(json_schema=schema, wind_down=True))
+        token_ids = random_walk(grammar, max_tokens=600, num_free=20)
+        text = engine.tokenizer.decode(token_ids or [])
+        faults[name] = "no end" if token_ids is None else fault(text, schema)
+    assert {name: wrong for name, wrong in faults.items() if wrong} == {}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_what_the_model_writes_is_whole_and_valid(engine: LLMEngine, temperature: float):
+    cases = [case for case in all_schemas() if ALL or case.name in FEW]
+    assert ALL or len(cases) == len(FEW)
+    sampling = {} if ALL else {"max_tokens": 128}
+    outcome = run(engine, cases, temperature=temperature, seed=11, **sampling)
+    print(f"temperature {temperature}, {len(cases)} schemas: {outcome}")  # noqa: T201
+    assert outcome.faults == []
