@@ -5,9 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pagefleet.engine.backends.null import null_token
+
+_SCHEMA: Final = {
+    "type": "array",
+    "minItems": 3,
+    "items": {
+        "anyOf": [{"type": "integer", "maximum": 999}, {"enum": ["red", "green"]}, {"type": "boolean"}]
+    },
+}
 
 
 class Outcome(NamedTuple):
@@ -32,7 +40,7 @@ class Workload:
 
     def requests(self, set_index: int) -> list[dict[str, Any]]:
         """Keyword arguments of ``FleetClient.generate``. Both lanes, all priorities, every second one
-        sampled, every fourth with a stop string."""
+        sampled, every fourth with a stop string, every eighth with a schema."""
         rng = random.Random(f"chaos/{set_index}")
         return [self._request(rng, index) for index in range(self.num_streams)]
 
@@ -47,6 +55,8 @@ class Workload:
             "lane": rng.choice(["interactive", "interactive", "batch"]),
             "priority": rng.randrange(10),
         }
+        if index % 8 == 5:
+            return request | {"structured_outputs": {"json_schema": _SCHEMA, "wind_down": True}}
         return request | {"stop": stop} if index % 4 == 3 else request
 
 
@@ -72,6 +82,8 @@ def null_tokens_are_right(requests: Sequence[dict[str, Any]], outcomes: Sequence
 
     def is_right(request: dict[str, Any], outcome: Outcome) -> bool:
         num_tokens = len(outcome.token_ids)
+        if "structured_outputs" in request:
+            return outcome.text[0] == "[" and (outcome.text[-1] == "]") == (outcome.finish_reason == "stop")
         expected = [null_token(request["seed"], 0, position) for position in range(num_tokens)]
         ended_at_length = outcome.finish_reason == "length" and num_tokens == request["max_tokens"]
         ended_at_stop = outcome.finish_reason == "stop" and "stop" in request

@@ -16,7 +16,7 @@ from pagefleet.engine import EngineRequest, Grammar, LLMEngine, SamplingParams, 
 
 FOLDER = Path(__file__).parents[1] / "data" / "schemas"
 PROMPT = "Write an example of a JSON document for a file of the kind {name!r}."
-MAX_TOKENS = 512
+MAX_TOKENS = 256
 
 
 class NamedSchema(NamedTuple):

@@ -24,7 +24,7 @@ def engine(smollm2_float32: LoadedModel, engine_with: Callable[..., LLMEngine]) 
         yield engine_with(smollm2_float32)
         return
     # The long run is one batch, in the checkpoint's own dtype.
-    config = EngineConfig(model="smollm2-135m-instruct", num_blocks=6000, max_num_seqs=48, max_step_s=60.0)
+    config = EngineConfig(model="smollm2-135m-instruct", num_blocks=8000, max_num_seqs=128, max_step_s=60.0)
     engine = LLMEngine.from_config(config)
     yield engine
     engine.close()

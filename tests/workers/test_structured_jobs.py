@@ -1,0 +1,133 @@
+"""Structured output through the fleet: what the client asks for, what it is refused, and a takeover."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+from click.testing import CliRunner
+from harness import RecordedMessage, leave, make_worker, submit
+
+from pagefleet.api import InvalidRequest
+from pagefleet.api.cli.main import main
+from pagefleet.api.messages import JobState
+from pagefleet.workers import admission
+from pagefleet.workers.engine_loop import wait_until
+
+POINT = {
+    "type": "object",
+    "properties": {name: {"type": "integer", "minimum": 0, "maximum": 99} for name in ("x", "y", "z")},
+    "required": ["x", "y", "z"],
+    "additionalProperties": False,
+}
+COLOURS = ["red", "green", "blue"]
+
+
+class TestThroughTheFleet:
+    def test_json_of_a_schema(self, fleet):
+        result = fleet.generate("A point:", structured_outputs={"json_schema": POINT}).result()
+        assert set(json.loads(result.text)) == {"x", "y", "z"}
+        assert result.finish_reason == "stop"
+
+    def test_a_choice_in_a_chat(self, fleet):
+        chat = [{"role": "user", "content": "Which colour?"}]
+        assert fleet.chat(chat, structured_outputs={"choice": COLOURS}).text() in COLOURS
+
+    def test_the_workers_refusal_names_the_reason(self, fleet):
+        stream = fleet.generate("x", structured_outputs={"json_schema": {"type": "objekt"}})
+        with pytest.raises(InvalidRequest, match=r"^This json_schema can't be used: Invalid type: objekt\.$"):
+            stream.result()
+
+    @pytest.mark.parametrize(
+        ("wanted", "sentence"),
+        [
+            ({}, "give exactly one of json_schema"),
+            ({"regex": "a", "choice": ["a"]}, "not regex and choice"),
+            ({"regex": "a", "wind_down": True}, "wind_down is for json_schema"),
+            ({"regexp": "a"}, "regexp"),
+            ({"json_schema": [1]}, "json_schema"),
+            ({"json_schema": {"const": {1, 2}}}, "json_schema"),
+            ({"choice": []}, "choice"),
+            ("a", "structured_outputs"),
+        ],
+    )
+    def test_a_wrong_shape_is_refused_before_anything_is_sent(self, fleet, wanted, sentence):
+        with pytest.raises(InvalidRequest, match=sentence) as refusal:
+            fleet.generate("x", structured_outputs=wanted)
+        assert "\n" not in refusal.value.message
+
+    def test_from_the_shell(self, null_stack, tmp_path, monkeypatch):
+        monkeypatch.setenv("REDIS_URL", null_stack.redis_url)
+        file = tmp_path / "point.json"
+        file.write_text(json.dumps(POINT))
+
+        def generate(*options):
+            return CliRunner().invoke(main, ["generate", "A point:", *map(str, options)])
+
+        assert set(json.loads(generate("--json-schema", file, "--wind-down").output)) == {"x", "y", "z"}
+        assert generate("--choice", "red", "--choice", "blue").output.strip() in ("red", "blue")
+        assert generate("--regex", "[0-9]{3}").output.strip().isdigit()
+        file.write_text("start: 'no'")
+        assert "not JSON" in generate("--json-schema", file).output
+
+
+@pytest.fixture
+def worker(store):
+    worker = make_worker(store, "w1", drain_s=0.0)
+    worker.start()
+    yield worker
+    leave(worker)
+
+
+def test_others_go_on_while_a_grammar_is_compiled(store, worker, monkeypatch):
+    # Given a compiler that takes as long as the test wants.
+    may_go_on = threading.Event()
+    prepare = admission.engine_request
+
+    def slow(request_id, request, *rest):
+        if request.structured_outputs is not None:
+            assert may_go_on.wait(30)
+        return prepare(request_id, request, *rest)
+
+    monkeypatch.setattr(admission, "engine_request", slow)
+    # When one job waits for it, and another one comes later
+    waiting = submit(store, worker, "waits", structured_outputs={"choice": COLOURS})
+    plain = submit(store, worker, "plain", max_tokens=5)
+    worker.admission.put(waiting)
+    worker.admission.put(plain)
+    # Then the other one is done first.
+    assert plain.last_answer()[1].state is JobState.DONE
+    assert store.read("waits").num_tokens == [0]
+    may_go_on.set()
+    kind, record = waiting.last_answer()
+    assert (kind, record.state) == ("ended", JobState.DONE)
+    assert record.result().text in COLOURS
+
+
+def test_another_worker_goes_on_in_the_middle_of_a_document(store):
+    wanted = {"json_schema": {"type": "array", "items": POINT, "minItems": 5, "maxItems": 5}}
+    fields = {"structured_outputs": wanted, "seed": 3, "max_tokens": 400}
+    first = make_worker(store, "w1", drain_s=0.0)
+    first.start()
+    calm = submit(store, first, "calm", **fields)
+    first.admission.put(calm)
+    whole = calm.last_answer()[1].result()
+    assert len(json.loads(whole.text)) == 5
+    # When the worker leaves in the middle of the same document
+    first.admission.put(submit(store, first, "moved", **fields))
+    assert wait_until(lambda: store.read("moved").num_tokens[0] > 20, 10)
+    leave(first)
+    num_tokens = store.read("moved").num_tokens[0]
+    assert 20 < num_tokens < len(whole.token_ids)
+    # Then the next one rebuilds the grammar's state from the log: the same tokens.
+    second = make_worker(store, "w2", drain_s=0.0)
+    second.start()
+    try:
+        moved = RecordedMessage("moved")
+        second.admission.put(moved)
+        result = moved.last_answer()[1].result()
+    finally:
+        leave(second)
+    assert result.attempts == 2
+    assert (result.token_ids, result.text) == (whole.token_ids, whole.text)
