@@ -26,7 +26,7 @@ _IN_STRING: Final = "[zqZQ]"
 _QUOTE: Final = '"'
 # The first of these that the grammar allows, where no string is open: close; begin (or end) a string, the
 # shortest value that there mostly is; go on to what is still required.
-_PREFERRED: Final = (r"[}\]](?s:.)*", _QUOTE, ", ?")
+_PREFERRED: Final = (r"[}\]]+", _QUOTE, ", ?")
 # A pattern may keep a string open. What a few of these make possible to end ("@a" in an address, "Z" in a
 # time, ".0.0" in a version) is better than a repetition that has no end of its own.
 _FILLERS: Final = "01aAZSD-_.:/@+T# "

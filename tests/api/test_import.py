@@ -54,6 +54,7 @@ def test_the_public_names():
         "SamplingParams",
         "StorageFull",
         "StreamTimeout",
+        "StructuredOutputs",
         "TokenStream",
         "UnknownModel",
         "UnknownParameter",
