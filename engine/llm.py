@@ -54,9 +54,9 @@ class LLM:
     ) -> list[RequestOutput]:
         """Completes each prompt, a text or a list of token ids, and returns the results in their order.
 
-        `sampling_params` is one for all or one each, None what the checkpoint recommends; `structured_outputs`
-        is what every result must be. Raises InvalidRequestError for a prompt or a parameter that cannot be
-        served, before anything is computed; ValueError if the numbers differ.
+        `sampling_params` is one for all or one each, None what the checkpoint recommends;
+        `structured_outputs` is what every result must be. Raises InvalidRequestError for a prompt or a
+        parameter that cannot be served, before anything is computed; ValueError if the numbers differ.
         """
         token_ids: list[Sequence[int]] = [self._token_ids(prompt) for prompt in _as_batch(prompts)]
         return self._run(token_ids, sampling_params, structured_outputs)
