@@ -286,7 +286,7 @@ class TestRealModel:
         assert (ended.token_ids, ended.finish_reason) == ([], FinishReason.STOP)
 
     def test_a_preempted_one_goes_on_where_it_was(self, smollm2: Callable[..., LLMEngine]):
-        names = ["Ann", "Bob"]
+        names = ["Ann", "Bob", "Cem"]
         calm = {}
         for name in names:
             engine = smollm2()
