@@ -85,7 +85,7 @@ def fault(text: str, schema: Any) -> str | None:
 
 
 def _is_leap_day(error: jsonschema.ValidationError) -> bool:
-    """A regular expression for dates doesn't know leap years: 2023-02-29 may come (docs/structured-output.md)."""
+    """A regular expression for dates knows no leap years: 2023-02-29 may come (docs/structured-output.md)."""
     return error.validator == "format" and "-02-29" in str(error.instance)
 
 
