@@ -285,6 +285,7 @@ class LLMEngine:
         params = request.sampling_params
         check_sampling_token_ids(params, self._info)
         bad_words = bad_word_token_ids(params.bad_words, self._tokenizer, self._info.vocab_size)
+        ends = self._stop_checker.end_token_ids(params, has_grammar=request.grammar is not None)
         return Sequence(
             request_id=request.request_id,
             token_ids=prompt,
@@ -294,7 +295,7 @@ class LLMEngine:
             priority=request.priority,
             cache_salt=request.cache_salt,
             detokenizer=IncrementalDetokenizer(self._tokenizer, params),
-            logit_rules=rules_of(params, len(prompt), bad_words, self._stop_checker.end_token_ids(params)),
+            logit_rules=rules_of(params, len(prompt), bad_words, ends),
             grammar=request.grammar.copy() if request.grammar is not None else None,
         )
 

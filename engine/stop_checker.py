@@ -36,11 +36,14 @@ class StopChecker:
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
 
-    def end_token_ids(self, params: SamplingParams) -> list[int]:
+    def end_token_ids(self, params: SamplingParams, has_grammar: bool = False) -> list[int]:
         """What must not be chosen before `min_tokens`: the ends of sequence, also where `ignore_eos` passes
-        over them (as vLLM does), and the request's own stop tokens."""
-        ends = self._eos_token_ids.union(params.stop_token_ids)
-        return sorted(token_id for token_id in ends if token_id < self._vocab_size)
+        over them (as vLLM does), and the request's own stop tokens. A grammar withholds the ends of sequence
+        itself, as long as anything else may follow."""
+        ends = self._eos_token_ids if not has_grammar else frozenset()
+        return sorted(
+            token_id for token_id in ends.union(params.stop_token_ids) if token_id < self._vocab_size
+        )
 
     def check(self, sequence: Sequence) -> Progress:
         """Take the token that was appended last; to be called once for each output token, in order."""

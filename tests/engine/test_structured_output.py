@@ -24,6 +24,7 @@ from pagefleet.engine import (
 )
 from pagefleet.engine.executor import LoadedModel
 from pagefleet.engine.sampler import Sampler, SamplingRow
+from pagefleet.engine.stop_checker import StopChecker
 from pagefleet.engine.tokenizer import ByteTokenizer
 
 PERSON = {
@@ -225,6 +226,13 @@ class TestEnds:
     def test_a_text_that_is_to_go_on_goes_on_as_long_as_it_can(self, held: dict[str, Any]):
         for seed in range(12):
             assert generate(StructuredOutput(regex="ab?c?"), seed=seed, **held).text in ("abc", "ac")
+
+    def test_where_only_the_end_may_follow_min_tokens_does_not_forbid_it(self):
+        """The mask withholds the end as long as it can; the sampler's own rule would leave nothing."""
+        checker = StopChecker((EOS,), 100, 300)
+        params = SamplingParams(min_tokens=5, stop_token_ids=[7])
+        assert checker.end_token_ids(params) == [7, EOS]
+        assert checker.end_token_ids(params, has_grammar=True) == [7]
 
     def test_a_stop_string_ends_it_too(self):
         text = generate(StructuredOutput(choice=["one, two"]), stop=(",",))
