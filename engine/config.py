@@ -72,6 +72,9 @@ class EngineConfig:
     use_generation_config: bool = True
     """Whether generation_config.json's sampling parameters stand where a request says nothing."""
     num_threads: int | None = None
+    trace_file: Path | None = None
+    """Where the first `trace_steps` steps are written to, for Perfetto."""
+    trace_steps: int = 0
     cache_dir: Path | None = None
     """Where converted checkpoints are kept. None: ~/.cache/pagefleet."""
     null: NullOptions = field(default_factory=NullOptions)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pagefleet.engine.scheduler import ScheduledSequence
+from pagefleet.engine.step_trace import NO_TRACE, StepTrace
 from pagefleet.engine.tokenizer import Tokenizer
 
 __all__ = ["Executor", "Fingerprint", "LoadedModel", "ModelInfo", "Report"]
@@ -49,6 +50,9 @@ class ModelInfo:
 
 class Executor(ABC):
     """Computes steps. Owns the weights and the KV cache; knows nothing of requests, stops or text."""
+
+    trace: StepTrace = NO_TRACE
+    """Told of the stages of a step; the engine sets it."""
 
     @abstractmethod
     def execute(self, scheduled: list[ScheduledSequence]) -> list[int | None]:

@@ -27,6 +27,7 @@ from pagefleet.engine.outputs import EngineStats, FinishReason, SequenceOutput
 from pagefleet.engine.scheduler import Scheduler, SchedulerOutput
 from pagefleet.engine.sequence import Sequence, SequenceStatus
 from pagefleet.engine.step_budget import StepBudget
+from pagefleet.engine.step_trace import StepTrace
 from pagefleet.engine.stop_checker import Progress, StopChecker, failed
 from pagefleet.engine.structured_output import StructuredOutput
 from pagefleet.engine.tokenizer import Tokenizer
@@ -47,7 +48,9 @@ class LLMEngine:
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
         info = loaded.info
+        self.trace = StepTrace(config.trace_file, config.trace_steps)
         self._executor = loaded.executor
+        self._executor.trace = self.trace
         self._tokenizer = loaded.tokenizer
         self._info = info
         self._block_manager = BlockManager(info.num_blocks, info.block_size, config.enable_prefix_caching)
@@ -173,7 +176,8 @@ class LLMEngine:
         """
         if self._is_asleep:
             raise EngineAsleepError
-        return self._scheduler.schedule()
+        with self.trace.span("schedule"):
+            return self._scheduler.schedule()
 
     def execute(self, scheduler_output: SchedulerOutput) -> list[SequenceOutput]:
         """Compute a step that `schedule` decided; outputs in its order.
@@ -183,7 +187,8 @@ class LLMEngine:
         step = scheduler_output._replace(
             scheduled=[entry for entry in scheduler_output.scheduled if _is_running(entry.sequence)]
         )
-        outputs = self._compute(step)
+        with self.trace.step(step):
+            outputs = self._compute(step)
         ended_at_add = list(self._ended_at_add.values())
         self._ended_at_add.clear()
         return ended_at_add + outputs
@@ -233,6 +238,7 @@ class LLMEngine:
 
     def close(self) -> None:
         """Give the model's memory back. The engine can't be used any more."""
+        self.trace.close()
         self._executor.close()
 
     def _compute(self, step: SchedulerOutput) -> list[SequenceOutput]:
@@ -244,12 +250,13 @@ class LLMEngine:
         num_tokens = sum(entry.num_new_tokens for entry in step.scheduled)
         self._budget.observe(num_tokens, time.monotonic() - begun_at)
         self._scheduler.token_budget = self._budget.num_tokens
-        self._scheduler.update(step, sampled)
-        outputs = [
-            self._advance(entry.sequence)
-            for entry, token_id in zip(step.scheduled, sampled, strict=True)
-            if token_id is not None
-        ]
+        with self.trace.span("advance"):
+            self._scheduler.update(step, sampled)
+            outputs = [
+                self._advance(entry.sequence)
+                for entry, token_id in zip(step.scheduled, sampled, strict=True)
+                if token_id is not None
+            ]
         self._num_steps += 1
         self._last_step_num_seqs = len(outputs)
         self._num_generation_tokens += sum(len(output.token_ids) for output in outputs)

@@ -57,7 +57,8 @@ class ModelRunner(Executor):
     @torch.inference_mode()
     def execute(self, scheduled: list[ScheduledSequence]) -> list[int | None]:
         """See `Executor.execute`."""
-        batch = ragged_batch(scheduled)
+        with self.trace.span("prepare"):
+            batch = ragged_batch(scheduled)
         sampling = [
             index
             for index, (sequence, num_new_tokens) in enumerate(scheduled)
@@ -65,11 +66,13 @@ class ModelRunner(Executor):
         ]
         # Before the forward pass, and beside it.
         masks = self._masks.start([scheduled[index].sequence for index in sampling])
-        logits = self._forward(batch, np.array(sampling, dtype=np.int64))
+        with self.trace.span("forward"):
+            logits = self._forward(batch, np.array(sampling, dtype=np.int64))
         token_ids: list[int | None] = [None] * len(scheduled)
         if sampling:
             rows = [_sampling_row(scheduled[index]) for index in sampling]
-            sampled = self.sampler.sample(logits, rows, masks() if masks is not None else None)
+            with self.trace.span("sample", num_rows=len(rows)):
+                sampled = self.sampler.sample(logits, rows, masks() if masks is not None else None)
             for index, token_id in zip(sampling, sampled, strict=True):
                 token_ids[index] = token_id
         return token_ids

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -71,6 +73,8 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         max_model_len=settings.max_model_len,
         num_threads=settings.num_threads,
         cache_dir=settings.cache_dir,
+        trace_steps=settings.trace_steps,
+        trace_file=settings.trace_file or Path(f"pagefleet-trace-{os.getpid()}.json"),
         max_step_s=settings.lease_s / 4,
         null=NullOptions(
             step_time_s=settings.null_step_time_s,

@@ -110,6 +110,7 @@ class FleetWorker(Holder):
             on_lost=self._on_lost,
             on_released=self._on_released,
             on_unreadable=self._on_unreadable,
+            trace=engine.trace,
         )
         self.admission = Admission(store, worker_id, self.card, engine, self.insist, self)
         self._duties = self._make_duties(app)

@@ -20,6 +20,7 @@ from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import ErrorInfo, JobState
 from pagefleet.api.operations import StepItem, StepReply, StepStatus
 from pagefleet.engine import FinishReason, SequenceOutput
+from pagefleet.engine.step_trace import NO_TRACE, StepTrace
 from pagefleet.workers.active_job import ActiveJob
 from pagefleet.workers.insist import Insist
 from pagefleet.workers.loop_thread import LoopThread
@@ -56,8 +57,10 @@ class Publisher:
         on_lost: Callable[[ActiveJob, str], None],
         on_released: Callable[[ActiveJob], None],
         on_unreadable: Callable[[ActiveJob], None],
+        trace: StepTrace = NO_TRACE,
     ) -> None:
         self._store = store
+        self._trace = trace
         self._worker_id = worker_id
         self._insist = insist
         self._metrics = metrics
@@ -153,7 +156,8 @@ class Publisher:
             for batch in self._batches():
                 items = [item for _, item in batch]
                 step = functools.partial(self._store.step, self._worker_id, items)
-                replies = self._insist(step, unless=StorageFull)
+                with self._trace.span("publish", num_jobs=len(items)):
+                    replies = self._insist(step, unless=StorageFull)
                 for (job, item), reply in zip(batch, replies, strict=True):
                     waiting.pop(job.request_id, None)
                     self._on_reply(job, item, reply)

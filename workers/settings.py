@@ -39,6 +39,8 @@ class WorkerSettings(FleetSettings):
         description="the checkpoint's generation_config.json gives what a request leaves out",
     )
     num_threads: int | None = Field(None, gt=0, description="by default the host's cores")
+    trace_steps: int = Field(0, ge=0, description="so many first steps are written as a trace for Perfetto")
+    trace_file: Path | None = Field(None, description="where; by default ./pagefleet-trace-<pid>.json")
     cache_dir: Path | None = Field(None, description="converted checkpoints; by default ~/.cache/pagefleet")
 
     max_num_seqs: int = Field(64, gt=0, description="sequences in the batch at once")

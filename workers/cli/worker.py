@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import click
@@ -46,6 +47,8 @@ logger = logging.getLogger(__name__)
 @click.option("--drain-seconds", "drain_s", type=float, help="What running jobs get to finish on SIGTERM.")
 @click.option("--metrics-port", type=int, help="For Prometheus; 0 takes a free one. Off by default.")
 @click.option("--metrics-host", metavar="HOST", help="Where the metrics listen.  [default: 127.0.0.1]")
+@click.option("--trace-steps", type=int, metavar="N", help="Write the first N steps as a trace for Perfetto.")
+@click.option("--trace-file", type=click.Path(path_type=Path), help="[default: ./pagefleet-trace-PID.json]")
 @click.option("--log-format", type=click.Choice(["plain", "json"]), help="json: one object a line.")
 @click.option(
     "--log-level", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]), help="How much to say."
