@@ -13,7 +13,8 @@ from pagefleet.api.structured_outputs import StructuredOptions
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-_FILE: Final = click.File()
+# Lazy: one that is not read needs no closing.
+_FILE: Final = click.File(lazy=True)
 
 
 def structured_options(command: F) -> F:

@@ -42,7 +42,9 @@ def parse(words):
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
-def test_it_has_examples_that_are_accepted(path):
+def test_it_has_examples_that_are_accepted(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "person.schema.json").write_text("{}")
     examples = list(examples_of(COMMANDS[path]))
     assert examples, f"`{' '.join(path)} --help` shows no example"
     for words in examples:

@@ -77,6 +77,7 @@ def test_the_public_names_are_these():
         "EngineStats",
         "Fingerprint",
         "FinishReason",
+        "Grammar",
         "InvalidRequestError",
         "LLM",
         "LLMEngine",
@@ -86,6 +87,7 @@ def test_the_public_names_are_these():
         "NullOptions",
         "SamplingParams",
         "SequenceOutput",
+        "StructuredOutput",
         "UnknownModelError",
         "UnsafeCheckpointError",
     ]
