@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from pagefleet.engine.deep_stack import on_deep_stack
 from pagefleet.engine.errors import InvalidRequestError, MissingDependencyError
 from pagefleet.engine.structured_output import PARAM, StructuredOutput
 from pagefleet.engine.tokenizer import Tokenizer
@@ -26,7 +26,9 @@ __all__ = ["Grammar", "GrammarCompiler"]
 
 JSON_OPTIONS: Final = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 """A model that may write spaces can write spaces for ever. One, where most people have one, is no trap."""
-MAX_COMPILED: Final = 64
+MAX_CHARS: Final = {"grammar": 16_384}
+"""An EBNF is rewritten in time that grows with the square of its length: 4 s for 94,000 characters."""
+MAX_CHARS_ELSE: Final = 65_536
 
 
 class Grammar:
@@ -53,6 +55,9 @@ class Grammar:
 
     def accept(self, token_id: int) -> str | None:
         """Take the next token; returns why that was not possible, where it was not."""
+        # A matcher that ran into a limit lets the end of sequence through, as if the text were complete.
+        if (error := self.error) is not None:
+            return error
         return None if self.matcher.consume_token(token_id) else self.error or "no reason given"
 
     @property
@@ -80,7 +85,7 @@ class Grammar:
 
 
 class GrammarCompiler:
-    """Compiles for one vocabulary; remembers the latest. Any thread may call it."""
+    """Compiles for one vocabulary. Any thread may call it."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
         self._tokenizer = tokenizer
@@ -89,7 +94,6 @@ class GrammarCompiler:
         self._vocabulary: LLTokenizer | None = None
         self._lock = threading.Lock()
         self._ending: WindDown | None = None
-        self._compiled: OrderedDict[tuple[str, str], LLMatcher] = OrderedDict()
 
     def prepare(self) -> LLTokenizer:
         """Make the library's view of the vocabulary, once: a second for 50,000 tokens, holding the GIL."""
@@ -102,9 +106,16 @@ class GrammarCompiler:
             return self._vocabulary
 
     def compile(self, wanted: StructuredOutput) -> Grammar:
-        """A fresh grammar. Raises InvalidRequestError, code `invalid_grammar`, with the library's reason."""
+        """A fresh grammar, for one text: copies share a lexer, which grows with the texts, and its limits.
+
+        Raises InvalidRequestError, code `invalid_grammar`, with the library's reason.
+        """
+        kind, source = wanted.kind, wanted.source
+        if len(source) > (limit := MAX_CHARS.get(kind, MAX_CHARS_ELSE)):
+            raise _refused(kind, f"it has {len(source):,} characters, and {limit:,} are the most")
         ending = self._winding_down() if wanted.wind_down else None
-        return Grammar(self._matcher(wanted).deep_copy(), ending)
+        vocabulary = self.prepare()
+        return Grammar(on_deep_stack(lambda: _compile(vocabulary, kind, source)), ending)
 
     def _winding_down(self) -> WindDown:
         vocabulary = self.prepare()
@@ -113,37 +124,22 @@ class GrammarCompiler:
                 self._ending = WindDown(vocabulary)
             return self._ending
 
-    def _matcher(self, wanted: StructuredOutput) -> LLMatcher:
-        """One that nobody feeds with tokens: it is copied."""
-        key = (wanted.kind, wanted.source)
-        with self._lock:
-            known = self._compiled.get(key)
-            if known is not None:
-                self._compiled.move_to_end(key)
-                return known
-        compiled = self._compile(*key)
-        with self._lock:
-            self._compiled[key] = compiled
-            if len(self._compiled) > MAX_COMPILED:
-                self._compiled.popitem(last=False)
-        return compiled
 
-    def _compile(self, kind: str, source: str) -> LLMatcher:
-        vocabulary = self.prepare()
-        from llguidance import LLMatcher, LLParserLimits
+def _compile(vocabulary: LLTokenizer, kind: str, source: str) -> LLMatcher:
+    from llguidance import LLMatcher, LLParserLimits
 
-        try:
-            text = _NOTATIONS[kind](source)
-        except ValueError as error:
-            raise _refused(kind, _sentence(str(error))) from None
-        limits = LLParserLimits(verbose_errors=False)
-        grammar = Grammar(LLMatcher(vocabulary, text, log_level=0, limits=limits))
-        # A grammar without any text shows itself at the first mask, which also builds most of the lexer.
-        if grammar.error is None:
-            grammar.matcher.compute_bitmask()
-        if grammar.error is not None:
-            raise _refused(kind, grammar.error)
-        return grammar.matcher
+    try:
+        text = _NOTATIONS[kind](source)
+    except ValueError as error:
+        raise _refused(kind, _sentence(str(error))) from None
+    limits = LLParserLimits(verbose_errors=False)
+    grammar = Grammar(LLMatcher(vocabulary, text, log_level=0, limits=limits))
+    # A grammar without any text shows itself at the first mask, which also builds most of the lexer.
+    if grammar.error is None:
+        grammar.matcher.compute_bitmask()
+    if grammar.error is not None:
+        raise _refused(kind, grammar.error)
+    return grammar.matcher
 
 
 def _from_schema(source: str) -> str:

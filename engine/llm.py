@@ -89,9 +89,13 @@ class LLM:
         if sampling_params is None:
             sampling_params = SamplingParams(**self.engine.info.default_sampling)
         params = _params_for(prompts, sampling_params)
-        grammar = self.engine.compile_grammar(wanted) if wanted is not None else None
         requests = [
-            EngineRequest(next(self._request_ids), tuple(prompt), one, grammar=grammar)
+            EngineRequest(
+                next(self._request_ids),
+                tuple(prompt),
+                one,
+                grammar=self.engine.compile_grammar(wanted) if wanted is not None else None,
+            )
             for prompt, one in zip(prompts, params, strict=True)
         ]
         added: dict[str, list[SequenceOutput]] = {}

@@ -160,6 +160,11 @@ class EngineLoop:
         except InvalidRequestError as error:
             self._listener.on_refused(request.request_id, error)
             return False
+        except Exception as error:
+            # A tokenizer or a grammar is not ours: what it throws at one request must not end the others'.
+            logger.exception("request %s could not be added", request.request_id)
+            self._listener.on_failed([request.request_id], error)
+            return False
         return True
 
     def _abort(self, request_id: str) -> None:

@@ -159,7 +159,7 @@ class FleetWorker(Holder):
             record = self._store.read(job_id, with_log=False)
         except (RedisUnavailable, ProtocolError) as error:
             logger.warning("job %s could not be looked up: %s", job_id, error)
-            return True
+            return terminate
         if record is None:
             return True
         if record.state.is_final or (record.state is JobState.RUNNING and not terminate):

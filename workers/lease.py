@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -83,7 +84,9 @@ class Lease:
         self._thread.join()
         self._valid_until = float("-inf")
         if self._file is not None:
-            self._file.unlink(missing_ok=True)
+            # Leaving must not fail by it: the date in it is in the past soon.
+            with contextlib.suppress(OSError):
+                self._file.unlink(missing_ok=True)
         try:
             self._store.leave(self._status().worker_id)
         except RedisUnavailable as error:

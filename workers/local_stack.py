@@ -120,8 +120,10 @@ class LocalStack:
         """Starts everything and waits until every worker serves."""
         try:
             if self.server is not None:
-                self.server.start()
+                # Known to the guard before it has read its data: that can take a while.
+                self.server.spawn()
                 self.watch()
+                self.server.wait_ready()
             for child in self.children:
                 child.start()
                 self.watch()

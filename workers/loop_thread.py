@@ -32,7 +32,8 @@ class LoopThread(threading.Thread):
         except RedisUnavailable as error:
             # Only a worker that is leaving stops insisting: what it held comes back when its lease ends.
             logger.warning("the thread %s leaves without Redis: %s", self.name, error)
-        except Exception:
+        # Also what is no Exception, such as a panic in a library's Rust code.
+        except BaseException:
             logger.critical("the thread %s failed", self.name, exc_info=True)
             end_process(f"without its thread {self.name} a worker moves nothing")
 

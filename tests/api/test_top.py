@@ -173,6 +173,8 @@ class Terminal:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pagefleet.api.cli.main", "top", "--interval", "0.1", "--redis-url", url],
             stdin=inner, stdout=inner, stderr=inner, start_new_session=True,
+            # Tests that run in a shell's background are deaf to it, and so would this be.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             env=environment | {"TERM": "xterm-256color"},
         )  # fmt: skip
         self.before = termios.tcgetattr(inner)

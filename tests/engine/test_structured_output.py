@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from pagefleet.engine import (
     StructuredOutput,
 )
 from pagefleet.engine.executor import LoadedModel
+from pagefleet.engine.grammar import GrammarCompiler
+from pagefleet.engine.hf_tokenizer import HFTokenizer
 from pagefleet.engine.sampler import Sampler, SamplingRow
 from pagefleet.engine.stop_checker import StopChecker
 from pagefleet.engine.tokenizer import ByteTokenizer
@@ -163,7 +166,7 @@ class TestRefusals:
             ({"regex": "(" * 5000 + "a" + ")" * 5000}, "nest"),
             ({"grammar": "start: nowhere"}, "nowhere"),
             ({"grammar": "just words"}, "Expected"),
-            ({"grammar": "start: " + "(" * 9000 + '"a"' + ")" * 9000}, "too deeply nested"),
+            ({"grammar": "start: " + "(" * 8000 + '"a"' + ")" * 8000}, "too deeply nested"),
             ({"choice": []}, "at least one"),
             ({"choice": ["a", 1]}, "it takes texts"),
         ],
@@ -184,6 +187,25 @@ class TestRefusals:
             schema = {"items": schema}
         with pytest.raises(InvalidRequestError, match="not JSON"):
             make_engine().compile_grammar(StructuredOutput(json_schema=schema))
+
+    def test_what_the_library_recurses_into_does_not_end_the_process(self):
+        """In a thread's usual 8 MiB each of these is a segmentation fault."""
+        links = {f"a{n}": {"$ref": f"#/$defs/a{n + 1}"} for n in range(1800)} | {"a1800": {"type": "null"}}
+        assert generate(StructuredOutput(json_schema={"$ref": "#/$defs/a0", "$defs": links})).text == "null"
+        rules = "\n".join(f"r{n}: r{n + 1}" for n in range(1000))
+        assert generate(StructuredOutput(grammar=f'start: r0\n{rules}\nr1000: "x"')).text == "x"
+
+    @pytest.mark.parametrize(
+        ("wanted", "most"),
+        [
+            ({"grammar": 'root ::= "' + "x" * 20_000 + '"'}, "16,384"),
+            ({"regex": "x" * 70_000}, "65,536"),
+            ({"json_schema": {"enum": ["x" * 70_000]}}, "65,536"),
+        ],
+    )
+    def test_what_would_take_long_is_refused(self, wanted: dict[str, Any], most: str):
+        with pytest.raises(InvalidRequestError, match=f"characters, and {most} are the most"):
+            make_engine().compile_grammar(StructuredOutput(**wanted))
 
     @pytest.mark.parametrize(
         "fields", [{}, {"regex": "a", "choice": ["a"]}, {"regex": "a", "wind_down": True}]
@@ -305,6 +327,24 @@ class TestRealModel:
         assert {name: text.token_ids for name, text in texts.items()} == {
             name: text.token_ids for name, text in calm.items()
         }
+
+
+def test_a_regex_that_exhausts_the_library_fails_its_own_text_and_no_other(smollm2_folder: Path):
+    """And is not taken for a text that is complete, though the library then allows the end."""
+    tokenizer, end = HFTokenizer(smollm2_folder), 2
+    compiler, lengths = GrammarCompiler(tokenizer, 49_152, (end,)), []
+    for _ in range(2):
+        grammar, num_accepted = compiler.compile(StructuredOutput(regex="(.*a.{200}){5}")), 0
+        (letter,) = tokenizer.encode("a")
+        while letter in grammar.allowed_token_ids(num_accepted):
+            assert grammar.accept(letter) is None
+            num_accepted += 1
+        assert list(grammar.allowed_token_ids(num_accepted)) == [end]
+        assert grammar.error is not None
+        assert "too many expressions" in grammar.error
+        assert grammar.accept(end) == grammar.error
+        lengths.append(num_accepted)
+    assert lengths[0] == lengths[1] > 50
 
 
 def test_a_mask_limits_its_row_before_anything_else_does():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -18,6 +17,7 @@ import yaml
 from pagefleet.api import FleetClient
 from pagefleet.workers.engine_loop import wait_until
 from pagefleet.workers.local_stack import LocalStack
+from pagefleet.workers.redis_server import free_port
 
 OPS = Path(__file__).parents[2] / "ops"
 NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.01", "--lease-seconds", "1"]
@@ -45,12 +45,6 @@ def metrics_port(log_file, timeout_s=20):
     """What a process told in its start-up lines; the last one, where it was started again."""
     assert wait_until(lambda: _URL.search(log_file.read_text()), timeout_s), log_file.read_text()
     return int(_URL.findall(log_file.read_text())[-1])
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class FleetUnderWatch:
