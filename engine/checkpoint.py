@@ -25,7 +25,14 @@ from pagefleet.engine.errors import (
     UnsafeCheckpointError,
 )
 from pagefleet.engine.gguf_header import GGUFHeader, read_gguf_header
-from pagefleet.engine.model_cache import default_cache_dir, entry_name, file_hash, get_or_convert, list_cached
+from pagefleet.engine.model_cache import (
+    default_cache_dir,
+    entry_name,
+    file_hash,
+    get_or_convert,
+    known_hash,
+    list_cached,
+)
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -105,7 +112,13 @@ def locate(model: str, cache_dir: Path | None = None) -> Located:
     if path.is_dir():
         return Located(path, path)
     if path.is_file():
-        made = [cached.path for cached in list_cached(cache_dir) if cached.source == str(path)]
+        # By content: it may have been converted from another place. What no start has hashed, none converted.
+        digest = known_hash(cache_dir or default_cache_dir(), path)
+        made = [
+            cached.path
+            for cached in list_cached(cache_dir)
+            if digest is not None and cached.path.name == entry_name(path.stem, digest)
+        ]
         return Located(path, made[0] if made else None)
     if not HUB_ID.fullmatch(model):
         raise _unknown(model)

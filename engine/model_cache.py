@@ -98,9 +98,7 @@ def entry_name(source: str, content_hash: str) -> str:
 
 def file_hash(cache_dir: Path, path: Path) -> str:
     """SHA-256 of a file, remembered by path, size and time of change, so that a warm start reads nothing."""
-    status = path.stat()
-    identity = f"{path.resolve()}\n{status.st_size}\n{status.st_mtime_ns}"
-    memo = cache_dir / "hashes" / hashlib.sha256(identity.encode()).hexdigest()
+    memo = _memo(cache_dir, path)
     if memo.is_file():
         return memo.read_text(encoding="ascii")
     with path.open("rb") as file:
@@ -110,6 +108,18 @@ def file_hash(cache_dir: Path, path: Path) -> str:
         partial.write(digest)
     Path(partial.name).replace(memo)
     return digest
+
+
+def known_hash(cache_dir: Path, path: Path) -> str | None:
+    """What :func:`file_hash` remembers of the file as it is, without reading it."""
+    memo = _memo(cache_dir, path)
+    return memo.read_text(encoding="ascii") if memo.is_file() else None
+
+
+def _memo(cache_dir: Path, path: Path) -> Path:
+    status = path.stat()
+    identity = f"{path.resolve()}\n{status.st_size}\n{status.st_mtime_ns}"
+    return cache_dir / "hashes" / hashlib.sha256(identity.encode()).hexdigest()
 
 
 def _describe(manifest: Path) -> CachedModel:

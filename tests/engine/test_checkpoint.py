@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tiny_gguf import HIDDEN, write_gguf
 
 from pagefleet.engine import checkpoint, model_cache
-from pagefleet.engine.checkpoint import PackagedModel, resolve
+from pagefleet.engine.checkpoint import PackagedModel, locate, resolve
 from pagefleet.engine.errors import (
     MissingDependencyError,
     ModelLoadError,
@@ -47,6 +47,19 @@ def test_a_gguf_file_is_converted_once(tmp_path, monkeypatch):
     [cached] = list_cached(cache)
     assert (cached.path, cached.source) == (found.folder, str(path))
     assert cached.num_bytes > sum(tensor.nbytes for tensor in tensors.values())
+
+
+def test_a_converted_file_is_located_by_its_content(tmp_path):
+    first, second, cache = tmp_path / "a" / "m.gguf", tmp_path / "b" / "m.gguf", tmp_path / "cache"
+    first.parent.mkdir()
+    second.parent.mkdir()
+    write_gguf(first)
+    shutil.copy(first, second)
+    assert locate(str(first), cache).folder is None
+    folder = resolve(str(first), cache).folder
+    assert locate(str(first), cache).folder == folder
+    resolve(str(second), cache)
+    assert locate(str(second), cache).folder == folder
 
 
 @pytest.mark.parametrize(
