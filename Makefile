@@ -16,7 +16,7 @@ help:
 	@echo "make test    install what is needed, run every check and test"
 	@echo "make check   ruff, mypy, import-linter only"
 	@echo "make bench   the engine and the whole fleet in turn (about 10 minutes)"
-	@echo "make protocol-check  the job protocol in every order of events, on a real server (about 8 minutes)"
+	@echo "make protocol-check  the job protocol in every order of events, on a real server (about 2 minutes)"
 	@echo "make chaos   workers, Valkey and clients killed, frozen, cut off: ROUNDS=100 (about 12 to 15 minutes)"
 	@echo "make chaos-model  the same with a real model in float64, 11 rounds (about 10 minutes)"
 	@echo "make soak    a steady mixed load for MINUTES=30, and whether anything grows"
