@@ -118,9 +118,12 @@ def test_whatever_stands_on_the_queue_the_worker_lives(stack, fleet, raw):
     assert wait_until(lambda: num_bad(fleet) > NUM_EXAMPLES / 10, 10)
     log = stack.workers[0].read_log()
     assert SENTINEL not in "\n".join(log)
-    num_logged = sum("is dropped" in line for line in log)
+
+    def num_logged():
+        return sum("is dropped" in line for line in stack.workers[0].read_log())
+
     # The count comes with the worker's next beat.
-    assert wait_until(lambda: num_bad(fleet) == num_logged, 10)
+    assert wait_until(lambda: num_bad(fleet) == num_logged(), 10)
 
 
 NAMED = {

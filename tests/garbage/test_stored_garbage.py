@@ -73,6 +73,21 @@ def num_bad(fleet):
     return worker.num_bad_messages
 
 
+def wait_for_beats(fleet, raw, count=2):
+    """What the worker says of itself comes with its beats; the second one that follows was begun after now."""
+    (worker,) = fleet.status().workers
+    lease = keys.lease(worker.worker_id)
+    for _ in range(count):
+        expires_at = raw.pexpiretime(lease)
+        assert wait_until(lambda at=expires_at: raw.pexpiretime(lease) != at, 10)
+
+
+def is_idle(fleet, raw):
+    """No message is on its way, none unanswered."""
+    (worker,) = fleet.status().workers
+    return not raw.llen(QUEUE) and not raw.hlen(keys.unacked(worker.worker_id)["unacked_key"])
+
+
 def complaints(stack, job_id):
     """The log's lines of WARNING and above about the job, but for the sweeper's attempts to save it."""
     return [
@@ -178,6 +193,9 @@ def test_whatever_is_written_over_jobs_the_worker_lives_and_nothing_stays(stack,
     assert is_empty, pprint.pformat(open_jobs()[:5])
     assert wait_until(lambda: not any(is_left(fleet, raw, job_id) for job_id in job_ids[-20:]), 10)
     assert stack.workers[0].exit_status is None
+    # The tests after this one count from here.
+    assert wait_until(lambda: is_idle(fleet, raw), 10)
+    wait_for_beats(fleet, raw)
     assert num_bad(fleet) > NUM_EXAMPLES / 10
 
 
