@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pagefleet.engine.outputs import Sampled
 from pagefleet.engine.scheduler import ScheduledSequence
 from pagefleet.engine.step_trace import NO_TRACE, StepTrace
 from pagefleet.engine.tokenizer import Tokenizer
@@ -55,12 +56,12 @@ class Executor(ABC):
     """Told of the stages of a step; the engine sets it."""
 
     @abstractmethod
-    def execute(self, scheduled: list[ScheduledSequence]) -> list[int | None]:
+    def execute(self, scheduled: list[ScheduledSequence]) -> list[Sampled]:
         """Compute one step and sample.
 
         For each entry, writes the K/V of tokens `num_computed_tokens` .. `num_computed_tokens +
-        num_new_tokens - 1` into the sequence's `block_table`, and returns, in the same order, the next
-        token's id where that reaches `num_tokens`, else None. Changes no sequence.
+        num_new_tokens - 1` into the sequence's `block_table`, and returns, in the same order, what follows
+        where that reaches `num_tokens`, and an empty `Sampled` elsewhere. Changes no sequence.
 
         The result of an entry doesn't depend on the others. An id outside of the vocabulary says that this
         entry's logits were of no use (NaN): the engine ends that sequence and goes on with the rest.

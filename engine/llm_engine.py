@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections.abc import Iterable
 
 from pagefleet.engine.bad_words import bad_word_token_ids
 from pagefleet.engine.block_manager import BlockManager
@@ -23,7 +24,7 @@ from pagefleet.engine.errors import EngineAsleepError, InvalidRequestError
 from pagefleet.engine.executor import LoadedModel, ModelInfo, Report
 from pagefleet.engine.grammar import Grammar, GrammarCompiler
 from pagefleet.engine.logit_rules import rules_of
-from pagefleet.engine.outputs import EngineStats, FinishReason, SequenceOutput
+from pagefleet.engine.outputs import EngineStats, FinishReason, Sampled, SequenceOutput
 from pagefleet.engine.scheduler import Scheduler, SchedulerOutput
 from pagefleet.engine.sequence import Sequence, SequenceStatus
 from pagefleet.engine.step_budget import StepBudget
@@ -147,7 +148,7 @@ class LLMEngine:
             sequence.grammar.limit(max_num_tokens - len(prompt))
         ended = self._replay(sequence, log)
         if ended is not None:
-            self._ended_at_add[sequence.request_id] = _output(sequence, (), ended._replace(text=""))
+            self._ended_at_add[sequence.request_id] = _output(sequence, (), ended)
             return
         self._scheduler.add(sequence, max_num_tokens)
         self._sequences[sequence.request_id] = sequence
@@ -251,37 +252,40 @@ class LLMEngine:
         self._budget.observe(num_tokens, time.monotonic() - begun_at)
         self._scheduler.token_budget = self._budget.num_tokens
         with self.trace.span("advance"):
-            self._scheduler.update(step, sampled)
+            self._scheduler.update(step, [found.token_ids for found in sampled])
             outputs = [
-                self._advance(entry.sequence)
-                for entry, token_id in zip(step.scheduled, sampled, strict=True)
-                if token_id is not None
+                self._advance(entry.sequence, found)
+                for entry, found in zip(step.scheduled, sampled, strict=True)
+                if found.token_ids
             ]
         self._num_steps += 1
         self._last_step_num_seqs = len(outputs)
         self._num_generation_tokens += sum(len(output.token_ids) for output in outputs)
         return outputs
 
-    def _advance(self, sequence: Sequence) -> SequenceOutput:
-        """Turn the token just sampled into an output, and end the sequence where it was the last."""
-        token_id = sequence.token_ids[-1]
-        if 0 <= token_id < self._info.vocab_size:
-            progress = self._progress(sequence)
-        else:
-            progress = failed(
+    def _advance(self, sequence: Sequence, found: Sampled) -> SequenceOutput:
+        """Turn the tokens just found into an output, and end the sequence where one was its last."""
+        num_tokens = sequence.num_tokens - len(found.token_ids)
+        texts: list[str] = []
+        for token_id in found.token_ids:
+            progress = self._progress(sequence, token_id, num_tokens + 1)
+            if progress.finish_reason is not FinishReason.ERROR:
+                num_tokens += 1
+                texts.append(progress.text)
+            if progress.finish_reason is not None:
+                self._scheduler.finish(sequence, progress.finish_reason)
+                del self._sequences[sequence.request_id]
+                break
+        del sequence.token_ids[num_tokens:]
+        return _output(sequence, texts, progress)
+
+    def _progress(self, sequence: Sequence, token_id: int, num_tokens: int) -> Progress:
+        if not 0 <= token_id < self._info.vocab_size:
+            return failed(
                 "No token could be chosen: the model's logits are not numbers, or the request allows none."
             )
-        if progress.finish_reason is not None:
-            self._scheduler.finish(sequence, progress.finish_reason)
-            del self._sequences[sequence.request_id]
-        if progress.finish_reason is not FinishReason.ERROR:
-            return _output(sequence, (token_id,), progress)
-        sequence.token_ids.pop()
-        return _output(sequence, (), progress)
-
-    def _progress(self, sequence: Sequence) -> Progress:
         try:
-            return self._stop_checker.check(sequence)
+            return self._stop_checker.check(sequence, num_tokens)
         except Exception as error:
             # The tokenizer is not ours: what it throws at one sequence's tokens is no reason to
             # take the others of the batch down.
@@ -308,11 +312,10 @@ class LLMEngine:
 
     def _replay(self, sequence: Sequence, log: list[int]) -> Progress | None:
         """Append an earlier attempt's tokens; says how they end the sequence, where they do."""
-        for index, token_id in enumerate(log):
-            sequence.token_ids.append(token_id)
-            progress = self._stop_checker.check(sequence)
+        sequence.token_ids += log
+        for num_tokens in range(sequence.num_prompt_tokens + 1, sequence.num_tokens + 1):
+            progress = self._stop_checker.check(sequence, num_tokens)
             if progress.finish_reason is not None:
-                sequence.token_ids.extend(log[index + 1 :])
                 return progress
         return None
 
@@ -321,14 +324,16 @@ def _is_running(sequence: Sequence) -> bool:
     return sequence.status is SequenceStatus.RUNNING
 
 
-def _output(sequence: Sequence, token_ids: tuple[int, ...], progress: Progress) -> SequenceOutput:
-    """`token_ids` are the last ones of the sequence."""
+def _output(sequence: Sequence, texts: Iterable[str], progress: Progress) -> SequenceOutput:
+    """`texts` belong to the last tokens of the sequence."""
+    texts = tuple(texts)
+    offset = sequence.num_output_tokens - len(texts)
     return SequenceOutput(
         request_id=sequence.request_id,
         choice=sequence.choice,
-        offset=sequence.num_output_tokens - len(token_ids),
-        token_ids=token_ids,
-        text=progress.text,
+        offset=offset,
+        token_ids=tuple(sequence.token_ids[sequence.num_prompt_tokens + offset :]),
+        texts=texts,
         finish_reason=progress.finish_reason,
         stop_reason=progress.stop_reason,
         num_cached_tokens=sequence.num_cached_tokens,

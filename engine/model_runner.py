@@ -14,6 +14,7 @@ from pagefleet.engine.executor import Executor
 from pagefleet.engine.model_source import ModelSource
 from pagefleet.engine.models.config import DecoderConfig
 from pagefleet.engine.models.decoder import Decoder
+from pagefleet.engine.outputs import Sampled
 from pagefleet.engine.sampler import Sampler, SamplingRow
 from pagefleet.engine.sampling_params import SamplingParams
 from pagefleet.engine.scheduler import ScheduledSequence
@@ -55,7 +56,7 @@ class ModelRunner(Executor):
         self._model.backend.allocate_kv_cache(self._model.attention, num_blocks, block_size)
 
     @torch.inference_mode()
-    def execute(self, scheduled: list[ScheduledSequence]) -> list[int | None]:
+    def execute(self, scheduled: list[ScheduledSequence]) -> list[Sampled]:
         """See `Executor.execute`."""
         with self.trace.span("prepare"):
             batch = ragged_batch(scheduled)
@@ -68,14 +69,14 @@ class ModelRunner(Executor):
         masks = self._masks.start([scheduled[index].sequence for index in sampling])
         with self.trace.span("forward"):
             logits = self._forward(batch, np.array(sampling, dtype=np.int64))
-        token_ids: list[int | None] = [None] * len(scheduled)
+        found = [Sampled()] * len(scheduled)
         if sampling:
             rows = [_sampling_row(scheduled[index]) for index in sampling]
             with self.trace.span("sample", num_rows=len(rows)):
                 sampled = self.sampler.sample(logits, rows, masks() if masks is not None else None)
             for index, token_id in zip(sampling, sampled, strict=True):
-                token_ids[index] = token_id
-        return token_ids
+                found[index] = Sampled((token_id,))
+        return found
 
     @torch.inference_mode()
     def warm_up(self, query_lens: list[int]) -> None:

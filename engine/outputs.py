@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
-__all__ = ["EngineStats", "FinishReason", "SequenceOutput"]
+__all__ = ["EngineStats", "FinishReason", "Sampled", "SequenceOutput"]
 
 
 class FinishReason(StrEnum):
@@ -21,6 +22,13 @@ class FinishReason(StrEnum):
     """This sequence alone could not go on; `stop_reason` has the sentence."""
 
 
+class Sampled(NamedTuple):
+    """What a step found for one scheduled sequence."""
+
+    token_ids: tuple[int, ...] = ()
+    """The tokens that follow, in order: none where the step ended before the sequence's last token."""
+
+
 @dataclass(frozen=True, slots=True)
 class SequenceOutput:
     """What one step added to one sequence.
@@ -34,13 +42,17 @@ class SequenceOutput:
     offset: int
     """Index of the first of `token_ids` among the sequence's output tokens."""
     token_ids: tuple[int, ...]
-    text: str
-    """What these tokens add to the text. Text that may be the beginning of a stop string comes later."""
+    texts: tuple[str, ...]
+    """What each of these tokens adds to the text. What may be the beginning of a stop string comes later."""
     finish_reason: FinishReason | None
     stop_reason: str | int | None
     """The stop string or the stop token's id; the sentence where `finish_reason` is ERROR; else None."""
     num_cached_tokens: int
     """Tokens that the prefix cache saved when the sequence first joined the batch."""
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Knows nothing of tensors, text or why a sequence ends: it is told.
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from pagefleet.engine.block_manager import BlockManager
@@ -153,13 +154,13 @@ class Scheduler:
         self._admit_waiting(output, num_tokens_left)
         return output
 
-    def update(self, output: SchedulerOutput, sampled: list[int | None]) -> None:
-        """Book a step that was computed: one entry of `sampled` for each of `output.scheduled`.
+    def update(self, output: SchedulerOutput, sampled: Iterable[Collection[int]]) -> None:
+        """Book a step that was computed: the tokens found for each of `output.scheduled`.
 
         Sequences that were ended since they were scheduled are passed over.
         """
         block_size = self.block_manager.block_size
-        for (sequence, num_new_tokens), token_id in zip(output.scheduled, sampled, strict=True):
+        for (sequence, num_new_tokens), token_ids in zip(output.scheduled, sampled, strict=True):
             if sequence.status is not SequenceStatus.RUNNING:
                 continue
             before = sequence.num_computed_tokens
@@ -168,9 +169,8 @@ class Scheduler:
                 self.num_prompt_tokens_computed += min(after, sequence.num_prompt_tokens) - before
             if before // block_size != after // block_size:
                 self.block_manager.register_computed(sequence, before)
-            assert (token_id is not None) == (after == sequence.num_tokens), sequence.request_id
-            if token_id is not None:
-                sequence.token_ids.append(token_id)
+            assert bool(token_ids) == (after == sequence.num_tokens), sequence.request_id
+            sequence.token_ids += token_ids
 
     def check_integrity(self) -> None:
         """Assert what must hold between steps."""

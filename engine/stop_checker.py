@@ -45,15 +45,16 @@ class StopChecker:
             token_id for token_id in ends.union(params.stop_token_ids) if token_id < self._vocab_size
         )
 
-    def check(self, sequence: Sequence) -> Progress:
-        """Take the token that was appended last; to be called once for each output token, in order."""
+    def check(self, sequence: Sequence, num_tokens: int) -> Progress:
+        """Take the last of the first `num_tokens`; to be called once for each output token, in order."""
         detokenizer, params = sequence.detokenizer, sequence.sampling_params
         assert detokenizer is not None, sequence.request_id
-        token_id = sequence.token_ids[-1]
+        token_id = sequence.token_ids[num_tokens - 1]
+        num_outputs = num_tokens - sequence.num_prompt_tokens
         grammar = sequence.grammar
         if grammar is not None and (error := grammar.accept(token_id)) is not None:
             return failed(f"The grammar has no place for token {token_id}: {error}.")
-        if self._is_stop_token(sequence, token_id):
+        if self._is_stop_token(sequence, token_id, num_outputs):
             text = detokenizer.append(token_id).text if params.include_stop_str_in_output else ""
             is_eos = token_id in self._eos_token_ids and (grammar is not None or not params.ignore_eos)
             return Progress(text + detokenizer.flush(), FinishReason.STOP, None if is_eos else token_id)
@@ -61,24 +62,18 @@ class StopChecker:
         if stop is not None:
             return Progress(text, FinishReason.STOP, stop)
         if grammar is not None and grammar.is_finished:
-            wound_down = grammar.winds_down(sequence.num_output_tokens - 1)
+            wound_down = grammar.winds_down(num_outputs - 1)
             reason = STOP_REASON if wound_down else None
             return Progress(text + detokenizer.flush(), FinishReason.STOP, reason)
-        if self._is_full(sequence):
+        if num_outputs >= params.max_tokens or num_tokens >= self._max_model_len:
             return Progress(text + detokenizer.flush(), FinishReason.LENGTH, None)
         return Progress(text, None, None)
 
-    def _is_stop_token(self, sequence: Sequence, token_id: int) -> bool:
+    def _is_stop_token(self, sequence: Sequence, token_id: int, num_outputs: int) -> bool:
         params = sequence.sampling_params
         if sequence.grammar is not None and sequence.grammar.is_finished and token_id in self._eos_token_ids:
             return True
-        if sequence.num_output_tokens < params.min_tokens:
+        if num_outputs < params.min_tokens:
             return False
         is_eos = token_id in self._eos_token_ids and not params.ignore_eos
         return is_eos or token_id in params.stop_token_ids
-
-    def _is_full(self, sequence: Sequence) -> bool:
-        return (
-            sequence.num_output_tokens >= sequence.sampling_params.max_tokens
-            or sequence.num_tokens >= self._max_model_len
-        )

@@ -88,11 +88,10 @@ class ActiveJob:
         deleted or overwritten meanwhile."""
         return f"{self.job_id}#{self.serial}"
 
-    def extend(self, token_ids: Sequence[int], text: str) -> None:
-        """Adds a step's tokens; text of several tokens at once counts as the last one's."""
+    def extend(self, token_ids: Sequence[int], texts: Sequence[str]) -> None:
+        """Adds a step's tokens, and what each adds to the text."""
         self.token_ids += token_ids
-        if token_ids:
-            self.texts += [""] * (len(token_ids) - 1) + [text]
+        self.texts += texts
 
     def next_item(self) -> StepItem:
         """Everything that the log does not have yet."""

@@ -238,7 +238,7 @@ class Publisher:
             if job is None:
                 continue
             assert output.offset == len(job.token_ids), f"job {job.job_id} skipped a token"
-            job.extend(output.token_ids, output.text)
+            job.extend(output.token_ids, output.texts)
             if output.finish_reason is FinishReason.ERROR:
                 self._end(job, JobState.FAILED, "error", JobFailed(str(output.stop_reason)))
                 continue

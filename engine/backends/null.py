@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pagefleet.engine.config import MIN_NULL_VOCAB_SIZE, EngineConfig
 from pagefleet.engine.executor import Executor, Fingerprint, LoadedModel, ModelInfo, Report
+from pagefleet.engine.outputs import Sampled
 from pagefleet.engine.scheduler import ScheduledSequence
 from pagefleet.engine.sequence import Sequence
 from pagefleet.engine.tokenizer import ByteTokenizer
@@ -39,14 +40,9 @@ class NullExecutor(Executor):
         self._step_ends_at = 0.0
         self._masks: TokenMasks | None = None
 
-    def execute(self, scheduled: list[ScheduledSequence]) -> list[int | None]:
+    def execute(self, scheduled: list[ScheduledSequence]) -> list[Sampled]:
         self._wait_for_end_of_step(sum(entry.num_new_tokens for entry in scheduled))
-        sampled = [_sample(entry) for entry in scheduled]
-        limited = [index for index, entry in enumerate(scheduled) if entry.sequence.grammar is not None]
-        for index in limited:
-            if (token_id := sampled[index]) is not None:
-                sampled[index] = self._within_grammar(scheduled[index].sequence, token_id)
-        return sampled
+        return [self._sample(*entry) for entry in scheduled]
 
     def sleep(self) -> None:
         """Nothing to give back."""
@@ -57,6 +53,12 @@ class NullExecutor(Executor):
     def close(self) -> None:
         if self._masks is not None:
             self._masks.close()
+
+    def _sample(self, sequence: Sequence, num_new_tokens: int) -> Sampled:
+        if sequence.num_computed_tokens + num_new_tokens < sequence.num_tokens:
+            return Sampled()
+        token_id = null_token(sequence.seed, sequence.choice, sequence.num_output_tokens)
+        return Sampled((token_id if sequence.grammar is None else self._within_grammar(sequence, token_id),))
 
     def _within_grammar(self, sequence: Sequence, token_id: int) -> int:
         """One of the tokens that may come, by the one that would have come otherwise."""
@@ -118,10 +120,3 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
     if report is not None:
         report("null model", time.monotonic() - started_at)
     return loaded
-
-
-def _sample(entry: ScheduledSequence) -> int | None:
-    sequence, num_new_tokens = entry
-    if sequence.num_computed_tokens + num_new_tokens < sequence.num_tokens:
-        return None
-    return null_token(sequence.seed, sequence.choice, sequence.num_output_tokens)

@@ -26,6 +26,7 @@ from pagefleet.engine.backends import null
 from pagefleet.engine.backends.null import null_token
 from pagefleet.engine.errors import EngineAsleepError
 from pagefleet.engine.executor import Executor
+from pagefleet.engine.outputs import Sampled
 from pagefleet.engine.scheduler import ScheduledSequence
 from pagefleet.engine.tokenizer import ByteTokenizer, TokenDecoder
 
@@ -101,15 +102,15 @@ class ScriptedExecutor(Executor):
         self.failures = 0
         self.is_closed = False
 
-    def execute(self, scheduled: list[ScheduledSequence]) -> list[int | None]:
+    def execute(self, scheduled: list[ScheduledSequence]) -> list[Sampled]:
         if self.failures:
             self.failures -= 1
             raise RuntimeError("device lost")
         self.num_computed_tokens += sum(entry.num_new_tokens for entry in scheduled)
         return [
-            self.scripts[sequence.request_id][sequence.num_output_tokens]
+            Sampled((self.scripts[sequence.request_id][sequence.num_output_tokens],))
             if sequence.num_computed_tokens + num_new_tokens == sequence.num_tokens
-            else None
+            else Sampled()
             for sequence, num_new_tokens in scheduled
         ]
 
@@ -262,7 +263,7 @@ def test_a_log_that_ends_its_sequence_ends_it_at_once(
     engine.add_request(request)
     assert engine.has_unfinished_requests
     assert engine.step() == [
-        SequenceOutput("a", 0, len(log), (), "", finish_reason, stop_reason, num_cached_tokens=0)
+        SequenceOutput("a", 0, len(log), (), (), finish_reason, stop_reason, num_cached_tokens=0)
     ]
     assert not engine.has_unfinished_requests
     assert engine.stats().num_steps == 0

@@ -52,7 +52,7 @@ def add(
 def run(scheduler: Scheduler, output: SchedulerOutput) -> None:
     """Compute a step with made-up tokens; sequences end at max_tokens."""
     sampled = [
-        7 if entry.sequence.num_computed_tokens + entry.num_new_tokens == entry.sequence.num_tokens else None
+        [7] if entry.sequence.num_computed_tokens + entry.num_new_tokens == entry.sequence.num_tokens else []
         for entry in output.scheduled
     ]
     scheduler.update(output, sampled)
@@ -442,13 +442,13 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def execute(self, output: SchedulerOutput) -> None:
         entries = [entry for entry in output.scheduled if entry.sequence.status is SequenceStatus.RUNNING]
-        sampled: list[int | None] = []
+        sampled: list[list[int]] = []
         for sequence, num_new_tokens in entries:
             end = sequence.num_computed_tokens + num_new_tokens
             assert end <= sequence.num_tokens
             for position in range(sequence.num_computed_tokens, end):
                 self.kv[self.slot(sequence, position)] = tuple(sequence.token_ids[: position + 1])
-            sampled.append(sequence.num_output_tokens % 2 if end == sequence.num_tokens else None)
+            sampled.append([sequence.num_output_tokens % 2] if end == sequence.num_tokens else [])
         # Only now: no sequence of the step may have written over another one's K/V.
         for sequence, num_new_tokens in entries:
             for position in range(sequence.num_computed_tokens + num_new_tokens):

@@ -74,7 +74,7 @@ def num_bad(fleet):
 
 
 def wait_for_beats(fleet, raw, count=2):
-    """What the worker says of itself comes with its beats; the second one that follows was begun after now."""
+    """What the worker says of itself comes with its beats; the second one from now on is news."""
     (worker,) = fleet.status().workers
     lease = keys.lease(worker.worker_id)
     for _ in range(count):

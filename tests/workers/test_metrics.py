@@ -302,7 +302,7 @@ def made_up_step(num_seqs):
         metrics.on_begin(job)
     names = [job.request_id for job in jobs]
     plan = SchedulerOutput([ScheduledSequence(None, 1) for _ in names], [], [])
-    outputs = [SequenceOutput(name, 0, 5, (1,), "x", None, None, 0) for name in names]
+    outputs = [SequenceOutput(name, 0, 5, (1,), ("x",), None, None, 0) for name in names]
     return metrics, plan, outputs
 
 
