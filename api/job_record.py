@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 from pydantic import ValidationError
 
@@ -21,8 +20,7 @@ from pagefleet.api.messages import (
     JobState,
     LogEntry,
 )
-
-MAX_CHOICES: Final = 128
+from pagefleet.api.sampling import MAX_CHOICES
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +149,7 @@ class JobRecord:
             model=self.model,
             state=self.state,
             choices=[self._choice(index) for index in range(self.num_choices)],
+            prompt_logprobs=next((e.prompt_logprobs for e in self.entries if e.prompt_logprobs), None),
             num_prompt_tokens=self.num_prompt_tokens,
             attempts=self.attempts,
             worker=self.fields.get("owner"),
@@ -171,6 +170,7 @@ class JobRecord:
             text="".join(text for entry in entries for text in entry.texts),
             finish_reason=self.finish_reason(index),
             stop_reason=stop_reasons[-1] if stop_reasons else None,
+            logprobs=[each for entry in entries for each in entry.logprobs or ()] or None,
         )
 
     def _seconds(self, name: str) -> float | None:

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from pagefleet.api.errors import FleetError, error_from_code
 from pagefleet.api.keys import Lane
+from pagefleet.api.logprobs import Logprob, TokenLogprobs
 from pagefleet.api.sampling import (
     MAX_RESULT_TOKENS,
     MAX_SEED,
@@ -39,11 +40,13 @@ __all__ = [
     "JobResult",
     "JobState",
     "LogEntry",
+    "Logprob",
     "ModelCard",
     "SamplingDefaults",
     "SamplingOptions",
     "SamplingParams",
     "StreamEvent",
+    "TokenLogprobs",
     "WorkerStatus",
     "parse_event",
     "split_events",
@@ -106,6 +109,10 @@ class GenerateRequest(StoredModel):
     cache_salt: str | None = Field(
         None, min_length=1, max_length=256, description="shares the prefix cache with the same salt only"
     )
+    echo: bool = Field(
+        False,
+        description="the text begins with the prompt's; stop strings don't see it, and messages have none",
+    )
 
     @property
     def lives_alone(self) -> bool:
@@ -124,6 +131,8 @@ class GenerateRequest(StoredModel):
             )
         if not getattr(self, given[0]):
             raise wrong(given[0], "it is empty")
+        if self.echo and self.messages is not None:
+            raise wrong("echo", "only a prompt can be echoed, not messages")
         return self
 
 
@@ -154,6 +163,10 @@ class LogEntry(StoredModel):
     offset: int = Field(ge=0, le=MAX_RESULT_TOKENS)
     token_ids: list[int] = Field(max_length=MAX_RESULT_TOKENS)
     texts: list[str] = Field(max_length=MAX_RESULT_TOKENS)
+    logprobs: list[TokenLogprobs] | None = None
+    """One for each token, where the request asks for them."""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """Of the prompt's tokens from the second on: with the first token of choice 0."""
     finish_reason: str | None = None
     stop_reason: str | int | None = None
 
@@ -161,6 +174,8 @@ class LogEntry(StoredModel):
     def _a_text_for_each_token(self) -> Self:
         if len(self.texts) != len(self.token_ids):
             raise ValueError(f"{len(self.token_ids)} token_ids but {len(self.texts)} texts")
+        if self.logprobs is not None and len(self.logprobs) != len(self.token_ids):
+            raise ValueError(f"{len(self.token_ids)} token_ids but {len(self.logprobs)} logprobs")
         return self
 
     def to_json(self) -> str:
@@ -224,6 +239,8 @@ class ChoiceResult(StoredModel):
     text: str = ""
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    """One for each token, where the request asked for them."""
 
 
 class JobResult(StoredModel):
@@ -236,6 +253,8 @@ class JobResult(StoredModel):
     model: str
     state: JobState
     choices: list[ChoiceResult]
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """Of the prompt's tokens from the second on, where the request asked for them."""
     num_prompt_tokens: int | None = None
     attempts: int = 0
     worker: str | None = None

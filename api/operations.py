@@ -122,7 +122,7 @@ def submit(
         "queue": queue,
         "priority": request.priority,
         "channel": channel,
-        "num_choices": 1,
+        "num_choices": request.sampling.n,
         "clients": "" if request.lives_alone else client_id,
     }
     if request.result_ttl_s is not None:

@@ -12,6 +12,9 @@ from pagefleet.api.wire_model import StoredModel, WireModel, wrong
 MAX_SEED: Final = 2**64 - 1
 MAX_RESULT_TOKENS: Final = 1_000_000
 """What ``max_tokens`` allows at most, and what a reader accepts."""
+MAX_CHOICES: Final = 128
+MAX_LOGPROBS: Final = 20
+"""OpenAI's limit, and vLLM's."""
 MAX_TOP_K: Final = 2**31 - 1
 MAX_REPETITION_PENALTY: Final = 1e6
 
@@ -27,6 +30,13 @@ class SamplingParams(WireModel):
     The descriptions are the manual: ``python -m ops.sampling_page`` writes it.
     """
 
+    n: int = Field(
+        1,
+        ge=1,
+        le=MAX_CHOICES,
+        description="Choices, each drawn by itself, each with its own log. Their prompt is computed once, "
+        "but for its last block.",
+    )
     max_tokens: int = Field(256, ge=1, le=MAX_RESULT_TOKENS, description="Tokens to generate at most.")
     min_tokens: int = Field(
         0,
@@ -110,6 +120,19 @@ class SamplingParams(WireModel):
     )
     ignore_eos: bool = Field(False, description="Generate on after an end-of-sequence token.")
     skip_special_tokens: bool = Field(True, description="Special tokens add nothing to the text.")
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="Each output token's log probability and rank, and so many most likely tokens with "
+        "theirs: of the model's own distribution, before temperature, penalties, filters and grammars.",
+    )
+    prompt_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="The same of each prompt token but the first. The prefix cache does not help then.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -152,6 +175,7 @@ class SamplingDefaults(StoredModel):
 class SamplingOptions(TypedDict, total=False):
     """:class:`SamplingParams` as keyword arguments, for editors and type checkers."""
 
+    n: int
     max_tokens: int
     min_tokens: int
     temperature: float
@@ -171,6 +195,8 @@ class SamplingOptions(TypedDict, total=False):
     include_stop_str_in_output: bool
     ignore_eos: bool
     skip_special_tokens: bool
+    logprobs: int | None
+    prompt_logprobs: int | None
 
 
 def _as_token_id(key: Any) -> Any:

@@ -22,6 +22,7 @@ from pagefleet.api.messages import (
     JobState,
     LogEntry,
     StreamEvent,
+    TokenLogprobs,
     parse_event,
 )
 from pagefleet.api.requests import invalid_request
@@ -39,6 +40,10 @@ class Chunk:
     token_ids: list[int]
     text: str
     finish_reason: str | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    """One for each token, where the request asked for them."""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """With the first token of choice 0, where the request asked for them."""
 
 
 class _Choice:
@@ -47,6 +52,7 @@ class _Choice:
     def __init__(self) -> None:
         self.token_ids: list[int] = []
         self.texts: list[str] = []
+        self.logprobs: list[TokenLogprobs] = []
         self.stop_reason: str | int | None = None
 
 
@@ -65,6 +71,7 @@ class StreamState:
         self._after = after
         self._choices: defaultdict[int, _Choice] = defaultdict(_Choice)
         self._chunks: deque[Chunk] = deque()
+        self._prompt_logprobs: list[TokenLogprobs] | None = None
         self._end: EndedEvent | None = None
 
     @property
@@ -81,7 +88,7 @@ class StreamState:
             return None
         if self._end.error is not None:
             return self._end.error.to_error(self.job_id)
-        if self._end.finish_reasons[0] == "deadline":
+        if "deadline" in self._end.finish_reasons:
             return None
         failure = JobDead if self._end.state is JobState.DEAD else JobFailed
         return failure(f"Job {self.job_id} failed without a reason.", job_id=self.job_id)
@@ -123,11 +130,13 @@ class StreamState:
     def result(self, model: str) -> JobResult:
         """The outcome as far as it has been seen."""
         end = self._end
+        num_choices = max(self._choices, default=0) + 1 if end is None else len(end.num_tokens)
         return JobResult(
             job_id=self.job_id,
             model=model,
             state=JobState.RUNNING if end is None else end.state,
-            choices=[self._result_of(index) for index in range(1 if end is None else len(end.num_tokens))],
+            choices=[self._result_of(index) for index in range(num_choices)],
+            prompt_logprobs=self._prompt_logprobs,
             num_prompt_tokens=self.num_prompt_tokens,
             attempts=self.attempts,
             error=None if end is None else end.error,
@@ -143,14 +152,19 @@ class StreamState:
             return
         choice.token_ids += entry.token_ids[skip:]
         choice.texts += entry.texts[skip:]
+        choice.logprobs += (entry.logprobs or [])[skip:]
+        self._prompt_logprobs = entry.prompt_logprobs or self._prompt_logprobs
         choice.stop_reason = entry.stop_reason
         self._give(entry, max(skip, self._after - entry.offset))
 
     def _give(self, entry: LogEntry, skip: int) -> None:
         token_ids, text = entry.token_ids[skip:], "".join(entry.texts[skip:])
         if token_ids:
+            logprobs = None if entry.logprobs is None else entry.logprobs[skip:]
+            offset = entry.offset + skip
+            prompt_logprobs = entry.prompt_logprobs if offset == 0 else None
             self._chunks.append(
-                Chunk(entry.choice, entry.offset + skip, token_ids, text, entry.finish_reason)
+                Chunk(entry.choice, offset, token_ids, text, entry.finish_reason, logprobs, prompt_logprobs)
             )
 
     def _result_of(self, index: int) -> ChoiceResult:
@@ -161,4 +175,5 @@ class StreamState:
             text="".join(choice.texts),
             finish_reason=None if self._end is None else self._end.finish_reasons[index],
             stop_reason=choice.stop_reason,
+            logprobs=choice.logprobs or None,
         )

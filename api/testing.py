@@ -15,7 +15,7 @@ import itertools
 import queue
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from pagefleet.api import keys
@@ -25,13 +25,13 @@ from pagefleet.api.fleet import DEFAULT_TIMEOUT_S, Fleet, FleetStatus, Prepared,
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.messages import (
     AcceptedEvent,
-    EndedEvent,
     ErrorInfo,
     Fingerprint,
     GenerateRequest,
     JobState,
     LogEntry,
     ModelCard,
+    TokenLogprobs,
 )
 from pagefleet.api.model_cards import CardIndex
 from pagefleet.api.stream import StreamState
@@ -146,7 +146,8 @@ class _Job:
         self.state = JobState.QUEUED
         self.inboxes: list[queue.SimpleQueue[LiveEvent]] = []
         self._entries: list[LogEntry] = []
-        self._reason: str | None = None
+        self._num_choices = prepared.request.sampling.n
+        self._reasons: dict[int, str] = {}
         self._error: ErrorInfo | None = None
         self._num_prompt_tokens: int | None = None
         self._enqueued_at = time.time()
@@ -155,23 +156,21 @@ class _Job:
         self.expire()
         if self.state.is_final:
             return
+        request = self.prepared.request
         try:
-            words = _WORD.findall(reply(self.prepared.request))
+            choices = [_WORD.findall(reply(request)) for _ in range(self._num_choices)]
         except FleetError as error:
             self._end(JobState.FAILED, "error", ErrorInfo.from_error(error))
             return
-        self._num_prompt_tokens = _num_prompt_tokens(self.prepared.request)
+        self._num_prompt_tokens = _num_prompt_tokens(request)
         accepted = AcceptedEvent(num_prompt_tokens=self._num_prompt_tokens, attempt=1)
         self._tell(LiveEvent("a", accepted.model_dump_json()))
-        limit = self.prepared.request.sampling.max_tokens
-        reason = "length" if len(words) >= limit else "stop"
-        last = min(len(words), limit) - 1
-        for offset, word in enumerate(words[:limit]):
-            finish_reason = reason if offset == last else None
-            entry = LogEntry(offset=offset, token_ids=[offset], texts=[word], finish_reason=finish_reason)
-            self._entries.append(entry)
-            self._tell(LiveEvent("t", entry.to_json()))
-        self._end(JobState.DONE, reason, None)
+        for choice, words in enumerate(choices):
+            self._reasons[choice] = "length" if len(words) >= request.sampling.max_tokens else "stop"
+            for entry in _entries(request, choice, words, self._reasons[choice]):
+                self._entries.append(entry)
+                self._tell(LiveEvent("t", entry.to_json()))
+        self._end(JobState.DONE, "stop", None)
 
     def cancel(self) -> bool:
         if self.state.is_final:
@@ -190,7 +189,7 @@ class _Job:
             "state": self.state.value,
             "queue": self.prepared.queue,
             "request": self.prepared.request.model_dump_json(),
-            "n:0": str(len(self._entries)),
+            "num_choices": str(self._num_choices),
             "enqueued_at": str(int(self._enqueued_at * 1000)),
         }
         deadline_s = self.prepared.request.deadline_s
@@ -198,20 +197,40 @@ class _Job:
             fields["deadline"] = str(int((self._enqueued_at + deadline_s) * 1000))
         if self._num_prompt_tokens is not None:
             fields |= {"num_prompt_tokens": str(self._num_prompt_tokens), "attempts": "1"}
-        if self._reason is not None:
-            fields["fin:0"] = self._reason
+        fields |= {f"n:{choice}": str(count) for choice, count in enumerate(self._num_tokens())}
+        fields |= {f"fin:{choice}": reason for choice, reason in self._reasons.items()}
         if self._error is not None:
             fields["error"] = self._error.model_dump_json()
         return JobRecord(self.prepared.job_id, fields, list(self._entries))
 
     def _end(self, state: JobState, reason: str, error: ErrorInfo | None) -> None:
-        self.state, self._reason, self._error = state, reason, error
-        event = EndedEvent(state=state, num_tokens=[len(self._entries)], finish_reasons=[reason], error=error)
-        self._tell(LiveEvent("e", event.model_dump_json()))
+        self.state, self._error = state, error
+        # A choice that has ended keeps its own reason.
+        self._reasons = dict.fromkeys(range(self._num_choices), reason) | self._reasons
+        self._tell(LiveEvent("e", self.record().ended_event().model_dump_json()))
+
+    def _num_tokens(self) -> list[int]:
+        return [sum(entry.choice == choice for entry in self._entries) for choice in range(self._num_choices)]
 
     def _tell(self, event: LiveEvent) -> None:
         for inbox in self.inboxes:
             inbox.put(event)
+
+
+def _entries(request: GenerateRequest, choice: int, words: list[str], reason: str) -> Iterator[LogEntry]:
+    """A word is a token, and there is no doubt about it."""
+    sampling = request.sampling
+    last = min(len(words), sampling.max_tokens) - 1
+    for offset, word in enumerate(words[: last + 1]):
+        certain = TokenLogprobs(token_id=offset, logprob=0.0, text=word, rank=1)
+        yield LogEntry(
+            choice=choice,
+            offset=offset,
+            token_ids=[offset],
+            texts=[(request.prompt or "") + word if request.echo and offset == 0 else word],
+            finish_reason=reason if offset == last else None,
+            logprobs=None if sampling.logprobs is None else [certain],
+        )
 
 
 def _num_prompt_tokens(request: GenerateRequest) -> int:

@@ -83,7 +83,7 @@ class BlockManager:
 
         The block of the last token is never among them: that token must be computed for its logits.
         """
-        if not self.enable_prefix_caching:
+        if not self.enable_prefix_caching or sequence.needs_prompt_logits:
             return []
         matched: list[int] = []
         num_full = (sequence.num_tokens - 1) // self.block_size
@@ -97,6 +97,8 @@ class BlockManager:
 
     def is_prefix_promised(self, sequence: Sequence) -> bool:
         """Whether another sequence is about to compute the block that this one would compute first."""
+        if sequence.needs_prompt_logits:
+            return False
         num_matched = len(self.match_prefix(sequence))
         hashes = sequence.block_hashes[num_matched : (sequence.num_tokens - 1) // self.block_size]
         return bool(hashes) and hashes[0] in self._promised

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pagefleet.engine.errors import InvalidRequestError
@@ -11,21 +11,28 @@ from pagefleet.engine.executor import ModelInfo
 from pagefleet.engine.grammar import Grammar
 from pagefleet.engine.sampling_params import SamplingParams
 
-__all__ = ["EngineRequest", "check_prompt_length", "check_sampling_token_ids", "checked_token_ids"]
+__all__ = [
+    "EngineRequest",
+    "check_logs",
+    "check_prompt_length",
+    "check_sampling_token_ids",
+    "checked_token_ids",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
     """One request, as token ids.
 
-    `output_token_ids` is the log of an earlier attempt: what it generated is not generated again. Larger
-    `priority` is more urgent. Only requests with the same `cache_salt` share the prefix cache.
+    Larger `priority` is more urgent. Only requests with the same `cache_salt` share the prefix cache.
     """
 
     request_id: str
     prompt_token_ids: Iterable[int]
     sampling_params: SamplingParams
-    output_token_ids: Iterable[int] = ()
+    logs: Sequence[Iterable[int] | None] = ()
+    """What an earlier attempt generated, by choice: it is not generated again. A choice that is not among
+    them begins; one that is None had ended, and no output of it comes."""
     priority: int = 0
     cache_salt: str = ""
     grammar: Grammar | None = None
@@ -49,6 +56,15 @@ def checked_token_ids(param: str, token_ids: Iterable[int], info: ModelInfo) -> 
             param,
         )
     return checked
+
+
+def check_logs(request: EngineRequest) -> None:
+    """Raises InvalidRequestError with code `invalid_value` where there are more logs than choices."""
+    n = request.sampling_params.n
+    if len(request.logs) > n:
+        raise InvalidRequestError(
+            f"There are {len(request.logs)} logs for {n} choices: give one each.", "invalid_value", "logs"
+        )
 
 
 def check_prompt_length(num_tokens: int, info: ModelInfo) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,16 @@ class HFTokenizer(Tokenizer):
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         known = [token_id for token_id in token_ids if 0 <= token_id < self.vocab_size]
         return self._tokenizer.decode(known, skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        token = self._tokenizer.id_to_token(token_id) if token_id >= 0 else None
+        if token is None:
+            return b""
+        if self._is_byte_level:
+            return _spelled_bytes(token)
+        # SentencePiece's spelling: a byte that stands for itself, and blanks that can be seen.
+        byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
+        return bytes.fromhex(byte[1]) if byte is not None else token.replace("\u2581", " ").encode()
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         if self._chat_template is None:

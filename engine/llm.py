@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from pagefleet.engine.config import EngineConfig
 from pagefleet.engine.engine_request import EngineRequest
 from pagefleet.engine.llm_engine import LLMEngine
-from pagefleet.engine.outputs import FinishReason, SequenceOutput
+from pagefleet.engine.outputs import FinishReason, SequenceOutput, TokenLogprobs
 from pagefleet.engine.sampling_params import SamplingParams
 from pagefleet.engine.structured_output import StructuredOutput
 
@@ -23,16 +23,48 @@ Conversation: TypeAlias = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class RequestOutput:
-    """One finished request."""
+class ChoiceOutput:
+    """One of the texts that a request asked for."""
 
-    request_id: str
-    prompt_token_ids: tuple[int, ...]
+    index: int
     token_ids: tuple[int, ...]
     text: str
     finish_reason: FinishReason
     stop_reason: str | int | None
+    logprobs: tuple[TokenLogprobs, ...]
+    """One for each token, where they were asked for."""
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """One finished request. What there is one of for each choice is read of the first one here."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    choices: tuple[ChoiceOutput, ...]
+    prompt_logprobs: tuple[TokenLogprobs, ...]
+    """Of the prompt's tokens from the second on, where they were asked for."""
     num_cached_tokens: int
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.choices[0].token_ids
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].text
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return self.choices[0].finish_reason
+
+    @property
+    def stop_reason(self) -> str | int | None:
+        return self.choices[0].stop_reason
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprobs, ...]:
+        return self.choices[0].logprobs
 
 
 class LLM:
@@ -135,14 +167,27 @@ def _params_for(
 
 
 def _join(request: EngineRequest, outputs: list[SequenceOutput]) -> RequestOutput:
-    last = outputs[-1]
-    assert last.finish_reason is not None
+    choices = [
+        [output for output in outputs if output.choice == choice]
+        for choice in range(request.sampling_params.n)
+    ]
     return RequestOutput(
         request_id=request.request_id,
         prompt_token_ids=tuple(request.prompt_token_ids),
+        choices=tuple(map(_join_choice, choices)),
+        prompt_logprobs=choices[0][0].prompt_logprobs,
+        num_cached_tokens=choices[0][-1].num_cached_tokens,
+    )
+
+
+def _join_choice(outputs: list[SequenceOutput]) -> ChoiceOutput:
+    last = outputs[-1]
+    assert last.finish_reason is not None
+    return ChoiceOutput(
+        index=last.choice,
         token_ids=tuple(token_id for output in outputs for token_id in output.token_ids),
         text="".join(output.text for output in outputs),
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
-        num_cached_tokens=last.num_cached_tokens,
+        logprobs=tuple(logprobs for output in outputs for logprobs in output.logprobs),
     )

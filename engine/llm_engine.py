@@ -6,27 +6,18 @@ Knows nothing of queues, jobs or the environment. Not thread-safe: one thread ad
 from __future__ import annotations
 
 import logging
-import secrets
 import time
-from collections.abc import Iterable
 
-from pagefleet.engine.bad_words import bad_word_token_ids
 from pagefleet.engine.block_manager import BlockManager
 from pagefleet.engine.config import EngineConfig
-from pagefleet.engine.detokenizer import IncrementalDetokenizer
-from pagefleet.engine.engine_request import (
-    EngineRequest,
-    check_prompt_length,
-    check_sampling_token_ids,
-    checked_token_ids,
-)
+from pagefleet.engine.engine_request import EngineRequest
 from pagefleet.engine.errors import EngineAsleepError, InvalidRequestError
 from pagefleet.engine.executor import LoadedModel, ModelInfo, Report
 from pagefleet.engine.grammar import Grammar, GrammarCompiler
-from pagefleet.engine.logit_rules import rules_of
-from pagefleet.engine.outputs import EngineStats, FinishReason, Sampled, SequenceOutput
+from pagefleet.engine.outputs import EngineStats, FinishReason, Sampled, SequenceOutput, TokenLogprobs
 from pagefleet.engine.scheduler import Scheduler, SchedulerOutput
 from pagefleet.engine.sequence import Sequence, SequenceStatus
+from pagefleet.engine.sequence_factory import SequenceFactory
 from pagefleet.engine.step_budget import StepBudget
 from pagefleet.engine.step_trace import StepTrace
 from pagefleet.engine.stop_checker import Progress, StopChecker, failed
@@ -58,10 +49,12 @@ class LLMEngine:
         self._budget = StepBudget(config.max_num_batched_tokens, config.max_step_s)
         self._scheduler = Scheduler(self._block_manager, config.max_num_seqs, self._budget.num_tokens)
         self._stop_checker = StopChecker(info.eos_token_ids, info.max_model_len, info.vocab_size)
+        self._sequence_factory = SequenceFactory(self._tokenizer, info, self._stop_checker)
         self._grammars = GrammarCompiler(self._tokenizer, info.vocab_size, info.eos_token_ids)
-        self._sequences: dict[str, Sequence] = {}
-        # Requests whose log had ended before they came; the next step says so.
-        self._ended_at_add: dict[str, SequenceOutput] = {}
+        # The choices of each request that go on.
+        self._sequences: dict[str, list[Sequence]] = {}
+        # Choices whose log had ended before they came; the next step says so.
+        self._ended_at_add: dict[str, list[SequenceOutput]] = {}
         self._is_asleep = False
         self._num_steps = 0
         self._num_generation_tokens = 0
@@ -126,12 +119,11 @@ class LLMEngine:
     def add_request(self, request: EngineRequest) -> None:
         """Put a request in line; it joins the batch at a later step.
 
-        Its log (`output_token_ids`) is replayed through the detokenizer and computed again with the prompt.
-        A log that already ends its sequence makes the next step return one output, without tokens, that says
-        why.
+        Its logs are replayed through the detokenizer and computed again with the prompt. A log that already
+        ends its choice makes the next step return one output, without tokens, that says why.
 
         Raises InvalidRequestError, and leaves the engine as it was, with code `empty_prompt`,
-        `context_length`, `token_out_of_vocabulary`, `invalid_type`, `duplicate_request` or
+        `context_length`, `token_out_of_vocabulary`, `invalid_type`, `invalid_value`, `duplicate_request` or
         `exceeds_capacity`.
         """
         request_id = request.request_id
@@ -139,32 +131,28 @@ class LLMEngine:
             raise InvalidRequestError(
                 f"The request {request_id!r} is already in the engine.", "duplicate_request", "request_id"
             )
-        prompt = checked_token_ids("prompt_token_ids", request.prompt_token_ids, self._info)
-        log = checked_token_ids("output_token_ids", request.output_token_ids, self._info)
-        check_prompt_length(len(prompt), self._info)
-        sequence = self._new_sequence(request, prompt)
-        max_num_tokens = min(len(prompt) + request.sampling_params.max_tokens, self._info.max_model_len)
-        if sequence.grammar is not None:
-            sequence.grammar.limit(max_num_tokens - len(prompt))
-        ended = self._replay(sequence, log)
-        if ended is not None:
-            self._ended_at_add[sequence.request_id] = _output(sequence, (), ended)
-            return
-        self._scheduler.add(sequence, max_num_tokens)
-        self._sequences[sequence.request_id] = sequence
+        made = self._sequence_factory.make(request)
+        running = [new.sequence for new in made if new.ended is None]
+        for sequence in running:
+            num_prompt_tokens = sequence.num_prompt_tokens
+            self._scheduler.add(sequence, self._sequence_factory.max_num_tokens(request, num_prompt_tokens))
+        if running:
+            self._sequences[request_id] = running
+        if len(running) < len(made):
+            self._ended_at_add[request_id] = [
+                _output(new.sequence, [], new.ended) for new in made if new.ended is not None
+            ]
 
     def abort(self, request_id: str) -> bool:
         """Drop a request, in whatever state, between any two calls; its blocks are free at once.
 
         Returns whether the engine had it. No output of it comes any more.
         """
-        if self._ended_at_add.pop(request_id, None) is not None:
-            return True
-        sequence = self._sequences.pop(request_id, None)
-        if sequence is None:
-            return False
-        self._scheduler.abort(sequence)
-        return True
+        ended = self._ended_at_add.pop(request_id, None)
+        running = self._sequences.pop(request_id, None)
+        for sequence in running or ():
+            self._scheduler.abort(sequence)
+        return ended is not None or running is not None
 
     def step(self) -> list[SequenceOutput]:
         """Advance the batch by one step: one output for each sequence that got a token or ended."""
@@ -190,7 +178,7 @@ class LLMEngine:
         )
         with self.trace.step(step):
             outputs = self._compute(step)
-        ended_at_add = list(self._ended_at_add.values())
+        ended_at_add = [output for outputs in self._ended_at_add.values() for output in outputs]
         self._ended_at_add.clear()
         return ended_at_add + outputs
 
@@ -214,7 +202,9 @@ class LLMEngine:
     def check_integrity(self) -> None:
         """Assert that the books of blocks and sequences balance, between steps."""
         self._scheduler.check_integrity()
-        assert len(self._sequences) == self._scheduler.num_running + self._scheduler.num_waiting
+        num_sequences = sum(map(len, self._sequences.values()))
+        assert num_sequences == self._scheduler.num_running + self._scheduler.num_waiting
+        assert all(self._sequences.values())
 
     @property
     def is_asleep(self) -> bool:
@@ -252,6 +242,8 @@ class LLMEngine:
         self._budget.observe(num_tokens, time.monotonic() - begun_at)
         self._scheduler.token_budget = self._budget.num_tokens
         with self.trace.span("advance"):
+            for entry, found in zip(step.scheduled, sampled, strict=True):
+                _note_prompt_logprobs(entry.sequence, found)
             self._scheduler.update(step, [found.token_ids for found in sampled])
             outputs = [
                 self._advance(entry.sequence, found)
@@ -273,11 +265,17 @@ class LLMEngine:
                 num_tokens += 1
                 texts.append(progress.text)
             if progress.finish_reason is not None:
-                self._scheduler.finish(sequence, progress.finish_reason)
-                del self._sequences[sequence.request_id]
+                self._finish(sequence, progress.finish_reason)
                 break
         del sequence.token_ids[num_tokens:]
-        return _output(sequence, texts, progress)
+        return _output(sequence, texts, progress, found.logprobs[: len(texts)])
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        self._scheduler.finish(sequence, reason)
+        choices = self._sequences[sequence.request_id]
+        choices.remove(sequence)
+        if not choices:
+            del self._sequences[sequence.request_id]
 
     def _progress(self, sequence: Sequence, token_id: int, num_tokens: int) -> Progress:
         if not 0 <= token_id < self._info.vocab_size:
@@ -292,49 +290,31 @@ class LLMEngine:
             logger.exception("request %s: its token could not be turned into text", sequence.request_id)
             return failed(f"The tokenizer failed on the generated tokens: {error}")
 
-    def _new_sequence(self, request: EngineRequest, prompt: list[int]) -> Sequence:
-        params = request.sampling_params
-        check_sampling_token_ids(params, self._info)
-        bad_words = bad_word_token_ids(params.bad_words, self._tokenizer, self._info.vocab_size)
-        ends = self._stop_checker.end_token_ids(params, has_grammar=request.grammar is not None)
-        return Sequence(
-            request_id=request.request_id,
-            token_ids=prompt,
-            num_prompt_tokens=len(prompt),
-            sampling_params=params,
-            seed=params.seed if params.seed is not None else secrets.randbits(64),
-            priority=request.priority,
-            cache_salt=request.cache_salt,
-            detokenizer=IncrementalDetokenizer(self._tokenizer, params),
-            logit_rules=rules_of(params, len(prompt), bad_words, ends),
-            grammar=request.grammar.copy() if request.grammar is not None else None,
-        )
-
-    def _replay(self, sequence: Sequence, log: list[int]) -> Progress | None:
-        """Append an earlier attempt's tokens; says how they end the sequence, where they do."""
-        sequence.token_ids += log
-        for num_tokens in range(sequence.num_prompt_tokens + 1, sequence.num_tokens + 1):
-            progress = self._stop_checker.check(sequence, num_tokens)
-            if progress.finish_reason is not None:
-                return progress
-        return None
-
 
 def _is_running(sequence: Sequence) -> bool:
     return sequence.status is SequenceStatus.RUNNING
 
 
-def _output(sequence: Sequence, texts: Iterable[str], progress: Progress) -> SequenceOutput:
-    """`texts` belong to the last tokens of the sequence."""
-    texts = tuple(texts)
+def _note_prompt_logprobs(sequence: Sequence, found: Sampled) -> None:
+    """Before the step is booked. Also again: after a preemption the prompt is computed from its beginning."""
+    if sequence.prompt_logprobs is not None and found.prompt_logprobs:
+        sequence.prompt_logprobs[sequence.num_computed_tokens :] = found.prompt_logprobs
+
+
+def _output(
+    sequence: Sequence, texts: list[str], progress: Progress, logprobs: tuple[TokenLogprobs, ...] = ()
+) -> SequenceOutput:
+    """`texts` and `logprobs` belong to the last tokens of the sequence."""
     offset = sequence.num_output_tokens - len(texts)
     return SequenceOutput(
         request_id=sequence.request_id,
         choice=sequence.choice,
         offset=offset,
         token_ids=tuple(sequence.token_ids[sequence.num_prompt_tokens + offset :]),
-        texts=texts,
+        texts=tuple(texts),
         finish_reason=progress.finish_reason,
         stop_reason=progress.stop_reason,
         num_cached_tokens=sequence.num_cached_tokens,
+        logprobs=logprobs,
+        prompt_logprobs=tuple(sequence.prompt_logprobs or ()) if offset == 0 and texts else (),
     )

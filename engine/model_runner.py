@@ -11,14 +11,18 @@ from numpy.typing import NDArray
 
 from pagefleet.engine.backends.base import RaggedBatch
 from pagefleet.engine.executor import Executor
+from pagefleet.engine.logprobs import PromptRows, prompt_rows, token_logprobs
 from pagefleet.engine.model_source import ModelSource
 from pagefleet.engine.models.config import DecoderConfig
 from pagefleet.engine.models.decoder import Decoder
-from pagefleet.engine.outputs import Sampled
+from pagefleet.engine.outputs import Sampled, TokenLogprobs
 from pagefleet.engine.sampler import Sampler, SamplingRow
 from pagefleet.engine.sampling_params import SamplingParams
 from pagefleet.engine.scheduler import ScheduledSequence
 from pagefleet.engine.token_masks import TokenMasks
+
+NUM_PROMPT_ROWS = 64
+"""Rows of a prompt whose logits are in memory at once."""
 
 
 class ModelRunner(Executor):
@@ -60,6 +64,7 @@ class ModelRunner(Executor):
         """See `Executor.execute`."""
         with self.trace.span("prepare"):
             batch = ragged_batch(scheduled)
+            prompts = prompt_rows(scheduled)
         sampling = [
             index
             for index, (sequence, num_new_tokens) in enumerate(scheduled)
@@ -68,14 +73,19 @@ class ModelRunner(Executor):
         # Before the forward pass, and beside it.
         masks = self._masks.start([scheduled[index].sequence for index in sampling])
         with self.trace.span("forward"):
-            logits = self._forward(batch, np.array(sampling, dtype=np.int64))
+            last_rows = np.cumsum(batch.query_lens)[sampling] - 1
+            hidden = self._forward(batch, np.append(last_rows, np.array(prompts.rows, dtype=np.int64)))
         found = [Sampled()] * len(scheduled)
         if sampling:
             rows = [_sampling_row(scheduled[index]) for index in sampling]
             with self.trace.span("sample", num_rows=len(rows)):
-                sampled = self.sampler.sample(logits, rows, masks() if masks is not None else None)
-            for index, token_id in zip(sampling, sampled, strict=True):
-                found[index] = Sampled((token_id,))
+                allowed = masks() if masks is not None else None
+                sampled = self._sample(hidden[: len(rows)], rows, allowed)
+            for index, result in zip(sampling, sampled, strict=True):
+                found[index] = result
+        if prompts.rows:
+            with self.trace.span("prompt_logprobs", num_rows=len(prompts.rows)):
+                self._add_prompt_logprobs(found, hidden[len(sampling) :], prompts)
         return found
 
     @torch.inference_mode()
@@ -84,7 +94,7 @@ class ModelRunner(Executor):
         lens = np.array(query_lens, dtype=np.int64)
         tokens, blocks = int(lens.sum()), np.zeros((len(lens), int(lens.max())), dtype=np.int64)
         batch = RaggedBatch(np.zeros(tokens, dtype=np.int64), lens, np.zeros_like(lens), blocks)
-        logits = self._forward(batch, np.arange(len(lens)))
+        logits = self._model.logits(self._forward(batch, np.arange(len(lens))))
         self.sampler.sample(logits, [SamplingRow(SamplingParams(), 0, 0, 0)] * len(lens))
 
     def sleep(self) -> None:
@@ -106,11 +116,40 @@ class ModelRunner(Executor):
         assert self._loaded is not None, "closed or asleep"
         return self._loaded
 
-    def _forward(self, batch: RaggedBatch, sampling: NDArray[np.int64]) -> torch.Tensor:
-        """Logits [len(sampling), vocab] of the last token of those sequences."""
+    def _forward(self, batch: RaggedBatch, rows: NDArray[np.int64]) -> torch.Tensor:
+        """What the model's `logits` takes of these rows of the batch: [len(rows), hidden]."""
         plan = self._model.backend.begin_step(batch)
-        last_rows = np.cumsum(batch.query_lens)[sampling] - 1
-        return self._model.forward(plan, torch.from_numpy(last_rows).to(self.device))
+        return self._model.forward(plan, torch.from_numpy(rows).to(self.device))
+
+    def _sample(
+        self, hidden: torch.Tensor, rows: list[SamplingRow], allowed: NDArray[np.int32] | None
+    ) -> list[Sampled]:
+        logits = self._model.logits(hidden)
+        token_ids = self.sampler.sample(logits, rows, allowed)
+        found = [Sampled((token_id,)) for token_id in token_ids]
+        asking = [
+            index
+            for index, (row, token_id) in enumerate(zip(rows, token_ids, strict=True))
+            if row.params.logprobs is not None and token_id < logits.shape[-1]
+        ]
+        if asking:
+            num_top = [rows[index].params.logprobs or 0 for index in asking]
+            chosen = [token_ids[index] for index in asking]
+            for index, logprobs in zip(asking, token_logprobs(logits[asking], chosen, num_top), strict=True):
+                found[index] = found[index]._replace(logprobs=(logprobs,))
+        return found
+
+    def _add_prompt_logprobs(self, found: list[Sampled], hidden: torch.Tensor, prompts: PromptRows) -> None:
+        logprobs: list[TokenLogprobs] = []
+        # A few rows at a time: a long prompt times a vocabulary would be gigabytes.
+        for start in range(0, len(prompts.rows), NUM_PROMPT_ROWS):
+            some = slice(start, start + NUM_PROMPT_ROWS)
+            logits = self._model.logits(hidden[some])
+            logprobs += token_logprobs(logits, prompts.token_ids[some], prompts.num_top[some])
+        start = 0
+        for index, length in prompts.lengths.items():
+            found[index] = found[index]._replace(prompt_logprobs=tuple(logprobs[start : start + length]))
+            start += length
 
 
 def ragged_batch(scheduled: list[ScheduledSequence]) -> RaggedBatch:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-__all__ = ["EngineStats", "FinishReason", "Sampled", "SequenceOutput"]
+__all__ = ["EngineStats", "FinishReason", "Sampled", "SequenceOutput", "TokenLogprobs"]
 
 
 class FinishReason(StrEnum):
@@ -22,11 +22,27 @@ class FinishReason(StrEnum):
     """This sequence alone could not go on; `stop_reason` has the sentence."""
 
 
+class TokenLogprobs(NamedTuple):
+    """A token's place in the model's distribution: before temperature, penalties, filters and masks."""
+
+    token_id: int
+    logprob: float
+    """Natural logarithm of the token's probability."""
+    rank: int
+    """1 for the most likely; tokens that are as likely as each other have the same."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The most likely tokens and their logprobs, by (logprob descending, id ascending)."""
+
+
 class Sampled(NamedTuple):
     """What a step found for one scheduled sequence."""
 
     token_ids: tuple[int, ...] = ()
     """The tokens that follow, in order: none where the step ended before the sequence's last token."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One for each of them, where they are asked for."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Where they are asked for: of the prompt's tokens that follow those that this step computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +65,10 @@ class SequenceOutput:
     """The stop string or the stop token's id; the sentence where `finish_reason` is ERROR; else None."""
     num_cached_tokens: int
     """Tokens that the prefix cache saved when the sequence first joined the batch."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One for each of `token_ids`, where they are asked for."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """With the first token of choice 0, where they are asked for: the prompt's tokens from the second on."""
 
     @property
     def text(self) -> str:

@@ -21,6 +21,10 @@ MAX_REPETITION_PENALTY = 1e6
 MAX_BIAS = 100.0
 """OpenAI's range; as good as forbidding or demanding a token."""
 
+MAX_CHOICES = 128
+MAX_LOGPROBS = 20
+"""OpenAI's limit, and vLLM's."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
@@ -33,6 +37,8 @@ class SamplingParams:
     iterable of ints, `logit_bias` a mapping; all are kept as tuples.
     """
 
+    n: int = 1
+    """Choices, each drawn by itself. The prompt's full blocks are computed once for all of them."""
     max_tokens: int = 256
     min_tokens: int = 0
     """Nothing but `max_tokens` and the context ends a sequence with fewer output tokens than this: until then
@@ -68,6 +74,10 @@ class SamplingParams:
     """Whether the text keeps the stop string or the stop token that ended it."""
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    logprobs: int | None = None
+    """Of each output token: its logprob and those of so many most likely tokens. None: not computed."""
+    prompt_logprobs: int | None = None
+    """The same of each prompt token but the first. It is computed without help of the prefix cache."""
 
     def __post_init__(self) -> None:
         # Frozen, so the fields that are normalised go around __setattr__.
@@ -75,6 +85,7 @@ class SamplingParams:
             if getattr(self, name) is not None or name != "allowed_token_ids":
                 object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
         object.__setattr__(self, "logit_bias", _as_pairs("logit_bias", self.logit_bias))
+        _check_int("n", self.n, minimum=1, maximum=MAX_CHOICES)
         _check_int("max_tokens", self.max_tokens, minimum=1)
         _check_int("min_tokens", self.min_tokens, minimum=0, maximum=self.max_tokens)
         _check_number("temperature", self.temperature)
@@ -89,6 +100,9 @@ class SamplingParams:
         _check_number("frequency_penalty", self.frequency_penalty, minimum=-MAX_PENALTY, maximum=MAX_PENALTY)
         if self.seed is not None:
             _check_int("seed", self.seed, minimum=0, maximum=MAX_SEED)
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                _check_int(name, getattr(self, name), minimum=0, maximum=MAX_LOGPROBS)
         self._check_lists()
         for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
             _check_bool(name, getattr(self, name))

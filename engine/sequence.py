@@ -8,7 +8,7 @@ from enum import Enum
 from pagefleet.engine.detokenizer import IncrementalDetokenizer
 from pagefleet.engine.grammar import Grammar
 from pagefleet.engine.logit_rules import LogitRules
-from pagefleet.engine.outputs import FinishReason
+from pagefleet.engine.outputs import FinishReason, TokenLogprobs
 from pagefleet.engine.sampling_params import SamplingParams
 
 __all__ = ["Sequence", "SequenceStatus"]
@@ -53,6 +53,8 @@ class Sequence:
     """What the parameters do to its logits; None where they do nothing."""
     grammar: Grammar | None = None
     """What may follow the output tokens; None where anything may."""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """Of the prompt's tokens from the second on, as far as they are computed; None where nobody asks."""
 
     # What the scheduler writes.
     arrival: int = 0
@@ -78,6 +80,11 @@ class Sequence:
     def num_output_tokens(self) -> int:
         """Also the position, among the output tokens, of the token that is sampled next."""
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def needs_prompt_logits(self) -> bool:
+        """Every token of the prompt must be computed here: the prefix cache knows no logits."""
+        return self.prompt_logprobs is not None and self.num_output_tokens == 0
 
     @property
     def output_token_ids(self) -> list[int]:

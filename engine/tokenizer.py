@@ -47,6 +47,10 @@ class Tokenizer(ABC):
         """The text of the tokens; ids outside of the vocabulary add nothing."""
 
     @abstractmethod
+    def token_bytes(self, token_id: int) -> bytes:
+        """What the token spells by itself: perhaps a part of a character; b"" for ids that mean nothing."""
+
+    @abstractmethod
     def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """The conversation as a prompt that asks for the assistant's next message.
 
@@ -93,6 +97,11 @@ class ByteTokenizer(Tokenizer):
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         decoder = self.decoder(skip_special_tokens)
         return "".join(map(decoder.step, token_ids)) + decoder.flush()
+
+    def token_bytes(self, token_id: int) -> bytes:
+        if 0 <= token_id < self.NUM_BYTES:
+            return bytes((token_id,))
+        return self.SPECIAL_TOKENS.get(token_id, "").encode()
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """`role: content` and a line end for each message, then `assistant: `."""

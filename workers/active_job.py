@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.keys import Lane
-from pagefleet.api.messages import LogEntry
 from pagefleet.api.operations import StepItem
+from pagefleet.engine import SequenceOutput
+from pagefleet.workers.active_choice import ActiveChoice
 from pagefleet.workers.job_times import JobTimes
+from pagefleet.workers.speller import Speller
 
 _serials = itertools.count(1)
 
@@ -60,11 +62,7 @@ class JobMessage(ABC):
 
 @dataclass(slots=True, eq=False)
 class ActiveJob:
-    """One attempt. The publisher's thread owns the mutable fields once the job is in the engine.
-
-    ``token_ids`` and ``texts`` hold everything since the job's beginning, the log's part included: the
-    publisher can send any suffix again when the server forgot it.
-    """
+    """One attempt. The publisher's thread owns the mutable fields once the job is in the engine."""
 
     job_id: str
     epoch: int
@@ -72,11 +70,8 @@ class ActiveJob:
     times: JobTimes = field(default_factory=JobTimes)
     tenant: str | None = None
     num_prompt_tokens: int = 0
-    token_ids: list[int] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    num_sent: int = 0
-    finish_reason: str | None = None
-    stop_reason: str | int | None = None
+    choices: list[ActiveChoice] = field(default_factory=lambda: [ActiveChoice(0)])
+    speller: Speller | None = None
     accepted_sent: bool = False
     asked_at: float = field(default_factory=time.monotonic)
     serial: int = field(default_factory=lambda: next(_serials))
@@ -88,19 +83,40 @@ class ActiveJob:
         deleted or overwritten meanwhile."""
         return f"{self.job_id}#{self.serial}"
 
-    def extend(self, token_ids: Sequence[int], texts: Sequence[str]) -> None:
-        """Adds a step's tokens, and what each adds to the text."""
-        self.token_ids += token_ids
-        self.texts += texts
+    @property
+    def has_tokens(self) -> bool:
+        return any(choice.token_ids for choice in self.choices)
 
-    def next_item(self) -> StepItem:
-        """Everything that the log does not have yet."""
-        entry = LogEntry(
-            offset=self.num_sent,
-            token_ids=self.token_ids[self.num_sent :],
-            texts=self.texts[self.num_sent :],
-            finish_reason=self.finish_reason,
-            stop_reason=self.stop_reason,
-        )
+    @property
+    def has_news(self) -> bool:
+        return not self.accepted_sent or any(choice.has_news for choice in self.choices)
+
+    @property
+    def has_ended(self) -> bool:
+        return all(choice.has_ended for choice in self.choices)
+
+    def take(self, output: SequenceOutput) -> None:
+        """Adds what a step gave one of its choices."""
+        choice = self.choices[output.choice]
+        assert output.offset == len(choice.token_ids), f"job {self.job_id} skipped a token"
+        assert self.speller is not None, self.job_id
+        choice.token_ids += output.token_ids
+        choice.texts += self.speller.texts(output.offset, output.texts)
+        if output.logprobs:
+            choice.logprobs = (choice.logprobs or []) + self.speller.logprobs(output.logprobs)
+        if output.prompt_logprobs:
+            choice.prompt_logprobs = self.speller.logprobs(output.prompt_logprobs)
+        if output.finish_reason is not None:
+            choice.finish_reason, choice.stop_reason = output.finish_reason.value, output.stop_reason
+
+    def next_items(self) -> list[StepItem]:
+        """Everything that the log does not have yet, at least one item: it asks after the job too."""
+        news = [choice for choice in self.choices if choice.has_news]
+        going_on = [choice for choice in self.choices if not choice.has_ended]
         accepted = None if self.accepted_sent else self.num_prompt_tokens
-        return StepItem(self.job_id, self.epoch, 0, self.num_sent, entry, accepted)
+        items = []
+        for choice in news or going_on[:1]:
+            entry = choice.next_entry()
+            items.append(StepItem(self.job_id, self.epoch, choice.index, choice.num_sent, entry, accepted))
+            accepted = None
+        return items

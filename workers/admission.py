@@ -22,12 +22,14 @@ from pagefleet.api.model_cards import CardIndex
 from pagefleet.api.operations import Claim, ClaimVerdict, Submitted
 from pagefleet.api.requests import invalid_request
 from pagefleet.engine import EngineRequest, LLMEngine
+from pagefleet.workers.active_choice import ActiveChoice
 from pagefleet.workers.active_job import ActiveJob, JobMessage
 from pagefleet.workers.insist import Insist
 from pagefleet.workers.job_log import job_fields
 from pagefleet.workers.job_times import JobTimes
 from pagefleet.workers.loop_thread import LoopThread
-from pagefleet.workers.prompt import engine_request
+from pagefleet.workers.prompt import echo_of, engine_request
+from pagefleet.workers.speller import Speller
 from pagefleet.workers.start_event import start_fields
 
 logger = logging.getLogger(__name__)
@@ -199,6 +201,9 @@ class Admission:
         except FleetError as error:
             self._holder.refuse(job, error)
             return
+        if request.sampling.n != len(job.choices):
+            self._holder.condemn(message)
+            return
         if request.structured_outputs is None:
             self._prepare(job, request, claim.solo)
         else:
@@ -210,7 +215,9 @@ class Admission:
 
     def _prepare(self, job: ActiveJob, request: GenerateRequest, solo: bool) -> None:
         try:
-            to_compute = engine_request(job.request_id, request, job.token_ids, self._engine, self._card)
+            to_compute = engine_request(job.request_id, request, job.choices, self._engine, self._card)
+            tokenizer = self._engine.tokenizer
+            job.speller = Speller(tokenizer, echo_of(request, to_compute, tokenizer))
         except FleetError as error:
             self._holder.fail(job, error)
             return
@@ -231,20 +238,24 @@ class Admission:
 
     def _read_log(self, job: ActiveJob, claim: Claim) -> None:
         """Raises: ProtocolError where the log is not as long as the hash says."""
-        if len(claim.num_tokens) != 1:
-            raise ProtocolError(f"The hash counts {len(claim.num_tokens)} choices; one is known.")
-        (num_tokens,) = claim.num_tokens
-        if not num_tokens:
+        job.choices = [ActiveChoice(index) for index in range(len(claim.num_tokens))]
+        if not any(claim.num_tokens):
             return
         record = self._insist(functools.partial(self._store.read, job.job_id))
-        for entry in record.entries if record is not None else ():
-            if entry.offset != len(job.token_ids):
+        if record is None:
+            raise ProtocolError("The log is gone.")
+        for entry in record.entries:
+            if entry.choice >= len(job.choices) or entry.offset != len(job.choices[entry.choice].token_ids):
                 break
-            job.token_ids += entry.token_ids
-            job.texts += entry.texts
-        job.num_sent = num_tokens
-        if len(job.token_ids) != num_tokens:
-            raise ProtocolError(f"The log holds {len(job.token_ids)} tokens where {num_tokens} were counted.")
+            job.choices[entry.choice].take_log(entry)
+        for choice, num_tokens in zip(job.choices, claim.num_tokens, strict=True):
+            choice.num_sent = num_tokens
+            choice.finish_reason = record.finish_reason(choice.index)
+            choice.has_ended = choice.finish_reason is not None
+            if len(choice.token_ids) != num_tokens:
+                raise ProtocolError(
+                    f"The log holds {len(choice.token_ids)} tokens where {num_tokens} were counted."
+                )
 
     def _parse(self, request_json: str) -> GenerateRequest:
         check_size(len(request_json.encode()), self._store.settings.max_request_bytes)

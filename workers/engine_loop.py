@@ -126,7 +126,8 @@ class EngineLoop:
     def _step(self) -> None:
         begun_at = time.monotonic()
         plan = self._engine.schedule()
-        request_ids = [sequence.request_id for sequence in plan.first_prefills]
+        # Once each: a request may have several choices.
+        request_ids = list(dict.fromkeys(sequence.request_id for sequence in plan.first_prefills))
         if request_ids:
             for request_id in self._listener.before_prefill(request_ids):
                 self._abort(request_id)

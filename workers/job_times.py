@@ -23,7 +23,8 @@ class JobTimes:
     scheduled_at: float | None = None
     """None also for a job that brought tokens along: it does not begin here."""
     first_token_at: float | None = None
-    last_token_at: float | None = None
+    last_token_at: dict[int, float] = field(default_factory=dict)
+    """By choice."""
 
     @property
     def queue_s(self) -> float | None:
@@ -46,6 +47,6 @@ class JobTimes:
     @property
     def decode_s(self) -> float | None:
         """Between the first and the last token of this attempt."""
-        if self.first_token_at is None or self.last_token_at is None:
+        if self.first_token_at is None or not self.last_token_at:
             return None
-        return self.last_token_at - self.first_token_at
+        return max(self.last_token_at.values()) - self.first_token_at

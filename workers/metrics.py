@@ -140,12 +140,12 @@ class Metrics(Collector):
                 continue
             times = job.times
             num_tokens += len(output.token_ids)
-            last_token_at = times.last_token_at
-            times.last_token_at = ended_at
-            if last_token_at is None:
+            last_token_at = times.last_token_at.get(output.choice)
+            times.last_token_at[output.choice] = ended_at
+            if times.first_token_at is None:
                 times.first_token_at = ended_at
                 self._count_first_token(job)
-            else:
+            elif last_token_at is not None:
                 since[last_token_at] = since.get(last_token_at, 0) + 1
         if num_tokens:
             self._generation_tokens.labels(self.model, lane).inc(num_tokens)

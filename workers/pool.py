@@ -259,7 +259,7 @@ def _queue_of(request_dict: Mapping[str, Any]) -> str:
 def _summary(record: JobRecord) -> str:
     """What events carry of a result: never its text."""
     result = record.result()
-    values = (result.finish_reason, len(result.token_ids), result.attempts)
+    values = (result.finish_reason, sum(record.num_tokens), result.attempts)
     return " ".join(f"{name}={value}" for name, value in zip(_SUMMARY, values, strict=True))
 
 

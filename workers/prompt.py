@@ -20,6 +20,7 @@ from pagefleet.engine import (
     StructuredOutput,
 )
 from pagefleet.engine.tokenizer import Tokenizer
+from pagefleet.workers.active_choice import ActiveChoice
 
 
 def tokenize(request: GenerateRequest, tokenizer: Tokenizer) -> list[int]:
@@ -34,9 +35,13 @@ def tokenize(request: GenerateRequest, tokenizer: Tokenizer) -> list[int]:
 
 
 def engine_request(
-    request_id: str, request: GenerateRequest, log: Sequence[int], engine: LLMEngine, card: ModelCard
+    request_id: str,
+    request: GenerateRequest,
+    choices: Sequence[ActiveChoice],
+    engine: LLMEngine,
+    card: ModelCard,
 ) -> EngineRequest:
-    """What the engine is to compute for a job whose log holds ``log`` already.
+    """What the engine is to compute for a job whose log holds what ``choices`` have already.
 
     Raises:
         FleetError: the prompt is empty or too long, its chat template refuses it, or no text can be what
@@ -56,11 +61,20 @@ def engine_request(
         request_id=request_id,
         prompt_token_ids=prompt_token_ids,
         sampling_params=SamplingParams(**request.sampling.model_dump()),
-        output_token_ids=tuple(log),
+        logs=[None if choice.has_ended else tuple(choice.token_ids) for choice in choices],
         priority=urgency(request),
         cache_salt=request.cache_salt or "",
         grammar=_grammar(request, engine),
     )
+
+
+def echo_of(request: GenerateRequest, computed: EngineRequest, tokenizer: Tokenizer) -> str:
+    """The prompt's text, where the answer is to begin with it."""
+    if not request.echo:
+        return ""
+    if request.prompt is not None and request.truncate_prompt_tokens is None:
+        return request.prompt
+    return tokenizer.decode(list(computed.prompt_token_ids), request.sampling.skip_special_tokens)
 
 
 def _grammar(request: GenerateRequest, engine: LLMEngine) -> Grammar | None:

@@ -156,15 +156,15 @@ class Publisher:
             for batch in self._batches():
                 items = [item for _, item in batch]
                 step = functools.partial(self._store.step, self._worker_id, items)
-                with self._trace.span("publish", num_jobs=len(items)):
+                with self._trace.span("publish", num_items=len(items)):
                     replies = self._insist(step, unless=StorageFull)
                 for (job, item), reply in zip(batch, replies, strict=True):
-                    waiting.pop(job.request_id, None)
                     self._on_reply(job, item, reply)
             self._note_latency()
         except StorageFull:
             self._is_full = True
-            self._dirty |= {name: job for name, job in waiting.items() if self._jobs.get(name) is job}
+            held = {name: job for name, job in waiting.items() if self._jobs.get(name) is job}
+            self._dirty |= {name: job for name, job in held.items() if job.has_news}
 
     def _note_latency(self) -> None:
         """From the oldest step whose tokens were waiting to the server's reply."""
@@ -191,28 +191,32 @@ class Publisher:
         batch: list[tuple[ActiveJob, StepItem]] = []
         num_tokens = 0
         for job in jobs:
-            batch.append((job, job.next_item()))
             job.asked_at = time.monotonic()
-            num_tokens += len(job.token_ids) - job.num_sent
-            if len(batch) >= _MAX_ITEMS or num_tokens >= _MAX_TOKENS_A_CALL:
-                yield batch
-                batch, num_tokens = [], 0
+            for item in job.next_items():
+                batch.append((job, item))
+                num_tokens += _size(item)
+                if len(batch) >= _MAX_ITEMS or num_tokens >= _MAX_TOKENS_A_CALL:
+                    yield batch
+                    batch, num_tokens = [], 0
         if batch:
             yield batch
 
     def _on_reply(self, job: ActiveJob, item: StepItem, reply: StepReply) -> None:
         if self._jobs.get(job.request_id) is not job:
             return
-        if not 0 <= reply.num_tokens <= len(job.token_ids):
+        choice = job.choices[item.choice]
+        if not 0 <= reply.num_tokens <= len(choice.token_ids):
             # Nobody but this attempt appends: the hash counts what never was.
             self._condemn(job)
             return
         job.accepted_sent = True
-        job.num_sent = reply.num_tokens
+        choice.num_sent = reply.num_tokens
         match reply.status:
             case StepStatus.OK:
                 if item.entry is not None and item.entry.finish_reason is not None:
-                    self._hand_on(job)
+                    choice.has_ended = True
+                    if job.has_ended:
+                        self._hand_on(job)
             case StepStatus.BEHIND:
                 self._dirty[job.request_id] = job
             case StepStatus.CANCEL:
@@ -237,13 +241,10 @@ class Publisher:
             job = self._jobs.get(output.request_id)
             if job is None:
                 continue
-            assert output.offset == len(job.token_ids), f"job {job.job_id} skipped a token"
-            job.extend(output.token_ids, output.texts)
             if output.finish_reason is FinishReason.ERROR:
                 self._end(job, JobState.FAILED, "error", JobFailed(str(output.stop_reason)))
                 continue
-            if output.finish_reason is not None:
-                job.finish_reason, job.stop_reason = output.finish_reason.value, output.stop_reason
+            job.take(output)
             self._dirty[job.request_id] = job
 
     def _fail_ids(self, request_ids: Sequence[str], error: FleetError) -> None:
@@ -318,3 +319,12 @@ class Publisher:
 
     def _stop(self) -> None:
         self._stopping = True
+
+
+def _size(item: StepItem) -> int:
+    """In tokens, or what weighs as much."""
+    entry = item.entry
+    if entry is None:
+        return 0
+    logprobs = [*(entry.logprobs or ()), *(entry.prompt_logprobs or ())]
+    return len(entry.token_ids) + sum(1 + len(each.top) for each in logprobs)

@@ -26,7 +26,7 @@ class SoloGate:
         self._solo: str | None = None
 
     def put(self, request: EngineRequest, solo: bool) -> None:
-        if request.output_token_ids:
+        if any(log is None or log for log in request.logs):
             self._admit(request)
             return
         self._waiting.append((request, solo))

@@ -17,6 +17,6 @@ def start_fields(job: ActiveJob, request: GenerateRequest, prompt_chars: int) ->
         "retries": job.times.attempt - 1,
         "kwargs": shown_request(request, prompt_chars),
     }
-    if not job.token_ids:
+    if not job.has_tokens:
         fields["queue_s"] = job.times.waited_s + time.monotonic() - job.times.claimed_at
     return fields

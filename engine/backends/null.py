@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pagefleet.engine.config import MIN_NULL_VOCAB_SIZE, EngineConfig
 from pagefleet.engine.executor import Executor, Fingerprint, LoadedModel, ModelInfo, Report
-from pagefleet.engine.outputs import Sampled
+from pagefleet.engine.outputs import Sampled, TokenLogprobs
 from pagefleet.engine.scheduler import ScheduledSequence
 from pagefleet.engine.sequence import Sequence
 from pagefleet.engine.tokenizer import ByteTokenizer
@@ -55,10 +55,15 @@ class NullExecutor(Executor):
             self._masks.close()
 
     def _sample(self, sequence: Sequence, num_new_tokens: int) -> Sampled:
-        if sequence.num_computed_tokens + num_new_tokens < sequence.num_tokens:
-            return Sampled()
+        end = sequence.num_computed_tokens + num_new_tokens
+        prompt = _prompt_logprobs(sequence, end)
+        if end < sequence.num_tokens:
+            return Sampled(prompt_logprobs=prompt)
         token_id = null_token(sequence.seed, sequence.choice, sequence.num_output_tokens)
-        return Sampled((token_id if sequence.grammar is None else self._within_grammar(sequence, token_id),))
+        if sequence.grammar is not None:
+            token_id = self._within_grammar(sequence, token_id)
+        num_top = sequence.sampling_params.logprobs
+        return Sampled((token_id,), () if num_top is None else (_certain(token_id, num_top),), prompt)
 
     def _within_grammar(self, sequence: Sequence, token_id: int) -> int:
         """One of the tokens that may come, by the one that would have come otherwise."""
@@ -91,6 +96,22 @@ def null_token(seed: int, choice: int, position: int) -> int:
     """The token at an output position: a printable ASCII byte, a pure function of its arguments."""
     digest = blake2b(struct.pack("<QQQ", seed, choice, position), digest_size=8).digest()
     return FIRST_PRINTABLE + int.from_bytes(digest, "little") % NUM_PRINTABLE
+
+
+def _certain(token_id: int, num_top: int) -> TokenLogprobs:
+    """There is no distribution: what comes was sure to come."""
+    return TokenLogprobs(token_id, 0.0, 1, ((token_id, 0.0),) if num_top else ())
+
+
+def _prompt_logprobs(sequence: Sequence, end: int) -> tuple[TokenLogprobs, ...]:
+    num_top = sequence.sampling_params.prompt_logprobs
+    if num_top is None or not sequence.needs_prompt_logits:
+        return ()
+    followers = sequence.token_ids[sequence.num_computed_tokens + 1 : end + 1]
+    return tuple(
+        _certain(token_id, num_top)
+        for token_id in followers[: sequence.num_prompt_tokens - 1 - sequence.num_computed_tokens]
+    )
 
 
 def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:

@@ -39,7 +39,7 @@ class DecoderLayer:
 
 
 class Decoder:
-    """Token ids in, logits out; the KV cache is the backend's.
+    """Token ids in, hidden states and logits out; the KV cache is the backend's.
 
     Raises ModelLoadError when the checkpoint lacks a tensor or holds one that the decoder would not use.
     """
@@ -64,8 +64,8 @@ class Decoder:
         self.head = backend.pack_linear([embedding if tied or head is None else head], None)
         weights.assert_all_taken()
 
-    def forward(self, plan: Any, sampled_rows: torch.Tensor) -> torch.Tensor:
-        """One step: logits [len(sampled_rows), vocab] of those rows of the ragged batch.
+    def forward(self, plan: Any, rows: torch.Tensor) -> torch.Tensor:
+        """One step: what `logits` takes, [len(rows), hidden], of those rows of the ragged batch.
 
         `plan` is what the backend's `begin_step` returned; every token's keys and values are written.
         """
@@ -78,11 +78,14 @@ class Decoder:
             hidden = self._attend(plan, index, layer, hidden)
             hidden, residual = backend.add_rms_norm(hidden, residual, layer.mlp_norm, eps)
             hidden = backend.linear(backend.gated_linear(hidden, layer.gate_up), layer.down)
-        if len(sampled_rows) == 0:
-            return hidden.new_empty(0, self.config.vocab_size)
-        hidden, residual = hidden[sampled_rows], residual[sampled_rows]
-        hidden, _ = backend.add_rms_norm(hidden, residual, self.norm, eps)
-        return backend.logits(hidden, self.head)
+        if len(rows) == 0:
+            return hidden[:0]
+        hidden, _ = backend.add_rms_norm(hidden[rows], residual[rows], self.norm, eps)
+        return hidden
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Of rows that `forward` returned, at least one: [N, vocab]."""
+        return self.backend.logits(hidden, self.head)
 
     def _attend(self, plan: Any, index: int, layer: DecoderLayer, hidden: torch.Tensor) -> torch.Tensor:
         backend = self.backend

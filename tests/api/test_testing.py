@@ -48,6 +48,25 @@ def waiting_fleet(request):
 
 
 class TestAnswers:
+    def test_choices_with_logprobs_after_the_prompt(self, any_fleet):
+        options = {"n": 3, "max_tokens": 5, "seed": 7, "logprobs": 0, "echo": True}
+        stream = any_fleet.generate("Hello there", **options)
+        chunks = list(stream)
+        result = stream.result()
+        assert [choice.index for choice in result.choices] == [0, 1, 2]
+        for choice in result.choices:
+            mine = [chunk for chunk in chunks if chunk.choice == choice.index]
+            assert [token for chunk in mine for token in chunk.token_ids] == choice.token_ids
+            assert len(choice.token_ids) == len(choice.logprobs) == 5
+            assert [each.token_id for each in choice.logprobs] == choice.token_ids
+            assert "".join(chunk.text for chunk in mine) == choice.text
+            assert choice.text.startswith("Hello there")
+            assert choice.finish_reason == "length"
+
+    def test_messages_are_not_echoed(self, any_fleet):
+        with pytest.raises(InvalidRequest, match="only a prompt can be echoed"):
+            any_fleet._start(None, {"messages": [{"role": "user", "content": "x"}], "echo": True}, 1.0)
+
     def test_a_stream(self, any_fleet):
         stream = any_fleet.generate("Hello there", max_tokens=8, seed=7)
         chunks = list(stream)

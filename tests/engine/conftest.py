@@ -5,6 +5,7 @@ Whatever is slow to compute is computed once: a test that needs a reference shar
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
 from collections.abc import Callable
@@ -15,8 +16,9 @@ from typing import Any
 import pytest
 
 from pagefleet.engine.config import EngineConfig
-from pagefleet.engine.executor import LoadedModel
+from pagefleet.engine.executor import Fingerprint, LoadedModel, ModelInfo
 from pagefleet.engine.llm_engine import LLMEngine
+from pagefleet.engine.tokenizer import ByteTokenizer
 
 # Tests import their helpers from this folder.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -126,3 +128,20 @@ def transformers() -> Any:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_checkpoints: dict[str, Path]) -> LoadedModel:
+    """A small model in float64, where a token never depends on rounding: 64 blocks of 4, bytes for a text."""
+    import torch
+
+    from pagefleet.engine.model_runner import ModelRunner
+    from pagefleet.engine.model_source import ModelSource
+
+    folder = tiny_checkpoints["llama"]
+    config = json.loads((folder / "config.json").read_text())
+    runner = ModelRunner(ModelSource(folder, config, torch.device("cpu"), torch.float64))
+    runner.allocate_kv_cache(64, 4)
+    fingerprint = Fingerprint("tiny", "bytes", "float64", "reference", "0")
+    info = ModelInfo("tiny", 256, _TINY["vocab_size"], (_TINY["eos_token_id"],), 4, 64, fingerprint)
+    return LoadedModel(runner, ByteTokenizer(), info)

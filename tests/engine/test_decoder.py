@@ -54,7 +54,7 @@ def logits_of(model: Decoder, chunk_sizes: tuple[int, ...]) -> list[torch.Tensor
         batch = RaggedBatch(
             tokens.numpy(), np.array(lens)[active], np.array(done)[active], tables[active].copy()
         )
-        output = model.forward(model.backend.begin_step(batch), torch.arange(len(tokens)))
+        output = model.logits(model.forward(model.backend.begin_step(batch), torch.arange(len(tokens))))
         for i, part in zip(active, output.split([lens[i] for i in active]), strict=True):
             logits[i].append(part)
             done[i] += lens[i]

@@ -164,9 +164,7 @@ def test_sampling_goes_on_identically_from_any_token_in_any_company(engine_with,
         )
         for seed in range(3)
     ]
-    restarts = [
-        EngineRequest(str(cut), prompt, params, output_token_ids=whole[:cut]) for cut in range(len(whole))
-    ]
+    restarts = [EngineRequest(str(cut), prompt, params, logs=[whole[:cut]]) for cut in range(len(whole))]
     crowd = engine_with(smollm2_float64, max_num_batched_tokens=100)
     outputs = run(crowd, [*others, *restarts])
     assert {cut: whole[:cut] + outputs[str(cut)] for cut in range(len(whole))} == dict.fromkeys(

@@ -221,7 +221,7 @@ def test_resumed_from_any_prefix_of_its_log_a_request_goes_on_the_same(
     whole = generate(EngineRequest("a", [1, 2, 3, 4, 5], params))
     cut = data.draw(st.integers(0, len(whole.token_ids)))
 
-    resumed = generate(EngineRequest("a", [1, 2, 3, 4, 5], params, output_token_ids=whole.token_ids[:cut]))
+    resumed = generate(EngineRequest("a", [1, 2, 3, 4, 5], params, logs=[whole.token_ids[:cut]]))
 
     assert resumed.first_offset == cut
     assert resumed.token_ids == whole.token_ids[cut:]
@@ -232,7 +232,7 @@ def test_resumed_from_any_prefix_of_its_log_a_request_goes_on_the_same(
 
 def test_a_log_is_computed_with_the_prompt_and_not_generated_again():
     log = [null_token(5, 0, position) for position in range(6)]
-    request = EngineRequest("a", [1, 2, 3], SamplingParams(max_tokens=8, seed=5), output_token_ids=log)
+    request = EngineRequest("a", [1, 2, 3], SamplingParams(max_tokens=8, seed=5), logs=[log])
     engine = make_engine()
     engine.add_request(request)
     output = engine.schedule()
@@ -259,7 +259,7 @@ def test_a_log_that_ends_its_sequence_ends_it_at_once(
     params: dict[str, Any], log: list[int], finish_reason: FinishReason, stop_reason: str | int | None
 ):
     engine = make_engine(max_model_len=32)
-    request = EngineRequest("a", [1, 2, 3, 4, 5], SamplingParams(**params), output_token_ids=list(log))
+    request = EngineRequest("a", [1, 2, 3, 4, 5], SamplingParams(**params), logs=[list(log)])
     engine.add_request(request)
     assert engine.has_unfinished_requests
     assert engine.step() == [
@@ -321,7 +321,7 @@ def test_generation_stops_where_the_context_ends():
         ({"prompt_token_ids": [-1]}, "token_out_of_vocabulary", "prompt_token_ids"),
         ({"prompt_token_ids": [1.5]}, "invalid_type", "prompt_token_ids"),
         ({"prompt_token_ids": ["a"]}, "invalid_type", "prompt_token_ids"),
-        ({"output_token_ids": [300]}, "token_out_of_vocabulary", "output_token_ids"),
+        ({"logs": [[300]]}, "token_out_of_vocabulary", "logs"),
         ({"request_id": "known"}, "duplicate_request", "request_id"),
         ({"request_id": "ended"}, "duplicate_request", "request_id"),
         ({"prompt_token_ids": [1] * 40}, "exceeds_capacity", "max_tokens"),
@@ -330,7 +330,7 @@ def test_generation_stops_where_the_context_ends():
 def test_a_mistake_is_refused_and_changes_nothing(fields: dict[str, Any], code: str, param: str):
     engine = make_engine(max_model_len=64, num_blocks=12)
     engine.add_request(EngineRequest("known", [1], SamplingParams(max_tokens=1)))
-    engine.add_request(EngineRequest("ended", [1], SamplingParams(max_tokens=1), output_token_ids=[2]))
+    engine.add_request(EngineRequest("ended", [1], SamplingParams(max_tokens=1), logs=[[2]]))
     request = replace(EngineRequest("a", [1, 2], SamplingParams(max_tokens=20)), **fields)
 
     with pytest.raises(InvalidRequestError) as raised:
@@ -345,7 +345,7 @@ def test_an_aborted_request_gives_its_blocks_back_at_once():
     engine = make_engine(max_num_seqs=1)
     for request_id in ("running", "waiting", "stays"):
         engine.add_request(EngineRequest(request_id, [1] * 9, SamplingParams(max_tokens=4)))
-    engine.add_request(EngineRequest("ended", [1], SamplingParams(max_tokens=1), output_token_ids=[2]))
+    engine.add_request(EngineRequest("ended", [1], SamplingParams(max_tokens=1), logs=[[2]]))
     output = engine.schedule()
     assert engine.num_free_blocks < engine.stats().num_blocks
 
@@ -425,7 +425,7 @@ def test_a_sequence_whose_text_cannot_be_made_ends_alone(caplog: pytest.LogCaptu
 def test_a_step_that_raises_can_be_tried_again():
     engine = scripted_engine({"a": list(b"abc"), "ended": []})
     engine.add_request(EngineRequest("a", [1] * 6, SamplingParams(max_tokens=3)))
-    engine.add_request(EngineRequest("ended", [1], SamplingParams(max_tokens=1), output_token_ids=[2]))
+    engine.add_request(EngineRequest("ended", [1], SamplingParams(max_tokens=1), logs=[[2]]))
     executor_of(engine).failures = 1
     with pytest.raises(RuntimeError, match="device lost"):
         engine.step()

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pagefleet.engine import EngineConfig, EngineRequest, InvalidRequestError, LLMEngine, SamplingParams
 from pagefleet.engine.bad_words import bad_word_token_ids
-from pagefleet.engine.executor import Fingerprint, LoadedModel, ModelInfo
+from pagefleet.engine.executor import LoadedModel
 from pagefleet.engine.generation_config import default_sampling, read_generation_config
 from pagefleet.engine.logit_rules import rules_of
 from pagefleet.engine.outputs import FinishReason
@@ -24,25 +22,6 @@ VOCAB_SIZE = 97
 EOS = 2
 NUM_TOKENS = 14
 PROMPT = [1, 5, 9, 40, 41, 42, 43, 44]
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_checkpoints: dict[str, Path]) -> LoadedModel:
-    from pagefleet.engine.model_runner import ModelRunner
-    from pagefleet.engine.model_source import ModelSource
-
-    folder = tiny_checkpoints["llama"]
-    source = ModelSource(folder, read_json(folder / "config.json"), torch.device("cpu"), torch.float64)
-    runner = ModelRunner(source)
-    runner.allocate_kv_cache(64, 4)
-    fingerprint = Fingerprint("tiny", "bytes", "float64", "reference", "0")
-    info = ModelInfo("tiny", 256, VOCAB_SIZE, (EOS,), 4, 64, fingerprint)
-    return LoadedModel(runner, ByteTokenizer(), info)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(path.read_text())
-    return config
 
 
 def make_engine(tiny: LoadedModel, num_blocks: int = 64) -> LLMEngine:
@@ -97,7 +76,7 @@ def test_alone_in_company_preempted_and_resumed_it_is_the_same(tiny, mixture):
     assert run(make_engine(tiny), *requests) == alone
     assert run(make_engine(tiny, num_blocks=8), *requests) == alone
     logs = {str(index): alone[str(index)][:cut] for index, (_, _, cut) in enumerate(mixture)}
-    resumed = [replace(request, output_token_ids=logs[request.request_id]) for request in requests]
+    resumed = [replace(request, logs=[logs[request.request_id]]) for request in requests]
     rest = run(make_engine(tiny), *resumed)
     assert {name: logs[name] + rest[name] for name in rest} == alone
 

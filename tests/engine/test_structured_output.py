@@ -219,7 +219,7 @@ class TestRefusals:
         engine = make_engine()
         grammar = engine.compile_grammar(StructuredOutput(choice=["yes"]))
         params = SamplingParams(max_tokens=8)
-        misfit = EngineRequest("a", [1], params, output_token_ids=list(b"no"), grammar=grammar)
+        misfit = EngineRequest("a", [1], params, logs=[list(b"no")], grammar=grammar)
         texts = run(engine, misfit, EngineRequest("b", [1], params, grammar=grammar))
         assert texts["a"].finish_reason is FinishReason.ERROR
         assert "no place for token" in str(texts["a"].stop_reason)
@@ -295,7 +295,7 @@ def person(
     prompt = engine.tokenizer.encode(f"A person called {name}, as JSON: ")
     params = SamplingParams(max_tokens=48, temperature=temperature, seed=5)
     grammar = engine.compile_grammar(StructuredOutput(json_schema=PERSON, wind_down=True))
-    return EngineRequest(name, prompt, params, output_token_ids=log, grammar=grammar)
+    return EngineRequest(name, prompt, params, logs=[log], grammar=grammar)
 
 
 class TestRealModel:

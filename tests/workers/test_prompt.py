@@ -15,6 +15,7 @@ from pagefleet.workers.prompt import engine_request
 from pagefleet.workers.settings import WorkerSettings
 
 EVERY_PARAMETER = {
+    "n": 2,
     "max_tokens": 9,
     "min_tokens": 2,
     "temperature": 0.5,
@@ -34,6 +35,8 @@ EVERY_PARAMETER = {
     "include_stop_str_in_output": True,
     "ignore_eos": True,
     "skip_special_tokens": False,
+    "logprobs": 3,
+    "prompt_logprobs": 0,
 }
 
 

@@ -7,7 +7,7 @@ from pagefleet.workers.solo_gate import SoloGate
 
 
 def request(job_id, log=()):
-    return EngineRequest(job_id, [1], SamplingParams(), output_token_ids=tuple(log))
+    return EngineRequest(job_id, [1], SamplingParams(), logs=[tuple(log)])
 
 
 class Gate(SoloGate):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections import defaultdict
 from itertools import pairwise
 
 import pytest
@@ -18,6 +19,8 @@ from pagefleet.workers.local_stack import LocalStack
 NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.02"]
 NUM_STREAMS = 24
 NUM_TOKENS = 250
+NUM_CHOICES = 3
+MIN_TOKENS = 60
 LEASE_S = 3.0
 
 
@@ -33,13 +36,16 @@ class Reader(threading.Thread):
     def __init__(self, stream):
         super().__init__()
         self.stream = stream
-        self.token_ids = []
+        self.choices = defaultdict(list)
+        self.logprobs = []
         self.times = []
 
     def run(self):
         for chunk in self.stream:
-            assert chunk.offset == len(self.token_ids)
-            self.token_ids += chunk.token_ids
+            token_ids = self.choices[chunk.choice]
+            assert chunk.offset == len(token_ids)
+            token_ids += chunk.token_ids
+            self.logprobs += chunk.logprobs or ()
             self.times.append(time.monotonic())
 
     @property
@@ -52,19 +58,48 @@ def readers(stack):
     """Streams in mid-sentence, some on each worker."""
     with FleetClient(redis_url=stack.redis_url) as fleet:
         readers = [
-            Reader(fleet.generate("x", max_tokens=NUM_TOKENS, seed=index)) for index in range(NUM_STREAMS)
+            Reader(fleet.generate("x", max_tokens=NUM_TOKENS, seed=index, **options(index)))
+            for index in range(NUM_STREAMS)
         ]
         for reader in readers:
             reader.start()
-        assert wait_until(lambda: all(len(reader.token_ids) > 5 for reader in readers), 20)
+        assert wait_until(lambda: all(len(reader.choices[0]) > 5 for reader in readers), 20)
         yield readers
+
+
+def options(index):
+    """Every fourth one has several choices, of which one ends early, and wants to know everything."""
+    if index % 4:
+        return {}
+    end = null_token(index, 1, NUM_TOKENS // 2)
+    stops = {"stop_token_ids": [end], "min_tokens": MIN_TOKENS}
+    return {"n": NUM_CHOICES, "logprobs": 1, "prompt_logprobs": 0, "echo": True, **stops}
+
+
+def expected_tokens(index, choice):
+    tokens = [null_token(index, choice, position) for position in range(NUM_TOKENS)]
+    ends = options(index).get("stop_token_ids", ())
+    end = next((at for at in range(MIN_TOKENS - 1, NUM_TOKENS) if tokens[at] in ends), NUM_TOKENS)
+    return tokens[: end + 1]
 
 
 def finish(readers):
     for reader in readers:
         reader.join(60)
     for index, reader in enumerate(readers):
-        assert reader.token_ids == [null_token(index, 0, position) for position in range(NUM_TOKENS)]
+        asked = options(index)
+        expected = {choice: expected_tokens(index, choice) for choice in range(asked.get("n", 1))}
+        assert reader.choices == expected
+        result = reader.stream.result()
+        assert [choice.token_ids for choice in result.choices] == list(expected.values())
+        assert all(choice.finish_reason in ("stop", "length") for choice in result.choices)
+        if asked:
+            assert all(choice.text.startswith("x") for choice in result.choices)
+            assert [[each.token_id for each in choice.logprobs] for choice in result.choices] == list(
+                expected.values()
+            )
+            assert len(reader.logprobs) == sum(map(len, expected.values()))
+            assert [each.text for each in result.prompt_logprobs] == ["x"]
 
 
 def books_are_closed(stack):
