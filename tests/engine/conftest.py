@@ -62,20 +62,23 @@ TINY_CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.fixture(scope="session")
 def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory, transformers: Any) -> dict[str, Path]:
     """One random float32 checkpoint for each of TINY_CHECKPOINTS, biases and norms random as well."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in TINY_CHECKPOINTS}
+    for name, (family, options) in TINY_CHECKPOINTS.items():
+        _save_random(transformers, family, options, folders[name])
+    return folders
+
+
+def _save_random(transformers: Any, family: str, options: dict[str, Any], folder: Path) -> None:
     import torch
 
-    folders = {}
-    for name, (family, options) in TINY_CHECKPOINTS.items():
-        torch.manual_seed(0)
-        config = getattr(transformers, f"{family}Config")(**(_TINY | options))
-        model = getattr(transformers, f"{family}ForCausalLM")(config)
-        for parameter_name, parameter in model.named_parameters():
-            # Freshly made, norms are all 1 and biases all 0: a decoder that left them out would pass.
-            if parameter.ndim == 1:
-                torch.nn.init.normal_(parameter, mean=float("norm" in parameter_name), std=0.3)
-        folders[name] = tmp_path_factory.mktemp(name)
-        model.save_pretrained(folders[name])
-    return folders
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**(_TINY | options))
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    for name, parameter in model.named_parameters():
+        # Freshly made, norms are all 1 and biases all 0: a decoder that left them out would pass.
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.3)
+    model.save_pretrained(folder)
 
 
 @pytest.fixture(params=TINY_CHECKPOINTS)
@@ -132,16 +135,29 @@ def transformers() -> Any:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_checkpoints: dict[str, Path]) -> LoadedModel:
-    """A small model in float64, where a token never depends on rounding: 64 blocks of 4, bytes for a text."""
+    """A small model in float64, where a token never depends on rounding: 64 blocks of 4."""
+    return _in_float64(tiny_checkpoints["llama"])
+
+
+@pytest.fixture(scope="session")
+def tiny_bytes(tmp_path_factory: pytest.TempPathFactory, transformers: Any) -> LoadedModel:
+    """The same with ByteTokenizer's vocabulary: it can be held to a grammar."""
+    folder = tmp_path_factory.mktemp("bytes")
+    tokens = {"vocab_size": 259, "bos_token_id": 256, "eos_token_id": ByteTokenizer.EOS_TOKEN_ID}
+    _save_random(transformers, "Llama", tokens, folder)
+    return _in_float64(folder)
+
+
+def _in_float64(folder: Path) -> LoadedModel:
     import torch
 
     from pagefleet.engine.model_runner import ModelRunner
     from pagefleet.engine.model_source import ModelSource
 
-    folder = tiny_checkpoints["llama"]
     config = json.loads((folder / "config.json").read_text())
-    runner = ModelRunner(ModelSource(folder, config, torch.device("cpu"), torch.float64))
+    ends = (config["eos_token_id"],)
+    runner = ModelRunner(ModelSource(folder, config, torch.device("cpu"), torch.float64), ends)
     runner.allocate_kv_cache(64, 4)
     fingerprint = Fingerprint("tiny", "bytes", "float64", "reference", "0")
-    info = ModelInfo("tiny", 256, _TINY["vocab_size"], (_TINY["eos_token_id"],), 4, 64, fingerprint)
+    info = ModelInfo("tiny", 256, config["vocab_size"], ends, 4, 64, fingerprint)
     return LoadedModel(runner, ByteTokenizer(), info)
