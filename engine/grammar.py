@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pagefleet.engine.deep_stack import on_deep_stack
 from pagefleet.engine.errors import InvalidRequestError, MissingDependencyError
+from pagefleet.engine.schema_patterns import with_rust_patterns
 from pagefleet.engine.structured_output import PARAM, StructuredOutput
 from pagefleet.engine.tokenizer import Tokenizer
 from pagefleet.engine.wind_down import WindDown, begins_at
@@ -148,7 +149,7 @@ def _from_schema(source: str) -> str:
     if source.strip() == "false":
         raise ValueError("Unsatisfiable schema: it is false")
     # The library's options go into a mapping.
-    source = "{}" if source.strip() == "true" else source
+    source = "{}" if source.strip() == "true" else with_rust_patterns(source)
     return LLMatcher.grammar_from_json_schema(source, defaults=JSON_OPTIONS)  # type: ignore[arg-type]
 
 

@@ -33,6 +33,8 @@ _FILLERS: Final = "01aAZSD-_.:/@+T# "
 _MAX_TRIES: Final = 600
 """Of ten microseconds each."""
 _SCALAR: Final = r"[0-9tfn-](?s:.)*"
+# A token may open an object and begin a property that nobody asks for: not this one.
+_OPENING: Final = r"[\[{][}\]]*"
 
 
 def begins_at(max_output_tokens: int) -> int:
@@ -47,7 +49,7 @@ class WindDown:
         self._in_string = _first_tokens(vocabulary, _IN_STRING)
         self._quote = _first_tokens(vocabulary, _QUOTE)
         self._preferred = [_first_tokens(vocabulary, regex) for regex in _PREFERRED]
-        self._scalar = _first_tokens(vocabulary, _SCALAR)
+        self._values = [_first_tokens(vocabulary, regex) for regex in (_SCALAR, _OPENING)]
         self._ends = _packed(vocabulary.eos_tokens, len(self._quote))
         self._quote_id = _ids(self._quote)[0]
         fillers = chain.from_iterable(_ids(_first_tokens(vocabulary, f"[{each}]")) for each in _FILLERS)
@@ -57,6 +59,9 @@ class WindDown:
         """Leaves of the matcher's mask, in place, what brings the text nearer to its end."""
         # The library's own masks have a word more where the vocabulary fills its last one.
         size = len(packed)
+        if not (packed & self._ends[:size]).any() and (token_id := self._forced(packed, matcher)) is not None:
+            packed[:] = _packed([token_id], size)
+            return
         in_string = (packed & self._in_string[:size]).any()
         for kind in [self._ends, self._quote] if in_string else [self._ends, *self._preferred]:
             if (chosen := packed & kind[:size]).any():
@@ -65,8 +70,17 @@ class WindDown:
         token_id = self._filler(matcher)
         if token_id is not None:
             packed[:] = _packed([token_id], size)
-        elif (chosen := packed & self._scalar[:size]).any():
-            packed[:] = chosen
+            return
+        for kind in self._values:
+            if (chosen := packed & kind[:size]).any():
+                packed[:] = chosen
+                return
+
+    def _forced(self, packed: NDArray[np.int32], matcher: LLMatcher) -> int | None:
+        """Where only one text can follow: its first token as the tokenizer would cut it, and not letter by
+        letter, as a hot model likes to."""
+        forced = matcher.compute_ff_tokens()
+        return forced[0] if forced and packed[forced[0] // 32] >> (forced[0] % 32) & 1 else None
 
     def _filler(self, matcher: LLMatcher) -> int | None:
         """The first of as few tokens as possible after which a string may end, as far as that is found."""

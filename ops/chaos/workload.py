@@ -7,15 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from ops.chaos.shapes import SHAPES, is_whole
 from pagefleet.engine.backends.null import null_token
 
-_SCHEMA: Final = {
-    "type": "array",
-    "minItems": 3,
-    "items": {
-        "anyOf": [{"type": "integer", "maximum": 999}, {"enum": ["red", "green"]}, {"type": "boolean"}]
-    },
-}
+_STRUCTURED: Final = (1, 5, 6)
+"""Which of every eight requests say what their text must be, each another kind in turn."""
 
 
 class Outcome(NamedTuple):
@@ -40,7 +36,7 @@ class Workload:
 
     def requests(self, set_index: int) -> list[dict[str, Any]]:
         """Keyword arguments of ``FleetClient.generate``. Both lanes, all priorities, every second one
-        sampled, every fourth with a stop string, every eighth with a schema."""
+        sampled, every fourth with a stop string, three of eight structured."""
         rng = random.Random(f"chaos/{set_index}")
         return [self._request(rng, index) for index in range(self.num_streams)]
 
@@ -55,8 +51,9 @@ class Workload:
             "lane": rng.choice(["interactive", "interactive", "batch"]),
             "priority": rng.randrange(10),
         }
-        if index % 8 == 5:
-            return request | {"structured_outputs": {"json_schema": _SCHEMA, "wind_down": True}}
+        if index % 8 in _STRUCTURED:
+            shape = SHAPES[(index // 8 * len(_STRUCTURED) + _STRUCTURED.index(index % 8)) % len(SHAPES)]
+            return request | {"structured_outputs": shape.wanted}
         return request | {"stop": stop} if index % 4 == 3 else request
 
 
@@ -82,10 +79,12 @@ def null_tokens_are_right(requests: Sequence[dict[str, Any]], outcomes: Sequence
 
     def is_right(request: dict[str, Any], outcome: Outcome) -> bool:
         num_tokens = len(outcome.token_ids)
-        if "structured_outputs" in request:
-            return outcome.text[0] == "[" and (outcome.text[-1] == "]") == (outcome.finish_reason == "stop")
-        expected = [null_token(request["seed"], 0, position) for position in range(num_tokens)]
         ended_at_length = outcome.finish_reason == "length" and num_tokens == request["max_tokens"]
+        if "structured_outputs" in request:
+            # One that was cut off proves nothing.
+            has_ended = outcome.finish_reason == "stop"
+            return ended_at_length or (has_ended and is_whole(request["structured_outputs"], outcome.text))
+        expected = [null_token(request["seed"], 0, position) for position in range(num_tokens)]
         ended_at_stop = outcome.finish_reason == "stop" and "stop" in request
         return outcome.token_ids == expected and (ended_at_length or ended_at_stop)
 

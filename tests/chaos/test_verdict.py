@@ -7,6 +7,7 @@ import pytest
 from ops.chaos.books import keys_left
 from ops.chaos.proxy import Proxy
 from ops.chaos.report import percentile
+from ops.chaos.shapes import SHAPES
 from ops.chaos.soak import Sample, trends
 from ops.chaos.streams import StreamLog, Verdict
 from ops.chaos.workload import Outcome, null_tokens_are_right, workload_of
@@ -88,6 +89,33 @@ def test_requests_are_the_same_in_every_process():
     assert all(32 <= len(request["prompt_token_ids"]) <= 256 for request in requests)
     assert {request["lane"] for request in requests} == {"interactive", "batch"}
     assert 0 < sum("stop" in request for request in requests) < 64
+
+
+@pytest.mark.parametrize(("engine", "num_kinds"), [("null", len(SHAPES)), ("model", 6)])
+def test_structured_jobs_of_every_kind_are_among_them(engine, num_kinds):
+    requests = workload_of(engine, None).requests(0)
+    wanted = [request["structured_outputs"] for request in requests if "structured_outputs" in request]
+    assert len({str(each) for each in wanted}) == num_kinds
+    assert {bool(each.get("wind_down")) for each in wanted} == {True, False}
+    assert {"json_schema", "json_object", "regex", "choice", "grammar"} <= {
+        name for each in wanted for name in each
+    }
+
+
+@pytest.mark.parametrize(
+    ("shape", "text"),
+    list(zip(SHAPES, ['[1,2,"red"]', "ab-x1-y2-z3.", '{"code":"AB-1","note":"","sizes":[]}', "<ab<>>c.", "{}",
+                      "one grüne sky", "a(b)."], strict=True)),
+    ids=lambda each: "",
+)  # fmt: skip
+def test_a_structured_text_that_ended_is_whole(shape, text):
+    request = {"seed": 1, "max_tokens": 400, "structured_outputs": shape.wanted}
+    assert null_tokens_are_right([request], [Outcome([1], text, "stop")])
+    assert not null_tokens_are_right([request], [Outcome([1], text[:-1], "stop")])
+    assert not null_tokens_are_right([request], [Outcome([1], text, None)])
+    # Cut off after all that it may have, and not before.
+    assert null_tokens_are_right([request], [Outcome([1] * 400, text[:-1], "length")])
+    assert not null_tokens_are_right([request], [Outcome([1], text, "length")])
 
 
 class _Fleet:

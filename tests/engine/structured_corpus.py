@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jsonschema
+from ecma_validator import validator_for
 
 from pagefleet.engine import EngineRequest, Grammar, LLMEngine, SamplingParams, StructuredOutput
 
@@ -78,8 +79,7 @@ def fault(text: str, schema: Any) -> str | None:
         document = json.loads(text)
     except ValueError as error:
         return f"not JSON: {error}"
-    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-    errors = kind(schema, format_checker=kind.FORMAT_CHECKER).iter_errors(document)
+    errors = validator_for(schema).iter_errors(document)
     found = next((error for error in errors if not _is_leap_day(error)), None)
     return None if found is None else f"not valid: {found.message[:200]}"
 
