@@ -230,9 +230,13 @@ class JobStore:
         with redis_errors(self.settings.url):
             return [value is None for value in self.redis.mget([keys.client(each) for each in client_ids])]
 
-    def cancel(self, job_id: str) -> CancelVerdict:
-        """Line 16, CANCEL: after ``ENDED`` the caller must close the job."""
-        return self.run(operations.cancel(job_id))
+    def cancel(self, job_id: str, *, only_queued: bool = False) -> CancelVerdict:
+        """Line 16, CANCEL: after ``ENDED`` the caller must close the job.
+
+        Args:
+            only_queued: not one that runs, nor one that is claimed at this very moment.
+        """
+        return self.run(operations.cancel(job_id, only_queued=only_queued))
 
     def delete(self, job_id: str, queue: str) -> DeleteVerdict:
         """Removes what the server knows of a job; after ``ENDED`` the caller must close the job."""

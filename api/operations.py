@@ -95,6 +95,7 @@ class StepReply(NamedTuple):
 class CancelVerdict(StrEnum):
     ENDED = "ended"
     FLAGGED = "flagged"
+    RUNNING = "running"
     FINAL = "final"
     MISSING = "missing"
 
@@ -258,8 +259,9 @@ def beat(status: WorkerStatus, lease_s: float) -> Operation[bool]:
     )
 
 
-def cancel(job_id: str) -> Operation[CancelVerdict]:
-    return Operation("cancel", [keys.job(job_id)], [job_id], CancelVerdict)
+def cancel(job_id: str, *, only_queued: bool = False) -> Operation[CancelVerdict]:
+    """``RUNNING`` comes only where ``only_queued`` is asked for: nothing was changed."""
+    return Operation("cancel", [keys.job(job_id)], [job_id, int(only_queued)], CancelVerdict)
 
 
 def delete(job_id: str, queue: str) -> Operation[DeleteVerdict]:

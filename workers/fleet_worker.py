@@ -20,7 +20,7 @@ from pagefleet.api.closing import JobCloser
 from pagefleet.api.errors import FleetError, JobFailed, ProtocolError, RedisUnavailable
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.job_store import JobStore
-from pagefleet.api.messages import JobState, WorkerStatus
+from pagefleet.api.messages import WorkerStatus
 from pagefleet.api.operations import CancelVerdict, StepStatus
 from pagefleet.api.status import num_queued
 from pagefleet.engine import EngineRequest, InvalidRequestError, LLMEngine, SequenceOutput
@@ -143,11 +143,7 @@ class FleetWorker(Holder):
     def cancel(self, job_id: str) -> None:
         """CANCEL (protocol line 16) from inside: the publisher sees the flag with the next STEP; a job that
         nobody runs is ended and closed here."""
-        try:
-            if self._store.cancel(job_id) is CancelVerdict.ENDED:
-                self._closer.close(job_id)
-        except (RedisUnavailable, ProtocolError) as error:
-            logger.warning("job %s could not be cancelled: %s", job_id, error)
+        self._cancel(job_id, only_queued=False)
 
     def revoke(self, job_id: str, *, terminate: bool) -> bool:
         """Cancels a job that nobody runs, and with ``terminate`` one that somebody does.
@@ -155,17 +151,18 @@ class FleetWorker(Holder):
         Returns:
             Whether Celery should take the task for revoked: not one that runs on or has ended.
         """
+        verdict = self._cancel(job_id, only_queued=not terminate)
+        return terminate if verdict is None else verdict not in (CancelVerdict.RUNNING, CancelVerdict.FINAL)
+
+    def _cancel(self, job_id: str, *, only_queued: bool) -> CancelVerdict | None:
         try:
-            record = self._store.read(job_id, with_log=False)
+            verdict = self._store.cancel(job_id, only_queued=only_queued)
+            if verdict is CancelVerdict.ENDED:
+                self._closer.close(job_id)
         except (RedisUnavailable, ProtocolError) as error:
-            logger.warning("job %s could not be looked up: %s", job_id, error)
-            return terminate
-        if record is None:
-            return True
-        if record.state.is_final or (record.state is JobState.RUNNING and not terminate):
-            return False
-        self.cancel(job_id)
-        return True
+            logger.warning("job %s could not be cancelled: %s", job_id, error)
+            return None
+        return verdict
 
     def status(self) -> WorkerStatus:
         stats, batch, recent = self._engine.stats(), self.loop.batch, self.metrics.recent.summary()

@@ -324,6 +324,18 @@ class TwoWorkersOneClient(RuleBasedStateMachine):
         assert self.store.cancel(self.job_id) is expected
 
     @rule(really=SELDOM)
+    def cancel_if_queued(self, really):
+        rules = self.rules
+        if rules.state == "Q" and not really:
+            return
+        expected = {"": CancelVerdict.MISSING, "Q": CancelVerdict.ENDED, "R": CancelVerdict.RUNNING}.get(
+            rules.state, CancelVerdict.FINAL
+        )
+        assert self.store.cancel(self.job_id, only_queued=True) is expected
+        if expected is CancelVerdict.ENDED:
+            rules.end("C")
+
+    @rule(really=SELDOM)
     def delete(self, really):
         rules = self.rules
         if not really:

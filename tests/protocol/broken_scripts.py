@@ -138,4 +138,10 @@ MISTAKES = [
         unattended("cancel"),
         "a final state changed",
     ),
+    Mistake(
+        "CANCEL of what is queued does not look whether it is",
+        (Broken("cancel", "if ARGV[2] == '1' and", "if false and"),),
+        unattended("revoke"),
+        "a revoke met a job that runs",
+    ),
 ]  # fmt: skip

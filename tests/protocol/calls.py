@@ -75,6 +75,10 @@ def cancel(job: int) -> Operation[Any]:
     return operations.cancel(JOB_IDS[job])
 
 
+def revoke(job: int) -> Operation[Any]:
+    return operations.cancel(JOB_IDS[job], only_queued=True)
+
+
 def delete(job: int) -> Operation[Any]:
     return operations.delete(JOB_IDS[job], QUEUE)
 

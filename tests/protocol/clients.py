@@ -51,6 +51,9 @@ class Clients(Actor):
         if state.may("cancel") and not state.clients[job].end:
             after, _ = self.call(state.spend("cancel"), calls.cancel, job)
             yield Move(name + "CANCEL", FAULT, after)
+        if state.may("revoke") and not state.clients[job].end:
+            after, _ = self.call(state.spend("revoke"), calls.revoke, job)
+            yield Move(name + "REVOKE", FAULT, after)
         if state.may("delete"):
             after, _ = self.call(state.spend("delete"), calls.delete, job)
             yield Move(name + "DELETE", FAULT, after.with_client(job, phase=LEFT))

@@ -51,6 +51,8 @@ class Invariants:
                 continue
             if was["state"] in FINAL and now["state"] != was["state"]:
                 yield f"a final state changed from {was['state']} to {now['state']}"
+            if name.endswith("REVOKE") and was["state"] == "R":
+                yield "a revoke met a job that runs"
             if now.get("owner") and now["epoch"] != was["epoch"] and not old.has_lease(now["owner"]):
                 yield "a worker claimed without a lease"
             if len(new.log(job_id)) > len(old.log(job_id)):

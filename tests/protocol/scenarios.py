@@ -72,7 +72,7 @@ def unattended(*events: str, **past: str) -> Scenario:
 ONE_FAULT = [
     Scenario((event,) if event else ())
     for event in (
-        "", "death", "drain", "drop", "wedge", "duplicate", "lost reply", "cancel", "delete", "deadline",
+        "", "death", "drain", "drop", "wedge", "duplicate", "lost reply", "cancel", "revoke", "delete", "deadline",
         "client death", "client drop",
     )
 ]  # fmt: skip
@@ -91,7 +91,7 @@ LONG = [
     Scenario(("rollback",)),
     Scenario(("death", "death")),
     *(Scenario(("death", event)) for event in (
-        "drain", "drop", "wedge", "duplicate", "lost reply", "cancel", "delete", "deadline", "client death",
+        "drain", "drop", "wedge", "duplicate", "lost reply", "cancel", "revoke", "delete", "deadline", "client death",
         "client drop",
     )),
     Scenario(("cancel", "delete")),

@@ -34,3 +34,26 @@ def test_terminate_reaches_it(workers, store):
     # It has ended: nothing is left to revoke. What nobody knows is Celery's.
     assert second.revoke("job", terminate=True) is False
     assert second.revoke("unknown", terminate=False) is True
+
+
+def test_it_does_not_meet_what_is_claimed_at_that_moment(workers, store, monkeypatch):
+    """The job is queued when the revoke comes, and the other worker's claim is there before the cancel."""
+    second, _ = workers
+    submit(store, second, "other", max_tokens=5)
+    cancel = second._store.cancel
+
+    def late(*args, **options):
+        store.claim(["other"], "w1", "{}")
+        return cancel(*args, **options)
+
+    monkeypatch.setattr(second._store, "cancel", late)
+    assert second.revoke("other", terminate=False) is False
+    assert store.read("other").state is JobState.RUNNING
+    assert "cancel" not in store.read("other").fields
+
+
+def test_what_is_queued_ends_at_once(workers, store):
+    second, _ = workers
+    submit(store, second, "other", max_tokens=5)
+    assert second.revoke("other", terminate=False) is True
+    assert store.read("other").state is JobState.CANCELLED
