@@ -97,21 +97,30 @@ class Admission:
         # Compiling a grammar takes milliseconds, or a second: jobs without one don't wait for it.
         self._with_grammar: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._compilers = [LoopThread(f"grammar-{n}", self._compile) for n in range(_NUM_COMPILERS)]
+        # The jobs that a compiler may still hand on. Who takes one out, under the lock, settles it.
+        self._uncompiled: set[ActiveJob] = set()
+        self._settling = threading.Lock()
 
     def start(self) -> None:
         for thread in (self._thread, *self._compilers):
             thread.start()
 
     def stop(self) -> None:
-        """Messages that were not claimed yet stay unacknowledged."""
+        """Nothing more is claimed; messages that were not claimed yet stay unacknowledged. Grammars are compiled
+        until :meth:`give_up_compiling`."""
         self._stopping = True
         self._messages.put(None)
         self._thread.join()
-        # What was claimed reaches the engine or its end first.
+
+    def give_up_compiling(self) -> list[ActiveJob]:
+        """The jobs that did not come to the engine: they will not any more. A grammar that is being compiled at
+        this moment is not waited for."""
+        with self._settling:
+            given_up = sorted(self._uncompiled, key=lambda job: job.serial)
+            self._uncompiled.clear()
         for _ in self._compilers:
             self._with_grammar.put(None)
-        for thread in self._compilers:
-            thread.join()
+        return given_up
 
     def put(self, message: JobMessage) -> None:
         self._messages.put(message)
@@ -205,22 +214,32 @@ class Admission:
             self._holder.condemn(message)
             return
         if request.structured_outputs is None:
-            self._prepare(job, request, claim.solo)
+            self._prepared(job, request, claim.solo)()
         else:
-            self._with_grammar.put(functools.partial(self._prepare, job, request, claim.solo))
+            self._uncompiled.add(job)
+            self._with_grammar.put(functools.partial(self._prepare_with_grammar, job, request, claim.solo))
 
     def _compile(self) -> None:
         while (prepare_job := self._with_grammar.get()) is not None:
             prepare_job()
 
-    def _prepare(self, job: ActiveJob, request: GenerateRequest, solo: bool) -> None:
+    def _prepare_with_grammar(self, job: ActiveJob, request: GenerateRequest, solo: bool) -> None:
+        if job not in self._uncompiled:
+            return
+        settle = self._prepared(job, request, solo)
+        with self._settling:
+            if job in self._uncompiled:
+                self._uncompiled.remove(job)
+                settle()
+
+    def _prepared(self, job: ActiveJob, request: GenerateRequest, solo: bool) -> Callable[[], None]:
+        """What is to be done with the job: the engine gets it, or it fails."""
         try:
             to_compute = engine_request(job.request_id, request, job.choices, self._engine, self._card)
             tokenizer = self._engine.tokenizer
             job.speller = Speller(tokenizer, echo_of(request, to_compute, tokenizer))
         except FleetError as error:
-            self._holder.fail(job, error)
-            return
+            return functools.partial(self._holder.fail, job, error)
         except Exception as error:  # noqa: BLE001
             # A tokenizer or a template is not ours: what it throws at one job must not end the others'.
             # Its words may quote the prompt: the log gets the place only.
@@ -229,8 +248,11 @@ class Admission:
             logger.error(
                 "job %s could not be prepared: %s\n%s", job.job_id, kind, place, extra=job_fields(job)
             )
-            self._holder.fail(job, JobFailed(f"The worker could not prepare this request: {error}"))
-            return
+            failure = JobFailed(f"The worker could not prepare this request: {error}")
+            return functools.partial(self._holder.fail, job, failure)
+        return lambda: self._run_job(job, request, to_compute, solo)
+
+    def _run_job(self, job: ActiveJob, request: GenerateRequest, to_compute: EngineRequest, solo: bool) -> None:
         job.tenant = request.tenant
         job.num_prompt_tokens = len(list(to_compute.prompt_token_ids))
         self._holder.run(job, to_compute, solo=solo)

@@ -133,9 +133,10 @@ class FleetWorker(Holder):
         return self._seats.queues_with_room(num_held, num_batch)
 
     def give_back_batch(self, most: int) -> int:
-        """Releases running batch jobs, those that came last; returns how many."""
-        held = [job for job in list(self._held.values()) if job.message.lane == "batch"]
-        chosen = held[-most:]
+        """Releases running batch jobs, those that came last; returns how many. What still waits for its grammar
+        takes no seat in the engine."""
+        running = filter(self.publisher.is_in_engine, list(self._held.values()))
+        chosen = [job for job in running if job.message.lane == "batch"][-most:]
         for job in chosen:
             self.publisher.give_back(job)
         return len(chosen)
@@ -214,12 +215,14 @@ class FleetWorker(Holder):
         while num_held() and self._held and time.monotonic() < deadline:
             run_callbacks()
             time.sleep(_DRAIN_POLL_S)
+        for job in self.admission.give_up_compiling():
+            self.publisher.release(job)
         self.loop.stop()
         self.publisher.stop()
         self.finisher.stop()
         run_callbacks()
         if self._held:
-            logger.info("%d running jobs go back to their queue", len(self._held))
+            logger.info("%d unfinished jobs go back to their queue", len(self._held))
         restore_messages()
         self.lease.give_up()
         self._engine.close()

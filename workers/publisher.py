@@ -111,6 +111,14 @@ class Publisher:
         """RELEASE (protocol line 8) of one job: its log is flushed, its message goes to the front."""
         self._notes.put(lambda: self._give_back(job))
 
+    def release(self, job: ActiveJob) -> None:
+        """RELEASE of one that never came to the engine; its message is the caller's to return."""
+        self._notes.put(lambda: self._release(job))
+
+    def is_in_engine(self, job: ActiveJob) -> bool:
+        """Not before its grammar is compiled, and not after its end."""
+        return self._jobs.get(job.request_id) is job
+
     def mark(self, request_ids: Sequence[str]) -> set[str]:
         """MARK (protocol line 5), after everything that was published before it; the caller waits.
 
@@ -313,9 +321,12 @@ class Publisher:
         """RELEASE (protocol line 8): tokens first, then the job; any worker may go on with it."""
         self._flush()
         for job in list(self._jobs.values()):
-            with contextlib.suppress(ProtocolError):
-                self._insist(functools.partial(self._store.release, job.job_id, self._worker_id, job.epoch))
+            self._release(job)
             self._forget(job)
+
+    def _release(self, job: ActiveJob) -> None:
+        with contextlib.suppress(ProtocolError):
+            self._insist(functools.partial(self._store.release, job.job_id, self._worker_id, job.epoch))
 
     def _stop(self) -> None:
         self._stopping = True

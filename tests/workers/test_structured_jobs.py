@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 
 import pytest
 from click.testing import CliRunner
@@ -80,17 +81,22 @@ def worker(store):
     leave(worker)
 
 
-def test_others_go_on_while_a_grammar_is_compiled(store, worker, monkeypatch):
-    # Given a compiler that takes as long as the test wants.
-    may_go_on = threading.Event()
-    prepare = admission.engine_request
+@pytest.fixture
+def may_go_on(monkeypatch):
+    """A compiler takes as long as the test wants."""
+    event, prepare = threading.Event(), admission.engine_request
 
     def slow(request_id, request, *rest):
         if request.structured_outputs is not None:
-            assert may_go_on.wait(30)
+            event.wait(15)
         return prepare(request_id, request, *rest)
 
     monkeypatch.setattr(admission, "engine_request", slow)
+    yield event
+    event.set()
+
+
+def test_others_go_on_while_a_grammar_is_compiled(store, worker, may_go_on):
     # When one job waits for it, and another one comes later
     waiting = submit(store, worker, "waits", structured_outputs={"choice": COLOURS})
     plain = submit(store, worker, "plain", max_tokens=5)
@@ -103,6 +109,50 @@ def test_others_go_on_while_a_grammar_is_compiled(store, worker, monkeypatch):
     kind, record = waiting.last_answer()
     assert (kind, record.state) == ("ended", JobState.DONE)
     assert record.result().text in COLOURS
+
+
+def test_batch_work_that_waits_for_its_grammar_has_no_seat_to_give_back(store, worker, may_go_on):
+    running = submit(store, worker, "running", lane="batch", max_tokens=4000)
+    worker.admission.put(running)
+    assert running.answers.get(timeout=20)[0] == "started"
+    waiting = submit(store, worker, "waits", lane="batch", structured_outputs={"choice": COLOURS})
+    worker.admission.put(waiting)
+    assert wait_until(lambda: "waits" in worker.status().job_ids, 10)
+    # One seat is needed: it is the running job's, although the other one came last.
+    assert worker.give_back_batch(1) == 1
+    assert running.last_answer() == ("put back", None)
+    assert store.read("running").state is JobState.QUEUED
+    may_go_on.set()
+    assert waiting.last_answer()[1].result().text in COLOURS
+
+
+def test_a_drain_does_not_wait_for_grammars_and_gives_the_jobs_back(store, may_go_on):
+    first = make_worker(store, "w1", drain_s=0.2)
+    first.start()
+    # Given two that are being compiled, and two that wait for that.
+    job_ids = [f"job-{index}" for index in range(4)]
+    for job_id in job_ids:
+        first.admission.put(submit(store, first, job_id, seed=3, structured_outputs={"choice": COLOURS}))
+    assert wait_until(lambda: set(job_ids) == set(first.status().job_ids), 10)
+    begun_at = time.monotonic()
+    leave(first, num_held=4)
+    assert time.monotonic() - begun_at < 3
+    # They are queued, none begun, and nobody counts a death.
+    for job_id in job_ids:
+        record = store.read(job_id)
+        assert (record.state, record.num_tokens) == (JobState.QUEUED, [0])
+    may_go_on.set()
+    # What a compiler makes of them now is nobody's: the next worker alone runs each, once.
+    second = make_worker(store, "w2", drain_s=0.0)
+    second.start()
+    for job_id in job_ids:
+        again = RecordedMessage(job_id)
+        second.admission.put(again)
+        kind, record = again.last_answer()
+        assert (kind, record.state, record.attempts) == ("ended", JobState.DONE, 2)
+        assert record.result().text in COLOURS
+        assert record.fields.get("fruitless") is None
+    leave(second)
 
 
 def test_another_worker_goes_on_in_the_middle_of_a_document(store):
