@@ -1,7 +1,7 @@
 """The producer's settings: one of the two places where the environment is read.
 
 Every field is an environment variable ``PAGEFLEET_<NAME>``; the server is also found under Redis's usual
-name, ``REDIS_URL``. Without either, a stack that ``pagefleet up`` keeps running on this machine is used.
+name, ``REDIS_URL``, where ours is not set. Without either, a stack that ``pagefleet up`` keeps running on this machine is used.
 Commands read ``./.env`` and ``./pagefleet.toml`` too (ops/decisions/0009); a service that only makes a
 ``FleetClient()`` does not.
 """
@@ -40,8 +40,10 @@ class FleetSettings(BaseSettings):
 
     redis_url: str | None = Field(
         None,
-        validation_alias=AliasChoices("redis_url", "PAGEFLEET_REDIS_URL", "REDIS_URL"),
-        description="the server; by default the one of a running `pagefleet up`, else port 6379 of this host",
+        # Not the field's own name among them: in the environment it would be REDIS_URL, and come first.
+        validation_alias=AliasChoices("PAGEFLEET_REDIS_URL", "REDIS_URL"),
+        description="the server (`PAGEFLEET_REDIS_URL` goes before `REDIS_URL`); by default the one of a running "
+        "`pagefleet up`, else port 6379 of this host",
     )
     redis_password_file: FilePath | None = Field(
         None, description="holds the password of the URL's user; a secret that no environment shows"

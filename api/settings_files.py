@@ -12,6 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import AliasChoices
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
@@ -88,8 +89,18 @@ def _unknown(key: str, allowed: Collection[str], own: Collection[str], section: 
 def _read(source: EnvSettingsSource, where: str) -> dict[str, Any]:
     try:
         # Not DotEnvSettingsSource's own: it adds the names of other programs, to have them refused.
-        return EnvSettingsSource.__call__(source)
+        values = EnvSettingsSource.__call__(source)
     except SettingsError as error:
         reason = error.__cause__ or error
         name = str(error).partition('field "')[2].partition('"')[0]
         raise ConfigurationError(f"{name}: a list is written as JSON ({reason}), in {where}.") from None
+    return {_setting(source, name): value for name, value in values.items()}
+
+
+def _setting(source: EnvSettingsSource, name: str) -> str:
+    """A setting with variables of its own comes under the variable's name."""
+    for setting, field in source.settings_cls.model_fields.items():
+        alias = field.validation_alias
+        if isinstance(alias, AliasChoices) and name in alias.choices:
+            return setting
+    return name

@@ -81,7 +81,7 @@ def _table(fields: dict[str, FieldInfo]) -> list[str]:
 
 def _variables(name: str, field: FieldInfo) -> str:
     alias = field.validation_alias
-    names = [str(each) for each in alias.choices[1:]] if isinstance(alias, AliasChoices) else []
+    names = [str(each) for each in alias.choices] if isinstance(alias, AliasChoices) else []
     return " or ".join(f"`{each}`" for each in names or [f"PAGEFLEET_{name.upper()}"])
 
 

@@ -106,15 +106,15 @@ class Admission:
             thread.start()
 
     def stop(self) -> None:
-        """Nothing more is claimed; messages that were not claimed yet stay unacknowledged. Grammars are compiled
-        until :meth:`give_up_compiling`."""
+        """Nothing more is claimed; messages that were not claimed yet stay unacknowledged. Grammars are still
+        compiled, until :meth:`give_up_compiling`."""
         self._stopping = True
         self._messages.put(None)
         self._thread.join()
 
     def give_up_compiling(self) -> list[ActiveJob]:
-        """The jobs that did not come to the engine: they will not any more. A grammar that is being compiled at
-        this moment is not waited for."""
+        """The jobs that did not come to the engine: they will not any more. A grammar that is being compiled
+        at this moment is not waited for."""
         with self._settling:
             given_up = sorted(self._uncompiled, key=lambda job: job.serial)
             self._uncompiled.clear()
@@ -252,7 +252,9 @@ class Admission:
             return functools.partial(self._holder.fail, job, failure)
         return lambda: self._run_job(job, request, to_compute, solo)
 
-    def _run_job(self, job: ActiveJob, request: GenerateRequest, to_compute: EngineRequest, solo: bool) -> None:
+    def _run_job(
+        self, job: ActiveJob, request: GenerateRequest, to_compute: EngineRequest, solo: bool
+    ) -> None:
         job.tenant = request.tenant
         job.num_prompt_tokens = len(list(to_compute.prompt_token_ids))
         self._holder.run(job, to_compute, solo=solo)

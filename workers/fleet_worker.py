@@ -133,8 +133,8 @@ class FleetWorker(Holder):
         return self._seats.queues_with_room(num_held, num_batch)
 
     def give_back_batch(self, most: int) -> int:
-        """Releases running batch jobs, those that came last; returns how many. What still waits for its grammar
-        takes no seat in the engine."""
+        """Releases running batch jobs, those that came last; returns how many. What still waits for its
+        grammar takes no seat in the engine."""
         running = filter(self.publisher.is_in_engine, list(self._held.values()))
         chosen = [job for job in running if job.message.lane == "batch"][-most:]
         for job in chosen:

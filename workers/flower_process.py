@@ -40,7 +40,7 @@ class FlowerProcess(ChildProcess):
         super().__init__(
             "flower",
             ["flower", "--address", host, "--port", str(self.port), "--auth-file", str(self.auth_file)],
-            environment={**os.environ, "REDIS_URL": redis_url},
+            environment={**os.environ, "PAGEFLEET_REDIS_URL": redis_url},
             log_file=settings.home_dir / "flower.log",
         )
         self.url = f"http://{host}:{self.port}"

@@ -42,7 +42,7 @@ class WorkerProcess(ChildProcess):
             "worker",
             ["worker", *arguments],
             # The URL may hold a password: command lines can be read by everybody.
-            environment={**os.environ, "REDIS_URL": redis_url, **(environment or {})},
+            environment={**os.environ, "PAGEFLEET_REDIS_URL": redis_url, **(environment or {})},
             log_file=log_file,
         )
         self.redis_url = redis_url

@@ -53,6 +53,15 @@ def replay(record: JobRecord, engine: LLMEngine, card: ModelCard) -> list[Replay
     return [ReplayedChoice(index, tokens, replayed[index][: len(tokens)]) for index, tokens in stored.items()]
 
 
+def other_weights(stored: Sequence[Fingerprint], here: Fingerprint | None) -> str | None:
+    """What says that this is another model than the one that computed a job; None where nothing does."""
+    for name in ("weights", "tokenizer") if stored and here is not None else ():
+        then, now = getattr(stored[-1], name), getattr(here, name)
+        if then != now:
+            return f"the fingerprint of its {name} was {then}, and is {now} here"
+    return None
+
+
 def differences(stored: Sequence[Fingerprint], here: Fingerprint | None) -> list[str]:
     """In what the engines that computed a job differ from this one, a sentence each."""
     if here is None:

@@ -356,4 +356,4 @@ class LocalStackAt(LocalStack):
         self.server = RedisServer(home / "redis", port)
         for worker in self.workers:
             worker.redis_url = self.server.url
-            worker._environment["REDIS_URL"] = self.server.url
+            worker._environment["PAGEFLEET_REDIS_URL"] = self.server.url

@@ -42,6 +42,14 @@ def test_the_url_has_two_names_in_the_environment_and_both_go_before_the_files(h
     assert FleetSettings.from_files(redis_url="redis://given/0").url == "redis://given/0"
 
 
+@pytest.mark.parametrize("read", [FleetSettings, FleetSettings.load, FleetSettings.from_files])
+def test_of_both_names_in_the_environment_ours_wins(here, monkeypatch, read):
+    monkeypatch.setenv("REDIS_URL", "redis://of-another-program/0")
+    monkeypatch.setenv("PAGEFLEET_REDIS_URL", "redis://ours/0")
+    assert read().url == "redis://ours/0"
+    assert read(redis_url="redis://given/0").url == "redis://given/0"
+
+
 def test_a_service_that_makes_a_client_reads_no_files(here):
     (here / ".env").write_text("PAGEFLEET_REDIS_URL=redis://env-file/0\n")
     (here / "pagefleet.toml").write_text("nonsense = [")

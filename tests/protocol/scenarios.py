@@ -72,8 +72,8 @@ def unattended(*events: str, **past: str) -> Scenario:
 ONE_FAULT = [
     Scenario((event,) if event else ())
     for event in (
-        "", "death", "drain", "drop", "wedge", "duplicate", "lost reply", "cancel", "revoke", "delete", "deadline",
-        "client death", "client drop",
+        "", "death", "drain", "drop", "wedge", "duplicate", "lost reply", "cancel", "revoke", "delete",
+        "deadline", "client death", "client drop",
     )
 ]  # fmt: skip
 """Exhaustive, in every test run."""
@@ -91,8 +91,8 @@ LONG = [
     Scenario(("rollback",)),
     Scenario(("death", "death")),
     *(Scenario(("death", event)) for event in (
-        "drain", "drop", "wedge", "duplicate", "lost reply", "cancel", "revoke", "delete", "deadline", "client death",
-        "client drop",
+        "drain", "drop", "wedge", "duplicate", "lost reply", "cancel", "revoke", "delete", "deadline",
+        "client death", "client drop",
     )),
     Scenario(("cancel", "delete")),
     Scenario(("cancel", "lost reply")),

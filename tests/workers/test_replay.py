@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import pytest
 from click.testing import CliRunner
+from tiny_gguf import write_gguf
 
 from pagefleet.api import keys
 from pagefleet.api.cli.main import main
+from pagefleet.api.job_record import JobRecord
 from pagefleet.api.job_store import JobStore
+from pagefleet.api.messages import Fingerprint
 from pagefleet.api.settings import FleetSettings
+from pagefleet.workers.cli.replay import _as_it_was
+from pagefleet.workers.settings import WorkerSettings
+
+REAL = Fingerprint(
+    weights="those-of-the-job", tokenizer="a", dtype="float64", backend="reference", version="1"
+)
 
 
 @pytest.fixture
@@ -54,6 +63,51 @@ def test_another_token_and_another_engine_are_named(fleet, replay, null_stack):
     assert done.exit_code == 1
     assert "dtype: the job was computed with int1, this is none\n" in done.output
     assert f"differs at token 2 of 5: it was 33 '!', and now is {before[2]}" in done.output
+
+
+def test_the_jobs_model_is_computed_whatever_the_settings_serve(fleet, replay, monkeypatch):
+    stream = fleet.generate("x", max_tokens=5)
+    stream.result()
+    monkeypatch.setenv("PAGEFLEET_MODEL", "another-model-of-this-host")
+    monkeypatch.setenv("PAGEFLEET_SERVED_NAME", "another")
+    monkeypatch.setenv("PAGEFLEET_BACKEND", "reference")
+    monkeypatch.setenv("PAGEFLEET_DTYPE", "float64")
+    done = replay(stream.job_id)
+    assert (done.exit_code, done.output) == (0, "choice 0: the same, 5 of 5 tokens\n")
+
+
+def test_settings_say_where_the_jobs_model_is(replay):
+    fields = {
+        "request": '{"model": "small"}',
+        "queue": "small.interactive",
+        "fingerprints": f"[{REAL.model_dump_json()}]",
+    }
+    record = JobRecord("a", fields)
+    here = WorkerSettings(model="/models/a-folder", served_name="small", dtype="bfloat16")
+    assert _as_it_was(record, here, {}).model == "/models/a-folder"
+    assert _as_it_was(record, here, {}).dtype == "float64"
+    assert _as_it_was(record, here, {"model": "/elsewhere", "dtype": "float32"}).model == "/elsewhere"
+    assert _as_it_was(record, here, {"model": "/elsewhere", "dtype": "float32"}).dtype == "float32"
+    assert _as_it_was(record, WorkerSettings(model="large"), {}).model == "small"
+
+
+def test_another_model_than_the_jobs_is_refused_in_one_sentence(
+    fleet, replay, null_stack, tmp_path, monkeypatch
+):
+    """The job says that a real model computed it: what stands where its model should be is another."""
+    monkeypatch.setenv("PAGEFLEET_CACHE_DIR", str(tmp_path / "cache"))
+    write_gguf(tmp_path / "tiny.gguf")
+    stream = fleet.generate("x", max_tokens=5)
+    stream.result()
+    store, hash_key = JobStore(FleetSettings(redis_url=null_stack.redis_url)), keys.job(stream.job_id)
+    store.redis.hset(hash_key, "fingerprints", f"[{REAL.model_dump_json()}]")
+    store.close_connections()
+    refused = replay(stream.job_id, "--model", str(tmp_path / "tiny.gguf"))
+    assert refused.exit_code == 1
+    assert "choice" not in refused.output
+    (sentence,) = [line for line in refused.output.splitlines() if line.startswith("Error: ")]
+    assert f"tiny.gguf is not what computed the job {stream.job_id}: " in sentence
+    assert "the fingerprint of its weights was those-of-the-job, and is " in sentence
 
 
 def test_a_job_that_is_not_there_or_still_runs_is_refused(fleet, replay):

@@ -5,6 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pagefleet.api.errors import ConfigurationError
+from pagefleet.api.settings import FlowerSettings
+from pagefleet.workers.flower_process import FlowerProcess
+from pagefleet.workers.local_stack import WorkerProcess
+from pagefleet.workers.redis_server import free_port
 from pagefleet.workers.settings import WorkerSettings, new_worker_id
 
 
@@ -48,3 +52,13 @@ def test_a_wrong_value_is_one_sentence_that_names_it(field, value):
 
 def test_a_worker_id_is_new_at_each_start():
     assert new_worker_id() != new_worker_id()
+
+
+def test_what_up_starts_knows_its_server_whatever_the_environment_says(monkeypatch, tmp_path):
+    for name in ("REDIS_URL", "PAGEFLEET_REDIS_URL"):
+        monkeypatch.setenv(name, "redis://elsewhere/0")
+    flower = FlowerSettings(home=tmp_path, flower_port=free_port())
+    for process in (WorkerProcess("redis://here/0", []), FlowerProcess("redis://here/0", flower)):
+        for name, value in process._environment.items():
+            monkeypatch.setenv(name, value)
+        assert WorkerSettings.from_files().url == "redis://here/0"

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("job_id", metavar="JOB")
-@click.option("--model", metavar="M", help="Where that model is.  [default: its name]")
+@click.option(
+    "--model", metavar="M", help="Where that model is.  [default: as the settings say, else its name]"
+)
 @click.option("--dtype", help="What to compute in.  [default: as the job was]")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ...")
 @redis_option
@@ -41,13 +43,15 @@ def replay(job_id: str, **options: Any) -> None:
 
     settings = WorkerSettings.from_files(**given(options))
     record = _read(job_id, settings)
-    settings = _as_it_was(record, settings)
+    settings = _as_it_was(record, settings, given(options))
     try:
         engine = LLMEngine.from_config(engine_config(settings))
     except EngineError as error:
         raise click.ClickException(str(error)) from error
     try:
         card = make_card(settings, engine)
+        if other := replaying.other_weights(record.fingerprints, card.fingerprint):
+            raise click.ClickException(f"{settings.model} is not what computed the job {job_id}: {other}.")
         for sentence in replaying.differences(record.fingerprints, card.fingerprint):
             click.echo(sentence)
         choices = replaying.replay(record, engine, card)
@@ -72,15 +76,17 @@ def _read(job_id: str, settings: WorkerSettings) -> JobRecord:
     return record
 
 
-def _as_it_was(record: JobRecord, settings: WorkerSettings) -> WorkerSettings:
-    """The settings with the job's model, dtype and backend where none are set."""
-    was: dict[str, Any] = {"model": record.model, "served_name": record.model}
+def _as_it_was(record: JobRecord, settings: WorkerSettings, options: dict[str, Any]) -> WorkerSettings:
+    """The settings with what the job was computed with: its model, dtype and backend. Options go before it;
+    what else is set is a worker's, which may serve another model, and only says where this one is."""
+    is_it = record.model in (settings.name, *settings.aliases)
+    was: dict[str, Any] = {"model": settings.model if is_it else record.model, "served_name": record.model}
     if record.fingerprints:
         was |= {"backend": record.fingerprints[-1].backend, "dtype": record.fingerprints[-1].dtype}
         if was["backend"] == "null":
             was |= {"dtype": "auto", "null_weights": record.fingerprints[-1].weights, "null_step_time_s": 0.0}
     is_set = {name: getattr(settings, name) for name in settings.model_fields_set}
-    return WorkerSettings.load(**(was | is_set))
+    return WorkerSettings.load(**(is_set | was | options))
 
 
 def _told(choice: ReplayedChoice, tokenizer: Tokenizer) -> str:
