@@ -1,7 +1,8 @@
 """The producer's settings: one of the two places where the environment is read.
 
 Every field is an environment variable ``PAGEFLEET_<NAME>``; the server is also found under Redis's usual
-name, ``REDIS_URL``, where ours is not set. Without either, a stack that ``pagefleet up`` keeps running on this machine is used.
+name, ``REDIS_URL``, where ours is not set. Without either, a stack that ``pagefleet up`` keeps running on
+this machine is used.
 Commands read ``./.env`` and ``./pagefleet.toml`` too (ops/decisions/0009); a service that only makes a
 ``FleetClient()`` does not.
 """
@@ -42,8 +43,8 @@ class FleetSettings(BaseSettings):
         None,
         # Not the field's own name among them: in the environment it would be REDIS_URL, and come first.
         validation_alias=AliasChoices("PAGEFLEET_REDIS_URL", "REDIS_URL"),
-        description="the server (`PAGEFLEET_REDIS_URL` goes before `REDIS_URL`); by default the one of a running "
-        "`pagefleet up`, else port 6379 of this host",
+        description="the server (`PAGEFLEET_REDIS_URL` goes before `REDIS_URL`); by default the one of a "
+        "running `pagefleet up`, else port 6379 of this host",
     )
     redis_password_file: FilePath | None = Field(
         None, description="holds the password of the URL's user; a secret that no environment shows"
