@@ -138,6 +138,18 @@ class BlockManager:
             sequence.block_table.append(self._take_free_block())
         return True
 
+    def trim(self, sequence: Sequence, num_tokens: int) -> None:
+        """Take back the blocks behind those that hold `num_tokens`; nothing is known of what they hold."""
+        table = sequence.block_table
+        while len(table) > self.num_required_blocks(num_tokens):
+            block = self._blocks[table.pop()]
+            assert block.ref_count == 1, block
+            assert block.hash is None, block
+            assert block.promised is None, block
+            block.ref_count = 0
+            self._free[block.block_id] = None
+            self._free.move_to_end(block.block_id, last=False)
+
     def register_computed(self, sequence: Sequence, num_computed_before: int) -> None:
         """Make the blocks known that were completed since `num_computed_before` tokens were computed."""
         if not self.enable_prefix_caching:

@@ -31,8 +31,12 @@ class NullOptions:
     vocab_size: int = MIN_NULL_VOCAB_SIZE
     max_model_len: int = 4096
     num_blocks: int = 4096
+    period: int | None = None
+    """Its answers repeat themselves after so many tokens. None: never."""
 
     def __post_init__(self) -> None:
+        if self.period is not None:
+            _require_positive("null.period", self.period)
         if not 0 <= self.step_time_s < float("inf"):
             raise ConfigError(f"null.step_time_s must be a number of seconds >= 0, not {self.step_time_s}.")
         if not 0 <= self.token_time_s < float("inf"):
@@ -71,6 +75,8 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     use_generation_config: bool = True
     """Whether generation_config.json's sampling parameters stand where a request says nothing."""
+    num_speculative_tokens: int = 8
+    """Tokens that are guessed ahead at most, of each sequence in each step. 0: none."""
     num_threads: int | None = None
     trace_file: Path | None = None
     """Where the first `trace_steps` steps are written to, for Perfetto."""
@@ -90,6 +96,10 @@ class EngineConfig:
             raise ConfigError("device must name a device, such as cpu or cuda:0.")
         for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):
             _require_positive(name, getattr(self, name))
+        if isinstance(self.num_speculative_tokens, bool) or self.num_speculative_tokens < 0:
+            raise ConfigError(
+                f"num_speculative_tokens must be an integer >= 0, not {self.num_speculative_tokens!r}."
+            )
         if self.max_step_s is not None and not 0 < self.max_step_s < float("inf"):
             raise ConfigError(f"max_step_s must be a number of seconds > 0, not {self.max_step_s}.")
         for name in ("num_blocks", "kv_memory_bytes", "max_model_len", "num_threads"):

@@ -60,8 +60,9 @@ class Executor(ABC):
         """Compute one step and sample.
 
         For each entry, writes the K/V of tokens `num_computed_tokens` .. `num_computed_tokens +
-        num_new_tokens - 1` into the sequence's `block_table`, and returns, in the same order, what follows
-        where that reaches `num_tokens`, and an empty `Sampled` elsewhere. Changes no sequence.
+        num_new_tokens - 1`, the drafts among them, into the sequence's `block_table`, and returns, in the
+        same order, what follows where that reaches `num_tokens`, and an empty `Sampled` elsewhere: as many
+        drafts as come true, and one token more. Changes no sequence.
 
         The result of an entry doesn't depend on the others. An id outside of the vocabulary says that this
         entry's logits were of no use (NaN): the engine ends that sequence and goes on with the rest.

@@ -43,7 +43,9 @@ class Grammar:
 
     def copy(self) -> Grammar:
         """One in the same state that goes its own way."""
-        return Grammar(self.matcher.deep_copy(), self._ending)
+        twin = Grammar(self.matcher.deep_copy(), self._ending)
+        twin._ends_from = self._ends_from
+        return twin
 
     def limit(self, max_output_tokens: int) -> None:
         """Say how long the text can become."""
@@ -53,6 +55,10 @@ class Grammar:
     def winds_down(self, position: int) -> bool:
         """Whether the output token at this position serves to bring the text to its end."""
         return self._ends_from is not None and position >= self._ends_from
+
+    def num_valid(self, token_ids: Sequence[int]) -> int:
+        """How many of these tokens, in order, may come; they are not taken."""
+        return 0 if self.error is not None else int(self.matcher.validate_tokens(list(token_ids)))
 
     def accept(self, token_id: int) -> str | None:
         """Take the next token; returns why that was not possible, where it was not."""

@@ -47,9 +47,13 @@ class LLMEngine:
         self._info = info
         self._block_manager = BlockManager(info.num_blocks, info.block_size, config.enable_prefix_caching)
         self._budget = StepBudget(config.max_num_batched_tokens, config.max_step_s)
-        self._scheduler = Scheduler(self._block_manager, config.max_num_seqs, self._budget.num_tokens)
+        self._scheduler = Scheduler(
+            self._block_manager, config.max_num_seqs, self._budget.num_tokens, config.num_speculative_tokens
+        )
         self._stop_checker = StopChecker(info.eos_token_ids, info.max_model_len, info.vocab_size)
-        self._sequence_factory = SequenceFactory(self._tokenizer, info, self._stop_checker)
+        self._sequence_factory = SequenceFactory(
+            self._tokenizer, info, self._stop_checker, speculates=config.num_speculative_tokens > 0
+        )
         self._grammars = GrammarCompiler(self._tokenizer, info.vocab_size, info.eos_token_ids)
         # The choices of each request that go on.
         self._sequences: dict[str, list[Sequence]] = {}
@@ -196,6 +200,8 @@ class LLMEngine:
             prefix_cache_queries=scheduler.prefix_cache_queries,
             prefix_cache_hits=scheduler.prefix_cache_hits,
             num_preemptions=scheduler.num_preemptions,
+            num_draft_tokens=scheduler.num_draft_tokens,
+            num_accepted_tokens=scheduler.num_accepted_tokens,
             last_step_num_seqs=self._last_step_num_seqs,
         )
 

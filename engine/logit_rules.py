@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from copy import copy
 
 from pagefleet.engine.sampling_params import SamplingParams
 
@@ -26,6 +27,14 @@ class TokenCounts:
         """Each token that occurs, once."""
         self.num_outputs = array("q")
         """Beside `token_ids`: how often the output has each."""
+
+    def copy(self) -> TokenCounts:
+        """The same counts, that go on by themselves."""
+        twin = TokenCounts()
+        twin._index = self._index.copy()
+        twin.token_ids = self.token_ids[:]
+        twin.num_outputs = self.num_outputs[:]
+        return twin
 
     def add(self, token_id: int, *, is_output: bool) -> None:
         index = self._index.setdefault(token_id, len(self._index))
@@ -72,6 +81,16 @@ class LogitRules:
             counts.add(token_ids[index], is_output=index >= self._num_prompt_tokens)
         self._num_counted = len(token_ids)
         return counts
+
+    def looking_ahead(self, token_ids: Sequence[int]) -> LogitRules:
+        """The same rules for a text that goes on from these tokens, but may not stay: what they count is
+        forgotten with them."""
+        counts = self.counts(token_ids)
+        if counts is None:
+            return self
+        twin = copy(self)
+        twin._counts = counts.copy()
+        return twin
 
     def forbidden(self, token_ids: Sequence[int]) -> list[int]:
         """What must not come after `token_ids`: the ends before min_tokens, the last tokens of bad words."""

@@ -20,6 +20,7 @@ from pagefleet.engine.sampler import Sampler, SamplingRow
 from pagefleet.engine.sampling_params import SamplingParams
 from pagefleet.engine.scheduler import ScheduledSequence
 from pagefleet.engine.token_masks import TokenMasks
+from pagefleet.engine.verification import agreed, logit_rows, sampling_rows
 
 NUM_PROMPT_ROWS = 64
 """Rows of a prompt whose logits are in memory at once."""
@@ -65,27 +66,20 @@ class ModelRunner(Executor):
         with self.trace.span("prepare"):
             batch = ragged_batch(scheduled)
             prompts = prompt_rows(scheduled)
-        sampling = [
-            index
-            for index, (sequence, num_new_tokens) in enumerate(scheduled)
-            if sequence.num_computed_tokens + num_new_tokens == sequence.num_tokens
-        ]
         # Before the forward pass, and beside it.
-        masks = self._masks.start([scheduled[index].sequence for index in sampling])
+        masks = self._masks.start(scheduled)
         with self.trace.span("forward"):
-            last_rows = np.cumsum(batch.query_lens)[sampling] - 1
-            hidden = self._forward(batch, np.append(last_rows, np.array(prompts.rows, dtype=np.int64)))
+            sampled_rows = logit_rows(scheduled)
+            hidden = self._forward(batch, np.append(sampled_rows, np.array(prompts.rows, dtype=np.int64)))
         found = [Sampled()] * len(scheduled)
-        if sampling:
-            rows = [_sampling_row(scheduled[index]) for index in sampling]
+        if len(sampled_rows):
+            rows = sampling_rows(scheduled)
             with self.trace.span("sample", num_rows=len(rows)):
                 allowed = masks() if masks is not None else None
-                sampled = self._sample(hidden[: len(rows)], rows, allowed)
-            for index, result in zip(sampling, sampled, strict=True):
-                found[index] = result
+                found = agreed(scheduled, self._sample(hidden[: len(rows)], rows, allowed))
         if prompts.rows:
             with self.trace.span("prompt_logprobs", num_rows=len(prompts.rows)):
-                self._add_prompt_logprobs(found, hidden[len(sampling) :], prompts)
+                self._add_prompt_logprobs(found, hidden[len(sampled_rows) :], prompts)
         return found
 
     @torch.inference_mode()
@@ -94,7 +88,7 @@ class ModelRunner(Executor):
         lens = np.array(query_lens, dtype=np.int64)
         tokens, blocks = int(lens.sum()), np.zeros((len(lens), int(lens.max())), dtype=np.int64)
         batch = RaggedBatch(np.zeros(tokens, dtype=np.int64), lens, np.zeros_like(lens), blocks)
-        logits = self._model.logits(self._forward(batch, np.arange(len(lens))))
+        logits = self._model.logits(self._forward(batch, np.cumsum(lens) - 1))
         self.sampler.sample(logits, [SamplingRow(SamplingParams(), 0, 0, 0)] * len(lens))
 
     def sleep(self) -> None:
@@ -155,9 +149,10 @@ class ModelRunner(Executor):
 def ragged_batch(scheduled: list[ScheduledSequence]) -> RaggedBatch:
     """The scheduled tokens end to end, and each sequence's blocks."""
     token_ids: list[int] = []
-    for sequence, num_new_tokens in scheduled:
-        start = sequence.num_computed_tokens
-        token_ids += sequence.token_ids[start : start + num_new_tokens]
+    for entry in scheduled:
+        start = entry.sequence.num_computed_tokens
+        token_ids += entry.sequence.token_ids[start : start + entry.num_new_tokens]
+        token_ids += entry.draft_token_ids
     tables = [sequence.block_table for sequence, _ in scheduled]
     block_tables = np.zeros((len(tables), max(map(len, tables))), dtype=np.int64)
     for row, table in zip(block_tables, tables, strict=True):
@@ -167,16 +162,4 @@ def ragged_batch(scheduled: list[ScheduledSequence]) -> RaggedBatch:
         query_lens=np.array([num_new_tokens for _, num_new_tokens in scheduled], dtype=np.int64),
         context_lens=np.array([sequence.num_computed_tokens for sequence, _ in scheduled], dtype=np.int64),
         block_tables=block_tables,
-    )
-
-
-def _sampling_row(entry: ScheduledSequence) -> SamplingRow:
-    sequence = entry.sequence
-    return SamplingRow(
-        sequence.sampling_params,
-        sequence.seed,
-        sequence.choice,
-        sequence.num_output_tokens,
-        sequence.logit_rules,
-        sequence.token_ids,
     )

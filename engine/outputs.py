@@ -94,5 +94,9 @@ class EngineStats:
     prefix_cache_hits: int
     """Tokens of these that were found."""
     num_preemptions: int
+    num_draft_tokens: int
+    """Tokens that were guessed ahead and computed."""
+    num_accepted_tokens: int
+    """Of these, those that were right."""
     last_step_num_seqs: int
     """Sequences that received a token in the last step."""

@@ -78,6 +78,8 @@ class SamplingParams:
     """Of each output token: its logprob and those of so many most likely tokens. None: not computed."""
     prompt_logprobs: int | None = None
     """The same of each prompt token but the first. It is computed without help of the prefix cache."""
+    speculate: bool = True
+    """Whether tokens may be guessed ahead. It never changes them, only when they come."""
 
     def __post_init__(self) -> None:
         # Frozen, so the fields that are normalised go around __setattr__.
@@ -104,7 +106,7 @@ class SamplingParams:
             if getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), minimum=0, maximum=MAX_LOGPROBS)
         self._check_lists()
-        for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
+        for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens", "speculate"):
             _check_bool(name, getattr(self, name))
 
     def _check_lists(self) -> None:

@@ -13,15 +13,36 @@ from pagefleet.engine.block_manager import BlockManager
 from pagefleet.engine.errors import InvalidRequestError
 from pagefleet.engine.outputs import FinishReason
 from pagefleet.engine.sequence import Sequence, SequenceStatus
+from pagefleet.engine.speculation import Speculation
 
 __all__ = ["ScheduledSequence", "Scheduler", "SchedulerOutput"]
 
 
 class ScheduledSequence(NamedTuple):
-    """A sequence and how many of its tokens, from `num_computed_tokens` on, the step computes (>= 1)."""
+    """A sequence and how many of its tokens, from `num_computed_tokens` on, the step computes (>= 1).
+
+    known    [ ............................ )
+                                            num_tokens
+    step              [ num_new_tokens .............. )
+                      num_computed_tokens     drafts
+    """
 
     sequence: Sequence
     num_new_tokens: int
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the step comes to the last token that is known, and finds what follows."""
+        return self._end >= self.sequence.num_tokens
+
+    @property
+    def draft_token_ids(self) -> list[int]:
+        """The guesses at what follows that the step computes too."""
+        return self.sequence.draft_token_ids[: max(0, self._end - self.sequence.num_tokens)]
+
+    @property
+    def _end(self) -> int:
+        return self.sequence.num_computed_tokens + self.num_new_tokens
 
 
 class SchedulerOutput(NamedTuple):
@@ -51,9 +72,14 @@ class Scheduler:
 
     A waiting sequence whose next block a running one is about to compute waits for that block: a prefix that
     many share is computed once, also when they come together. Only then others of its priority may pass it.
+
+    What is left of the budget goes to guesses at what follows (speculation.py): the sentence holds with
+    `num_tokens` and the drafts behind them.
     """
 
-    def __init__(self, block_manager: BlockManager, max_num_seqs: int, token_budget: int) -> None:
+    def __init__(
+        self, block_manager: BlockManager, max_num_seqs: int, token_budget: int, max_num_drafts: int = 0
+    ) -> None:
         assert max_num_seqs >= 1, max_num_seqs
         self.block_manager = block_manager
         self.max_num_seqs = max_num_seqs
@@ -62,6 +88,9 @@ class Scheduler:
         self.num_prompt_tokens_computed = 0
         self.prefix_cache_queries = 0
         self.prefix_cache_hits = 0
+        self.num_draft_tokens = 0
+        self.num_accepted_tokens = 0
+        self._speculation = Speculation(block_manager, max_num_drafts)
         self._num_arrivals = 0
         # Both sorted by _urgency.
         self._waiting: list[Sequence] = []
@@ -122,6 +151,7 @@ class Scheduler:
                 "max_tokens",
             )
         assert sequence.status is SequenceStatus.WAITING, sequence.status
+        sequence.max_num_tokens = max_num_tokens
         sequence.arrival = self._num_arrivals
         self._num_arrivals += 1
         insort(self._waiting, sequence, key=_urgency)
@@ -151,7 +181,8 @@ class Scheduler:
         output = SchedulerOutput([], [], [])
         self._yield_to_urgent(output)
         num_tokens_left = self._schedule_running(output)
-        self._admit_waiting(output, num_tokens_left)
+        num_tokens_left = self._admit_waiting(output, num_tokens_left)
+        self._speculation.invite(output.scheduled, num_tokens_left)
         return output
 
     def update(self, output: SchedulerOutput, sampled: Iterable[Collection[int]]) -> None:
@@ -160,17 +191,27 @@ class Scheduler:
         Sequences that were ended since they were scheduled are passed over.
         """
         block_size = self.block_manager.block_size
-        for (sequence, num_new_tokens), token_ids in zip(output.scheduled, sampled, strict=True):
+        for entry, token_ids in zip(output.scheduled, sampled, strict=True):
+            sequence = entry.sequence
             if sequence.status is not SequenceStatus.RUNNING:
                 continue
+            assert bool(token_ids) == entry.is_sampled, sequence.request_id
+            num_drafts = len(entry.draft_token_ids)
+            num_accepted = len(token_ids) - 1 if num_drafts else 0
+            assert num_accepted <= num_drafts, sequence.request_id
             before = sequence.num_computed_tokens
-            after = sequence.num_computed_tokens = before + num_new_tokens
+            # Behind the drafts that came true, the K/V are those of another text: computed again.
+            after = before + entry.num_new_tokens - num_drafts + num_accepted
+            sequence.num_computed_tokens = after
+            sequence.token_ids += token_ids
             if before < sequence.num_prompt_tokens:
                 self.num_prompt_tokens_computed += min(after, sequence.num_prompt_tokens) - before
             if before // block_size != after // block_size:
                 self.block_manager.register_computed(sequence, before)
-            assert bool(token_ids) == (after == sequence.num_tokens), sequence.request_id
-            sequence.token_ids += token_ids
+            if num_drafts:
+                self._speculation.take_leave(sequence)
+                self.num_draft_tokens += num_drafts
+                self.num_accepted_tokens += num_accepted
 
     def check_integrity(self) -> None:
         """Assert what must hold between steps."""
@@ -231,7 +272,8 @@ class Scheduler:
                 return False
         return True
 
-    def _admit_waiting(self, output: SchedulerOutput, num_tokens_left: int) -> None:
+    def _admit_waiting(self, output: SchedulerOutput, num_tokens_left: int) -> int:
+        """Schedule the first of those who wait; returns the tokens left of the budget."""
         index = 0
         # Each one that is passed over was looked at: with thousands in line, not more than could be seated.
         while num_tokens_left > 0 and index < min(len(self._waiting), self.max_num_seqs):
@@ -245,6 +287,7 @@ class Scheduler:
                 num_tokens_left -= self._admit(index, output, num_tokens_left)
             else:
                 break
+        return num_tokens_left
 
     def _admit(self, index: int, output: SchedulerOutput, num_tokens_left: int) -> int:
         """Seat a waiting sequence; returns how many of its tokens the step computes."""

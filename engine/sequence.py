@@ -8,6 +8,7 @@ from enum import Enum
 from pagefleet.engine.detokenizer import IncrementalDetokenizer
 from pagefleet.engine.grammar import Grammar
 from pagefleet.engine.logit_rules import LogitRules
+from pagefleet.engine.ngram import NgramProposer
 from pagefleet.engine.outputs import FinishReason, TokenLogprobs
 from pagefleet.engine.sampling_params import SamplingParams
 
@@ -55,6 +56,8 @@ class Sequence:
     """What may follow the output tokens; None where anything may."""
     prompt_logprobs: list[TokenLogprobs] | None = None
     """Of the prompt's tokens from the second on, as far as they are computed; None where nobody asks."""
+    proposer: NgramProposer | None = None
+    """Guesses what follows; None where nobody wants guesses."""
 
     # What the scheduler writes.
     arrival: int = 0
@@ -62,9 +65,13 @@ class Sequence:
     status: SequenceStatus = SequenceStatus.WAITING
     finish_reason: FinishReason | None = None
     was_scheduled: bool = False
+    max_num_tokens: int = 0
+    """Prompt and output never become more."""
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     """Tokens that the prefix cache held at the first admission."""
+    draft_token_ids: list[int] = field(default_factory=list)
+    """What is guessed to follow, in the step that is scheduled."""
 
     # What the block manager writes.
     block_table: list[int] = field(default_factory=list)

@@ -16,6 +16,7 @@ from pagefleet.engine.engine_request import (
 )
 from pagefleet.engine.executor import ModelInfo
 from pagefleet.engine.logit_rules import rules_of
+from pagefleet.engine.ngram import NgramProposer
 from pagefleet.engine.sequence import Sequence
 from pagefleet.engine.stop_checker import Progress, StopChecker
 from pagefleet.engine.tokenizer import Tokenizer
@@ -33,10 +34,13 @@ class NewSequence(NamedTuple):
 class SequenceFactory:
     """One model's."""
 
-    def __init__(self, tokenizer: Tokenizer, info: ModelInfo, stop_checker: StopChecker) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, info: ModelInfo, stop_checker: StopChecker, *, speculates: bool
+    ) -> None:
         self._tokenizer = tokenizer
         self._info = info
         self._stop_checker = stop_checker
+        self._speculates = speculates
 
     def max_num_tokens(self, request: EngineRequest, num_prompt_tokens: int) -> int:
         """To how many tokens a choice may grow, prompt and output."""
@@ -79,6 +83,7 @@ class SequenceFactory:
             detokenizer=IncrementalDetokenizer(self._tokenizer, params),
             logit_rules=rules_of(params, len(prompt), bad_words, ends),
             grammar=request.grammar.copy() if request.grammar is not None else None,
+            proposer=NgramProposer(len(prompt)) if self._speculates and params.speculate else None,
             # The same for every choice: the first one brings them.
             prompt_logprobs=[] if params.prompt_logprobs is not None and choice == 0 else None,
         )

@@ -5,19 +5,32 @@ Packed, one bit a token: bit t % 32 of word t // 32 for token t. Knows sequences
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pagefleet.engine.scheduler import ScheduledSequence
 from pagefleet.engine.sequence import Sequence
 
 if TYPE_CHECKING:
     from pagefleet.engine.grammar import Grammar
 
 Packed = NDArray[np.int32]
+
+
+class _Place(NamedTuple):
+    """A row of the masks: a token of a sequence that has a grammar."""
+
+    row: int
+    sequence: Sequence
+    grammar: Grammar
+    """As it is before the token."""
+    position: int
+    drafts: list[int]
+    """What is guessed from this token on."""
 
 
 class TokenMasks:
@@ -32,38 +45,66 @@ class TokenMasks:
         self._thread: ThreadPoolExecutor | None = None
         self._library: Any = None
 
-    def start(self, sequences: list[Sequence]) -> Callable[[], Packed] | None:
-        """Begin to compute the masks of the sequences' next tokens; None where none has a grammar.
+    def start(self, scheduled: list[ScheduledSequence]) -> Callable[[], Packed] | None:
+        """Begin to compute the masks of what a step samples; None where no sequence has a grammar.
 
-        What is returned waits for them: int32 [sequences, ceil(vocab / 32)], -1 where there is no grammar.
+        What is returned waits for them: int32 [rows, ceil(vocab / 32)], -1 where there is no grammar. A row
+        for the token behind a sequence's last one, then one for the token behind each of its drafts.
         """
-        rows = [(row, each.grammar) for row, each in enumerate(sequences) if each.grammar is not None]
-        if not rows:
+        places: list[_Place] = []
+        num_rows = 0
+        for entry in scheduled:
+            if entry.is_sampled:
+                sequence, drafts = entry.sequence, entry.draft_token_ids
+                if (grammar := sequence.grammar) is not None:
+                    places.append(_Place(num_rows, sequence, grammar, sequence.num_output_tokens, drafts))
+                num_rows += 1 + len(drafts)
+        if not places:
             return None
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="pagefleet-masks")
-        return self._thread.submit(self._compute, sequences, rows).result
+        return self._thread.submit(self._compute, places, num_rows).result
 
     def close(self) -> None:
         if self._thread is not None:
             self._thread.shutdown()
 
-    def _compute(self, sequences: list[Sequence], rows: list[tuple[int, Grammar]]) -> Packed:
-        packed = np.full((len(sequences), self._num_words), -1, dtype=np.int32)
+    def _compute(self, places: list[_Place], num_rows: int) -> Packed:
+        packed = np.full((num_rows, self._num_words), -1, dtype=np.int32)
         if self._library is None:
             from llguidance import LLExecutor
 
             self._library = LLExecutor()
-        entries = [(grammar.matcher, row) for row, grammar in rows]
-        self._library.unsafe_compute_mask_ptr(entries, packed.ctypes.data, packed.shape[1] * 4, len(packed))
-        for row, grammar in rows:
-            if _must_go_on(sequences[row]) and (others := packed[row] & self._no_end).any():
-                # Else it can only end, and does.
-                packed[row] = others
-            grammar.narrow(packed[row], sequences[row].num_output_tokens)
+        # Together what is known of all; with drafts, the tokens behind them once more, and so on.
+        while places:
+            entries = [(place.grammar.matcher, place.row) for place in places]
+            self._library.unsafe_compute_mask_ptr(
+                entries, packed.ctypes.data, packed.shape[1] * 4, len(packed)
+            )
+            for place in places:
+                self._finish(packed[place.row], place)
+            places = list(_behind_drafts(places))
         return packed
 
+    def _finish(self, mask: NDArray[np.int32], place: _Place) -> None:
+        params = place.sequence.sampling_params
+        must_go_on = params.ignore_eos or place.position < params.min_tokens
+        if must_go_on and (others := mask & self._no_end).any():
+            # Else it can only end, and does.
+            mask[:] = others
+        place.grammar.narrow(mask, place.position)
 
-def _must_go_on(sequence: Sequence) -> bool:
-    params = sequence.sampling_params
-    return params.ignore_eos or sequence.num_output_tokens < params.min_tokens
+
+def _behind_drafts(places: list[_Place]) -> Iterator[_Place]:
+    """The rows behind these places' first drafts, as far as anything can follow them."""
+    for place in places:
+        if place.drafts:
+            # A copy takes the draft: whether it comes true is not known yet.
+            grammar = place.grammar.copy()
+            if grammar.accept(place.drafts[0]) is None and not grammar.is_finished:
+                yield place._replace(
+                    row=place.row + 1,
+                    grammar=grammar,
+                    position=place.position + 1,
+                    drafts=place.drafts[1:],
+                )

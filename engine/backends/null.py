@@ -16,7 +16,7 @@ from pagefleet.engine.config import MIN_NULL_VOCAB_SIZE, EngineConfig
 from pagefleet.engine.executor import Executor, Fingerprint, LoadedModel, ModelInfo, Report
 from pagefleet.engine.outputs import Sampled, TokenLogprobs
 from pagefleet.engine.scheduler import ScheduledSequence
-from pagefleet.engine.sequence import Sequence
+from pagefleet.engine.speculation import num_agreed
 from pagefleet.engine.tokenizer import ByteTokenizer
 
 if TYPE_CHECKING:
@@ -32,9 +32,14 @@ class NullExecutor(Executor):
     """Samples made-up tokens at a fixed cadence."""
 
     def __init__(
-        self, step_time_s: float, token_time_s: float = 0.0, vocab_size: int = MIN_NULL_VOCAB_SIZE
+        self,
+        step_time_s: float,
+        token_time_s: float = 0.0,
+        vocab_size: int = MIN_NULL_VOCAB_SIZE,
+        period: int | None = None,
     ) -> None:
         self._step_time_s = step_time_s
+        self._period = period
         self._token_time_s = token_time_s
         self._vocab_size = vocab_size
         self._step_ends_at = 0.0
@@ -42,7 +47,7 @@ class NullExecutor(Executor):
 
     def execute(self, scheduled: list[ScheduledSequence]) -> list[Sampled]:
         self._wait_for_end_of_step(sum(entry.num_new_tokens for entry in scheduled))
-        return [self._sample(*entry) for entry in scheduled]
+        return [self._sample(entry) for entry in scheduled]
 
     def sleep(self) -> None:
         """Nothing to give back."""
@@ -54,33 +59,34 @@ class NullExecutor(Executor):
         if self._masks is not None:
             self._masks.close()
 
-    def _sample(self, sequence: Sequence, num_new_tokens: int) -> Sampled:
-        end = sequence.num_computed_tokens + num_new_tokens
-        prompt = _prompt_logprobs(sequence, end)
-        if end < sequence.num_tokens:
+    def _sample(self, entry: ScheduledSequence) -> Sampled:
+        sequence, drafted = entry.sequence, entry.draft_token_ids
+        prompt = _prompt_logprobs(sequence, sequence.num_computed_tokens + entry.num_new_tokens)
+        if not entry.is_sampled:
             return Sampled(prompt_logprobs=prompt)
-        token_id = null_token(sequence.seed, sequence.choice, sequence.num_output_tokens)
+        first = sequence.num_output_tokens
+        sampled = [
+            null_token(sequence.seed, sequence.choice, position, self._period)
+            for position in range(first, first + len(drafted) + 1)
+        ]
         if sequence.grammar is not None:
-            token_id = self._within_grammar(sequence, token_id)
+            sampled = self._within_grammar(entry, sampled)
+        token_ids = tuple(sampled[: num_agreed(sampled, drafted)])
         num_top = sequence.sampling_params.logprobs
-        return Sampled((token_id,), () if num_top is None else (_certain(token_id, num_top),), prompt)
+        logprobs = () if num_top is None else tuple(_certain(token_id, num_top) for token_id in token_ids)
+        return Sampled(token_ids, logprobs, prompt)
 
-    def _within_grammar(self, sequence: Sequence, token_id: int) -> int:
-        """One of the tokens that may come, by the one that would have come otherwise."""
+    def _within_grammar(self, entry: ScheduledSequence, token_ids: list[int]) -> list[int]:
+        """Of the tokens that may come, those picked by the ones that would have come otherwise."""
         if self._masks is None:
             # Here, not above: an engine without a model starts without numpy.
             from pagefleet.engine.token_masks import TokenMasks
 
             self._masks = TokenMasks(self._vocab_size, (ByteTokenizer.EOS_TOKEN_ID,))
-        packed = self._masks.start([sequence])
+        packed = self._masks.start([entry])
         assert packed is not None
-        allowed = [
-            number * 32 + bit
-            for number, word in enumerate(packed()[0].tolist())
-            for bit in range(32)
-            if word >> bit & 1
-        ]
-        return allowed[token_id % len(allowed)]
+        masks: list[list[int]] = packed().tolist()
+        return [_pick(mask, token_id) for mask, token_id in zip(masks, token_ids, strict=True)]
 
     def _wait_for_end_of_step(self, num_tokens: int) -> None:
         """Keep the cadence while the host keeps up: its work hides in the step, as beside a real device."""
@@ -92,8 +98,14 @@ class NullExecutor(Executor):
             time.sleep(self._step_ends_at - now)
 
 
-def null_token(seed: int, choice: int, position: int) -> int:
+def _pick(mask: list[int], token_id: int) -> int:
+    allowed = [number * 32 + bit for number, word in enumerate(mask) for bit in range(32) if word >> bit & 1]
+    return allowed[token_id % len(allowed)]
+
+
+def null_token(seed: int, choice: int, position: int, period: int | None = None) -> int:
     """The token at an output position: a printable ASCII byte, a pure function of its arguments."""
+    position = position % period if period else position
     digest = blake2b(struct.pack("<QQQ", seed, choice, position), digest_size=8).digest()
     return FIRST_PRINTABLE + int.from_bytes(digest, "little") % NUM_PRINTABLE
 
@@ -134,7 +146,7 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
         ),
     )
     loaded = LoadedModel(
-        NullExecutor(options.step_time_s, options.token_time_s, options.vocab_size),
+        NullExecutor(options.step_time_s, options.token_time_s, options.vocab_size, options.period),
         ByteTokenizer(options.vocab_size),
         info,
     )

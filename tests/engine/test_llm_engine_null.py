@@ -28,6 +28,7 @@ from pagefleet.engine.errors import EngineAsleepError
 from pagefleet.engine.executor import Executor
 from pagefleet.engine.outputs import Sampled
 from pagefleet.engine.scheduler import ScheduledSequence
+from pagefleet.engine.speculation import num_agreed
 from pagefleet.engine.tokenizer import ByteTokenizer, TokenDecoder
 
 EOS = ByteTokenizer.EOS_TOKEN_ID
@@ -107,12 +108,12 @@ class ScriptedExecutor(Executor):
             self.failures -= 1
             raise RuntimeError("device lost")
         self.num_computed_tokens += sum(entry.num_new_tokens for entry in scheduled)
-        return [
-            Sampled((self.scripts[sequence.request_id][sequence.num_output_tokens],))
-            if sequence.num_computed_tokens + num_new_tokens == sequence.num_tokens
-            else Sampled()
-            for sequence, num_new_tokens in scheduled
-        ]
+        return [self._find(entry) if entry.is_sampled else Sampled() for entry in scheduled]
+
+    def _find(self, entry: ScheduledSequence) -> Sampled:
+        first, drafted = entry.sequence.num_output_tokens, entry.draft_token_ids
+        script = self.scripts[entry.sequence.request_id][first : first + len(drafted) + 1]
+        return Sampled(tuple(script[: num_agreed(script, drafted)]))
 
     def sleep(self) -> None:
         self.is_closed = True

@@ -55,7 +55,7 @@ def test_it_never_stops_the_engine():
 def test_the_engine_obeys_it():
     null = NullOptions(step_time_s=0.0, token_time_s=0.001)
     limits = {"max_step_s": 0.1, "max_num_batched_tokens": 2048}
-    config = EngineConfig(model="null", backend="null", null=null, **limits)
+    config = EngineConfig(model="null", backend="null", null=null, num_speculative_tokens=0, **limits)
     engine = LLMEngine.from_config(config)
     engine.add_request(EngineRequest("a", list(range(100)) * 8, SamplingParams(max_tokens=2)))
     sizes = []

@@ -28,6 +28,7 @@ from pagefleet.workers.bench.workload import Workload
 @click.option("--requests", "num_requests", default=64, show_default=True, help="Requests at once.")
 @click.option("--idle", "num_idle", default=15, show_default=True, help="Idle first-token probes.")
 @click.option("--sampling", is_flag=True, help="Measure instead what mixed sampling parameters cost a step.")
+@click.option("--speculation", is_flag=True, help="Measure instead what guessing tokens ahead gains.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def bench(
     model: str,
@@ -37,6 +38,7 @@ def bench(
     num_requests: int,
     num_idle: int,
     sampling: bool,
+    speculation: bool,
     as_json: bool,
 ) -> None:
     """Measure the engine in this process and the same load through a fleet, in turn.
@@ -61,6 +63,12 @@ def bench(
         figures = run_sampling_bench(
             engine_config(settings), num_requests=num_requests, num_rounds=num_rounds, progress=_tell
         )
+        click.echo(json.dumps(figures, indent=2))
+        return
+    if speculation:
+        from pagefleet.workers.bench.speculation import run_speculation_bench
+
+        figures = run_speculation_bench(engine_config(settings), num_rounds=num_rounds, progress=_tell)
         click.echo(json.dumps(figures, indent=2))
         return
     engine = LLMEngine.from_config(engine_config(settings))
