@@ -12,9 +12,9 @@ from typing import Final, NamedTuple
 
 __all__ = ["Draft", "NgramProposer"]
 
-_LENGTHS: Final = (4, 3, 2)
+_LENGTHS: Final = (3, 2, 1)
 """Of the n-grams that are looked up; the longest that occurred before counts."""
-_PRIOR: Final = (0.0, 0.1, 0.3, 0.5, 0.75, 0.9)
+_PRIOR: Final = (0.0, 0.1, 0.4, 0.6, 0.8, 0.9)
 """How likely the next guess is right before anything is known of a sequence, by `_kind` of its match."""
 _RATE: Final = 0.125
 """What the newest guess weighs in that."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Speculation", "num_agreed"]
 
-_NUM_FREE_TOKENS: Final = 24
+_NUM_FREE_TOKENS: Final = 32
 """Tokens that a step could compute in the time it takes anyway, to read the weights."""
 
 
