@@ -133,6 +133,12 @@ class SamplingParams(WireModel):
         le=MAX_LOGPROBS,
         description="The same of each prompt token but the first. The prefix cache does not help then.",
     )
+    speculate: bool = Field(
+        True,
+        description="Tokens may be guessed ahead, from what stands earlier in prompt and output, where the "
+        "worker does so (`--speculate`). The tokens are the same, up to the rounding of the model's dtype; "
+        "they come sooner.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -197,6 +203,7 @@ class SamplingOptions(TypedDict, total=False):
     skip_special_tokens: bool
     logprobs: int | None
     prompt_logprobs: int | None
+    speculate: bool
 
 
 def _as_token_id(key: Any) -> Any:

@@ -70,6 +70,7 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         kv_memory_bytes=settings.kv_memory,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
+        num_speculative_tokens=settings.speculate,
         max_model_len=settings.max_model_len,
         num_threads=settings.num_threads,
         cache_dir=settings.cache_dir,
@@ -79,6 +80,7 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         null=NullOptions(
             step_time_s=settings.null_step_time_s,
             token_time_s=settings.null_token_time_s,
+            period=settings.null_period,
             weights=settings.null_weights,
             version=settings.null_version,
         ),

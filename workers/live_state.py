@@ -52,6 +52,16 @@ class LiveState(Collector):
         for name, documentation, value in (
             ("prefix_cache_queries", "Tokens looked up in the prefix cache.", stats.prefix_cache_queries),
             ("prefix_cache_hits", "Tokens found in the prefix cache.", stats.prefix_cache_hits),
+            (
+                "spec_decode_num_draft_tokens",
+                "Tokens guessed ahead that a step computed.",
+                stats.num_draft_tokens,
+            ),
+            (
+                "spec_decode_num_accepted_tokens",
+                "Tokens guessed ahead that were right.",
+                stats.num_accepted_tokens,
+            ),
             ("num_preemptions", "Sequences that gave their blocks up.", stats.num_preemptions),
             (
                 "late_beats",

@@ -45,6 +45,9 @@ class WorkerSettings(FleetSettings):
 
     max_num_seqs: int = Field(64, gt=0, description="sequences in the batch at once")
     max_num_batched_tokens: int = Field(512, gt=0, description="tokens of one step")
+    speculate: int = Field(
+        8, ge=0, description="tokens guessed ahead at most, of each sequence in each step; 0: off"
+    )
     max_model_len: int | None = Field(
         None, gt=0, description="tokens of prompt and answer; by default what the model can"
     )
@@ -57,6 +60,9 @@ class WorkerSettings(FleetSettings):
     null_step_time_s: float = Field(0.02, ge=0, description="backend null: how long a step lasts")
 
     null_token_time_s: float = Field(0.0, ge=0, description="backend null: how long a token adds to a step")
+    null_period: int | None = Field(
+        None, gt=0, description="backend null: its answers repeat themselves after so many tokens"
+    )
     null_weights: str = Field("null", description="backend null: which weights it pretends to have")
     null_version: str | None = Field(None, description="backend null: which version it pretends to be")
 

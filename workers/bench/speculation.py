@@ -24,24 +24,27 @@ _TASKS: Final = (
     "List the most important sentences of the following report, word for word.",
 )
 _REPORTS: Final = (
-    "The harbour of Ostmünde was closed on Monday, 3 March, after the freighter Annelise had lost eleven "
-    "containers in the storm. The harbour master, Birte Hansen, said that four of the containers had been "
-    "found near the northern breakwater, and that the other seven were still missing. Two of the missing "
-    "containers hold batteries, and the coast guard has asked fishing boats to stay at least two miles away. "
-    "The Annelise, a ship of 140 metres, is on her way from Gdansk to Rotterdam with a crew of sixteen; nobody "
-    "was hurt. The harbour is to be opened again on Wednesday, 5 March, if the wind goes down as expected.",
-    "In the second quarter the Northfield Dairy Cooperative sold 4.2 million litres of milk, 8 percent more "
-    "than in the year before. Sales of cheese rose by 15 percent to 310 tonnes, and sales of butter fell by 3 "
-    "percent to 95 tonnes. The chairman, Samuel Okafor, said that the new creamery in Addington, which was "
-    "opened in April, had paid for a third of its cost already. The cooperative wants to hire twenty more "
-    "drivers before the end of the year, and to replace nine of its forty trucks with electric ones. Its "
-    "members will vote on the plan at the assembly in Addington on 14 September.",
-    "The library of the university reports a difficult year. A burst pipe in the cellar damaged 2,300 books on "
-    "12 January, most of them from the collection of maps and travel reports. The conservator, Elena Petrova, "
-    "and her three assistants have dried and cleaned 1,750 of them so far, and 120 are lost for good. The "
-    "reading room was closed for eleven weeks and was opened again on 2 April. Meanwhile 40,000 pages of the "
-    "collection have been scanned and can be read from everywhere. The library asks for donations of 85,000 "
-    "euros, so that the remaining books can be restored before the end of next year.",
+    "The harbour of Ostmünde was closed on Monday, 3 March, after the freighter Annelise had lost "
+    "eleven containers in the storm. The harbour master, Birte Hansen, said that four of the containers "
+    "had been found near the northern breakwater, and that the other seven were still missing. Two of "
+    "the missing containers hold batteries, and the coast guard has asked fishing boats to stay at "
+    "least two miles away. The Annelise, a ship of 140 metres, is on her way from Gdansk to Rotterdam "
+    "with a crew of sixteen; nobody was hurt. The harbour is to be opened again on Wednesday, 5 March, "
+    "if the wind goes down as expected.",
+    "In the second quarter the Northfield Dairy Cooperative sold 4.2 million litres of milk, 8 percent "
+    "more than in the year before. Sales of cheese rose by 15 percent to 310 tonnes, and sales of "
+    "butter fell by 3 percent to 95 tonnes. The chairman, Samuel Okafor, said that the new creamery in "
+    "Addington, which was opened in April, had paid for a third of its cost already. The cooperative "
+    "wants to hire twenty more drivers before the end of the year, and to replace nine of its forty "
+    "trucks with electric ones. Its members will vote on the plan at the assembly in Addington on 14 "
+    "September.",
+    "The library of the university reports a difficult year. A burst pipe in the cellar damaged 2,300 "
+    "books on 12 January, most of them from the collection of maps and travel reports. The conservator, "
+    "Elena Petrova, and her three assistants have dried and cleaned 1,750 of them so far, and 120 are "
+    "lost for good. The reading room was closed for eleven weeks and was opened again on 2 April. "
+    "Meanwhile 40,000 pages of the collection have been scanned and can be read from everywhere. The "
+    "library asks for donations of 85,000 euros, so that the remaining books can be restored before the "
+    "end of next year.",
 )
 _MAX_TOKENS: Final = 160
 _NUM_RANDOM: Final = 300
@@ -65,7 +68,8 @@ def run_speculation_bench(config: EngineConfig, *, num_rounds: int, progress: Pr
     engine = LLMEngine.from_config(replace(config, max_step_s=None))
     meter = StealMeter()
     figures = {
-        name: _measure(engine, name, cases, num_rounds, progress) for name, cases in _workloads(engine).items()
+        name: _measure(engine, name, cases, num_rounds, progress)
+        for name, cases in _workloads(engine).items()
     }
     return figures | {
         "num_speculative_tokens": config.num_speculative_tokens,
@@ -116,7 +120,9 @@ def _measure(
     num_drafted = after.num_draft_tokens - before.num_draft_tokens
     return _figures(pairs) | {
         "num_draft_tokens": num_drafted,
-        "acceptance": round((after.num_accepted_tokens - before.num_accepted_tokens) / max(1, num_drafted), 3),
+        "acceptance": round(
+            (after.num_accepted_tokens - before.num_accepted_tokens) / max(1, num_drafted), 3
+        ),
     }
 
 
@@ -128,9 +134,7 @@ def _run(engine: LLMEngine, case: _Case, *, speculate: bool, seed: int) -> _Run:
     begun, begun_cpu, num_tokens = time.perf_counter(), time.process_time(), 0
     while engine.has_unfinished_requests:
         num_tokens += sum(len(output.token_ids) for output in engine.step())
-    return _Run(
-        num_tokens / (time.perf_counter() - begun), num_tokens / (time.process_time() - begun_cpu)
-    )
+    return _Run(num_tokens / (time.perf_counter() - begun), num_tokens / (time.process_time() - begun_cpu))
 
 
 def _figures(pairs: Sequence[tuple[_Run, _Run]]) -> dict[str, Any]:
