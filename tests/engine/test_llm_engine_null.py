@@ -64,7 +64,7 @@ class Record:
             self.first_offset = output.offset
         assert output.offset == self.first_offset + len(self.token_ids)
         self.token_ids += output.token_ids
-        self.texts.append(output.text)
+        self.texts += output.texts
         self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
         self.num_cached_tokens = output.num_cached_tokens
 

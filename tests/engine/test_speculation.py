@@ -1,8 +1,7 @@
-"""Guessing ahead changes no token, no text and no end: with any parameters, in any company, after any pause."""
+"""Guessing ahead changes no token, no text and no end, whatever the parameters and the company."""
 
 from __future__ import annotations
 
-import json
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,7 +17,6 @@ from pagefleet.engine import (
     EngineRequest,
     FinishReason,
     LLMEngine,
-    NullOptions,
     SamplingParams,
     StructuredOutput,
 )
