@@ -227,14 +227,14 @@ def test_resumed_from_any_prefix_of_its_log_a_request_goes_on_the_same(
     assert resumed.first_offset == cut
     assert resumed.token_ids == whole.token_ids[cut:]
     # The whole log: its text was sent with its last token, only the reason is told again.
-    assert resumed.texts == (whole.texts[cut:] or [""])
+    assert resumed.texts == whole.texts[cut:]
     assert (resumed.finish_reason, resumed.stop_reason) == (whole.finish_reason, whole.stop_reason)
 
 
 def test_a_log_is_computed_with_the_prompt_and_not_generated_again():
     log = [null_token(5, 0, position) for position in range(6)]
     request = EngineRequest("a", [1, 2, 3], SamplingParams(max_tokens=8, seed=5), logs=[log])
-    engine = make_engine()
+    engine = make_engine(num_speculative_tokens=0)
     engine.add_request(request)
     output = engine.schedule()
     assert [entry.num_new_tokens for entry in output.scheduled] == [9]

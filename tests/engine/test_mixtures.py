@@ -57,6 +57,9 @@ params = st.builds(
     seed=st.integers(0, 2**64 - 1),
     logprobs=st.sampled_from([None, None, 0, 2]),
     prompt_logprobs=st.sampled_from([None, None, 1]),
+    # Few tokens repeat themselves soon: guesses come true.
+    allowed_token_ids=st.sampled_from([None, None, [65, 97, 98]]),
+    speculate=st.sampled_from([True, True, False]),
 )
 
 
@@ -189,15 +192,15 @@ class MixtureMachine(RuleBasedStateMachine):
                 assert story.prompt_logprobs == whole.prompt_logprobs
 
 
-def make_engine(loaded: LoadedModel, num_blocks: int) -> LLMEngine:
+def make_engine(loaded: LoadedModel, num_blocks: int, **options: Any) -> LLMEngine:
     info = replace(loaded.info, num_blocks=num_blocks)
-    config = EngineConfig(model="tiny", max_num_batched_tokens=40, max_num_seqs=5)
+    config = EngineConfig(model="tiny", max_num_batched_tokens=40, max_num_seqs=5, **options)
     return LLMEngine(replace(loaded, info=info), config)
 
 
 def alone(loaded: LoadedModel, request: EngineRequest) -> Story:
-    """The same request in an engine of its own, with room for all of it."""
-    engine, story = make_engine(loaded, num_blocks=64), Story(request)
+    """The same request in an engine of its own, with room for all of it and nothing guessed ahead."""
+    engine, story = make_engine(loaded, num_blocks=64, num_speculative_tokens=0), Story(request)
     engine.add_request(request)
     while engine.has_unfinished_requests:
         for output in engine.step():

@@ -15,10 +15,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from pagefleet.engine.block_manager import BlockManager
 from pagefleet.engine.errors import InvalidRequestError
+from pagefleet.engine.ngram import NgramProposer
 from pagefleet.engine.outputs import FinishReason
 from pagefleet.engine.sampling_params import SamplingParams
-from pagefleet.engine.scheduler import Scheduler, SchedulerOutput
+from pagefleet.engine.scheduler import ScheduledSequence, Scheduler, SchedulerOutput
 from pagefleet.engine.sequence import Sequence, SequenceStatus
+from pagefleet.engine.speculation import num_agreed
 
 BLOCK_SIZE = 4
 # A run of one token and a few others: prefixes meet often.
@@ -29,8 +31,10 @@ PROMPTS = st.builds(
 )
 
 
-def make_scheduler(*, num_blocks: int = 100, max_num_seqs: int = 8, token_budget: int = 32) -> Scheduler:
-    return Scheduler(BlockManager(num_blocks, BLOCK_SIZE), max_num_seqs, token_budget)
+def make_scheduler(
+    *, num_blocks: int = 100, max_num_seqs: int = 8, token_budget: int = 32, max_num_drafts: int = 0
+) -> Scheduler:
+    return Scheduler(BlockManager(num_blocks, BLOCK_SIZE), max_num_seqs, token_budget, max_num_drafts)
 
 
 def add(
@@ -374,6 +378,19 @@ def test_the_core_imports_no_torch():
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def token_at(position: int) -> int:
+    """What every sequence of the machine goes on with: it repeats itself, but never for long."""
+    return position.bit_count() % 2
+
+
+def found(entry: ScheduledSequence) -> list[int]:
+    if not entry.is_sampled:
+        return []
+    first, drafted = entry.sequence.num_output_tokens, entry.draft_token_ids
+    tokens = [token_at(first + index) for index in range(len(drafted) + 1)]
+    return tokens[: num_agreed(tokens, drafted)]
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """Requests come and go in any order while steps run, in a cache that is always too small.
 
@@ -383,7 +400,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = make_scheduler(num_blocks=12, max_num_seqs=4, token_budget=9)
+        self.scheduler = make_scheduler(num_blocks=12, max_num_seqs=4, token_budget=9, max_num_drafts=6)
         self.sequences: list[Sequence] = []
         self.kv: dict[tuple[int, int], tuple[int, ...]] = {}
         self.first_prefills: list[Sequence] = []
@@ -401,6 +418,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             sampling_params=SamplingParams(max_tokens=max_tokens),
             seed=0,
             priority=priority,
+            proposer=NgramProposer(len(token_ids)),
         )
         num_slots = 12 * BLOCK_SIZE
         if len(token_ids) + max_tokens - 1 > num_slots:
@@ -442,20 +460,21 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def execute(self, output: SchedulerOutput) -> None:
         entries = [entry for entry in output.scheduled if entry.sequence.status is SequenceStatus.RUNNING]
-        sampled: list[list[int]] = []
         for sequence, num_new_tokens in entries:
-            end = sequence.num_computed_tokens + num_new_tokens
-            assert end <= sequence.num_tokens
-            for position in range(sequence.num_computed_tokens, end):
-                self.kv[self.slot(sequence, position)] = tuple(sequence.token_ids[: position + 1])
-            sampled.append([sequence.num_output_tokens % 2] if end == sequence.num_tokens else [])
+            text = sequence.token_ids + sequence.draft_token_ids
+            for position in range(
+                sequence.num_computed_tokens, sequence.num_computed_tokens + num_new_tokens
+            ):
+                self.kv[self.slot(sequence, position)] = tuple(text[: position + 1])
         # Only now: no sequence of the step may have written over another one's K/V.
         for sequence, num_new_tokens in entries:
+            text = sequence.token_ids + sequence.draft_token_ids
             for position in range(sequence.num_computed_tokens + num_new_tokens):
-                expected = tuple(sequence.token_ids[: position + 1])
-                assert self.kv[self.slot(sequence, position)] == expected
+                assert self.kv[self.slot(sequence, position)] == tuple(text[: position + 1])
+        sampled = [found(entry) for entry in entries]
         self.scheduler.update(output._replace(scheduled=entries), sampled)
         for sequence, _ in entries:
+            assert sequence.num_output_tokens <= sequence.sampling_params.max_tokens
             if sequence.num_output_tokens == sequence.sampling_params.max_tokens:
                 self.scheduler.finish(sequence, FinishReason.LENGTH)
 
@@ -466,6 +485,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def books_balance(self) -> None:
         self.scheduler.check_integrity()
+        # Drafts take their blocks with them.
+        manager = self.scheduler.block_manager
+        for sequence in self.scheduler._running:
+            assert len(sequence.block_table) <= manager.num_required_blocks(sequence.num_tokens)
 
     def unfinished(self) -> list[Sequence]:
         return [sequence for sequence in self.sequences if sequence.status is not SequenceStatus.FINISHED]
@@ -483,7 +506,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.unfinished() == []
         for sequence in self.sequences:
             if sequence.finish_reason is FinishReason.LENGTH:
-                expected = [position % 2 for position in range(sequence.sampling_params.max_tokens)]
+                expected = [token_at(position) for position in range(sequence.sampling_params.max_tokens)]
                 assert sequence.output_token_ids == expected
         assert self.scheduler.block_manager.num_free_blocks == 12
 

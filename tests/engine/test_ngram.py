@@ -1,0 +1,71 @@
+"""NgramProposer: what followed the last tokens before, and how likely it does again."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pagefleet.engine.ngram import NgramProposer
+
+tokens = st.lists(st.integers(0, 3), min_size=1, max_size=40)
+
+
+def test_it_goes_on_as_after_the_last_occurrence_of_the_longest_end():
+    text = [1, 2, 3, 50, 51, 9, 2, 3, 60, 61, 62, 1, 2, 3]
+    assert NgramProposer(len(text)).propose(text, 2).token_ids == [50, 51]
+    text = [1, 2, 3, 50, 51, 1, 2, 3, 60, 61, 62, 1, 2, 3]
+    assert NgramProposer(len(text)).propose(text, 3).token_ids == [60, 61, 62]
+
+
+def test_without_a_repetition_there_is_no_guess():
+    assert NgramProposer(4).propose([1, 2, 3, 4], 8).token_ids == []
+
+
+def test_behind_the_end_a_repetition_repeats_itself():
+    assert NgramProposer(5).propose([9, 1, 2, 1, 2], 5).token_ids == [1, 2, 1, 2, 1]
+    assert NgramProposer(2).propose([5, 5], 3).token_ids == [5, 5, 5]
+
+
+def test_a_match_is_followed_as_long_as_it_is_right():
+    """Given a later occurrence of the last tokens: the longer match goes on all the same."""
+    text = [1, 2, 3, 4, 5, 6, 7, 3, 4, 8]
+    proposer = NgramProposer(len(text))
+    proposer.propose(text, 1)
+    text += [1, 2, 3, 4]
+    assert proposer.propose(text, 1).token_ids == [5]
+    text.append(6)
+    assert proposer.propose(text, 1).token_ids == [7]
+
+
+@given(tokens, tokens, st.integers(1, 6))
+def test_a_guess_is_what_came_after_the_same_tokens_before(prompt, output, most):
+    text = prompt + output
+    drafted, chances = NgramProposer(len(prompt)).propose(text, most)
+    assert len(drafted) == len(chances) <= most
+    if text[-1] in text[:-1]:
+        assert len(drafted) == most
+        assert any(text[i] == text[-1] and text[i + 1] == drafted[0] for i in range(len(text) - 1))
+    assert all(0 <= later <= sooner <= 1 for sooner, later in pairwise(chances))
+
+
+@given(tokens, tokens, st.sets(st.integers(0, 40)))
+def test_it_depends_on_the_tokens_alone(prompt, output, asked):
+    """Given somebody who asks at any time: who asks once, with all of the log, is told the same."""
+    often = NgramProposer(len(prompt))
+    for length in sorted(asked & set(range(len(output)))):
+        often.propose(prompt + output[:length], 3)
+    assert often.propose(prompt + output, 8) == NgramProposer(len(prompt)).propose(prompt + output, 8)
+
+
+def test_it_learns_how_likely_its_guesses_are():
+    """Given an output that repeats its prompt, and one that only seems to: of 100 tokens each."""
+    prompt = list(range(200))
+    copying, drifting = NgramProposer(200), NgramProposer(200)
+    copied = prompt + prompt[:100]
+    drawn = random.Random(1)
+    drifted = prompt + [drawn.randrange(200) for _ in range(100)]
+    assert copying.propose(copied, 8).chances[-1] > 0.9
+    assert drifting.propose(drifted, 8).chances[0] < 0.05

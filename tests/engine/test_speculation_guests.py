@@ -1,0 +1,138 @@
+"""Drafts are guests of a step: they take what is left, and leave with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Tokens
+
+import pytest
+
+from pagefleet.engine.block_manager import BlockManager
+from pagefleet.engine.ngram import Draft, NgramProposer
+from pagefleet.engine.sampling_params import SamplingParams
+from pagefleet.engine.scheduler import Scheduler
+from pagefleet.engine.sequence import Sequence
+
+BLOCK_SIZE = 4
+
+
+class Sure(NgramProposer):
+    """Is sure of as many sevens as it may guess."""
+
+    def propose(self, token_ids: Tokens[int], most: int) -> Draft:
+        return Draft([7] * most, [1.0] * most)
+
+
+def make_scheduler(*, num_blocks: int = 20, token_budget: int = 32, max_num_seqs: int = 4) -> Scheduler:
+    return Scheduler(BlockManager(num_blocks, BLOCK_SIZE), max_num_seqs, token_budget, max_num_drafts=6)
+
+
+def add(scheduler: Scheduler, prompt: list[int], *, max_tokens: int = 40, is_sure: bool = True) -> Sequence:
+    sequence = Sequence(
+        request_id=str(prompt),
+        token_ids=list(prompt),
+        num_prompt_tokens=len(prompt),
+        sampling_params=SamplingParams(max_tokens=max_tokens),
+        seed=0,
+        proposer=Sure(len(prompt)) if is_sure else None,
+    )
+    scheduler.add(sequence, len(prompt) + max_tokens)
+    return sequence
+
+
+def step(scheduler: Scheduler, *found: list[int]) -> list[int]:
+    """One step in which this is found; the number of drafts of each sequence."""
+    output = scheduler.schedule()
+    num_drafts = [len(entry.draft_token_ids) for entry in output.scheduled]
+    scheduler.update(output, found)
+    scheduler.check_integrity()
+    return num_drafts
+
+
+def test_what_comes_true_stays_and_the_rest_is_computed_again():
+    scheduler = make_scheduler()
+    sequence = add(scheduler, [1, 2, 3])
+    assert step(scheduler, [7, 7, 8]) == [6]
+    assert sequence.token_ids == [1, 2, 3, 7, 7, 8]
+    assert sequence.num_computed_tokens == 5
+    assert (scheduler.num_draft_tokens, scheduler.num_accepted_tokens) == (6, 2)
+    # The blocks of three drafts that were wrong are free again.
+    assert len(sequence.block_table) == 2
+    assert scheduler.block_manager.num_free_blocks == 18
+
+    entry = scheduler.schedule().scheduled[0]
+    assert (entry.num_new_tokens, entry.draft_token_ids) == (7, [7] * 6)
+
+
+def test_only_tokens_that_came_true_are_known_to_the_prefix_cache():
+    """Given drafts that fill two blocks of which one token came true: the first block is known, as it is."""
+    scheduler = make_scheduler()
+    sequence = add(scheduler, [1, 2, 3])
+    step(scheduler, [7, 8])
+    assert scheduler.block_manager.num_cached_blocks == 1
+    other = add(scheduler, [1, 2, 3, 7, 7, 7, 7, 7, 7], is_sure=False)
+    assert len(scheduler.block_manager.match_prefix(other)) == 1
+    assert sequence.num_computed_tokens == 4
+
+
+def test_they_take_what_the_others_leave_of_the_budget():
+    scheduler = make_scheduler(token_budget=9)
+    add(scheduler, [1, 2, 3])
+    add(scheduler, [2, 2, 3])
+    assert step(scheduler, [8], [8]) == [3, 0]
+    add(scheduler, [3, 2, 3, 4, 5, 6])
+    # A newcomer goes first.
+    assert step(scheduler, [8], [8], [8]) == [1, 0, 0]
+
+
+def test_they_take_only_blocks_that_are_free():
+    """Given one free block behind two sequences: the first gets drafts for its own and that one."""
+    scheduler = make_scheduler(num_blocks=5)
+    for token_id in (1, 2):
+        add(scheduler, [token_id, 2, 3, 4, 5, 6], max_tokens=6)
+    assert step(scheduler, [8], [8]) == [5, 2]
+    assert scheduler.block_manager.num_free_blocks == 1
+    assert step(scheduler, [8], [8]) == [4, 1]
+    assert step(scheduler, [8], [8]) == [3, 0]
+    assert scheduler.num_preemptions == 0
+
+
+def test_they_never_go_beyond_the_end():
+    """Given room for three more tokens: two drafts, and the one that is found behind them."""
+    scheduler = make_scheduler()
+    sequence = add(scheduler, [1, 2, 3], max_tokens=3)
+    assert step(scheduler, [7, 7]) == [2]
+    assert step(scheduler, [7]) == [0]
+    assert sequence.num_tokens == sequence.max_num_tokens
+
+
+def test_a_long_prompt_is_not_guessed_at_before_its_end():
+    scheduler = make_scheduler(token_budget=8)
+    add(scheduler, list(range(12)))
+    assert step(scheduler, []) == [0]
+    assert step(scheduler, [7]) == [4]
+
+
+def test_who_is_preempted_takes_no_drafts_along():
+    scheduler = make_scheduler()
+    sequence = add(scheduler, [1, 2, 3])
+    scheduler.schedule()
+    scheduler.suspend()
+    scheduler.check_integrity()
+    assert scheduler.block_manager.num_free_blocks == 20
+    assert step(scheduler, [7] * 7) == [6]
+    assert sequence.num_computed_tokens == 9
+
+
+@pytest.mark.parametrize(("num_others", "num_drafts"), [(0, 6), (60, 0)])
+def test_a_full_batch_has_no_use_for_an_uncertain_guess(num_others, num_drafts):
+    """Given guesses of which every second one is right."""
+
+    class Unsure(NgramProposer):
+        def propose(self, token_ids: Tokens[int], most: int) -> Draft:
+            return Draft([7] * most, [0.5] * most)
+
+    scheduler = make_scheduler(num_blocks=200, token_budget=512, max_num_seqs=64)
+    add(scheduler, [1]).proposer = Unsure(1)
+    for token_id in range(num_others):
+        add(scheduler, [token_id + 2], is_sure=False)
+    assert step(scheduler, *[[8]] * (num_others + 1)) == [num_drafts] + [0] * num_others
