@@ -1,6 +1,7 @@
 """Whatever comes together, in whatever order, and whatever happens: each request gets what it gets alone.
 
-Every parameter, several choices, grammars, logprobs; arrivals, cancels, preemptions, takeovers, sleeps.
+Every parameter, several choices, grammars, logprobs, guesses; arrivals, cancels, preemptions, takeovers,
+sleeps.
 """
 
 from __future__ import annotations

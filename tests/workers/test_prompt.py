@@ -37,6 +37,7 @@ EVERY_PARAMETER = {
     "skip_special_tokens": False,
     "logprobs": 3,
     "prompt_logprobs": 0,
+    "speculate": False,
 }
 
 
