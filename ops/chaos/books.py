@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -38,13 +39,13 @@ def wrong_records(fleet: ChaosFleet, calm: Mapping[str, Outcome]) -> list[str]:
         if record is None:
             wrong.append(f"{job_id}: no hash")
             continue
-        length = 0
+        lengths: Counter[int] = Counter()
         for entry in record.entries:
-            if entry.offset != length:
-                wrong.append(f"{job_id}: log entry at {entry.offset}, not {length}")
-            length = entry.offset + len(entry.token_ids)
+            if entry.offset != lengths[entry.choice]:
+                wrong.append(f"{job_id}: log entry at {entry.offset}, not {lengths[entry.choice]}")
+            lengths[entry.choice] = entry.offset + len(entry.token_ids)
         result = record.result()
-        if Outcome(result.token_ids, result.text, result.finish_reason) != outcome:
+        if _outcome(result.model_dump()) != outcome:
             wrong.append(f"{job_id}: the log says {result.finish_reason} with {len(result.token_ids)} tokens")
         if _celery_result(fleet, job_id) != outcome:
             wrong.append(f"{job_id}: Celery's result is another")
@@ -56,8 +57,14 @@ def _celery_result(fleet: ChaosFleet, job_id: str) -> Outcome | None:
     meta = json.loads(text) if text else {}
     if meta.get("status") != "SUCCESS":
         return None
-    choice = meta["result"]["choices"][0]
-    return Outcome(choice["token_ids"], choice["text"], choice["finish_reason"])
+    return _outcome(meta["result"])
+
+
+def _outcome(result: Mapping[str, Any]) -> Outcome:
+    first, *others = (
+        Outcome(choice["token_ids"], choice["text"], choice["finish_reason"]) for choice in result["choices"]
+    )
+    return first._replace(others=tuple(others))
 
 
 def complaints_at_rest(fleet: ChaosFleet, baseline: Resources, timeout_s: float = SETTLE_S) -> list[str]:

@@ -1,7 +1,7 @@
 """The client process: sends and reads streams, and says on stdout what it sees, one JSON object a line.
 
 ``python -m ops.chaos.reader URL sync|async``; on stdin one job a line:
-``{"job_id": ..., "after": n, "attach": bool, "fields": {...}}``. It may be killed at any moment.
+``{"job_id": ..., "after": [n, ...], "attach": bool, "fields": {...}}``. It may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ def say(job: Job, kind: str, **values: Any) -> None:
 
 
 def say_chunk(job: Job, chunk: Chunk) -> None:
-    say(job, "chunk", offset=chunk.offset, token_ids=chunk.token_ids, text=chunk.text)
+    say(job, "chunk", choice=chunk.choice, offset=chunk.offset, token_ids=chunk.token_ids, text=chunk.text)
 
 
 def say_end(job: Job, result: JobResult) -> None:
-    say(job, "end", finish_reason=result.finish_reason, state=result.state.value)
+    reasons = [choice.finish_reason for choice in result.choices]
+    say(job, "end", finish_reasons=reasons, state=result.state.value)
 
 
 def may_retry(error: FleetError, job: Job, begun_at: float) -> bool:

@@ -13,7 +13,7 @@ from ops.chaos.faults import FAULTS
 from ops.chaos.fleet import ChaosFleet, Resources, sleep_until, wait_all_ended
 from ops.chaos.scene import Death, Scene
 from ops.chaos.streams import ReaderProcess, StreamLog, Style, Verdict
-from ops.chaos.workload import Outcome, Workload, null_tokens_are_right
+from ops.chaos.workload import Outcome, Workload, choices_of, null_tokens_are_right
 
 _TIMEOUT_S: Final = {"null": 60.0, "model": 300.0}
 _LEASE_S: Final = 3.0
@@ -87,7 +87,9 @@ class Suite:
             remove_results(self._fleet, [log.job_id for log in logs])
         held = [self._fleet.resources(index) for index in range(len(self._fleet.workers))]
         self.baseline = Resources(*(max(values) for values in zip(*held, strict=True)))
-        num_tokens = sum(len(outcome.token_ids) for outcomes in self._calm for outcome in outcomes)
+        num_tokens = sum(
+            len(each.token_ids) for calm in self._calm for outcome in calm for each in choices_of(outcome)
+        )
         self._say(
             f"calm: {len(self._calm)} x {self._workload.num_streams} streams, {num_tokens} tokens, "
             f"{self._calm_s:.1f} s for the last set; a worker has {self.baseline.num_threads} threads and "
@@ -131,7 +133,7 @@ class Suite:
     def _outcome(log: StreamLog) -> Outcome:
         if log.error is not None:
             raise CalmRunError(f"{log.job_id}: {log.error}")
-        return Outcome([log.tokens[at] for at in range(len(log.tokens))], log.text, log.finish_reason)
+        return log.outcome()
 
     def _judge(self, result: RoundResult, logs: list[StreamLog], calm: list[Outcome]) -> None:
         for log, outcome in zip(logs, calm, strict=True):

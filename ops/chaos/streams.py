@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
-from ops.chaos.workload import Outcome
+from ops.chaos.workload import Outcome, choices_of
 
 Style = Literal["sync", "async"]
 
@@ -37,15 +38,16 @@ class StreamLog:
 
     job_id: str
     fields: dict[str, Any]
-    tokens: dict[int, int] = field(default_factory=dict)
-    times_seen: Counter[int] = field(default_factory=Counter)
+    tokens: dict[tuple[int, int], int] = field(default_factory=dict)
+    """By choice and index."""
+    times_seen: Counter[tuple[int, int]] = field(default_factory=Counter)
     altered: int = 0
-    text: str = ""
+    texts: defaultdict[int, str] = field(default_factory=lambda: defaultdict(str))
     moments: list[float] = field(default_factory=list)
     first_token_at: float | None = None
     begun: bool = False
     ended: bool = False
-    finish_reason: str | None = None
+    finish_reasons: list[str | None] = field(default_factory=list)
     error: str | None = None
 
     def feed(self, event: Mapping[str, Any]) -> None:
@@ -55,24 +57,47 @@ class StreamLog:
                 self.begun = True
             case "chunk":
                 self.first_token_at = self.first_token_at or event["t"]
-                self._feed_chunk(event["offset"], event["token_ids"], event["text"])
+                self._feed_chunk(event)
             case "end":
-                self.finish_reason, self.ended = event["finish_reason"], True
+                self.finish_reasons, self.ended = event["finish_reasons"], True
             case "error":
                 self.error, self.ended = event["error"], True
 
-    def _feed_chunk(self, offset: int, token_ids: list[int], text: str) -> None:
-        for index, token in enumerate(token_ids, offset):
-            self.times_seen[index] += 1
-            self.altered += self.tokens.setdefault(index, token) != token
-        self.text += text
+    def _feed_chunk(self, event: Mapping[str, Any]) -> None:
+        for index, token in enumerate(event["token_ids"], event["offset"]):
+            place = event["choice"], index
+            self.times_seen[place] += 1
+            self.altered += self.tokens.setdefault(place, token) != token
+        self.texts[event["choice"]] += event["text"]
+
+    @property
+    def num_tokens(self) -> list[int]:
+        """Of each choice, as many as there are from its beginning on."""
+        return [len(self.token_ids(choice)) for choice in range(self.fields.get("n", 1))]
+
+    def token_ids(self, choice: int) -> list[int]:
+        """Up to the first that is missing."""
+        places = itertools.takewhile(self.tokens.__contains__, ((choice, at) for at in itertools.count()))
+        return [self.tokens[place] for place in places]
+
+    def outcome(self) -> Outcome:
+        """What came of it; after its end."""
+        first, *others = (
+            Outcome(self.token_ids(choice), self.texts[choice], reason)
+            for choice, reason in enumerate(self.finish_reasons)
+        )
+        return first._replace(others=tuple(others))
 
     @property
     def longest_silence_s(self) -> float:
         return max((later - earlier for earlier, later in pairwise(self.moments)), default=0.0)
 
     def judge(self, calm: Outcome) -> Verdict:
-        expected = dict(enumerate(calm.token_ids))
+        expected = {
+            (choice, index): token
+            for choice, each in enumerate(choices_of(calm))
+            for index, token in enumerate(each.token_ids)
+        }
         lost = len(expected.keys() - self.tokens.keys())
         doubled = sum(count - 1 for count in self.times_seen.values())
         changed = self.altered + sum(expected.get(at) != token for at, token in self.tokens.items())
@@ -80,11 +105,11 @@ class StreamLog:
         if not self.ended or self.error is not None:
             lost = max(lost, 1)
             notes.append(self.error or "it has not ended")
-        elif self.text != calm.text or self.finish_reason != calm.finish_reason:
+        elif (mine := [each[1:3] for each in choices_of(self.outcome())]) != (
+            wanted := [each[1:3] for each in choices_of(calm)]
+        ):
             changed = max(changed, 1)
-            notes.append(
-                f"{self.finish_reason} {self.text[-40:]!r}, not {calm.finish_reason} {calm.text[-40:]!r}"
-            )
+            notes.append(f"{mine}, not {wanted}")
         if lost or doubled or changed:
             notes.append(f"{len(self.tokens)} of {len(expected)} tokens")
         return Verdict(lost, doubled, changed, tuple(f"{self.job_id}: {note}" for note in notes))
@@ -110,7 +135,7 @@ class ReaderProcess:
     def read(self, log: StreamLog, *, attach: bool = False) -> None:
         """Sends a job and reads it, or goes on with one that somebody sent."""
         self._logs[log.job_id] = log
-        job = {"job_id": log.job_id, "fields": log.fields, "attach": attach, "after": len(log.tokens)}
+        job = {"job_id": log.job_id, "fields": log.fields, "attach": attach, "after": log.num_tokens}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()

@@ -14,12 +14,21 @@ _STRUCTURED: Final = (1, 5, 6)
 """Which of every eight requests say what their text must be, each another kind in turn."""
 
 
+_SEVERAL: Final = 3
+"""Which of every eight requests asks for so many choices."""
+
+
 class Outcome(NamedTuple):
-    """What a client sees of a job in the end."""
+    """What a client sees of a job in the end: of its first choice, and of the others where there are some."""
 
     token_ids: list[int]
     text: str
     finish_reason: str | None
+    others: tuple[Outcome, ...] = ()
+
+
+def choices_of(outcome: Outcome) -> tuple[Outcome, ...]:
+    return (outcome, *outcome.others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +45,7 @@ class Workload:
 
     def requests(self, set_index: int) -> list[dict[str, Any]]:
         """Keyword arguments of ``FleetClient.generate``. Both lanes, all priorities, every second one
-        sampled, every fourth with a stop string, three of eight structured."""
+        sampled, every fourth with a stop string, three of eight structured, one with choices."""
         rng = random.Random(f"chaos/{set_index}")
         return [self._request(rng, index) for index in range(self.num_streams)]
 
@@ -54,6 +63,8 @@ class Workload:
         if index % 8 in _STRUCTURED:
             shape = SHAPES[(index // 8 * len(_STRUCTURED) + _STRUCTURED.index(index % 8)) % len(SHAPES)]
             return request | {"structured_outputs": shape.wanted}
+        if index % 8 == _SEVERAL:
+            request["n"] = _SEVERAL
         return request | {"stop": stop} if index % 4 == 3 else request
 
 
@@ -77,15 +88,19 @@ def workload_of(engine: str, num_streams: int | None) -> Workload:
 def null_tokens_are_right(requests: Sequence[dict[str, Any]], outcomes: Sequence[Outcome]) -> bool:
     """The null engine's tokens are a pure function of seed and position: the calm run itself is checked."""
 
-    def is_right(request: dict[str, Any], outcome: Outcome) -> bool:
+    def is_right(request: dict[str, Any], outcome: Outcome, choice: int) -> bool:
         num_tokens = len(outcome.token_ids)
         ended_at_length = outcome.finish_reason == "length" and num_tokens == request["max_tokens"]
         if "structured_outputs" in request:
             # One that was cut off proves nothing.
             has_ended = outcome.finish_reason == "stop"
             return ended_at_length or (has_ended and is_whole(request["structured_outputs"], outcome.text))
-        expected = [null_token(request["seed"], 0, position) for position in range(num_tokens)]
+        expected = [null_token(request["seed"], choice, position) for position in range(num_tokens)]
         ended_at_stop = outcome.finish_reason == "stop" and "stop" in request
         return outcome.token_ids == expected and (ended_at_length or ended_at_stop)
 
-    return all(map(is_right, requests, outcomes))
+    return all(
+        len(choices_of(outcome)) == request.get("n", 1)
+        and all(is_right(request, each, choice) for choice, each in enumerate(choices_of(outcome)))
+        for request, outcome in zip(requests, outcomes, strict=True)
+    )

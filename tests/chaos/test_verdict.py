@@ -22,10 +22,15 @@ CALM = Outcome([1, 2, 3, 4], "abcd", "length")
 def log_of(*chunks, finish_reason="length", ended=True):
     log = StreamLog("a", {})
     for offset, token_ids, text in chunks:
-        log.feed({"kind": "chunk", "t": 1.0, "offset": offset, "token_ids": token_ids, "text": text})
+        feed(log, 0, offset, token_ids, text)
     if ended:
-        log.feed({"kind": "end", "t": 2.0, "finish_reason": finish_reason})
+        log.feed({"kind": "end", "t": 2.0, "finish_reasons": [finish_reason]})
     return log
+
+
+def feed(log, choice, offset, token_ids, text):
+    told = {"choice": choice, "offset": offset, "token_ids": token_ids, "text": text}
+    log.feed({"kind": "chunk", "t": 1.0, **told})
 
 
 @pytest.mark.parametrize(
@@ -57,6 +62,22 @@ def test_verdicts(log, expected):
     verdict = log.judge(CALM)
     assert verdict[:3] == expected
     assert verdict.is_clean == (expected == (0, 0, 0))
+
+
+def test_each_choice_is_judged_by_itself():
+    calm = CALM._replace(others=(Outcome([5, 6], "xy", "stop"),))
+    log = StreamLog("a", {"n": 2})
+    feed(log, 1, 0, [5], "x")
+    feed(log, 0, 0, [1, 2, 3, 4], "abcd")
+    assert log.num_tokens == [4, 1]
+    assert log.judge(calm)[:3] == (1, 0, 0)
+    feed(log, 1, 1, [6], "y")
+    log.feed({"kind": "end", "t": 2.0, "finish_reasons": ["length", "stop"]})
+    assert log.judge(calm).is_clean
+    assert log.outcome() == calm
+    assert log.judge(CALM)[:3] == (0, 0, 2)
+    feed(log, 1, 1, [6], "")
+    assert log.judge(calm)[:3] == (0, 1, 0)
 
 
 def test_an_error_in_place_of_an_end_is_a_loss():
