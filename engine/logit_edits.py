@@ -19,7 +19,6 @@ the masks.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -53,25 +52,27 @@ class _Ruled(NamedTuple):
 
 
 def edited(
-    logits: torch.Tensor, rows: Sequence[RuledRow], allowed: NDArray[np.int32] | None = None
+    logits: torch.Tensor,
+    places: NDArray[np.int64],
+    rows: Sequence[RuledRow],
+    allowed: NDArray[np.int32] | None = None,
 ) -> torch.Tensor:
-    """The logits [N, vocab] as the rows' rules and `allowed` make them: a copy, unless nothing is asked for.
+    """A copy [N, vocab] of logits[places], as the rows' rules and `allowed` make it.
 
     `allowed` [N, ceil(vocab / 32)] has bit t % 32 of word t // 32 set where row n may have token t.
     """
     ruled = [
         _Ruled(index, row.rules, row.token_ids) for index, row in enumerate(rows) if row.rules is not None
     ]
-    if not ruled and allowed is None:
-        return logits
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+    taken = logits.index_select(0, torch.from_numpy(places).to(logits.device))
+    taken = taken.to(torch.promote_types(logits.dtype, torch.float32))
     if allowed is not None:
-        _keep_allowed_bits(logits, allowed)
-    _keep_allowed(logits, [row for row in ruled if row.rules.allowed is not None])
-    _forbid(logits, ruled)
-    _add_bias(logits, [row for row in ruled if len(row.rules.bias)])
-    _penalise(logits, ruled)
-    return logits
+        _keep_allowed_bits(taken, allowed)
+    _keep_allowed(taken, [row for row in ruled if row.rules.allowed is not None])
+    _forbid(taken, ruled)
+    _add_bias(taken, [row for row in ruled if len(row.rules.bias)])
+    _penalise(taken, ruled)
+    return taken
 
 
 def _keep_allowed_bits(logits: torch.Tensor, allowed: NDArray[np.int32]) -> None:
@@ -88,12 +89,11 @@ def _keep_allowed_bits(logits: torch.Tensor, allowed: NDArray[np.int32]) -> None
 
 
 def _keep_allowed(logits: torch.Tensor, ruled: list[_Ruled]) -> None:
-    if not ruled:
-        return
-    places = _places(logits, [(row.place, row.rules.allowed or array("q")) for row in ruled])
-    kept = logits[places]
-    logits[torch.tensor([row.place for row in ruled], device=logits.device)] = -torch.inf
-    logits[places] = kept
+    for each in ruled:
+        row = logits[each.place]
+        allowed = torch.from_numpy(np.array(each.rules.allowed, dtype=np.int64)).to(logits.device)
+        kept = row.index_select(0, allowed)
+        row.fill_(-torch.inf).index_copy_(0, allowed, kept)
 
 
 def _forbid(logits: torch.Tensor, ruled: list[_Ruled]) -> None:

@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pagefleet.engine.draw_rows import DrawRows, Rows
 from pagefleet.engine.logit_edits import edited
 from pagefleet.engine.logit_rules import LogitRules
-from pagefleet.engine.philox import uniforms
 from pagefleet.engine.sampling_params import SamplingParams
-from pagefleet.engine.token_draw import NUM_CANDIDATES, DrawRows, draw
+from pagefleet.engine.token_draw import NUM_CANDIDATES, draw
+from pagefleet.engine.top_tokens import RankedRows, first_highest
 
-NUM_CPU_ROWS = 32
-"""Rows that are worked on at once on a CPU. All of 64 rows at once take twice the time: what is allocated
-for them is new memory from the system in every step, and more than the processor's cache holds."""
+NUM_CPU_ROWS = 64
+"""Rows that are worked on at once on a CPU: those with rules are copied."""
 
 
 class SamplingRow(NamedTuple):
@@ -68,32 +68,30 @@ class Sampler:
     def _sample(
         self, logits: torch.Tensor, rows: Sequence[SamplingRow], allowed: NDArray[np.int32] | None
     ) -> list[int]:
-        logits = edited(logits, rows, allowed)
-        best = logits.max(dim=-1)  # the first of equals
-        token_ids = best.indices
-        sampled = [index for index, row in enumerate(rows) if row.params.temperature > 0]
-        if sampled:
-            index = torch.tensor(sampled, device=logits.device)
-            columns = _columns([rows[i] for i in sampled], logits)
-            drawn = logits if len(sampled) == len(rows) else logits[index]
-            token_ids[index] = draw(drawn, best.values[index], columns, self._num_candidates)
-        token_ids[~best.values.isfinite()] = logits.shape[-1]
+        is_ruled = np.array([row.rules is not None for row in rows], dtype=np.bool_)
+        if allowed is not None:
+            is_ruled |= (allowed != -1).any(axis=1)
+        ruled = np.flatnonzero(is_ruled)
+        changed = None
+        if len(ruled):
+            some = [rows[index] for index in ruled]
+            changed = edited(logits, ruled, some, None if allowed is None else allowed[ruled])
+        is_greedy = np.array([row.params.temperature == 0 for row in rows], dtype=np.bool_)
+        token_ids = np.empty(len(rows), dtype=np.int64)
+        if (is_greedy & ~is_ruled).any():
+            token_ids[:] = _best(logits)
+        if changed is not None and (is_greedy & is_ruled).any():
+            token_ids[ruled] = _best(changed)
+        drawn = np.flatnonzero(~is_greedy)
+        if len(drawn):
+            columns = DrawRows.of([rows[index] for index in drawn], drawn, logits.shape[-1])
+            token_ids[drawn] = draw(RankedRows(logits, ruled, changed), columns, self._num_candidates)
         result: list[int] = token_ids.tolist()
         return result
 
 
-def _columns(rows: Sequence[SamplingRow], logits: torch.Tensor) -> DrawRows:
-    device, vocab_size = logits.device, logits.shape[-1]
-
-    def column(values: Sequence[float], dtype: torch.dtype = torch.float64) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
-
-    draws = uniforms([row.seed for row in rows], [row.choice for row in rows], [row.position for row in rows])
-    return DrawRows(
-        temperature=column([row.params.temperature for row in rows]),
-        top_k=column([min(row.params.top_k or vocab_size, vocab_size) for row in rows], torch.int64),
-        top_p=column([row.params.top_p for row in rows]),
-        min_p=column([row.params.min_p for row in rows]),
-        typical_p=column([row.params.typical_p for row in rows]),
-        uniform=torch.from_numpy(draws).to(device),
-    )
+def _best(logits: torch.Tensor) -> Rows:
+    """The first token in each row's ranking."""
+    highest, token_ids = first_highest(logits)
+    result: Rows = token_ids.masked_fill_(~highest.isfinite(), logits.shape[-1]).cpu().numpy()
+    return result
