@@ -71,7 +71,7 @@ class DrawRows:
     def __len__(self) -> int:
         return len(self.place)
 
-    def __getitem__(self, index: Rows) -> DrawRows:
+    def __getitem__(self, index: Rows | slice) -> DrawRows:
         return DrawRows(*(getattr(self, field.name)[index] for field in fields(self)))
 
     def limits_ranking(self, vocab_size: int) -> NDArray[np.bool_]:
@@ -79,4 +79,5 @@ class DrawRows:
 
     def shares_all(self, vocab_size: int) -> NDArray[np.bool_]:
         """Whether top_p is a share of all that there is."""
-        return (self.top_k == vocab_size) & (self.min_p == 0) & (self.top_p < 1)
+        result: NDArray[np.bool_] = (self.top_k == vocab_size) & (self.min_p == 0) & (self.top_p < 1)
+        return result

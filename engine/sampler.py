@@ -74,7 +74,7 @@ class Sampler:
         ruled = np.flatnonzero(is_ruled)
         changed = None
         if len(ruled):
-            some = [rows[index] for index in ruled]
+            some = [rows[index] for index in ruled.tolist()]
             changed = edited(logits, ruled, some, None if allowed is None else allowed[ruled])
         is_greedy = np.array([row.params.temperature == 0 for row in rows], dtype=np.bool_)
         token_ids = np.empty(len(rows), dtype=np.int64)
@@ -84,7 +84,7 @@ class Sampler:
             token_ids[ruled] = _best(changed)
         drawn = np.flatnonzero(~is_greedy)
         if len(drawn):
-            columns = DrawRows.of([rows[index] for index in drawn], drawn, logits.shape[-1])
+            columns = DrawRows.of([rows[index] for index in drawn.tolist()], drawn, logits.shape[-1])
             token_ids[drawn] = draw(RankedRows(logits, ruled, changed), columns, self._num_candidates)
         result: list[int] = token_ids.tolist()
         return result

@@ -146,12 +146,19 @@ def test_each_row_with_any_rules_is_what_the_definition_says(batch, logits_seed)
     assert torch.equal(before, torch.from_numpy(logits)), "the logits are the caller's"
 
 
-@settings(deadline=None, max_examples=20)
-@given(st.lists(ruled_rows(), min_size=2, max_size=12), st.integers(0, 10**6))
-def test_rules_do_not_depend_on_the_batch_or_on_what_was_counted_before(batch, logits_seed):
-    """In float64, together and alone, from rules that followed the sequence and from rules made just now."""
+@settings(deadline=None, max_examples=25)
+@given(
+    st.lists(rows | ruled_rows(), min_size=2, max_size=12),
+    st.integers(0, 10**6),
+    st.sampled_from([(700, torch.float64), (5003, torch.bfloat16)]),
+)
+def test_rules_do_not_depend_on_the_batch_or_on_what_was_counted_before(batch, logits_seed, kind):
+    """Together and alone, beside rows that have no rules, from rules that followed the sequence and from
+    rules made just now."""
+    vocab_size, dtype = kind
+    batch = [each if isinstance(each[0], SamplingRow) else (each, False) for each in batch]
     generator = torch.Generator().manual_seed(logits_seed)
-    logits = torch.randn(len(batch), 700, generator=generator, dtype=torch.float64) * 3
+    logits = (torch.randn(len(batch), vocab_size, generator=generator, dtype=torch.float64) * 3).to(dtype)
     for each, _ in batch:
         # As a worker would have asked before, token by token, and with a pause.
         for end in range(NUM_PROMPT, len(each.token_ids), 3):

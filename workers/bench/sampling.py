@@ -20,12 +20,14 @@ from pagefleet.workers.bench.machine import StealMeter, describe_machine, descri
 
 Progress = Callable[[str], None]
 
-_NUM_STEPS: Final = 16
+_NUM_PAIRS: Final = 30
+"""Of steps, in a round."""
+_GREEDY: Final = SamplingParams(temperature=0.0)
 _PROMPT: Final = "Write a letter to a friend about number {}, and tell what you have seen on your journey."
 
 
-class SamplingCost(NamedTuple):
-    """Lower quartiles of one run's steps, in milliseconds: a machine's other work only ever adds."""
+class _Step(NamedTuple):
+    """What one step took, in milliseconds."""
 
     step: float
     step_cpu: float
@@ -33,19 +35,23 @@ class SamplingCost(NamedTuple):
     """The sampler's share of `step_cpu`: all threads of the process while it ran."""
 
 
-class _TimedSampler(Sampler):
-    """The sampler, with a stopwatch for the processor's time."""
+class _AlternatingSampler(Sampler):
+    """The sampler, with a stopwatch for the processor's time; while `is_greedy`, whatever rows ask for, they
+    are greedy."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.cpu_s: list[float] = []
+        self.is_greedy = False
+        self.cpu_s = 0.0
 
     def sample(
         self, logits: torch.Tensor, rows: Sequence[SamplingRow], allowed: NDArray[np.int32] | None = None
     ) -> list[int]:
+        if self.is_greedy:
+            rows = [row._replace(params=_GREEDY, rules=None) for row in rows]
         begun = time.process_time()
         token_ids = super().sample(logits, rows, allowed)
-        self.cpu_s.append(time.process_time() - begun)
+        self.cpu_s = time.process_time() - begun
         return token_ids
 
 
@@ -76,28 +82,24 @@ def mixed_params(index: int) -> dict[str, Any]:
 def run_sampling_bench(
     config: EngineConfig, *, num_requests: int, num_rounds: int, progress: Progress
 ) -> dict[str, Any]:
-    """Alternates greedy and mixed runs of the same prompts, each kind first in every other round."""
+    """A batch in which every sequence has other parameters; in every other step all are greedy instead.
+
+    So both kinds of steps have the same sequences and lengths, and the machine's speed drifts for both alike.
+    """
     # Every step has the whole batch, however slow the machine is.
     config = replace(config, max_step_s=None)
     loaded = load(config)
     engine, runner = LLMEngine(loaded, config), loaded.executor
     assert isinstance(runner, ModelRunner)
-    kinds: dict[str, list[SamplingParams]] = {
-        "greedy": [_params({"temperature": 0.0})] * num_requests,
-        "mixed": [_params(mixed_params(index)) for index in range(num_requests)],
-    }
-    costs: dict[str, list[SamplingCost]] = {kind: [] for kind in kinds}
+    steps: dict[str, list[_Step]] = {"greedy": [], "mixed": []}
     meter = StealMeter()
-    for index in range(num_rounds + 1):
-        for kind in sorted(kinds, reverse=bool(index % 2)):
-            cost = _run(engine, runner, kinds[kind])
-            # The first round fills the prefix cache.
-            if index:
-                costs[kind].append(cost)
-            progress(
-                f"{kind} {index}: {cost.step:.0f} ms a step, {cost.sampler_cpu:.1f} ms CPU in the sampler"
-            )
-    return _figures(costs) | {
+    for index in range(num_rounds):
+        of_round = _run(engine, runner, num_requests)
+        for kind, some in of_round.items():
+            steps[kind] += some
+        medians = {kind: statistics.median(each.step for each in some) for kind, some in of_round.items()}
+        progress(f"round {index + 1}: " + ", ".join(f"{kind} {ms:.1f} ms" for kind, ms in medians.items()))
+    return _figures(steps) | {
         "num_requests": num_requests,
         "stolen": meter.share(),
         "machine": describe_machine(),
@@ -109,38 +111,47 @@ def _params(params: dict[str, Any]) -> SamplingParams:
     return SamplingParams(max_tokens=200, ignore_eos=True, **params)
 
 
-def _run(engine: LLMEngine, runner: ModelRunner, params: Sequence[SamplingParams]) -> SamplingCost:
-    for index, one in enumerate(params):
+def _run(engine: LLMEngine, runner: ModelRunner, num_requests: int) -> dict[str, list[_Step]]:
+    for index in range(num_requests):
         prompt = engine.tokenizer.encode(_PROMPT.format(index))
-        engine.add_request(EngineRequest(f"bench-{index}", prompt, one))
-    while len(engine.step()) < len(params):
+        engine.add_request(EngineRequest(f"bench-{index}", prompt, _params(mixed_params(index))))
+    while len(engine.step()) < num_requests:
         pass
-    runner.sampler = sampler = _TimedSampler()
-    wall, cpu = [], []
-    for _ in range(_NUM_STEPS):
-        begun, begun_cpu = time.perf_counter(), time.process_time()
-        engine.step()
-        wall.append(time.perf_counter() - begun)
-        cpu.append(time.process_time() - begun_cpu)
-    for index in range(len(params)):
+    runner.sampler = sampler = _AlternatingSampler()
+    steps: dict[str, list[_Step]] = {"greedy": [], "mixed": []}
+    for index in range(2 * _NUM_PAIRS):
+        # Each kind comes first in every other pair.
+        sampler.is_greedy = index % 4 in (0, 3)
+        step = _timed(engine, sampler)
+        # The first pair finds the caches cold.
+        if index >= 2:
+            steps["greedy" if sampler.is_greedy else "mixed"].append(step)
+    for index in range(num_requests):
         engine.abort(f"bench-{index}")
-    return SamplingCost(*(1000 * statistics.quantiles(times)[0] for times in (wall, cpu, sampler.cpu_s)))
+    return steps
 
 
-def _figures(costs: dict[str, list[SamplingCost]]) -> dict[str, Any]:
-    """Medians of each kind, and of the pairs' ratios."""
+def _timed(engine: LLMEngine, sampler: _AlternatingSampler) -> _Step:
+    begun, begun_cpu = time.perf_counter(), time.process_time()
+    engine.step()
+    cpu, wall = time.process_time() - begun_cpu, time.perf_counter() - begun
+    return _Step(*(1000 * seconds for seconds in (wall, cpu, sampler.cpu_s)))
+
+
+def _figures(steps: dict[str, list[_Step]]) -> dict[str, Any]:
+    """Medians of each kind, and of the pairs' ratios with their quartiles."""
     medians = {
         kind: {
-            f"{name}_ms": round(statistics.median(getattr(cost, name) for cost in runs), 2)
-            for name in SamplingCost._fields
+            f"{name}_ms": round(statistics.median(getattr(step, name) for step in some), 2)
+            for name in _Step._fields
         }
-        for kind, runs in costs.items()
+        for kind, some in steps.items()
     }
-    pairs = list(zip(costs["mixed"], costs["greedy"], strict=True))
-    ratios = {
-        f"{name}_mixed_over_greedy": round(
-            statistics.median(getattr(mixed, name) / getattr(greedy, name) for mixed, greedy in pairs), 3
-        )
-        for name in ("step", "step_cpu")
-    }
-    return medians | ratios
+    figures: dict[str, Any] = {**medians, "num_pairs": len(steps["mixed"])}
+    for name in ("step", "step_cpu"):
+        pairs = zip(steps["mixed"], steps["greedy"], strict=True)
+        ratios = [getattr(mixed, name) / getattr(greedy, name) for mixed, greedy in pairs]
+        low, middle, high = statistics.quantiles(ratios)
+        figures[f"{name}_mixed_over_greedy"] = round(middle, 3)
+        figures[f"{name}_mixed_over_greedy_quartiles"] = [round(low, 3), round(high, 3)]
+    return figures

@@ -1,0 +1,118 @@
+"""The highest tokens and the wide cut, against plain statements of what they find."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pagefleet.engine.top_tokens import RankedRows, first_highest
+from pagefleet.engine.wide_cut import keep_prefix
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float64]
+
+
+def some_rows(num_rows: int, vocab_size: int, seed: int, spread: float) -> torch.Tensor:
+    """With equals where the spread is small, and some -inf."""
+    generator = torch.Generator().manual_seed(seed)
+    values = (torch.randn(num_rows, vocab_size, generator=generator) * spread).round()
+    return values.masked_fill(torch.rand(values.shape, generator=generator) < 0.1, -torch.inf)
+
+
+def ranking_of(row: torch.Tensor) -> list[int]:
+    values = row.tolist()
+    return sorted(range(len(values)), key=lambda t: (-values[t], t))
+
+
+@pytest.mark.parametrize("method", ["_ranked_on_host", "_ranked_there"])
+@settings(deadline=None, max_examples=30)
+@given(
+    st.integers(1, 3000),
+    st.integers(0, 10**6),
+    st.sampled_from([0.0, 0.7, 30.0, 1e6]),
+    st.sampled_from(DTYPES),
+    st.data(),
+)
+def test_the_first_of_the_ranking_are_found(method, vocab_size, seed, spread, dtype, data):
+    """Given rows and others in place of two of them: what is above the last token is complete and in order,
+    as a CPU finds it and as other devices do."""
+    count = data.draw(st.integers(1, vocab_size))
+    rows, changed = (
+        some_rows(5, vocab_size, seed, spread).to(dtype),
+        some_rows(2, vocab_size, seed + 1, spread),
+    )
+    changed = changed.to(torch.promote_types(dtype, torch.float32))
+    ranked = RankedRows(rows, np.array([1, 3]), changed)
+    whole = [rows[0], changed[0], rows[2], changed[1], rows[4]]
+    places = np.array([3, 0, 4])
+    found = getattr(ranked, method)(places, count)
+    assert ranked.highest().tolist() == [float(each.max()) for each in whole]
+    assert torch.equal(ranked.take(places), torch.stack([whole[place].to(changed.dtype) for place in places]))
+    for index, place in enumerate(places):
+        row, ids = whole[place], found.ids[index].tolist()
+        assert found.values[index].tolist() == row[ids].tolist()
+        assert len(set(ids)) == count
+        above = [token_id for token_id in ranking_of(row) if row[token_id] > found.values[index, -1]]
+        assert ids[: len(above)] == above
+        assert ids[len(above) :] == sorted(ids[len(above) :]), "equals are in order of id"
+        assert (row > found.values[index, -1]).sum() < count
+        assert found.sorted_ids[index].tolist() == sorted(ids)
+        assert found.by_id(found.values)[index].tolist() == row[sorted(ids)].tolist()
+
+
+def test_thousands_of_equals_are_not_sorted(monkeypatch):
+    """Given a row that a grammar left ten tokens of, what is sorted is not much more than what is asked for."""
+    sorted_lengths = []
+    concatenate = np.concatenate
+    monkeypatch.setattr(
+        np, "concatenate", lambda parts: sorted_lengths.append(sum(map(len, parts))) or concatenate(parts)
+    )
+    row = torch.full((1, 50_000), -torch.inf)
+    row[0, 4000:4010] = torch.arange(10.0)
+    found = RankedRows(row).ranked(np.array([0]), 256)
+    assert found.ids[0, :11].tolist() == [*range(4009, 3999, -1), 0]
+    assert sorted_lengths == [266]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 2000), st.integers(0, 10**6), st.sampled_from([0.0, 0.7, 30.0]), st.sampled_from(DTYPES)
+)
+def test_the_first_of_the_highest_is_found(vocab_size, seed, spread, dtype):
+    rows = some_rows(4, vocab_size, seed, spread).to(dtype)
+    highest, ids = first_highest(rows)
+    assert ids.tolist() == [ranking_of(row)[0] for row in rows]
+    assert highest.tolist() == rows.amax(dim=1).tolist()
+    rows[2, vocab_size // 2] = math.nan
+    assert first_highest(rows)[0].isnan().tolist() == [False, False, True, False]
+
+
+@settings(deadline=None, max_examples=120)
+@given(
+    st.integers(1, 600),
+    st.integers(0, 10**6),
+    st.sampled_from([1e-30, 0.01, 1.0, 4.0, 300.0]),
+    st.sampled_from([1e-30, 0.3, 1.0, 5.0]),
+    st.floats(0.001, 1.0),
+)
+def test_a_wide_cut_is_that_of_the_ranking(vocab_size, seed, spread, nat, share):
+    """Given weights that are counts, whose sums are exact in any order, equals and -inf among the values."""
+    rng = np.random.default_rng(seed)
+    values = some_rows(1, vocab_size, seed, 10.0)[0] * spread
+    weights = torch.from_numpy(rng.integers(0, 4, vocab_size).astype(np.float64))
+    weights[rng.integers(vocab_size)] = 3
+    weights[values == -torch.inf] = 0
+    mass = share * float(weights.sum())
+    expected, reached = torch.zeros_like(weights), 0.0
+    for token_id in ranking_of(values):
+        if reached < mass:
+            expected[token_id] = weights[token_id]
+            reached += float(weights[token_id])
+    before = weights.clone()
+    if values.max() > -torch.inf:
+        assert torch.equal(keep_prefix(values, weights, mass, nat), expected)
+    assert torch.equal(weights, before), "the weights are the caller's"
