@@ -66,7 +66,7 @@ def test_the_first_of_the_ranking_are_found(method, vocab_size, seed, spread, dt
 
 
 def test_thousands_of_equals_are_not_sorted(monkeypatch):
-    """Given a row that a grammar left ten tokens of: these and as many others as were asked for are sorted."""
+    """Given a row that a grammar left ten tokens of: these and as many others as are asked for are sorted."""
     considered = []
 
     def remember(*args):
