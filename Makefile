@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml | $(VENV)/bin/pip
 	@touch $@
 
 $(DEV_STAMP): pyproject.toml $(STAMP)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[worker,local,monitor,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[worker,local,gateway,monitor,dev]'
 	@touch $@
 
 demo: $(STAMP)

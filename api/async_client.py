@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from pagefleet.api import operations
 from pagefleet.api.async_connections import AsyncConnections
@@ -19,13 +20,17 @@ from pagefleet.api.fleet import (
     as_messages,
     prepare,
 )
+from pagefleet.api.job_record import JobRecord
 from pagefleet.api.keys import Lane
-from pagefleet.api.messages import MAX_SEED, ModelCard, SamplingOptions
+from pagefleet.api.messages import MAX_SEED, ModelCard, SamplingOptions, WorkerStatus
+from pagefleet.api.operations import Operation
 from pagefleet.api.settings import FleetSettings
 from pagefleet.api.status import read_status
 from pagefleet.api.stream import StreamState
 from pagefleet.api.structured_outputs import StructuredOptions
 from pagefleet.api.token_stream import AsyncTokenStream
+
+T = TypeVar("T")
 
 
 class AsyncFleetClient:
@@ -73,7 +78,7 @@ class AsyncFleetClient:
             "structured_outputs": structured_outputs,
             **sampling,
         }
-        return await self._start(job_id, fields, timeout)
+        return await self.start(fields, job_id=job_id, timeout=timeout)
 
     async def chat(
         self,
@@ -108,16 +113,22 @@ class AsyncFleetClient:
             "structured_outputs": structured_outputs,
             **sampling,
         }
-        return await self._start(job_id, fields, timeout)
+        return await self.start(fields, job_id=job_id, timeout=timeout)
 
     async def attach(
         self,
         job_id: str,
         *,
-        after: int = 0,
+        after: int | Sequence[int] = 0,
         timeout: float | None = DEFAULT_TIMEOUT_S,
+        keep: bool = True,
     ) -> AsyncTokenStream:
-        """See :meth:`pagefleet.api.fleet.Fleet.attach`."""
+        """See :meth:`pagefleet.api.fleet.Fleet.attach`.
+
+        Args:
+            after: one number for all choices, or one for each.
+            keep: false where nobody will ask for the result: the stream then forgets what it has given.
+        """
         live = self._live
         await live.open()
         if not await live.store.run(operations.watch(job_id, live.client_id)):
@@ -128,9 +139,16 @@ class AsyncFleetClient:
         if record is None:
             await source.close()
             raise job_not_found(job_id)
-        state = StreamState(job_id, after=after)
+        state = StreamState(job_id, after=after, keep=keep)
         state.feed_record(record)
         return AsyncTokenStream(state, source, record.model, timeout)
+
+    async def job(self, job_id: str, *, with_log: bool = True) -> JobRecord:
+        """What the server knows of a job now. Raises: JobNotFound."""
+        record = await self._live.store.read(job_id, with_log=with_log)
+        if record is None:
+            raise job_not_found(job_id)
+        return record
 
     async def cancel(self, job_id: str) -> bool:
         """See :meth:`pagefleet.api.fleet.Fleet.cancel`."""
@@ -143,8 +161,24 @@ class AsyncFleetClient:
     async def models(self) -> list[ModelCard]:
         return await self._live.store.cards()
 
+    async def card(self, model: str | None) -> ModelCard:
+        """Of a name or an alias; with None, of the only model there is. Raises: UnknownModel."""
+        return (await self._live.index(model)).resolve(model)
+
+    async def workers(self) -> list[WorkerStatus]:
+        """Those whose lease is alive."""
+        return await self._live.store.workers()
+
+    async def run(self, operation: Operation[T]) -> T:
+        """One script on the fleet's server, for what stands beside the fleet and shares its state."""
+        return await self._live.store.run(operation)
+
     async def status(self) -> FleetStatus:
         return await asyncio.to_thread(read_status, self._live.sync_store)
+
+    async def open(self) -> None:
+        """Connects, if it is not yet. Raises: RedisUnavailable."""
+        await self._live.open()
 
     async def close(self) -> None:
         await self._live.close()
@@ -158,9 +192,26 @@ class AsyncFleetClient:
     ) -> None:
         await self.close()
 
-    async def _start(
-        self, job_id: str | None, fields: Mapping[str, Any], timeout_s: float | None
+    async def start(
+        self,
+        fields: Mapping[str, Any],
+        *,
+        job_id: str | None = None,
+        max_open: int | None = None,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        keep: bool = True,
     ) -> AsyncTokenStream:
+        """A job from the fields of a request, ``echo`` and sampling parameters among them: what
+        :meth:`generate` and :meth:`chat` do, for who relays requests of others.
+
+        Args:
+            max_open: so many open jobs may the request's tenant have in its queue, if the model's card does
+                not allow fewer.
+            keep: false where nobody will ask for the result: the stream then forgets what it has given.
+
+        Raises:
+            InvalidRequest, ContextTooLong, UnknownModel, QueueFull, RedisUnavailable.
+        """
         live = self._live
         await live.open()
         model = fields.get("model")
@@ -168,8 +219,11 @@ class AsyncFleetClient:
         prepared = prepare(
             index, job_id, fields, secrets.randbelow(MAX_SEED), self.settings.max_request_bytes
         )
+        if max_open is not None:
+            prepared = replace(prepared, max_open=max_open)
         source = AsyncOwnSource(live, prepared)
         if not await source.submit():
             await source.close()
-            return await self.attach(prepared.job_id, timeout=timeout_s)
-        return AsyncTokenStream(StreamState(prepared.job_id), source, prepared.card.name, timeout_s)
+            return await self.attach(prepared.job_id, timeout=timeout, keep=keep)
+        state = StreamState(prepared.job_id, keep=keep)
+        return AsyncTokenStream(state, source, prepared.card.name, timeout)

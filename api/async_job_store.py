@@ -10,7 +10,7 @@ from pagefleet.api import keys
 from pagefleet.api.connection import connect_async, redis_errors
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.job_store import CLIENT_LEASE_S
-from pagefleet.api.messages import ModelCard
+from pagefleet.api.messages import ModelCard, WorkerStatus
 from pagefleet.api.operations import Operation
 from pagefleet.api.replies import parse_record, queue_read, readable
 from pagefleet.api.scripts import load_script
@@ -26,11 +26,11 @@ class AsyncJobStore:
         self.settings = settings
         self.redis: Any = connect_async(settings)
 
-    async def read(self, job_id: str) -> JobRecord | None:
+    async def read(self, job_id: str, *, with_log: bool = True) -> JobRecord | None:
         """Line 15, replay."""
         with redis_errors(self.settings.url):
             pipeline = self.redis.pipeline(transaction=True)
-            queue_read(pipeline, job_id, with_log=True)
+            queue_read(pipeline, job_id, with_log)
             return parse_record(job_id, await pipeline.execute())
 
     async def beat_client(self, client_id: str) -> None:
@@ -43,6 +43,13 @@ class AsyncJobStore:
             names = sorted(await self.redis.smembers(keys.MODELS))
             texts = await self.redis.mget([keys.model(name) for name in names]) if names else []
         return readable(ModelCard, names, texts)
+
+    async def workers(self) -> list[WorkerStatus]:
+        """The workers whose lease is alive, by id."""
+        with redis_errors(self.settings.url):
+            ids = sorted(await self.redis.zrange(keys.WORKERS, 0, -1))
+            texts = await self.redis.mget([keys.lease(worker_id) for worker_id in ids]) if ids else []
+        return readable(WorkerStatus, ids, texts)
 
     async def run(self, operation: Operation[T]) -> T:
         script = load_script(operation.script)

@@ -7,17 +7,15 @@ import contextlib
 import time
 import weakref
 from collections import deque
-from typing import Any
+from typing import Final
 
-from pagefleet.api import keys, operations
+from pagefleet.api import operations
 from pagefleet.api.arguments import shown_request
 from pagefleet.api.async_connections import AsyncConnections
-from pagefleet.api.connection import connect_async, redis_errors
 from pagefleet.api.connections import send_message
 from pagefleet.api.errors import JobNotFound, RedisUnavailable
 from pagefleet.api.fleet import Prepared, check_depth
 from pagefleet.api.job_record import JobRecord
-from pagefleet.api.messages import split_events
 from pagefleet.api.token_stream import AsyncSource, LiveEvent, Resync
 
 
@@ -104,8 +102,15 @@ class AsyncOwnSource(AsyncSource):
             raise
 
 
+_MAX_UNREAD: Final = 1024
+"""Events. A reader that is slower than its job lives off the log."""
+
+
 class _Inbox:
     """Events for one reader, within one event loop.
+
+    It does not grow with a reader that does not read: what is too much is dropped, and the reader told to
+    look into the log, which has it all.
 
     A queue with ``asyncio.timeout`` around it costs several times as much, once for each token; a timer that
     is made and cancelled for each token still costs as much as the rest. One timer goes on until it rings.
@@ -118,6 +123,9 @@ class _Inbox:
         self._timer: asyncio.TimerHandle | None = None
 
     def put(self, event: LiveEvent | Resync) -> None:
+        if len(self._events) >= _MAX_UNREAD:
+            self._events.clear()
+            event = Resync()
         self._events.append(event)
         self._wake()
 
@@ -161,33 +169,23 @@ class _Inbox:
 
 
 class AsyncAttachedSource(AsyncSource):
-    """A job of anybody's: events come over the job's own channel, on a connection of this reader's."""
+    """A job of anybody's: events come over the job's own channel, on the connection of all this client's
+    streams."""
 
     def __init__(self, live: AsyncConnections, job_id: str) -> None:
         self._live = live
         self._job_id = job_id
-        self._redis: Any = connect_async(live.store.settings)
-        self._pubsub: Any = self._redis.pubsub()
-        self._lines: list[LiveEvent] = []
+        self._inbox = _Inbox()
+        self._stop_listening: weakref.finalize[..., AsyncAttachedSource] | None = None
 
     async def open(self) -> None:
-        with redis_errors(self._live.store.settings.url):
-            await self._pubsub.subscribe(keys.job_channel(self._job_id))
+        subscriber = self._live.subscriber
+        await subscriber.watch(self._job_id, self._inbox.put)
+        # A stream that its caller dropped half way must not leave its inbox behind, to be filled.
+        self._stop_listening = weakref.finalize(self, subscriber.unwatch, self._job_id, self._inbox.put)
 
     async def wait(self, timeout_s: float) -> LiveEvent | Resync | None:
-        if self._lines:
-            return self._lines.pop(0)
-        try:
-            with redis_errors(self._live.store.settings.url):
-                message = await self._pubsub.get_message(timeout=timeout_s)
-        except RedisUnavailable:
-            return Resync()
-        if message is None:
-            return None
-        if message["type"] != "message":
-            return Resync()
-        self._lines = [LiveEvent(kind, body) for _id, kind, body in split_events(message["data"])]
-        return self._lines.pop(0)
+        return await self._inbox.get(timeout_s)
 
     async def read(self) -> JobRecord | None:
         return await self._live.store.read(self._job_id)
@@ -205,5 +203,6 @@ class AsyncAttachedSource(AsyncSource):
         await self._live.delete(self._job_id)
 
     async def close(self) -> None:
-        await self._pubsub.aclose()
-        await self._redis.aclose()
+        self._inbox.close()
+        if self._stop_listening is not None:
+            self._stop_listening()

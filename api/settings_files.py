@@ -20,7 +20,7 @@ from pagefleet.api.errors import ConfigurationError
 
 ENV_FILE: Final = Path(".env")
 TOML_FILE: Final = Path("pagefleet.toml")
-SECTIONS: Final = ("worker", "flower")
+SECTIONS: Final = ("worker", "flower", "gateway")
 """The tables that a TOML file may have, one for each class of settings beside the shared ones."""
 _OURS: Final = "pagefleet_"
 

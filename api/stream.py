@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,12 +45,21 @@ class Chunk:
     """One for each token, where the request asked for them."""
     prompt_logprobs: list[TokenLogprobs] | None = None
     """With the first token of choice 0, where the request asked for them."""
+    text_offset: int = 0
+    """How many characters of the choice's text stand before it."""
+
+    @property
+    def end(self) -> int:
+        """How many tokens of the choice a reader has with it: what it can go on after."""
+        return self.offset + len(self.token_ids)
 
 
 class _Choice:
     """What has been seen of one choice."""
 
     def __init__(self) -> None:
+        self.num_tokens = 0
+        self.num_chars = 0
         self.token_ids: list[int] = []
         self.texts: list[str] = []
         self.logprobs: list[TokenLogprobs] = []
@@ -60,15 +70,19 @@ class StreamState:
     """Dedupes by token index, notices gaps, knows the end.
 
     Args:
-        after: how many tokens of each choice the reader has already; no chunk repeats them.
+        after: how many tokens the reader has already of each choice, one number for all or one for each;
+            no chunk repeats them.
+        keep: whether :meth:`result` will be asked for. A relay that only passes chunks on needs no more than
+            their count.
     """
 
-    def __init__(self, job_id: str, *, after: int = 0) -> None:
+    def __init__(self, job_id: str, *, after: int | Sequence[int] = 0, keep: bool = True) -> None:
         self.job_id = job_id
         self.wants_replay = False
         self.num_prompt_tokens: int | None = None
         self.attempts = 0
         self._after = after
+        self._keep = keep
         self._choices: defaultdict[int, _Choice] = defaultdict(_Choice)
         self._chunks: deque[Chunk] = deque()
         self._prompt_logprobs: list[TokenLogprobs] | None = None
@@ -78,7 +92,7 @@ class StreamState:
     def ended(self) -> bool:
         """The job is in a final state and every token of its log has been seen."""
         return self._end is not None and all(
-            len(self._choices[index].token_ids) >= count for index, count in enumerate(self._end.num_tokens)
+            self._choices[index].num_tokens >= count for index, count in enumerate(self._end.num_tokens)
         )
 
     @property
@@ -92,6 +106,22 @@ class StreamState:
             return None
         failure = JobDead if self._end.state is JobState.DEAD else JobFailed
         return failure(f"Job {self.job_id} failed without a reason.", job_id=self.job_id)
+
+    @property
+    def num_tokens(self) -> int:
+        """Seen so far, of all choices together."""
+        return sum(choice.num_tokens for choice in self._choices.values())
+
+    @property
+    def state(self) -> JobState | None:
+        """The final one, once it is known."""
+        return None if self._end is None else self._end.state
+
+    def finish(self, choice: int) -> tuple[str | None, str | int | None]:
+        """Why a choice of an ended job ended, and what stopped it."""
+        reasons = [] if self._end is None else self._end.finish_reasons
+        reason = reasons[choice] if choice < len(reasons) else None
+        return reason, self._choices[choice].stop_reason
 
     def pop(self) -> Chunk | None:
         return self._chunks.popleft() if self._chunks else None
@@ -144,27 +174,45 @@ class StreamState:
 
     def _feed_entry(self, entry: LogEntry) -> None:
         choice = self._choices[entry.choice]
-        skip = len(choice.token_ids) - entry.offset
+        skip = choice.num_tokens - entry.offset
         if skip < 0:
             self.wants_replay = True
             return
         if skip >= len(entry.token_ids):
             return
-        choice.token_ids += entry.token_ids[skip:]
-        choice.texts += entry.texts[skip:]
-        choice.logprobs += (entry.logprobs or [])[skip:]
+        num_chars, start = choice.num_chars, choice.num_tokens
+        choice.num_tokens = entry.offset + len(entry.token_ids)
+        choice.num_chars += sum(map(len, entry.texts[skip:]))
         self._prompt_logprobs = entry.prompt_logprobs or self._prompt_logprobs
         choice.stop_reason = entry.stop_reason
-        self._give(entry, max(skip, self._after - entry.offset))
+        if self._keep:
+            choice.token_ids += entry.token_ids[skip:]
+            choice.texts += entry.texts[skip:]
+            choice.logprobs += (entry.logprobs or [])[skip:]
+        had = max(start, self._had(entry.choice)) - entry.offset
+        self._give(entry, had, num_chars + sum(map(len, entry.texts[skip:had])))
 
-    def _give(self, entry: LogEntry, skip: int) -> None:
+    def _had(self, choice: int) -> int:
+        if isinstance(self._after, int):
+            return self._after
+        return self._after[choice] if choice < len(self._after) else 0
+
+    def _give(self, entry: LogEntry, skip: int, text_offset: int) -> None:
         token_ids, text = entry.token_ids[skip:], "".join(entry.texts[skip:])
         if token_ids:
             logprobs = None if entry.logprobs is None else entry.logprobs[skip:]
             offset = entry.offset + skip
-            prompt_logprobs = entry.prompt_logprobs if offset == 0 else None
             self._chunks.append(
-                Chunk(entry.choice, offset, token_ids, text, entry.finish_reason, logprobs, prompt_logprobs)
+                Chunk(
+                    entry.choice,
+                    offset,
+                    token_ids,
+                    text,
+                    entry.finish_reason,
+                    logprobs,
+                    entry.prompt_logprobs if offset == 0 else None,
+                    text_offset,
+                )
             )
 
     def _result_of(self, index: int) -> ChoiceResult:

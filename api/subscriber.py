@@ -7,11 +7,13 @@ import contextlib
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import redis
 
+from pagefleet.api import keys
 from pagefleet.api.connection import connect, connect_async, redis_errors
 from pagefleet.api.errors import RedisUnavailable
 from pagefleet.api.messages import split_events
@@ -55,9 +57,12 @@ class _Routes:
                 deliver(LiveEvent(kind, body))
 
     def resync(self) -> None:
-        for delivers in list(self._deliver.values()):
-            for deliver in delivers:
-                deliver(Resync())
+        for job_id in list(self._deliver):
+            self.resync_job(job_id)
+
+    def resync_job(self, job_id: str) -> None:
+        for deliver in self._deliver.get(job_id, ()):
+            deliver(Resync())
 
 
 class Subscriber:
@@ -126,13 +131,20 @@ class Subscriber:
 
 
 class AsyncSubscriber:
-    """:class:`Subscriber` as a task of the running event loop."""
+    """:class:`Subscriber` as a task of the running event loop.
+
+    It listens, on the same connection, to the own channels of jobs that this client did not submit too.
+    """
 
     def __init__(self, settings: FleetSettings, channel: str, beat: Callable[[], Awaitable[None]]) -> None:
         self._settings = settings
         self._channel = channel
         self._beat = beat
         self._routes = _Routes()
+        self._watched: Counter[str] = Counter()
+        self._pubsub: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._leaving: set[asyncio.Future[None]] = set()
         self._ready = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.add = self._routes.add
@@ -141,8 +153,12 @@ class AsyncSubscriber:
     async def open(self) -> None:
         """Raises: RedisUnavailable, within the connect timeout."""
         client: Any = connect_async(self._settings)
-        with redis_errors(self._settings.url):
-            await client.ping()
+        try:
+            with redis_errors(self._settings.url):
+                await client.ping()
+        except BaseException:
+            await client.aclose()
+            raise
         self._task = asyncio.create_task(self._run(client), name="pagefleet-subscriber")
         try:
             await asyncio.wait_for(self._ready.wait(), self._settings.connect_timeout_s)
@@ -160,6 +176,42 @@ class AsyncSubscriber:
             self._task = None
         self._ready.clear()
 
+    async def watch(self, job_id: str, deliver: Deliver) -> None:
+        """Listens to a job's own channel from now on, for as many readers as ask for it.
+
+        They are told to look into the log once the server has confirmed: from then on nothing is missed.
+        Where it cannot be asked now, it is when it is back.
+        """
+        self._routes.add(job_id, deliver)
+        self._loop = asyncio.get_running_loop()
+        self._watched[job_id] += 1
+        if self._watched[job_id] == 1:
+            await self._ask("subscribe", job_id)
+
+    def unwatch(self, job_id: str, deliver: Deliver) -> None:
+        """Also for a reader that was dropped half way, wherever that is noticed."""
+        self._routes.remove(job_id, deliver)
+        self._watched[job_id] -= 1
+        if self._watched[job_id] <= 0:
+            del self._watched[job_id]
+            if self._loop is not None and not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._let_go, job_id)
+
+    def _let_go(self, job_id: str) -> None:
+        task = asyncio.ensure_future(self._unsubscribe(job_id))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _unsubscribe(self, job_id: str) -> None:
+        # Somebody may have come meanwhile.
+        if job_id not in self._watched:
+            await self._ask("unsubscribe", job_id)
+
+    async def _ask(self, verb: str, job_id: str) -> None:
+        if self._pubsub is not None:
+            with contextlib.suppress(redis.ConnectionError, redis.TimeoutError, OSError):
+                await getattr(self._pubsub, verb)(keys.job_channel(job_id))
+
     async def _run(self, client: Any) -> None:
         backoff_s = 0.05
         try:
@@ -175,17 +227,26 @@ class AsyncSubscriber:
 
     async def _listen(self, client: Any) -> None:
         async with client.pubsub() as pubsub:
-            await pubsub.subscribe(self._channel)
-            beat_at = 0.0
-            while True:
-                if time.monotonic() >= beat_at:
-                    beat_at = time.monotonic() + BEAT_EVERY_S
-                    await self._beat()
-                message = await pubsub.get_message(timeout=_POLL_S)
-                if message is None:
-                    continue
-                if message["type"] == "subscribe":
-                    self._ready.set()
-                    self._routes.resync()
-                elif message["type"] == "message":
-                    self._routes.dispatch(message["data"])
+            await pubsub.subscribe(self._channel, *map(keys.job_channel, self._watched))
+            self._pubsub = pubsub
+            try:
+                await self._hear(pubsub)
+            finally:
+                self._pubsub = None
+
+    async def _hear(self, pubsub: Any) -> None:
+        beat_at = 0.0
+        while True:
+            if time.monotonic() >= beat_at:
+                beat_at = time.monotonic() + BEAT_EVERY_S
+                await self._beat()
+            message = await pubsub.get_message(timeout=_POLL_S)
+            if message is None:
+                continue
+            if message["type"] == "message":
+                self._routes.dispatch(message["data"])
+            elif message["type"] == "subscribe" and message["channel"] == self._channel:
+                self._ready.set()
+                self._routes.resync()
+            elif message["type"] == "subscribe":
+                self._routes.resync_job(keys.job_of_channel(message["channel"]))

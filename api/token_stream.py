@@ -146,6 +146,15 @@ class _StreamBase:
         """Known once the worker has accepted the job."""
         return self._state.num_prompt_tokens
 
+    @property
+    def num_tokens(self) -> int:
+        """Generated so far, as far as it has been read: of all choices together."""
+        return self._state.num_tokens
+
+    def finish(self, choice: int) -> tuple[str | None, str | int | None]:
+        """Why a choice of an ended job ended, and what stopped it."""
+        return self._state.finish(choice)
+
     def _outcome(self) -> JobResult:
         """Raises the job's error, also where the iteration has raised it before."""
         if self._state.error is not None:
@@ -268,11 +277,60 @@ class AsyncTokenStream(_StreamBase, AsyncIterator[Chunk]):
             elif self._state.wants_replay:
                 await self._replay()
             else:
-                event = await self._source.wait(self._patience.next_wait())
-                _take(self._state, event)
-                if isinstance(event, Resync) and self._cancelled:
-                    await self._cancel_again()
+                await self._hear(self._patience.next_wait())
         raise StopAsyncIteration
+
+    @property
+    def has_ended(self) -> bool:
+        """Nothing more will come: the job has ended and all of it was read, or the stream was closed."""
+        return self._closed
+
+    async def poll(self, timeout_s: float) -> Chunk | None:
+        """The next chunk, or None: at the end, and where none came for so long. Then ask again: unlike the
+        stream's own timeout this is no fault, and an outage of the server is waited for.
+
+        Raises:
+            FleetError: what the job failed with.
+        """
+        self._patience.renew()
+        until = time.monotonic() + timeout_s
+        while not self._closed:
+            chunk = self._state.pop()
+            if chunk is not None:
+                return chunk
+            if self._state.ended:
+                await self._end()
+            elif (left_s := until - time.monotonic()) <= 0:
+                return None
+            else:
+                await self._hear(left_s)
+        return None
+
+    async def accepted(self, timeout_s: float) -> bool:
+        """Waits until a worker has accepted the job, or it has ended; false where neither came in time.
+
+        Raises:
+            FleetError: what the job was rejected or failed with.
+        """
+        until = time.monotonic() + timeout_s
+        while self._state.num_prompt_tokens is None and not self._state.ended:
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                return False
+            await self._hear(left_s)
+        if self._state.error is not None:
+            await self._end()
+        return True
+
+    async def _hear(self, timeout_s: float) -> None:
+        """One event, or one look into the log."""
+        if self._state.wants_replay:
+            await self._replay()
+            return
+        event = await self._source.wait(min(timeout_s, SILENCE_S))
+        _take(self._state, event)
+        if isinstance(event, Resync) and self._cancelled:
+            await self._cancel_again()
 
     async def result(self) -> JobResult:
         """Reads on to the end and returns everything."""

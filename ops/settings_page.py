@@ -8,18 +8,23 @@ from typing import Any, Final
 from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 
-from pagefleet.api.settings import FleetSettings, FlowerSettings
+from pagefleet.api.settings import FleetSettings, FlowerSettings, GatewaySettings
 from pagefleet.workers.settings import WorkerSettings
 
+_TABLES: Final = (
+    ("Workers alone", WorkerSettings),
+    ("Flower alone", FlowerSettings),
+    ("The gateway alone", GatewaySettings),
+)
 PAGE: Final = Path(__file__).parents[1] / "docs" / "settings.md"
 _HEAD: Final = """\
 # Settings
 
 Written by `python -m ops.settings_page` from `api/settings.py` and `workers/settings.py`; change it there.
 
-Each is a field of `FleetSettings`, `WorkerSettings` or `FlowerSettings`, and an environment variable;
-those that are often needed are options of the commands too. A `pagefleet` command takes each from the
-first of these that has it:
+Each is a field of `FleetSettings`, `WorkerSettings`, `FlowerSettings` or `GatewaySettings`, and an
+environment variable; those that are often needed are options of the commands too. A `pagefleet` command
+takes each from the first of these that has it:
 
 1. its options;
 2. the environment: `PAGEFLEET_MAX_NUM_SEQS=32`; an empty variable counts as none, a list is written as JSON;
@@ -65,7 +70,7 @@ def page() -> str:
     """The whole page, as Markdown."""
     shared = FleetSettings.model_fields
     lines = [_HEAD.format(example=EXAMPLE), "## All\n", *_table(shared)]
-    for title, settings in (("Workers alone", WorkerSettings), ("Flower alone", FlowerSettings)):
+    for title, settings in _TABLES:
         own = {name: field for name, field in settings.model_fields.items() if name not in shared}
         lines += [f"\n## {title}: `[{settings.section}]` in TOML\n", *_table(own)]
     return "\n".join([*lines, ""])

@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
-import socket
 from pathlib import Path
 from typing import Final, Self
 
-from pagefleet.api.errors import ConfigurationError
 from pagefleet.api.settings import FlowerSettings
 from pagefleet.workers.child_process import ChildProcess
-from pagefleet.workers.redis_server import free_port
+from pagefleet.workers.ports import take_port
 
 INSTALL_HINT: Final = "not installed: pip install 'pagefleet[monitor]'"
 _USER: Final = "admin"
@@ -36,7 +34,7 @@ class FlowerProcess(ChildProcess):
         host = settings.flower_address
         self.auth_file = settings.flower_auth_file or settings.home_dir / "flower_users"
         self._makes_auth_file = settings.flower_auth_file is None
-        self.port = _take_port(host, settings.flower_port, port)
+        self.port = take_port("flower_port", host, settings.flower_port, port)
         super().__init__(
             "flower",
             ["flower", "--address", host, "--port", str(self.port), "--auth-file", str(self.auth_file)],
@@ -50,25 +48,6 @@ class FlowerProcess(ChildProcess):
         if self._makes_auth_file:
             write_secret(self.auth_file, f"{_USER}:{secrets.token_urlsafe(16)}\n")
         return super().start()
-
-
-def _take_port(host: str, usual: int, wanted: int | None) -> int:
-    problem = _why_taken(host, usual if wanted is None else wanted)
-    if problem is None and wanted != 0:
-        return usual if wanted is None else wanted
-    if wanted:
-        raise ConfigurationError(
-            f"flower_port: {host}:{wanted} cannot be had ({problem}); 0 takes a free one."
-        )
-    return free_port()
-
-
-def _why_taken(host: str, port: int) -> str | None:
-    try:
-        with socket.create_server((host, port)):
-            return None
-    except OSError as error:
-        return error.strerror or str(error)
 
 
 def write_secret(file: Path, text: str) -> None:

@@ -52,6 +52,7 @@ _JOBS: Final = (
     ("HGET", "pf:job:doctor", "state"),
     ("LLEN", "pf:log:doctor"),
     ("ZCARD", "pf:tenant:doctor"),
+    ("HGET", "pf:rate:doctor", "requests"),
     ("GET", "celery-task-meta-doctor"),
 )
 _REPLIES: Final = ("pf:reply:doctor", "pf:job-events:doctor", "celery-task-meta-doctor")

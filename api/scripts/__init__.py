@@ -24,6 +24,7 @@ NAMES: Final = (
     "watch",
     "unlock",
     "condemn",
+    "rate",
 )
 
 _NEEDS_MEMORY: Final = frozenset({"submit", "claim", "step", "watch"})

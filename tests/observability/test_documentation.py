@@ -10,16 +10,21 @@ from harness import leave, make_worker
 from prometheus_client import CollectorRegistry
 
 from pagefleet.api.exporter import FleetCollector
+from pagefleet.api.gateway.metrics import GatewayMetrics
 
 
 @pytest.fixture
 def existing(store):
-    """Of a worker and of the exporter, together."""
+    """Of a worker, of the exporter and of a gateway, together."""
     worker = make_worker(store, "w1")
     worker.start()
     registry = CollectorRegistry()
     registry.register(FleetCollector(store))
-    yield {**existing_metrics(worker.metrics.registry), **existing_metrics(registry)}
+    gateway = GatewayMetrics()
+    gateway.requests.labels("/v1/models", "200").inc()
+    gateway.seconds.labels("/v1/models").observe(0.1)
+    registries = (worker.metrics.registry, registry, gateway.registry)
+    yield {name: row for each in registries for name, row in existing_metrics(each).items()}
     leave(worker)
 
 

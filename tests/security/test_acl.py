@@ -19,6 +19,8 @@ from pagefleet.api import FleetClient, keys
 from pagefleet.api.celery_app import make_celery
 from pagefleet.api.errors import RedisUnavailable
 from pagefleet.api.exporter import FleetCollector
+from pagefleet.api.gateway.authentication import ANYBODY
+from pagefleet.api.gateway.rate_limit import take
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.settings import FleetSettings
 from pagefleet.engine.backends.null import null_token
@@ -68,6 +70,11 @@ def test_a_fleet_lives_under_its_users(guarded, workers, producer):
     long.cancel()
     assert long.result().finish_reason == "cancelled"
     long.delete()
+    # What a gateway counts for its keys, with the same user.
+    store = JobStore(FleetSettings(redis_url=guarded.url_of("producer")))
+    limited = ANYBODY.model_copy(update={"requests_per_minute": 60})
+    assert store.run(take(limited, 1, 0)) == [1, 59, -1]
+    store.close_connections()
     assert len(producer.status().workers) == 2
     # A worker dies with running streams, another leaves: the tokens go on.
     streams = [producer.generate("x", max_tokens=150, seed=index) for index in range(8)]

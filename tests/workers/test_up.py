@@ -27,6 +27,7 @@ from pagefleet.workers.flower_process import FlowerProcess
 from pagefleet.workers.redis_server import free_port
 
 UP = [sys.executable, "-m", "pagefleet.api.cli.main", "up", "--workers", "2", "--flower-port", "0"]
+UP += ["--gateway-port", "0"]
 NULL = ["--model", "null", "--backend", "null"]
 
 
@@ -99,6 +100,9 @@ def test_flower_and_metrics_come_with_it_and_nothing_outlives_it(up, tmp_path):
     assert wait_until(
         lambda: len(json.loads(get(f"{url}/workers?json=1", password)[1])["data"]) == 2, 20, 0.2
     )
+    # So is the gateway, and it knows the workers.
+    (line,) = [line for line in up.log_file.read_text().splitlines() if line.startswith("gateway ")]
+    assert wait_until(lambda: get(line.split()[1].replace("/v1", "/ready"))[0] == 200, 30, 0.1)
     # Each worker has a port of its own.
     for port in (up.metrics_port, up.metrics_port + 1):
         assert "pagefleet_num_requests_running" in get(f"http://127.0.0.1:{port}/metrics")[1]

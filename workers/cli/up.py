@@ -13,9 +13,11 @@ import click
 
 from pagefleet.api.cli.options import redis_option
 from pagefleet.api.connection import safe_url
-from pagefleet.api.settings import FlowerSettings
+from pagefleet.api.settings import FlowerSettings, GatewaySettings
 from pagefleet.workers.child_process import ChildProcess
 from pagefleet.workers.flower_process import INSTALL_HINT, FlowerProcess, has_flower
+from pagefleet.workers.gateway_process import INSTALL_HINT as GATEWAY_HINT
+from pagefleet.workers.gateway_process import GatewayProcess, has_gateway
 from pagefleet.workers.local_stack import LocalStack, WorkerProcess
 from pagefleet.workers.settings import WorkerSettings
 from pagefleet.workers.stack_guard import StackGuard
@@ -36,6 +38,8 @@ for chunk in FleetClient().generate("Once upon a time", max_tokens=64):
 @click.option("--metrics-port", type=int, help="Of the first worker, for Prometheus; the next ones count on.")
 @click.option("--flower/--no-flower", default=True, help="Serve Flower.  [default: where it is installed]")
 @click.option("--flower-port", type=int, help="0 takes a free one.  [default: 5555]")
+@click.option("--gateway/--no-gateway", default=True, help="Serve HTTP.  [default: where it is installed]")
+@click.option("--gateway-port", type=int, help="0 takes a free one.  [default: 8000]")
 @redis_option
 @click.argument("worker_arguments", nargs=-1, type=click.UNPROCESSED)
 def up(
@@ -44,17 +48,19 @@ def up(
     metrics_port: int | None,
     flower: bool,
     flower_port: int | None,
+    gateway: bool,
+    gateway_port: int | None,
     redis_url: str | None,
     worker_arguments: tuple[str, ...],
 ) -> None:
-    """Start a Redis, workers and Flower here, and keep them running until Ctrl-C, which drains.
+    """Start a Redis, workers, Flower and the gateway here, and keep them running until Ctrl-C, which drains.
 
     Other options go to each worker: see `pagefleet worker --help`.
 
     \b
     pagefleet up
     pagefleet up --workers 2 --model ./my-checkpoint --dtype float32
-    pagefleet up --workers 2 --metrics-port 9100 --flower-port 0
+    pagefleet up --workers 2 --metrics-port 9100 --flower-port 0 --gateway-port 8080
     """
     settings = WorkerSettings.from_files(redis_url=redis_url, metrics_port=metrics_port)
     stop = _stop_event()
@@ -70,6 +76,7 @@ def up(
             guard=guard,
         )
         dashboard = _add_flower(stack, flower_port) if flower and has_flower() else None
+        door = _add_gateway(stack, gateway_port) if gateway and has_gateway() else None
         click.echo("starting (the first start converts the model once; later ones take seconds) ...")
         with stack:
             stack.write_stack_file(settings.stack_file)
@@ -77,6 +84,8 @@ def up(
                 _print_started(stack, worker_arguments)
                 if flower:
                     _print_flower(dashboard)
+                if gateway:
+                    _print_gateway(door)
                 _print_usage()
                 _supervise(stack, stop)
             finally:
@@ -89,6 +98,12 @@ def _add_flower(stack: LocalStack, port: int | None) -> FlowerProcess:
     flower = FlowerProcess(stack.redis_url, FlowerSettings.from_files(), port)
     stack.companions.append(flower)
     return flower
+
+
+def _add_gateway(stack: LocalStack, port: int | None) -> GatewayProcess:
+    gateway = GatewayProcess(stack.redis_url, GatewaySettings.from_files(), port)
+    stack.companions.append(gateway)
+    return gateway
 
 
 def _stop_event() -> threading.Event:
@@ -113,6 +128,10 @@ def _print_flower(flower: FlowerProcess | None) -> None:
         click.echo(f"flower   {INSTALL_HINT}")
     else:
         click.echo(f"flower   {flower.url}  user and password in {flower.auth_file}")
+
+
+def _print_gateway(gateway: GatewayProcess | None) -> None:
+    click.echo(f"gateway  {GATEWAY_HINT if gateway is None else gateway.url + '/v1'}")
 
 
 def _print_usage() -> None:

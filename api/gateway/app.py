@@ -1,0 +1,114 @@
+"""The application: routes, what stands around them, and what lives as long as the process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final, TypedDict
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pagefleet.api.async_client import AsyncFleetClient
+from pagefleet.api.errors import RedisUnavailable
+from pagefleet.api.gateway import chat_completions, completions, health, jobs, models, openapi
+from pagefleet.api.gateway.api_keys import Keyring
+from pagefleet.api.gateway.context import Gateway
+from pagefleet.api.gateway.errors import HANDLERS
+from pagefleet.api.gateway.metrics import GatewayMetrics
+from pagefleet.api.gateway.rate_limit import RateLimit
+from pagefleet.api.settings import GatewaySettings
+
+ROUTES: Final = [
+    Route("/v1/chat/completions", chat_completions.create, methods=["POST"]),
+    Route("/v1/completions", completions.create, methods=["POST"]),
+    Route("/v1/models", models.show_all),
+    Route("/v1/models/{name:path}", models.show),
+    Route("/v1/jobs/{job_id:path}/stream", jobs.stream),
+    Route("/v1/jobs/{job_id:path}", jobs.show),
+    Route("/v1/jobs/{job_id:path}", jobs.delete, methods=["DELETE"]),
+    Route("/health", health.health),
+    Route("/ready", health.ready),
+    Route("/metrics", health.metrics),
+    Route("/openapi.json", openapi.show),
+]
+
+
+class _State(TypedDict):
+    gateway: Gateway
+
+
+def make_app(settings: GatewaySettings, leaving: asyncio.Future[None] | None = None) -> Starlette:
+    """
+    Args:
+        leaving: see :class:`Gateway`; by default this process never leaves.
+
+    Raises:
+        ConfigurationError: the file of keys cannot be read.
+    """
+    keyring = None if settings.gateway_keys_file is None else Keyring(settings.gateway_keys_file)
+    metrics = GatewayMetrics()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[_State]:
+        fleet = AsyncFleetClient(settings)
+        rate_limit = RateLimit(fleet)
+        # Redis may come later: until then /ready says so, and requests get a 503.
+        with contextlib.suppress(RedisUnavailable):
+            await fleet.open()
+        until = asyncio.get_running_loop().create_future() if leaving is None else leaving
+        yield {"gateway": Gateway(settings, fleet, keyring, rate_limit, metrics, until)}
+        await rate_limit.close()
+        await fleet.close()
+
+    middleware = [Middleware(_Counted, metrics=metrics)]
+    if settings.gateway_cors_origins:
+        middleware.append(Middleware(CORSMiddleware, **_cors(settings)))
+    return Starlette(routes=ROUTES, middleware=middleware, exception_handlers=HANDLERS, lifespan=lifespan)
+
+
+def _cors(settings: GatewaySettings) -> Mapping[str, Any]:
+    return {
+        "allow_origins": settings.gateway_cors_origins,
+        "allow_methods": ["GET", "POST", "DELETE"],
+        "allow_headers": ["authorization", "content-type", "last-event-id"],
+        "expose_headers": ["x-pagefleet-job", "x-pagefleet-ignored", "retry-after"],
+    }
+
+
+class _Counted:
+    """Counts each request by its route and status, once it is answered."""
+
+    def __init__(self, app: ASGIApp, metrics: GatewayMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun_at, status = time.monotonic(), 499
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, counted)
+        finally:
+            route = _route_of(scope)
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.seconds.labels(route).observe(time.monotonic() - begun_at)
+
+
+def _route_of(scope: Scope) -> str:
+    """The pattern, never the path: that is the client's."""
+    endpoint = scope.get("endpoint")
+    return next((route.path for route in ROUTES if route.endpoint is endpoint), "none")

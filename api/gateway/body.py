@@ -1,0 +1,91 @@
+"""A request's body: read within limits, checked, and what was in it that nobody knows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.requests import Request
+
+from pagefleet.api.gateway.errors import ApiError, invalid_body
+from pagefleet.api.settings import GatewaySettings
+
+IGNORED_HEADER: Final = "x-pagefleet-ignored"
+_MAX_NAMED: Final = 20
+_MAX_NAME_CHARS: Final = 64
+
+
+class RequestBody(BaseModel):
+    """What a client may send. A field that it does not have is kept aside, to be named."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+
+B = TypeVar("B", bound=RequestBody)
+
+
+async def read_body(request: Request, model: type[B], settings: GatewaySettings) -> B:
+    """Raises: ApiError (400, 408, 413, 415)."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        # Also what a page of somebody else's may not send from a visitor's browser without asking.
+        raise ApiError(
+            415, "Send the body as `Content-Type: application/json`.", code="unsupported_content_type"
+        )
+    try:
+        async with asyncio.timeout(settings.gateway_body_timeout_s):
+            content = await _read(request, settings.gateway_max_body_bytes)
+    except TimeoutError:
+        raise ApiError(
+            408, "The body did not come in time.", code="request_timeout", headers={"connection": "close"}
+        ) from None
+    try:
+        body = model.model_validate_json(content)
+    except ValidationError as error:
+        raise invalid_body(error) from None
+    unknown = list(body.model_extra or ())
+    if unknown and settings.gateway_strict:
+        name = unknown[0][:_MAX_NAME_CHARS]
+        raise ApiError(
+            400, f"Unrecognized request argument supplied: {name}", param=name, code="unknown_parameter"
+        )
+    return body
+
+
+def ignored_headers(body: RequestBody) -> Mapping[str, str]:
+    """Names what nobody looked at."""
+    names = [
+        "".join(c if (c.isalnum() and c.isascii()) or c in "_-." else "?" for c in name[:_MAX_NAME_CHARS])
+        for name in list(body.model_extra or ())[:_MAX_NAMED]
+    ]
+    return {IGNORED_HEADER: ", ".join(names)} if names else {}
+
+
+async def _read(request: Request, most: int) -> bytes:
+    too_large = ApiError(
+        413, f"The body may have {most} bytes.", code="request_too_large", headers={"connection": "close"}
+    )
+    stated = request.headers.get("content-length", "")
+    if stated.isdecimal() and int(stated[:20]) > most:
+        raise too_large
+    parts: list[bytes] = []
+    num_bytes = 0
+    async for part in request.stream():
+        num_bytes += len(part)
+        if num_bytes > most:
+            raise too_large
+        parts.append(part)
+    return b"".join(parts)
+
+
+def refuse(body: RequestBody, reasons: Mapping[str, str]) -> None:
+    """Fields that must not be ignored, since the answer would not be what was asked for.
+
+    Raises: ApiError.
+    """
+    for name, reason in reasons.items():
+        value: Any = (body.model_extra or {}).get(name)
+        if value not in (None, [], {}, False, ""):
+            raise ApiError(400, f"{name}: {reason}.", param=name, code="unsupported_parameter")

@@ -1,0 +1,37 @@
+"""What all requests of one gateway process share. Nothing of it is a request's state."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from pagefleet.api.async_client import AsyncFleetClient
+from pagefleet.api.gateway.api_keys import ApiKey, Keyring
+from pagefleet.api.gateway.authentication import authenticate
+from pagefleet.api.gateway.metrics import GatewayMetrics
+from pagefleet.api.gateway.rate_limit import RateLimit
+from pagefleet.api.settings import GatewaySettings
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    settings: GatewaySettings
+    fleet: AsyncFleetClient
+    keyring: Keyring | None
+    rate_limit: RateLimit
+    metrics: GatewayMetrics
+    leaving: asyncio.Future[None]
+    """Done when this process has no more time: what still streams ends, and its client goes on elsewhere."""
+
+
+def gateway_of(request: Request) -> Gateway:
+    gateway: Gateway = request.state.gateway
+    return gateway
+
+
+def who_asks(request: Request) -> tuple[Gateway, ApiKey]:
+    """Raises: ApiError (401)."""
+    gateway = gateway_of(request)
+    return gateway, authenticate(request, gateway.keyring)

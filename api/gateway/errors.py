@@ -1,0 +1,165 @@
+"""What goes wrong, as OpenAI's clients expect to hear it: a status and ``{message, type, param, code}``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from pagefleet.api.errors import (
+    ContextTooLong,
+    FleetError,
+    InvalidRequest,
+    JobDead,
+    JobLost,
+    JobNotFound,
+    QueueFull,
+    RedisUnavailable,
+    UnknownModel,
+    UnknownParameter,
+)
+
+logger = logging.getLogger(__name__)
+
+INVALID: Final = "invalid_request_error"
+SERVER: Final = "server_error"
+_CLIENT_GONE: Final = 499
+_SPELLED: Final = {
+    "prompt_token_ids": "prompt",
+    "structured_outputs": "response_format",
+    "detached": "background",
+}
+"""Fields of a job that a request over HTTP calls otherwise."""
+
+
+class ApiError(Exception):
+    """One refusal, complete."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = INVALID,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = dict(headers or {})
+        self.body: dict[str, Any] = {
+            "error": {"message": message, "type": kind, "param": param, "code": code}
+        }
+
+    def response(self) -> Response:
+        return JSONResponse(self.body, self.status, self.headers)
+
+
+def api_error(error: FleetError) -> ApiError:
+    """A fleet's error in HTTP's terms. What is not the caller's fault is told without its details."""
+    match error:
+        case ContextTooLong():
+            return ApiError(400, error.message, param=_spelled(error.param), code="context_length_exceeded")
+        case UnknownParameter():
+            return ApiError(400, error.message, param=_spelled(error.param), code="unknown_parameter")
+        case InvalidRequest():
+            return ApiError(400, error.message, param=_spelled(error.param), code="invalid_value")
+        case UnknownModel():
+            return ApiError(
+                404,
+                "The model does not exist or you do not have access to it: /v1/models lists those that do.",
+                param="model",
+                code="model_not_found",
+            )
+        case JobNotFound():
+            return ApiError(404, "There is no such job.", param="job_id", code="job_not_found")
+        case QueueFull() if error.param == "tenant":
+            return _too_many("Too many of your requests are open; wait until one has ended.", "too_many_open")
+        case QueueFull():
+            return _too_many("The model's queue is full; try again later.", "queue_full")
+        case RedisUnavailable():
+            logger.warning("no Redis: %s", error.message)
+            message = "The service is not available right now; try again later."
+            return ApiError(
+                503, message, kind=SERVER, code="service_unavailable", headers={"retry-after": "1"}
+            )
+        case JobDead():
+            return ApiError(500, "The job was given up after repeated faults.", kind=SERVER, code="job_dead")
+        case JobLost():
+            return ApiError(500, "The job was lost.", kind=SERVER, code="job_lost")
+        case _:
+            logger.error("job %s: %s", error.job_id, error.message)
+            return ApiError(500, "The job failed.", kind=SERVER, code="job_failed")
+
+
+def invalid_body(error: ValidationError) -> ApiError:
+    """The first complaint about a body, as one sentence that names the field."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"The body is no JSON: {first['ctx']['error']}.", code="invalid_json")
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    message = first["msg"].removeprefix("Value error, ")
+    if not param:
+        return ApiError(400, f"{message}.", code="invalid_type")
+    code = "missing_required_parameter" if first["type"] == "missing" else "invalid_type"
+    return ApiError(400, f"{param}: {message[0].lower()}{message[1:]}.", param=param, code=code)
+
+
+async def on_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def on_fleet_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, FleetError)
+    return api_error(error).response()
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """What the router itself refuses: an address or a method that there isn't."""
+    assert isinstance(error, HTTPException)
+    where = f"({request.method} {request.url.path})"
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        refusal = ApiError(405, f"This address has no such method {where}.", code="method_not_supported")
+        refusal.headers |= error.headers or {}
+    else:
+        refusal = ApiError(error.status_code, f"Invalid URL {where}.", code="unknown_url")
+    return refusal.response()
+
+
+async def on_fault(request: Request, error: Exception) -> Response:
+    """A mistake of ours: the log has it."""
+    return ApiError(500, "The server had an error while processing your request.", kind=SERVER).response()
+
+
+async def on_client_gone(request: Request, error: Exception) -> Response:
+    """Nobody reads it."""
+    return Response(status_code=_CLIENT_GONE)
+
+
+HANDLERS: Final = {
+    ApiError: on_api_error,
+    FleetError: on_fleet_error,
+    HTTPException: on_http_error,
+    ClientDisconnect: on_client_gone,
+    Exception: on_fault,
+}
+
+
+def _too_many(message: str, code: str) -> ApiError:
+    return ApiError(429, message, kind="requests", code=code, headers={"retry-after": "1"})
+
+
+def _spelled(param: str | None) -> str | None:
+    if param is None:
+        return None
+    # pydantic's own word for a key of a mapping that is wrong itself.
+    param = param.removesuffix(".[key]")
+    return _SPELLED.get(param, param)

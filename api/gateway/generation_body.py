@@ -1,0 +1,181 @@
+"""What the bodies of generating endpoints have in common: OpenAI's names first, then vLLM's, then ours."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, ClassVar, Final
+
+from pydantic import BeforeValidator, ConfigDict, Field, JsonValue
+
+from pagefleet.api.gateway.body import RequestBody
+from pagefleet.api.gateway.errors import ApiError
+from pagefleet.api.messages import MAX_SEED
+from pagefleet.api.sampling import SamplingParams
+
+_MOST_URGENT: Final = -4
+_LEAST_URGENT: Final = 5
+
+
+def _texts(value: Any) -> Any:
+    """A string in place of a list of them."""
+    return [value] if isinstance(value, str) else value
+
+
+Texts = Annotated[list[str], BeforeValidator(_texts, json_schema_input_type=str | list[str])]
+
+
+class StreamOptions(RequestBody):
+    include_usage: bool | None = None
+
+
+class ResponseFormat(RequestBody):
+    model_config = ConfigDict(populate_by_name=True)
+
+    type: str
+    json_schema: dict[str, JsonValue] | None = None
+
+
+class GenerationBody(RequestBody):
+    """Ranges are checked where all requests are: ``docs/sampling.md`` has them."""
+
+    model: str = Field(description="canonical name or alias; /v1/models lists them")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: Texts | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    response_format: ResponseFormat | None = None
+    # Known, and without an effect here.
+    user: str | None = Field(None, description="no effect")
+    metadata: dict[str, JsonValue] | None = Field(None, description="no effect")
+    store: bool | None = Field(None, description="no effect")
+
+    # vLLM's.
+    top_k: int | None = Field(None, description="-1 or 0: all")
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: Texts | None = None
+    prompt_logprobs: int | None = None
+    truncate_prompt_tokens: int | None = None
+    cache_salt: str | None = None
+    return_token_ids: bool | None = None
+    priority: int | None = Field(
+        None, ge=_MOST_URGENT, le=_LEAST_URGENT, description="0 is usual, lower is earlier"
+    )
+    structured_outputs: dict[str, JsonValue] | None = Field(
+        None, description="one of json, json_object, regex, choice and grammar"
+    )
+    guided_json: JsonValue = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+
+    # Ours.
+    typical_p: float | None = None
+    background: bool | None = Field(None, description="goes on although its client is gone")
+    deadline_s: float | None = Field(None, description="seconds until the job is given up")
+    result_ttl_s: int | None = Field(None, description="how long it can be read after its end")
+
+    same: ClassVar[tuple[str, ...]] = (
+        "truncate_prompt_tokens",
+        "cache_salt",
+        "deadline_s",
+        "result_ttl_s",
+    )
+    """Fields that a job calls the same, beside its sampling parameters."""
+
+    @property
+    def includes_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def asked_tokens(self) -> int | None:
+        """How long the answer may be, where the request says it."""
+        return self.max_tokens
+
+    def job_fields(self) -> dict[str, Any]:
+        """As a job calls them. Raises: ApiError."""
+        names = (*(SamplingParams.model_fields.keys() & type(self).model_fields.keys()), *self.same)
+        fields = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if self.seed is not None:
+            # OpenAI's may be negative.
+            fields["seed"] = self.seed % (MAX_SEED + 1)
+        if self.top_k == -1:
+            fields["top_k"] = 0
+        if self.priority is not None:
+            fields["priority"] = _LEAST_URGENT - self.priority
+        if self.background:
+            fields["detached"] = True
+        structured = self._structured()
+        if structured is not None:
+            fields["structured_outputs"] = structured
+        return {"model": self.model, **fields}
+
+    def _structured(self) -> dict[str, Any] | None:
+        """Raises: ApiError: asked for in two ways, or in one that there isn't."""
+        asked = [each for each in (self._of_format(), self._of_vllm(), self._guided()) if each is not None]
+        if len(asked) > 1:
+            raise ApiError(
+                400, "Give one of response_format, structured_outputs and guided_*.", param="response_format"
+            )
+        return asked[0] if asked else None
+
+    def _of_format(self) -> dict[str, Any] | None:
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return None
+        if wanted.type == "json_object":
+            return {"json_object": True}
+        if wanted.type != "json_schema":
+            raise ApiError(
+                400,
+                "response_format.type: use text, json_object or json_schema.",
+                param="response_format.type",
+                code="invalid_value",
+            )
+        schema = (wanted.json_schema or {}).get("schema")
+        if schema is None:
+            param = "response_format.json_schema.schema"
+            raise ApiError(400, f"{param}: it is missing.", param=param, code="missing_required_parameter")
+        return {"json_schema": schema}
+
+    def _of_vllm(self) -> dict[str, Any] | None:
+        if self.structured_outputs is None:
+            return None
+        given = {name: value for name, value in self.structured_outputs.items() if value is not None}
+        if "json" in given:
+            given["json_schema"] = _schema(given.pop("json"), "structured_outputs.json")
+        return given
+
+    def _guided(self) -> dict[str, Any] | None:
+        given: dict[str, Any] = {
+            "regex": self.guided_regex,
+            "choice": self.guided_choice,
+            "grammar": self.guided_grammar,
+        }
+        if self.guided_json is not None:
+            given["json_schema"] = _schema(self.guided_json, "guided_json")
+        given = {name: value for name, value in given.items() if value is not None}
+        return given or None
+
+
+def _schema(value: Any, param: str) -> Any:
+    """vLLM takes a schema as a text too."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise ApiError(400, f"{param}: it is no JSON.", param=param, code="invalid_value") from None

@@ -1,0 +1,105 @@
+"""GuardedProtocol: uvicorn's HTTP on httptools, with the limits that it has not: how many connections, how
+large a request's head, how long it may take to come. Refusals are shaped as all the others are."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from pagefleet.api.gateway.errors import SERVER, ApiError
+from pagefleet.api.gateway.event_stream import ABORT
+from pagefleet.api.settings import GatewaySettings
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    settings: ClassVar[GatewaySettings]
+
+    _num_head_bytes = 0
+    _in_head = True
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.settings.gateway_max_connections:
+            message = "This server has too many connections; try again later."
+            self._refuse(ApiError(503, message, kind=SERVER, code="overloaded"))
+            return
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if self._in_head:
+            self._num_head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._num_head_bytes > self.settings.gateway_max_header_bytes:
+            self._refuse_head()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore[dict-item]
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._stop_timer()
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > self.settings.gateway_max_header_bytes:
+            self._refuse_head()
+            return
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self.cycle is not None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        # The next request's head may come in the same data, and be counted with it: it begins anew.
+        self._num_head_bytes, self._in_head = 0, True
+        if self.cycle is not None:
+            super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        if not self.transport.is_closing():
+            self._refuse(ApiError(400, "This is no HTTP request.", code="invalid_http"))
+
+    def _expect_head(self) -> None:
+        self._head_timer = self.loop.call_later(self.settings.gateway_header_timeout_s, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        self._refuse(ApiError(408, "The request did not come in time.", code="request_timeout"))
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _refuse_head(self) -> None:
+        most = self.settings.gateway_max_header_bytes
+        self._refuse(ApiError(431, f"The request's head may have {most} bytes.", code="headers_too_large"))
+
+    def _refuse(self, error: ApiError) -> None:
+        """Without the application, and then no more."""
+        body = json.dumps(error.body).encode()
+        head = (
+            f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: application/json\r\n"
+        )
+        head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+
+def guarded(settings: GatewaySettings) -> type[asyncio.Protocol]:
+    """The protocol with these limits."""
+    values: dict[str, Any] = {"settings": settings}
+    return type("GuardedProtocol", (GuardedProtocol,), values)

@@ -1,0 +1,37 @@
+"""What an answer's id says: which jobs it has and when it was asked for. So nobody has to remember it.
+
+``chatcmpl-<8 hex: seconds since the epoch><24 hex: random>``, and ``cmpl-...``; of several prompts
+``cmpl-....<how many>``, whose jobs are ``cmpl-....<how many>.<which>``.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from typing import Final
+
+_OURS: Final = re.compile(
+    r"(?:chatcmpl|cmpl)-(?P<created>[0-9a-f]{8})[0-9a-f]{24}(?:\.(?P<count>[0-9]{1,4}))?"
+)
+MAX_PROMPTS: Final = 512
+
+
+def new_id(prefix: str, num_jobs: int = 1) -> str:
+    several = f".{num_jobs}" if num_jobs > 1 else ""
+    return f"{prefix}-{int(time.time()):08x}{secrets.token_hex(12)}{several}"
+
+
+def jobs_of(answer_id: str) -> list[str]:
+    """The jobs behind an id; of one that is not the gateway's, that job alone."""
+    found = _OURS.fullmatch(answer_id)
+    count = int(found["count"]) if found is not None and found["count"] else 1
+    if not 1 < count <= MAX_PROMPTS:
+        return [answer_id]
+    return [f"{answer_id}.{index}" for index in range(count)]
+
+
+def created_at(answer_id: str) -> int:
+    """Seconds since the epoch; 0 where the id does not say it."""
+    found = _OURS.fullmatch(answer_id)
+    return 0 if found is None else int(found["created"], 16)

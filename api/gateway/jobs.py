@@ -1,0 +1,152 @@
+"""``/v1/jobs/{id}``: what became of an answer, its stream from any point on, and its end.
+
+The id is that of a completion, or of any job of the tenant's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from pagefleet.api.errors import JobNotFound, ProtocolError
+from pagefleet.api.gateway import chat_completions, completions, sse
+from pagefleet.api.gateway.api_keys import ApiKey
+from pagefleet.api.gateway.authentication import tenant_of
+from pagefleet.api.gateway.context import Gateway, who_asks
+from pagefleet.api.gateway.errors import ApiError, api_error
+from pagefleet.api.gateway.event_stream import EventStream
+from pagefleet.api.gateway.job_ids import created_at, jobs_of
+from pagefleet.api.gateway.relay import Relay
+from pagefleet.api.gateway.shape import Shape
+from pagefleet.api.job_record import JobRecord
+from pagefleet.api.messages import JobState
+from pagefleet.api.token_stream import AsyncTokenStream
+
+_STATUS: Final = {
+    JobState.QUEUED: "queued",
+    JobState.RUNNING: "in_progress",
+    JobState.DONE: "completed",
+    JobState.FAILED: "failed",
+    JobState.CANCELLED: "cancelled",
+    JobState.DEAD: "failed",
+}
+_UNFINISHED: Final = (JobState.RUNNING, JobState.QUEUED)
+"""What one of several jobs is, all of them are."""
+
+
+async def show(request: Request) -> Response:
+    """State, and the answer once there is one."""
+    gateway, key = who_asks(request)
+    answer_id = request.path_params["job_id"]
+    records = await _records(gateway, key, answer_id, with_log=True)
+    state = _common_state([record.state for record in records])
+    told: dict[str, Any] = {
+        "id": answer_id,
+        "object": "job",
+        "status": _STATUS[state],
+        "created": _created(answer_id, records[0]),
+        "model": records[0].model,
+        "attempts": max(record.attempts for record in records),
+        "result": None,
+        "error": None,
+    }
+    errors = [record.error for record in records if record.error is not None]
+    if errors:
+        told["error"] = api_error(errors[0].to_error(answer_id)).body["error"]
+    elif state.is_final:
+        told["result"] = _shape(answer_id, records[0]).whole([record.result() for record in records])
+    return JSONResponse(told)
+
+
+async def delete(request: Request) -> Response:
+    """Cancels what has not ended; prompt, tokens and result are gone."""
+    gateway, key = who_asks(request)
+    answer_id = request.path_params["job_id"]
+    await _records(gateway, key, answer_id)
+    for job_id in jobs_of(answer_id):
+        await gateway.fleet.delete(job_id)
+    return JSONResponse({"id": answer_id, "object": "job", "deleted": True})
+
+
+async def stream(request: Request) -> Response:
+    """The rest of an answer after ``Last-Event-ID`` or ``?after=``, however many gateways have died."""
+    gateway, key = who_asks(request)
+    answer_id = request.path_params["job_id"]
+    records = await _records(gateway, key, answer_id)
+    num_choices = records[0].num_choices
+    position = _position(request, num_choices * len(records))
+    shape = _shape(answer_id, records[0], wants_token_ids=position.token_ids)
+    streams: list[AsyncTokenStream] = []
+    try:
+        for index, job_id in enumerate(jobs_of(answer_id)):
+            after = position.counts[index * num_choices : (index + 1) * num_choices]
+            streams.append(await gateway.fleet.attach(job_id, after=after, timeout=None, keep=False))
+    except BaseException:
+        await _close(streams)
+        raise
+    relay = Relay(streams, num_choices, shape, position, gateway.settings.gateway_keep_alive_s)
+
+    async def end() -> None:
+        await _close(streams)
+
+    # Who reads along does not end it by leaving; a job whose last reader has gone ends by itself, unless it
+    # was to go on in the background.
+    return EventStream(gateway, relay, {}, end, end)
+
+
+async def _close(streams: Sequence[AsyncTokenStream]) -> None:
+    for each in streams:
+        await each.close()
+
+
+async def _records(
+    gateway: Gateway, key: ApiKey, answer_id: str, *, with_log: bool = False
+) -> list[JobRecord]:
+    """Raises: JobNotFound: there are none, or they are somebody else's."""
+    await gateway.fleet.open()
+    records = []
+    for job_id in jobs_of(answer_id):
+        record = await gateway.fleet.job(job_id, with_log=with_log)
+        if record.tenant != tenant_of(key):
+            raise JobNotFound("", job_id=job_id)
+        records.append(record)
+    return records
+
+
+def _position(request: Request, num_choices: int) -> sse.Position:
+    """Raises: ApiError."""
+    name = "after" if "after" in request.query_params else "Last-Event-ID"
+    text = request.query_params.get("after") or request.headers.get("last-event-id") or "0"
+    position = sse.parse_position(text)
+    if position is None or len(position.counts) not in (1, num_choices):
+        raise ApiError(400, f"{name}: it is no event's id of this stream.", param=name, code="invalid_value")
+    if len(position.counts) < num_choices:
+        position = position._replace(counts=position.counts * num_choices)
+    return position
+
+
+def _shape(answer_id: str, record: JobRecord, *, wants_token_ids: bool = False) -> Shape:
+    """As the endpoint that it was asked of would have it."""
+    try:
+        request = record.request()
+    except ProtocolError:
+        return completions.CompletionShape(answer_id, record.model, wants_token_ids=wants_token_ids)
+    if request.messages is not None:
+        return chat_completions.ChatShape(answer_id, record.model, wants_token_ids=wants_token_ids)
+    return completions.CompletionShape(
+        answer_id, record.model, echo=request.echo, wants_token_ids=wants_token_ids
+    )
+
+
+def _common_state(states: Sequence[JobState]) -> JobState:
+    for state in (*_UNFINISHED, JobState.FAILED, JobState.DEAD, JobState.CANCELLED):
+        if state in states:
+            return state
+    return JobState.DONE
+
+
+def _created(answer_id: str, record: JobRecord) -> int:
+    return created_at(answer_id) or int(record.fields.get("enqueued_at", 0)) // 1000

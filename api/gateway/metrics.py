@@ -1,0 +1,34 @@
+"""What a gateway counts. No tenant, no model and no path of a client's making is a label."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+class GatewayMetrics:
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "pagefleet_gateway_requests",
+            "Requests answered; 499: the client left first.",
+            ["route", "status"],
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "pagefleet_gateway_request_seconds",
+            "From a request's head to its answer's end.",
+            ["route"],
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self.streams = Gauge("pagefleet_gateway_streams", "Streams that are open.", registry=self.registry)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,38 @@
+"""``GET /v1/models`` and ``/v1/models/{name}``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from pagefleet.api.gateway.authentication import check_model, may_use
+from pagefleet.api.gateway.context import who_asks
+from pagefleet.api.messages import ModelCard
+
+
+async def show_all(request: Request) -> Response:
+    """Those that the key may use, also without a worker right now: their jobs wait for one."""
+    gateway, key = who_asks(request)
+    cards = [card for card in await gateway.fleet.models() if may_use(key, card)]
+    return JSONResponse({"object": "list", "data": [_shown(card) for card in cards]})
+
+
+async def show(request: Request) -> Response:
+    gateway, key = who_asks(request)
+    card = await gateway.fleet.card(request.path_params["name"])
+    check_model(key, card)
+    return JSONResponse(_shown(card))
+
+
+def _shown(card: ModelCard) -> dict[str, Any]:
+    """A card has no date: 0 is the same on every replica."""
+    return {
+        "id": card.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "pagefleet",
+        "max_model_len": card.max_model_len,
+        "aliases": card.aliases,
+    }

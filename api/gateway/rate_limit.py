@@ -1,0 +1,102 @@
+"""Requests and tokens a minute, counted in Redis: all replicas count together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Coroutine
+from typing import Any, NamedTuple
+
+from pagefleet.api import keys
+from pagefleet.api.async_client import AsyncFleetClient
+from pagefleet.api.errors import FleetError
+from pagefleet.api.gateway.api_keys import ApiKey
+from pagefleet.api.gateway.errors import ApiError
+from pagefleet.api.operations import Operation
+
+ESTIMATED_TOKENS = 256
+"""Reserved for an answer whose length the request does not bound."""
+
+
+class Allowance(NamedTuple):
+    """What is left after a request was let in; None where there is no limit."""
+
+    requests: int | None
+    tokens: int | None
+
+
+class RateLimit:
+    """A request takes its ``max_tokens`` from the bucket at once; what it really used is settled at its end,
+    the prompt included. A gateway that dies in between has reserved too much for a minute, no more."""
+
+    def __init__(self, fleet: AsyncFleetClient) -> None:
+        self._fleet = fleet
+        self._settling: set[asyncio.Task[None]] = set()
+
+    async def admit(self, key: ApiKey, num_tokens: int) -> Allowance:
+        """Raises: ApiError (429), RedisUnavailable."""
+        if not _is_limited(key):
+            return Allowance(None, None)
+        reply = await self._fleet.run(take(key, 1, num_tokens))
+        if not reply[0]:
+            raise _refusal(key, reply[1], reply[2])
+        return Allowance(
+            *(
+                None if left == -1 and limit is None else max(0, left)
+                for left, limit in zip(reply[1:], _limits(key), strict=True)
+            )
+        )
+
+    def settle(self, key: ApiKey, num_tokens: int) -> None:
+        """Takes what was used beyond what was reserved; gives back where it is negative."""
+        if key.tokens_per_minute is not None and num_tokens:
+            self._spawn(self._settle(key, num_tokens))
+
+    async def close(self) -> None:
+        await asyncio.gather(*self._settling)
+
+    async def _settle(self, key: ApiKey, num_tokens: int) -> None:
+        with contextlib.suppress(FleetError):
+            await self._fleet.run(take(key, 0, num_tokens, anyway=True))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+
+def rate_headers(key: ApiKey, allowance: Allowance) -> dict[str, str]:
+    """As OpenAI calls them."""
+    headers = {}
+    for name, limit, left in zip(("requests", "tokens"), _limits(key), allowance, strict=True):
+        if limit is not None and left is not None:
+            headers[f"x-ratelimit-limit-{name}"] = str(limit)
+            headers[f"x-ratelimit-remaining-{name}"] = str(left)
+    return headers
+
+
+def _limits(key: ApiKey) -> tuple[int | None, int | None]:
+    return key.requests_per_minute, key.tokens_per_minute
+
+
+def _is_limited(key: ApiKey) -> bool:
+    return any(limit is not None for limit in _limits(key))
+
+
+def take(key: ApiKey, num_requests: int, num_tokens: int, *, anyway: bool = False) -> Operation[list[Any]]:
+    """The script that counts; see there."""
+    limits = ["" if limit is None else limit for limit in _limits(key)]
+    return Operation("rate", [keys.rate(key.key_id)], [*limits, num_requests, num_tokens, int(anyway)], list)
+
+
+def _refusal(key: ApiKey, what: str, wait_ms: int) -> ApiError:
+    limit = dict(zip(("requests", "tokens"), _limits(key), strict=True))[what]
+    seconds = max(1, math.ceil(wait_ms / 1000))
+    return ApiError(
+        429,
+        f"Rate limit reached: {limit} {what} per minute. Please try again in {seconds} s.",
+        kind=what,
+        code="rate_limit_exceeded",
+        headers={"retry-after": str(seconds)},
+    )

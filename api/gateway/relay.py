@@ -1,0 +1,119 @@
+"""Relay: the tokens of some jobs as server-sent events of one answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from pagefleet.api.errors import FleetError
+from pagefleet.api.gateway import sse
+from pagefleet.api.gateway.errors import api_error
+from pagefleet.api.gateway.shape import Shape, usage
+from pagefleet.api.stream import Chunk
+from pagefleet.api.token_stream import AsyncTokenStream
+
+Write = Callable[[bytes], Awaitable[None]]
+
+
+class Relay:
+    """
+    Args:
+        streams: the jobs, each with ``num_choices`` choices, in the order of the answer's choices.
+        position: what the reader has already; an empty one begins with the openings.
+        keep_alive_s: after this long without a token a comment is sent.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[AsyncTokenStream],
+        num_choices: int,
+        shape: Shape,
+        position: sse.Position,
+        keep_alive_s: float,
+    ) -> None:
+        self.streams = streams
+        self.num_choices = num_choices
+        self._shape = shape
+        self._position = position
+        self._keep_alive_s = keep_alive_s
+        self._finished: set[int] = set()
+        # OpenAI's: where usage was asked for, every event has the field.
+        self._usage: dict[str, Any] = {"usage": None} if position.usage else {}
+
+    async def run(self, write: Write) -> None:
+        """Writes all of it, to the end of every job."""
+        try:
+            await self._open(write)
+            if len(self.streams) == 1:
+                await self._relay(0, write)
+            else:
+                await self._relay_all(write)
+        except FleetError as error:
+            await write(sse.event(api_error(error).body))
+            await write(sse.DONE)
+            return
+        if self._position.usage:
+            await self._send([], write, usage=self._used())
+        await write(sse.DONE)
+
+    async def _relay_all(self, write: Write) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for index in range(len(self.streams)):
+                    group.create_task(self._relay(index, write))
+        except* FleetError as failures:
+            raise _first(failures) from None
+
+    async def _open(self, write: Write) -> None:
+        for choice, count in enumerate(self._position.counts):
+            opening = self._shape.opening(choice)
+            if count == 0 and opening is not None:
+                await self._send([opening], write)
+
+    async def _relay(self, index: int, write: Write) -> None:
+        stream = self.streams[index]
+        first = index * self.num_choices
+        while not stream.has_ended:
+            chunk = await stream.poll(self._keep_alive_s)
+            if chunk is not None:
+                await self._send_tokens(first + chunk.choice, chunk, write)
+            elif not stream.has_ended:
+                await write(sse.KEEP_ALIVE)
+        for choice in range(self.num_choices):
+            await self._finish(first + choice, *stream.finish(choice), write)
+
+    async def _send_tokens(self, choice: int, chunk: Chunk, write: Write) -> None:
+        self._position.counts[choice] = chunk.end
+        if chunk.text or chunk.logprobs or self._position.token_ids:
+            await self._send([self._shape.tokens(choice, chunk)], write)
+        if chunk.finish_reason is not None:
+            await self._finish(choice, chunk.finish_reason, self._stop_reason(choice), write)
+
+    def _stop_reason(self, choice: int) -> str | int | None:
+        index, own = divmod(choice, self.num_choices)
+        return self.streams[index].finish(own)[1]
+
+    async def _finish(
+        self, choice: int, reason: str | None, stop_reason: str | int | None, write: Write
+    ) -> None:
+        if choice not in self._finished:
+            self._finished.add(choice)
+            await self._send([self._shape.finish(choice, reason, stop_reason)], write)
+
+    async def _send(self, choices: list[dict[str, Any]], write: Write, **more: Any) -> None:
+        data = self._shape.chunk(choices, **{**self._usage, **more})
+        await write(sse.event(data, self._position))
+
+    def _used(self) -> dict[str, int]:
+        return usage(
+            sum(stream.num_prompt_tokens or 0 for stream in self.streams),
+            sum(stream.num_tokens for stream in self.streams),
+        )
+
+
+def _first(failures: BaseExceptionGroup[Any]) -> BaseException:
+    first: BaseException = failures.exceptions[0]
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first

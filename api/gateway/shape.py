@@ -1,0 +1,89 @@
+"""What a generating endpoint's answers look like: one subclass for each endpoint, stateless."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+from pagefleet.api.gateway.job_ids import created_at
+from pagefleet.api.messages import ChoiceResult, JobResult
+from pagefleet.api.stream import Chunk
+
+_FINISH_REASONS: Final = {"cancelled": "stop", "deadline": "length", "error": "stop"}
+"""OpenAI's clients know a few reasons only; the fleet's own stands in ``stop_reason`` beside it."""
+
+
+def finish_fields(reason: str | None, stop_reason: str | int | None) -> dict[str, Any]:
+    """``finish_reason`` as OpenAI has it, ``stop_reason`` as vLLM has it."""
+    if reason in _FINISH_REASONS:
+        return {"finish_reason": _FINISH_REASONS[reason], "stop_reason": reason}
+    return {"finish_reason": reason, "stop_reason": stop_reason}
+
+
+def usage(num_prompt_tokens: int, num_completion_tokens: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": num_completion_tokens,
+        "total_tokens": num_prompt_tokens + num_completion_tokens,
+    }
+
+
+def usage_of(results: Sequence[JobResult]) -> dict[str, int]:
+    return usage(
+        sum(result.num_prompt_tokens or 0 for result in results),
+        sum(len(choice.token_ids) for result in results for choice in result.choices),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Shape(ABC):
+    """How the choices of one answer are spelled.
+
+    ``choice`` below is a choice's number in the answer: those of several prompts are counted on.
+    """
+
+    answer_id: str
+    model: str
+    echo: bool = False
+    wants_token_ids: bool = False
+
+    chunk_object: ClassVar[str]
+    whole_object: ClassVar[str]
+
+    @abstractmethod
+    def opening(self, choice: int) -> dict[str, Any] | None:
+        """What a stream says of a choice before its first token."""
+
+    @abstractmethod
+    def tokens(self, choice: int, chunk: Chunk) -> dict[str, Any]:
+        """What a stream says of some of its tokens."""
+
+    @abstractmethod
+    def finish(self, choice: int, reason: str | None, stop_reason: str | int | None) -> dict[str, Any]:
+        """What a stream says at its end."""
+
+    @abstractmethod
+    def choice(self, choice: int, result: ChoiceResult, job: JobResult) -> dict[str, Any]:
+        """All of it at once."""
+
+    def head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.answer_id,
+            "object": kind,
+            "created": created_at(self.answer_id),
+            "model": self.model,
+        }
+
+    def chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        """One event of a stream."""
+        return {**self.head(self.chunk_object), "choices": choices, **more}
+
+    def whole(self, results: Sequence[JobResult]) -> dict[str, Any]:
+        """The answer without a stream."""
+        choices: list[dict[str, Any]] = []
+        for result in results:
+            first = len(choices)
+            choices += [self.choice(first + each.index, each, result) for each in result.choices]
+        return {**self.head(self.whole_object), "choices": choices, "usage": usage_of(results)}

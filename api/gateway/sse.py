@@ -1,0 +1,51 @@
+"""Server-sent events: how one is written, and what its id says.
+
+An id says how many tokens of each choice a reader has with it, ``12`` or ``12.9.14``, and after them a letter
+for each thing that the rest of the stream must not forget.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Final, NamedTuple
+
+KEEP_ALIVE: Final = b": keep-alive\n\n"
+DONE: Final = b"data: [DONE]\n\n"
+HEADERS: Final = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache, no-transform",
+    # nginx would collect the events.
+    "x-accel-buffering": "no",
+}
+_ID: Final = re.compile(r"(?P<counts>[0-9]{1,8}(?:\.[0-9]{1,8}){0,65535})(?P<flags>[a-z]{0,8})")
+_FLAGS: Final = {"u": "usage", "t": "token_ids"}
+
+
+class Position(NamedTuple):
+    """Where a stream is: tokens sent of each choice, and what was asked of it."""
+
+    counts: list[int]
+    usage: bool = False
+    token_ids: bool = False
+
+    def __str__(self) -> str:
+        flags = "".join(letter for letter, name in _FLAGS.items() if getattr(self, name))
+        return ".".join(map(str, self.counts)) + flags
+
+
+def parse_position(text: str) -> Position | None:
+    """None where it is no event's id."""
+    found = _ID.fullmatch(text)
+    if found is None:
+        return None
+    options = {name: letter in found["flags"] for letter, name in _FLAGS.items()}
+    return Position([int(count) for count in found["counts"].split(".")], **options)
+
+
+def event(data: dict[str, Any], event_id: object | None = None) -> bytes:
+    """JSON has no line breaks, and so has the event."""
+    head = "" if event_id is None else f"id: {event_id}\n"
+    return f"{head}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode(
+        errors="replace"
+    )

@@ -1,0 +1,85 @@
+"""Gateways over the null fleet that all tests share: real processes, asked over real sockets."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from pagefleet.api.gateway.api_keys import KeyFile
+from pagefleet.api.job_store import JobStore
+from pagefleet.api.settings import FleetSettings, GatewaySettings
+from pagefleet.workers.gateway_process import GatewayProcess
+
+
+@pytest.fixture(scope="session")
+def start_gateway(null_stack, tmp_path_factory):
+    """Starts further gateways, with variables of their own; all end with the session."""
+    started = []
+
+    def start(redis_url=None, **variables):
+        folder = tmp_path_factory.mktemp("gateway")
+        environment = {f"PAGEFLEET_GATEWAY_{name.upper()}": str(value) for name, value in variables.items()}
+        process = GatewayProcess(
+            redis_url or null_stack.redis_url, GatewaySettings(), 0,
+            log_file=folder / "gateway.log", environment=environment,
+        )  # fmt: skip
+        started.append(process)
+        return process.start().wait_ready()
+
+    yield start
+    for process in started:
+        process.terminate()
+    for process in started:
+        process.wait(20)
+
+
+@pytest.fixture(scope="session")
+def gateway(start_gateway):
+    """Without keys."""
+    return start_gateway(keep_alive_s=0.3, drain_s=1)
+
+
+@pytest.fixture(scope="session")
+def narrow(start_gateway):
+    """With small limits, and strict."""
+    return start_gateway(
+        strict=1, timeout_s=0.3, max_body_bytes=1000, body_timeout_s=0.3, max_header_bytes=8192,
+        header_timeout_s=0.5, max_connections=20, send_timeout_s=0.5, drain_s=0,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def key_file(tmp_path_factory):
+    return KeyFile(tmp_path_factory.mktemp("keys") / "keys.json")
+
+
+@pytest.fixture(scope="session")
+def guarded_gateway(start_gateway, key_file):
+    key_file.add(tenant="nobody")
+    return start_gateway(keys_file=key_file.path)
+
+
+@pytest.fixture
+def http(gateway):
+    with httpx.Client(base_url=gateway.url, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def ai(gateway):
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def jobs(null_stack):
+    """What the server knows of jobs."""
+    store = JobStore(FleetSettings(redis_url=null_stack.redis_url))
+    yield store
+    store.close_connections()

@@ -1,0 +1,175 @@
+"""What connections can do wrong: heads without an end, halves of requests, readers that don't read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import psutil
+import pytest
+
+from pagefleet.api.messages import JobState
+from pagefleet.workers.engine_loop import wait_until
+
+HI = [{"role": "user", "content": "Hi"}]
+
+
+def connect(gateway):
+    return socket.create_connection(("127.0.0.1", gateway.port), timeout=10)
+
+
+def request(**options):
+    body = json.dumps({"model": "null", "messages": HI, **options}).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def read_all(connection):
+    parts = []
+    with contextlib.suppress(ConnectionError):
+        while part := connection.recv(65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def status_and_code(reply):
+    head, _, body = reply.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)["error"]["code"]
+
+
+def job_of(connection):
+    """The job of a stream, from the head of its answer."""
+    seen = b""
+    while b"data: " not in seen:
+        seen += connection.recv(4096)
+    return seen.split(b"x-pagefleet-job: ")[1].split(b"\r\n")[0].decode()
+
+
+def test_ten_thousand_bytes_of_header_are_fine(http):
+    assert http.get("/v1/models", headers={"x-long": "x" * 10_000}).status_code == 200
+
+
+HEADS = {
+    "a header without an end": b"GET / HTTP/1.1\r\nx: " + b"x" * 20_000,
+    "a path without an end": b"GET /" + b"x" * 20_000,
+    "headers without an end": b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 3000,
+    "too long, and whole": b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"x" * 9_000 + b"\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_a_head_that_is_too_large(narrow, head):
+    with connect(narrow) as connection:
+        connection.sendall(head)
+        assert status_and_code(read_all(connection)) == (431, "headers_too_large")
+
+
+@pytest.mark.parametrize("part", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nhost: x\r\n"])
+def test_a_head_that_never_ends(narrow, part):
+    with connect(narrow) as connection:
+        connection.sendall(part)
+        assert status_and_code(read_all(connection)) == (408, "request_timeout")
+
+
+@pytest.mark.parametrize("nonsense", [b"\x16\x03\x01\x02\x00", b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"])
+def test_what_is_no_http(gateway, nonsense):
+    with connect(gateway) as connection:
+        connection.sendall(nonsense)
+        assert status_and_code(read_all(connection)) == (400, "invalid_http")
+
+
+def test_too_many_connections(narrow):
+    with contextlib.ExitStack() as open_ones:
+        for _ in range(20):
+            open_ones.enter_context(connect(narrow))
+        with connect(narrow) as connection:
+            assert status_and_code(read_all(connection)) == (503, "overloaded")
+    assert wait_until(lambda: httpx.get(f"{narrow.url}/health").status_code == 200, 10)
+
+
+def test_one_request_after_the_other_on_one_connection(gateway):
+    with connect(gateway) as connection:
+        connection.sendall(request(max_tokens=1) * 3)
+        seen = b""
+        while seen.count(b"HTTP/1.1 200 OK") < 3 or not seen.endswith(b"}"):
+            seen += connection.recv(65536)
+    assert seen.count(b'"chat.completion"') == 3
+
+
+def test_a_connection_that_is_half_closed_is_a_client_that_has_left(gateway, jobs):
+    with connect(gateway) as connection:
+        connection.sendall(request(max_tokens=4000, stream=True))
+        job_id = job_of(connection)
+        connection.shutdown(socket.SHUT_WR)
+        assert wait_until(lambda: jobs.read(job_id, with_log=False).state is JobState.CANCELLED, 10)
+
+
+def test_one_that_is_closed_in_the_middle_of_its_body(gateway, http):
+    whole = request(max_tokens=4)
+    with connect(gateway) as connection:
+        connection.sendall(whole[:-10])
+        connection.shutdown(socket.SHUT_WR)
+        read_all(connection)
+    assert http.get("/health").status_code == 200
+    assert 'status="500"' not in http.get("/metrics").text
+
+
+def test_a_reader_that_does_not_read_is_cut_off_and_grows_nothing(narrow, jobs):
+    """Events of 40 choices are long: the sockets' buffers fill, and then nothing more is kept."""
+    process = psutil.Process(narrow.pid)
+    with contextlib.ExitStack() as slow_ones:
+        job_ids = []
+        for _ in range(4):
+            connection = slow_ones.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.settimeout(10)
+            connection.connect(("127.0.0.1", narrow.port))
+            connection.sendall(request(max_tokens=2000, n=40, stream=True, logprobs=True))
+            job_ids.append(job_of(connection))
+        before = process.memory_info().rss
+        # When nobody reads any more, all of them are given up, and with them their jobs.
+        for job_id in job_ids:
+            assert wait_until(
+                lambda job_id=job_id: jobs.read(job_id, with_log=False).state is JobState.CANCELLED, 30
+            )
+    assert process.memory_info().rss - before < 60 * 2**20
+
+
+def test_on_sigterm_what_runs_may_end_and_what_streams_on_is_cut_off(start_gateway, gateway, jobs):
+    leaving = start_gateway(drain_s=1.5)
+    short, long = request(max_tokens=150, seed=7), request(max_tokens=4000, stream=True)
+    with connect(leaving) as brief, connect(leaving) as endless:
+        endless.sendall(long)
+        job_id = job_of(endless)
+        brief.sendall(short)
+        time.sleep(0.2)
+        leaving.terminate()
+        assert b"200 OK" in read_all(brief)
+        rest = read_all(endless)
+    assert b"data: " in rest
+    assert b"[DONE]" not in rest, "it is no end: the client goes on elsewhere"
+    assert leaving.wait(10) == 0
+    assert jobs.read(job_id, with_log=False).state is JobState.RUNNING
+    httpx.delete(f"{gateway.url}/v1/jobs/{job_id}")
+
+
+def test_without_keys_it_is_this_hosts_alone(null_stack):
+    command = [sys.executable, "-m", "pagefleet.api.cli.main", "serve", "--host", "0.0.0.0", "--port", "0"]
+    environment = {**os.environ, "REDIS_URL": null_stack.redis_url}
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 1
+    assert "there are no keys" in refused.stderr
+    open_one = subprocess.Popen(
+        command, env={**environment, "PAGEFLEET_GATEWAY_OPEN": "1"}, stderr=subprocess.PIPE, text=True
+    )
+    assert "http://0.0.0.0:" in open_one.stderr.readline()
+    open_one.send_signal(signal.SIGINT)
+    assert open_one.wait(20) == 0
+    open_one.stderr.close()

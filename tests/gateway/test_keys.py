@@ -1,0 +1,190 @@
+"""API keys: who may come in, what each may do, and that replicas count together."""
+
+from __future__ import annotations
+
+import json
+import stat
+
+import httpx
+import openai
+import pytest
+from click.testing import CliRunner
+
+from pagefleet.api.cli.main import main
+from pagefleet.api.errors import ConfigurationError
+from pagefleet.api.gateway import api_keys
+from pagefleet.api.gateway.api_keys import ApiKey, KeyFile, Keyring
+from pagefleet.workers.engine_loop import wait_until
+
+HI = [{"role": "user", "content": "Hi"}]
+BODY = {"model": "null", "messages": HI, "max_tokens": 4}
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture
+def ask(guarded_gateway, key_file):
+    """Makes a key with these limits and returns what asks with it, once the gateway has seen the key."""
+    clients = []
+
+    def make(**limits):
+        token, _ = key_file.add(**{"tenant": "acme", **limits})
+        client = httpx.Client(
+            base_url=guarded_gateway.url, headers={"authorization": f"Bearer {token}"}, timeout=30
+        )
+        clients.append(client)
+        assert wait_until(lambda: client.get("/v1/models").status_code == 200, 10, 0.1)
+        return client
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+def code_of(reply):
+    return reply.status_code, reply.json()["error"]["code"]
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Basic eA==", "Bearer pf-00000000-x", "Bearer x"])
+def test_without_a_key_nobody_comes_in(guarded_gateway, header):
+    headers = {} if header is None else {"authorization": header}
+    with httpx.Client(base_url=guarded_gateway.url, headers=headers) as client:
+        for method, path in (("POST", CHAT), ("GET", "/v1/models"), ("GET", "/v1/jobs/x")):
+            reply = client.request(method, path)
+            assert (reply.status_code, reply.headers["www-authenticate"]) == (401, "Bearer")
+            assert reply.json()["error"]["type"] == "invalid_request_error"
+        assert client.get("/health").status_code == 200
+
+
+def test_openai_calls_it_by_its_name(guarded_gateway):
+    with (
+        openai.OpenAI(base_url=f"{guarded_gateway.url}/v1", api_key="pf-1", max_retries=0) as ai,
+        pytest.raises(openai.AuthenticationError) as caught,
+    ):
+        ai.chat.completions.create(model="null", messages=HI)
+    assert caught.value.code == "invalid_api_key"
+
+
+def test_a_tenant_sees_its_own_jobs_only(ask, fleet):
+    acme, other = ask(), ask(tenant="other")
+    job_id = acme.post(CHAT, json=BODY).json()["id"]
+    assert fleet.attach(job_id).result().text
+    path = f"/v1/jobs/{job_id}"
+    assert acme.get(path).status_code == 200
+    for request in (("GET", path), ("GET", f"{path}/stream"), ("DELETE", path)):
+        assert code_of(other.request(*request)) == (404, "job_not_found")
+    nobodys = fleet.generate("Hello", max_tokens=1)
+    nobodys.result()
+    assert code_of(acme.get(f"/v1/jobs/{nobodys.job_id}")) == (404, "job_not_found")
+
+
+def test_models_that_a_key_may_not_use(ask):
+    client = ask(models=["another"])
+    assert client.get("/v1/models").json()["data"] == []
+    for reply in (client.post(CHAT, json=BODY), client.get("/v1/models/null")):
+        assert code_of(reply) == (403, "model_not_found")
+
+
+def test_a_lane(ask, jobs):
+    """Its jobs live as long as their client all the same."""
+    reply = ask(lane="batch").post(CHAT, json=BODY)
+    request = jobs.read(reply.json()["id"]).request()
+    assert (request.lane, request.tenant, request.lives_alone) == ("batch", "acme", False)
+
+
+def test_open_jobs_are_counted_by_the_queue(ask, ghost):
+    client = ask(tenant="few", max_open=1)
+    # One after the other is no matter, however quickly.
+    for _ in range(5):
+        assert client.post(CHAT, json=BODY).status_code == 200
+    waiting = {**BODY, "model": ghost, "background": True}
+    assert client.post(CHAT, json=waiting).status_code == 202
+    reply = client.post(CHAT, json=waiting)
+    assert (code_of(reply), reply.headers["retry-after"]) == ((429, "too_many_open"), "1")
+    assert "few" not in reply.text
+
+
+def test_requests_a_minute_over_all_replicas(ask, start_gateway, key_file):
+    client = ask(tenant="slow", requests_per_minute=3)
+    second = start_gateway(keys_file=key_file.path)
+    left = []
+    for url in ("", second.url, ""):
+        reply = client.post(url + CHAT, json=BODY)
+        assert (reply.status_code, reply.headers["x-ratelimit-limit-requests"]) == (200, "3")
+        left.append(int(reply.headers["x-ratelimit-remaining-requests"]))
+    assert left == [2, 1, 0]
+    reply = client.post(second.url + CHAT, json=BODY)
+    assert (code_of(reply), reply.json()["error"]["type"]) == ((429, "rate_limit_exceeded"), "requests")
+    assert 15 <= int(reply.headers["retry-after"]) <= 20
+
+
+def test_tokens_a_minute_are_settled_at_the_end(ask):
+    client = ask(tenant="brief", tokens_per_minute=1000)
+
+    def remaining(**options):
+        reply = client.post(CHAT, json={**BODY, **options})
+        return int(reply.headers["x-ratelimit-remaining-tokens"])
+
+    # 600 are reserved, and 21 + 600 used.
+    assert remaining(max_tokens=600) == 400
+    # The next one is let in with what is left; what it does not use comes back.
+    assert wait_until(lambda: remaining(max_tokens=1) < 390, 5)
+    reply = client.post(CHAT, json={**BODY, "max_tokens": 900})
+    assert (code_of(reply), reply.json()["error"]["type"]) == ((429, "rate_limit_exceeded"), "tokens")
+
+
+def test_a_key_that_is_revoked_is_worth_nothing(ask, key_file, guarded_gateway):
+    client = ask(tenant="gone")
+    (key,) = [key for key in key_file.read() if key.tenant == "gone"]
+    assert key_file.revoke(key.key_id) is True
+    assert wait_until(lambda: client.get("/v1/models").status_code == 401, 10, 0.1)
+
+
+def test_the_file_holds_no_key_and_is_its_owners(tmp_path):
+    file = KeyFile(tmp_path / "sub" / "keys.json")
+    token, key = file.add(tenant="acme", models=["a"], max_open=None)
+    text = file.path.read_text()
+    assert token not in text
+    assert token.removeprefix(f"pf-{key.key_id}-") not in text
+    assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
+    assert json.loads(text)["keys"] == [key.model_dump(exclude_none=True)]
+
+
+def test_a_file_that_breaks_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(api_keys, "_LOOK_EVERY_S", 0.0)
+    file = KeyFile(tmp_path / "keys.json")
+    token, key = file.add(tenant="acme")
+    ring = Keyring(file.path)
+    file.path.write_text("{")
+    assert ring.find(token) == key
+    assert ring.find(token + "x") is None
+    assert ring.find(f"pf-{key.key_id}-") is None
+    with pytest.raises(ConfigurationError, match=r"keys\.json"):
+        Keyring(file.path)
+
+
+def test_no_key_is_compared_with_nothing():
+    """The hash that stands for no key is nobody's."""
+    assert api_keys._hash("") == api_keys._NOBODY
+    with pytest.raises(ValueError, match="key_id"):
+        ApiKey(key_id="", sha256=api_keys._NOBODY, tenant="x")
+
+
+def test_the_commands(tmp_path):
+    file = str(tmp_path / "keys.json")
+
+    def run(*arguments):
+        done = CliRunner().invoke(main, ["keys", *arguments])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    token = run("add", "--tenant", "acme", "--model", "a", "--max-open", "3", "--file", file).strip()
+    assert token.startswith("pf-")
+    listed = run("list", "--file", file)
+    assert "acme" in listed
+    assert token not in listed
+    run("revoke", token[3:11], "--file", file)
+    assert "acme" not in run("list", "--file", file)
+    again = CliRunner().invoke(main, ["keys", "revoke", token[3:11], "--file", file])
+    assert (again.exit_code, "has no key" in again.output) == (1, True)
+    nowhere = CliRunner().invoke(main, ["keys", "list"])
+    assert "gateway_keys_file" in nowhere.output
