@@ -14,7 +14,7 @@ w = exp((x - max) / temperature):
 Weights are float32 unless the logits are wider, sums are float64.
 
 Ranking a whole vocabulary costs more than anything else here and is seldom needed: the cut of a filter
-mostly lies within the first 64. A row is decided from its first n tokens if its cut lies above the last of
+mostly lies within the first 256. A row is decided from its first n tokens if its cut lies above the last of
 them; only rows that are not decided go on to the next larger n, and then to wide_cut.py, which ranks little
 of a whole row. A token is the same to the last bit whatever else is drawn, on a CPU: each row's sums are by
 themselves, and how it is decided follows from its own numbers.
