@@ -77,6 +77,6 @@ def failure_of(record: JobRecord) -> FleetError:
     """The exception that stands for a job which ended without an answer."""
     if record.error is not None:
         return record.error.to_error(record.job_id)
-    if record.finish_reason(0) == "deadline":
+    if record.ended_by == "deadline":
         return DeadlineExceeded("The job's deadline passed before it was done.", job_id=record.job_id)
-    return JobFailed(f"The job ended with {record.finish_reason(0)!r}.", job_id=record.job_id)
+    return JobFailed(f"The job ended with {record.ended_by!r}.", job_id=record.job_id)

@@ -113,6 +113,13 @@ class JobRecord:
         value = self.fields.get("ttl")
         return None if value is None else int(value)
 
+    @property
+    def ended_by(self) -> str | None:
+        """The job's own finish reason: of a job that was cut off that, whatever choices had ended before."""
+        reasons = [self.finish_reason(choice) for choice in range(self.num_choices)]
+        cut = (reason for reason in ("error", "deadline", "cancelled") if reason in reasons)
+        return next(cut, reasons[0])
+
     def finish_reason(self, choice: int) -> str | None:
         return self.fields.get(f"fin:{choice}")
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from pagefleet.api.wire_model import StoredModel
+from pagefleet.api.wire_model import WireModel
 
 __all__ = ["Logprob", "TokenLogprobs"]
 
 
-class Logprob(StoredModel):
+class Logprob(WireModel):
     """A token, what it spells by itself, and the natural logarithm of its probability."""
+
+    # A part of what is stored: the whole has the version.
+    model_config = ConfigDict(extra="ignore")
 
     token_id: int
     logprob: float

@@ -55,6 +55,8 @@ from pagefleet.api.structured_outputs import StructuredOutputs
 
 PROTOCOL_VERSION: Final = 1
 MAX_DEADLINE_S: Final = 10.0**9
+MAX_ECHO: Final = 1_000_000
+"""Characters, or tokens, of a prompt times the choices that echo it: each has it in its log."""
 MAX_TTL_S: Final = 10**9
 
 
@@ -133,6 +135,8 @@ class GenerateRequest(StoredModel):
             raise wrong(given[0], "it is empty")
         if self.echo and self.messages is not None:
             raise wrong("echo", "only a prompt can be echoed, not messages")
+        if self.echo and self.sampling.n * len(getattr(self, given[0])) > MAX_ECHO:
+            raise wrong("echo", f"a prompt as long as this can't be echoed {self.sampling.n} times")
         return self
 
 

@@ -15,6 +15,7 @@ MAX_RESULT_TOKENS: Final = 1_000_000
 MAX_CHOICES: Final = 128
 MAX_LOGPROBS: Final = 20
 """OpenAI's limit, and vLLM's."""
+MAX_PROMPT_LOGPROBS: Final = 16_384
 MAX_TOP_K: Final = 2**31 - 1
 MAX_REPETITION_PENALTY: Final = 1e6
 
@@ -35,7 +36,7 @@ class SamplingParams(WireModel):
         ge=1,
         le=MAX_CHOICES,
         description="Choices, each drawn by itself, each with its own log. Their prompt is computed once, "
-        "but for its last block.",
+        "but for its last block. A result's `text` is that of the first.",
     )
     max_tokens: int = Field(256, ge=1, le=MAX_RESULT_TOKENS, description="Tokens to generate at most.")
     min_tokens: int = Field(
@@ -131,7 +132,8 @@ class SamplingParams(WireModel):
         None,
         ge=0,
         le=MAX_LOGPROBS,
-        description="The same of each prompt token but the first. The prefix cache does not help then.",
+        description="The same of each prompt token but the first. The prefix cache does not help then, and "
+        f"there may be {MAX_PROMPT_LOGPROBS:,} values: prompt tokens times one more than this number.",
     )
     speculate: bool = Field(
         True,

@@ -30,6 +30,7 @@ from pagefleet.api.messages import (
     GenerateRequest,
     JobState,
     LogEntry,
+    Logprob,
     ModelCard,
     TokenLogprobs,
 )
@@ -222,7 +223,7 @@ def _entries(request: GenerateRequest, choice: int, words: list[str], reason: st
     sampling = request.sampling
     last = min(len(words), sampling.max_tokens) - 1
     for offset, word in enumerate(words[: last + 1]):
-        certain = TokenLogprobs(token_id=offset, logprob=0.0, text=word, rank=1)
+        certain = _certain(offset, word, sampling.logprobs or 0)
         yield LogEntry(
             choice=choice,
             offset=offset,
@@ -230,7 +231,19 @@ def _entries(request: GenerateRequest, choice: int, words: list[str], reason: st
             texts=[(request.prompt or "") + word if request.echo and offset == 0 else word],
             finish_reason=reason if offset == last else None,
             logprobs=None if sampling.logprobs is None else [certain],
+            prompt_logprobs=_prompt_logprobs(request) if choice == offset == 0 else None,
         )
+
+
+def _prompt_logprobs(request: GenerateRequest) -> list[TokenLogprobs] | None:
+    num_top = request.sampling.prompt_logprobs
+    words = _WORD.findall(request.prompt or "")
+    return None if num_top is None else [_certain(*each, num_top) for each in enumerate(words[1:], 1)]
+
+
+def _certain(token_id: int, word: str, num_top: int) -> TokenLogprobs:
+    top = [Logprob(token_id=token_id, logprob=0.0, text=word)] if num_top else []
+    return TokenLogprobs(token_id=token_id, logprob=0.0, text=word, rank=1, top=top)
 
 
 def _num_prompt_tokens(request: GenerateRequest) -> int:

@@ -232,7 +232,10 @@ class BlockManager:
         return block_id
 
     def _extend_hashes(self, sequence: Sequence, num_blocks: int) -> None:
-        hashes = sequence.block_hashes
+        hashes, first = sequence.block_hashes, sequence.first_choice
+        if first is not None and len(hashes) < num_blocks:
+            num_shared = min(num_blocks, sequence.num_prompt_tokens // self.block_size)
+            hashes += first.block_hashes[len(hashes) : num_shared]
         while len(hashes) < num_blocks:
             parent = hashes[-1] if hashes else _salt_hash(sequence.cache_salt)
             start = len(hashes) * self.block_size

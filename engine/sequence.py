@@ -54,6 +54,8 @@ class Sequence:
     """What the parameters do to its logits; None where they do nothing."""
     grammar: Grammar | None = None
     """What may follow the output tokens; None where anything may."""
+    first_choice: Sequence | None = None
+    """The one whose prompt, and the hashes of its blocks, are this one's too."""
     prompt_logprobs: list[TokenLogprobs] | None = None
     """Of the prompt's tokens from the second on, as far as they are computed; None where nobody asks."""
     proposer: NgramProposer | None = None

@@ -58,12 +58,13 @@ class SequenceFactory:
         check_prompt_length(len(prompt), self._info)
         check_sampling_token_ids(params, self._info)
         seed = params.seed if params.seed is not None else secrets.randbits(64)
-        made = []
+        made: list[NewSequence] = []
         for choice in range(params.n):
             log = request.logs[choice] if choice < len(request.logs) else ()
             if log is not None:
                 sequence = self._new(request, list(prompt), seed, choice)
                 tokens = checked_token_ids("logs", log, self._info)
+                sequence.first_choice = made[0].sequence if made else None
                 made.append(NewSequence(sequence, self._replay(sequence, tokens)))
         return made
 

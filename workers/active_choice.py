@@ -34,8 +34,8 @@ class ActiveChoice:
         """What an earlier attempt left."""
         self.token_ids += entry.token_ids
         self.texts += entry.texts
-        if entry.logprobs is not None:
-            self.logprobs = (self.logprobs or []) + entry.logprobs
+        if self.logprobs is not None:
+            self.logprobs += entry.logprobs or ()
         self.prompt_logprobs = self.prompt_logprobs or entry.prompt_logprobs
 
     def next_entry(self) -> LogEntry:

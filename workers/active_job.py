@@ -88,6 +88,11 @@ class ActiveJob:
         return any(choice.token_ids for choice in self.choices)
 
     @property
+    def num_going_on(self) -> int:
+        """Choices that have not ended: sequences of the engine, or soon to be."""
+        return sum(not choice.has_ended for choice in self.choices)
+
+    @property
     def has_news(self) -> bool:
         return not self.accepted_sent or any(choice.has_news for choice in self.choices)
 
@@ -102,8 +107,8 @@ class ActiveJob:
         assert self.speller is not None, self.job_id
         choice.token_ids += output.token_ids
         choice.texts += self.speller.texts(output.offset, output.texts)
-        if output.logprobs:
-            choice.logprobs = (choice.logprobs or []) + self.speller.logprobs(output.logprobs)
+        if choice.logprobs is not None:
+            choice.logprobs += self.speller.logprobs(output.logprobs)
         if output.prompt_logprobs:
             choice.prompt_logprobs = self.speller.logprobs(output.prompt_logprobs)
         if output.finish_reason is not None:

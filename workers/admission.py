@@ -22,14 +22,14 @@ from pagefleet.api.model_cards import CardIndex
 from pagefleet.api.operations import Claim, ClaimVerdict, Submitted
 from pagefleet.api.requests import invalid_request
 from pagefleet.engine import EngineRequest, LLMEngine
-from pagefleet.workers.active_choice import ActiveChoice
 from pagefleet.workers.active_job import ActiveJob, JobMessage
 from pagefleet.workers.insist import Insist
 from pagefleet.workers.job_log import job_fields
 from pagefleet.workers.job_times import JobTimes
 from pagefleet.workers.loop_thread import LoopThread
 from pagefleet.workers.prompt import echo_of, engine_request
-from pagefleet.workers.speller import Speller
+from pagefleet.workers.resumption import new_choices, resume
+from pagefleet.workers.speller import Speller, Spelling
 from pagefleet.workers.start_event import start_fields
 
 logger = logging.getLogger(__name__)
@@ -89,6 +89,7 @@ class Admission:
         self._cards = CardIndex([card])
         self._fingerprint = card.fingerprint.model_dump_json()
         self._engine = engine
+        self._spelling = Spelling(engine.tokenizer)
         self._insist = insist
         self._holder = holder
         self._messages: queue.SimpleQueue[JobMessage | None] = queue.SimpleQueue()
@@ -201,16 +202,16 @@ class Admission:
         job = ActiveJob(message.job_id, claim.epoch, message, times)
         self._holder.hold(job)
         try:
-            self._read_log(job, claim)
-        except ProtocolError:
-            self._holder.condemn(message)
-            return
-        try:
             request = self._parse(claim.request_json)
         except FleetError as error:
             self._holder.refuse(job, error)
             return
-        if request.sampling.n != len(job.choices):
+        try:
+            job.choices = new_choices(request, claim.num_tokens)
+            if any(claim.num_tokens):
+                record = self._insist(functools.partial(self._store.read, job.job_id))
+                resume(job.choices, claim.num_tokens, record)
+        except ProtocolError:
             self._holder.condemn(message)
             return
         if request.structured_outputs is None:
@@ -236,8 +237,7 @@ class Admission:
         """What is to be done with the job: the engine gets it, or it fails."""
         try:
             to_compute = engine_request(job.request_id, request, job.choices, self._engine, self._card)
-            tokenizer = self._engine.tokenizer
-            job.speller = Speller(tokenizer, echo_of(request, to_compute, tokenizer))
+            job.speller = Speller(self._spelling, echo_of(request, to_compute, self._engine.tokenizer))
         except FleetError as error:
             return functools.partial(self._holder.fail, job, error)
         except Exception as error:  # noqa: BLE001
@@ -259,27 +259,6 @@ class Admission:
         job.num_prompt_tokens = len(list(to_compute.prompt_token_ids))
         self._holder.run(job, to_compute, solo=solo)
         job.message.started(start_fields(job, request, self._store.settings.prompt_chars))
-
-    def _read_log(self, job: ActiveJob, claim: Claim) -> None:
-        """Raises: ProtocolError where the log is not as long as the hash says."""
-        job.choices = [ActiveChoice(index) for index in range(len(claim.num_tokens))]
-        if not any(claim.num_tokens):
-            return
-        record = self._insist(functools.partial(self._store.read, job.job_id))
-        if record is None:
-            raise ProtocolError("The log is gone.")
-        for entry in record.entries:
-            if entry.choice >= len(job.choices) or entry.offset != len(job.choices[entry.choice].token_ids):
-                break
-            job.choices[entry.choice].take_log(entry)
-        for choice, num_tokens in zip(job.choices, claim.num_tokens, strict=True):
-            choice.num_sent = num_tokens
-            choice.finish_reason = record.finish_reason(choice.index)
-            choice.has_ended = choice.finish_reason is not None
-            if len(choice.token_ids) != num_tokens:
-                raise ProtocolError(
-                    f"The log holds {len(choice.token_ids)} tokens where {num_tokens} were counted."
-                )
 
     def _parse(self, request_json: str) -> GenerateRequest:
         check_size(len(request_json.encode()), self._store.settings.max_request_bytes)

@@ -126,8 +126,9 @@ class EngineLoop:
     def _step(self) -> None:
         begun_at = time.monotonic()
         plan = self._engine.schedule()
-        # Once each: a request may have several choices.
-        request_ids = list(dict.fromkeys(sequence.request_id for sequence in plan.first_prefills))
+        # A request's other choices begin after its first one, which has shown that the prompt is harmless.
+        first = dict.fromkeys(sequence.request_id for sequence in plan.first_prefills)
+        request_ids = [each for each in first if self._starts.is_beginning(each)]
         if request_ids:
             for request_id in self._listener.before_prefill(request_ids):
                 self._abort(request_id)

@@ -130,6 +130,10 @@ class FleetWorker(Holder):
         lease, or when the server is full. The arguments are :meth:`Seats.queues_with_room`'s."""
         if self._draining or not self.lease.valid or self.lease.storage_full:
             return []
+        # A job takes a seat for each of its choices.
+        more = [(job.message.lane, max(0, job.num_going_on - 1)) for job in list(self._held.values())]
+        num_held += sum(count for _, count in more)
+        num_batch += sum(count for lane, count in more if lane == "batch")
         return self._seats.queues_with_room(num_held, num_batch)
 
     def give_back_batch(self, most: int) -> int:

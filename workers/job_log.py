@@ -35,7 +35,7 @@ def end_fields(record: JobRecord, lane: Lane, job: ActiveJob | None) -> dict[str
         "attempt": record.attempts,
         "lane": lane,
         "state": record.state.name.lower(),
-        "finish_reason": record.finish_reason(0),
+        "finish_reason": record.ended_by,
         "error": None if record.error is None else record.error.code,
         "num_prompt_tokens": record.num_prompt_tokens,
         "num_tokens": sum(record.num_tokens),

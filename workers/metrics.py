@@ -84,7 +84,7 @@ class Metrics(Collector):
     def on_closed(self, record: JobRecord, lane: Lane, job: ActiveJob | None) -> None:
         """A job has ended for good. ``job`` is its last attempt, where this worker had it."""
         labels = (self.model, lane)
-        reason = record.finish_reason(0)
+        reason = record.ended_by
         self._finished.labels(*labels, reason if reason in FINISH_REASONS else "error").inc()
         self._num_generated.labels(*labels).observe(sum(record.num_tokens))
         if record.num_prompt_tokens is not None:

@@ -258,8 +258,7 @@ def _queue_of(request_dict: Mapping[str, Any]) -> str:
 
 def _summary(record: JobRecord) -> str:
     """What events carry of a result: never its text."""
-    result = record.result()
-    values = (result.finish_reason, sum(record.num_tokens), result.attempts)
+    values = (record.ended_by, sum(record.num_tokens), record.attempts)
     return " ".join(f"{name}={value}" for name, value in zip(_SUMMARY, values, strict=True))
 
 

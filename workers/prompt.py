@@ -11,6 +11,8 @@ from pagefleet.api.errors import ContextTooLong, FleetError, InvalidRequest
 from pagefleet.api.keys import LANES
 from pagefleet.api.messages import GenerateRequest, ModelCard
 from pagefleet.api.model_cards import check_fits, check_prompt_length
+from pagefleet.api.sampling import MAX_PROMPT_LOGPROBS
+from pagefleet.api.sampling import SamplingParams as WireSamplingParams
 from pagefleet.engine import (
     EngineRequest,
     Grammar,
@@ -57,6 +59,7 @@ def engine_request(
     if request.truncate_prompt_tokens is not None:
         prompt_token_ids = prompt_token_ids[-request.truncate_prompt_tokens :]
     check_prompt_length(len(prompt_token_ids), card)
+    check_prompt_logprobs(len(prompt_token_ids), request.sampling)
     return EngineRequest(
         request_id=request_id,
         prompt_token_ids=prompt_token_ids,
@@ -66,6 +69,19 @@ def engine_request(
         cache_salt=request.cache_salt or "",
         grammar=_grammar(request, engine),
     )
+
+
+def check_prompt_logprobs(num_tokens: int, sampling: WireSamplingParams) -> None:
+    """They are kept, sent and read as a whole. Raises: InvalidRequest."""
+    if sampling.prompt_logprobs is None:
+        return
+    count = num_tokens * (1 + sampling.prompt_logprobs)
+    if count > MAX_PROMPT_LOGPROBS:
+        raise InvalidRequest(
+            f"prompt_logprobs={sampling.prompt_logprobs} for {num_tokens} tokens are {count} values, more "
+            f"than {MAX_PROMPT_LOGPROBS}: ask for fewer, or of a shorter prompt.",
+            param="prompt_logprobs",
+        )
 
 
 def echo_of(request: GenerateRequest, computed: EngineRequest, tokenizer: Tokenizer) -> str:

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_ITEMS: Final = 128
 _MAX_TOKENS_A_CALL: Final = 8192
+_CHARS_A_TOKEN: Final = 16
 _QUIET_S: Final = 0.25
 """A job that produced nothing for so long is asked after: was it cancelled, is its deadline past?"""
 
@@ -333,9 +334,10 @@ class Publisher:
 
 
 def _size(item: StepItem) -> int:
-    """In tokens, or what weighs as much."""
+    """In tokens, or what weighs as much: a logprob, a part of an echoed prompt."""
     entry = item.entry
     if entry is None:
         return 0
     logprobs = [*(entry.logprobs or ()), *(entry.prompt_logprobs or ())]
-    return len(entry.token_ids) + sum(1 + len(each.top) for each in logprobs)
+    num_chars = sum(map(len, entry.texts))
+    return len(entry.token_ids) + sum(1 + len(each.top) for each in logprobs) + num_chars // _CHARS_A_TOKEN

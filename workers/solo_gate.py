@@ -32,6 +32,9 @@ class SoloGate:
         self._waiting.append((request, solo))
         self._open()
 
+    def is_beginning(self, request_id: str) -> bool:
+        return request_id in self._beginning
+
     def passed(self, request_id: str) -> None:
         """The request has a token, has ended, or is not wanted any more."""
         if request_id in self._beginning:

@@ -63,6 +63,15 @@ class TestAnswers:
             assert choice.text.startswith("Hello there")
             assert choice.finish_reason == "length"
 
+    def test_the_prompts_logprobs(self, any_fleet):
+        result = any_fleet.generate("Hello there", max_tokens=2, logprobs=1, prompt_logprobs=1).result()
+        assert len(result.prompt_logprobs) == result.num_prompt_tokens - 1
+        assert all(len(each.top) == 1 for each in result.prompt_logprobs + result.choices[0].logprobs)
+
+    def test_a_long_echo_is_refused(self, any_fleet):
+        with pytest.raises(InvalidRequest, match="can't be echoed 128 times"):
+            any_fleet.generate("x" * 10_000, n=128, echo=True)
+
     def test_messages_are_not_echoed(self, any_fleet):
         with pytest.raises(InvalidRequest, match="only a prompt can be echoed"):
             any_fleet._start(None, {"messages": [{"role": "user", "content": "x"}], "echo": True}, 1.0)

@@ -27,6 +27,7 @@ NUM_EXAMPLES = int(os.environ.get("PAGEFLEET_GARBAGE_EXAMPLES", "300"))
 QUEUE = "null.interactive"
 SEED = 7
 LONG = 150
+LOGPROB = {"token_id": 1, "logprob": -0.5, "text": "a", "rank": 1}
 ENTRY = json.dumps({"offset": 0, "token_ids": [null_token(SEED, 0, 0)], "texts": ["a"]}).encode()
 
 
@@ -120,8 +121,8 @@ def check_bad(stack, fleet, raw, job_id, before, state):
 
 
 FIELDS = [
-    "state", "owner", "epoch", "attempts", "num_choices", "n:0", "fin:0", "num_ended", "deadline", "request",
-    "queue", "error", "fingerprint", "fingerprints", "suspect", "cancel", "clients", "ttl", "solo",
+    "state", "owner", "epoch", "attempts", "num_choices", "n:0", "n:1", "fin:0", "fin:1", "num_ended",
+    "deadline", "request", "queue", "error", "fingerprint", "fingerprints", "suspect", "cancel", "clients", "ttl", "solo",
     "priority", "tenant_ledger", "channel", "fruitless", "blame", "watched", "no-such-field",
 ]  # fmt: skip
 written = st.one_of(
@@ -138,8 +139,14 @@ entries = written | st.fixed_dictionaries(
         "token_ids": st.lists(st.integers(), max_size=3),
         "texts": st.lists(st.text(max_size=3), max_size=3),
     },
-    optional={"choice": st.integers(), "finish_reason": st.text(max_size=5)},
+    optional={
+        "choice": st.integers(-1, 3),
+        "finish_reason": st.text(max_size=5),
+        "logprobs": st.lists(st.sampled_from([{}, 1, LOGPROB]), max_size=3),
+        "prompt_logprobs": st.lists(st.sampled_from([{}, 1, LOGPROB]), max_size=3),
+    },
 ).map(lambda entry: json.dumps(entry).encode())
+several = st.sampled_from([{}, {}, {"n": 2}, {"logprobs": 1}, {"n": 2, "logprobs": 0, "prompt_logprobs": 0}])
 damages = st.one_of(
     st.tuples(st.just("field"), st.sampled_from(FIELDS), written),
     st.tuples(st.just("no field"), st.sampled_from(FIELDS)),
@@ -169,11 +176,11 @@ def test_whatever_is_written_over_jobs_the_worker_lives_and_nothing_stays(stack,
 
     @settings(max_examples=NUM_EXAMPLES, deadline=None, database=None, derandomize=True,
               suppress_health_check=list(HealthCheck))  # fmt: skip
-    @given(damages, st.sampled_from(["queued", "running", "unsent"]))
-    def write(change, when):
+    @given(damages, st.sampled_from(["queued", "running", "unsent"]), several)
+    def write(change, when, asked):
         job_ids.append(job_id := f"whatever-{len(job_ids)}")
         done[job_id] = when, *change
-        submit(fleet, job_id, max_tokens=60 if when == "running" else 4)
+        submit(fleet, job_id, max_tokens=60 if when == "running" else 4, **asked)
         if when == "running":
             send_message(app, job_id, QUEUE, 5)
         damage(raw, job_id, *change)

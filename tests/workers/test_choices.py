@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import pytest
 from harness import leave, make_worker, submit
 
-from pagefleet.api import keys
-from pagefleet.api.messages import JobState
+from pagefleet.api import DeadlineExceeded, keys
+from pagefleet.api.closing import failure_of
+from pagefleet.api.job_record import JobRecord
+from pagefleet.api.messages import JobState, TokenLogprobs
 from pagefleet.engine.backends.null import null_token
+from pagefleet.engine.outputs import TokenLogprobs as EngineLogprobs
+from pagefleet.engine.tokenizer import ByteTokenizer
 from pagefleet.workers import replay as replaying
 from pagefleet.workers.engine_loop import wait_until
+from pagefleet.workers.speller import Speller, Spelling
 
 SEED = 7
 
@@ -94,3 +102,72 @@ def test_a_replay_has_the_same_choices(store, worker):
     replayed = replaying.replay(store.read("a"), worker._engine, worker.card)
     assert [choice.index for choice in replayed] == [0, 1, 2]
     assert all(choice.first_difference is None for choice in replayed)
+
+
+def test_a_log_without_the_logprobs_that_are_asked_for_is_none(store, worker):
+    """And one with some that nobody asked for. The worker lives, and the next job is served."""
+    bare = {"offset": 0, "token_ids": [1], "texts": ["a"]}
+    told = bare | {"logprobs": [{"token_id": 1, "logprob": -0.5, "text": "a", "rank": 1}]}
+    for job_id, entry, fields in (("a", bare, {"logprobs": 0}), ("b", told, {})):
+        message = submit(store, worker, job_id, max_tokens=9, **fields)
+        store.redis.rpush(keys.log(job_id), json.dumps(entry))
+        store.redis.hset(keys.job(job_id), "n:0", 1)
+        worker.admission.put(message)
+        assert wait_until(lambda j=job_id: store.read(j, with_log=False).state is JobState.DEAD, 10)
+    after = submit(store, worker, "c", max_tokens=9)
+    worker.admission.put(after)
+    assert after.last_answer()[1].state is JobState.DONE
+
+
+def test_a_job_is_marked_before_its_first_choice_only(store, worker, monkeypatch):
+    """The others begin when it has tokens: it is no suspect any more."""
+    marked = []
+    mark = worker.publisher.mark
+    monkeypatch.setattr(worker.publisher, "mark", lambda ids: marked.extend(ids) or mark(ids))
+    message = submit(store, worker, "a", n=5, max_tokens=20, prompt="x" * 200)
+    worker.admission.put(message)
+    assert message.last_answer()[1].state is JobState.DONE
+    assert len(marked) == 1
+
+
+def test_a_job_takes_a_seat_for_each_choice(store, worker):
+    num_seats = worker.settings.max_num_seqs
+    message = submit(store, worker, "a", n=num_seats, max_tokens=4000)
+    assert worker.queues_with_room(1, 0) != []
+    worker.admission.put(message)
+    assert wait_until(lambda: min(store.read("a", with_log=False).num_tokens) > 0, 20)
+    assert worker.queues_with_room(1, 0) == []
+    assert worker.queues_with_room(1, 1) == []
+
+
+def test_a_job_that_is_cut_off_says_so_whatever_its_first_choice_did(store, worker):
+    end = next(token for token in tokens(0, 40)[19:] if token not in tokens(1, 90))
+    fields = {"n": 2, "max_tokens": 4000, "min_tokens": 20, "stop_token_ids": [end]}
+    message = submit(store, worker, "a", **fields)
+    worker.admission.put(message)
+    assert wait_until(lambda: store.read("a", with_log=False).finish_reason(0) == "stop", 10)
+    store.cancel("a")
+    _, record = message.last_answer()
+    if record.finish_reason(1) == "cancelled":
+        assert record.ended_by == "cancelled"
+    fields = {"state": "F", "num_choices": "2", "fin:0": "stop", "fin:1": "deadline"}
+    assert isinstance(failure_of(JobRecord("x", fields)), DeadlineExceeded)
+
+
+def test_numbers_that_json_has_no_word_for():
+    speller = Speller(Spelling(ByteTokenizer()))
+    found = [EngineLogprobs(65, math.nan, 1, ((66, -math.inf), (0xC3, -0.1234567)))]
+    (told,) = speller.logprobs(found)
+    assert TokenLogprobs.model_validate_json(told.model_dump_json()) == told
+    assert (told.logprob, told.text, told.spelled) == (-9999.0, "A", b"A")
+    impossible, half = told.top
+    assert impossible.logprob == -9999.0
+    assert (half.logprob, half.text, half.spelled) == (-0.123457, "\ufffd", b"\xc3")
+
+
+def test_more_logprobs_of_a_prompt_than_fit_are_refused(store, worker):
+    message = submit(store, worker, "a", prompt="x" * 1000, prompt_logprobs=20)
+    worker.admission.put(message)
+    _, record = message.last_answer()
+    assert (record.state, record.error.param) == (JobState.FAILED, "prompt_logprobs")
+    assert "16384" in record.error.message
