@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Final, Self
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from pagefleet.api.errors import ConfigurationError, RedisUnavailable
 
@@ -174,7 +176,12 @@ class RedisServer:
     def _state(self) -> _State:
         user, password = self._credentials
         client = redis.Redis(
-            port=self.port, username=user, password=password, socket_connect_timeout=0.5, socket_timeout=0.5
+            port=self.port,
+            username=user,
+            password=password,
+            socket_connect_timeout=0.5,
+            socket_timeout=0.5,
+            retry=Retry(NoBackoff(), 0),
         )
         try:
             # Whoever answers on this port may be somebody else's server.
@@ -183,7 +190,8 @@ class RedisServer:
             # INFO is answered while the data is still being read; PING is not.
             client.ping()
             return _State.READY
-        except redis.BusyLoadingError:
+        except (redis.BusyLoadingError, redis.TimeoutError):
+            # It looks after connections between two pieces of its data, seldom on a busy machine.
             return _State.LOADING
         except redis.RedisError:
             return _State.AWAY

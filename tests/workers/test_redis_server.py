@@ -36,7 +36,7 @@ def test_what_was_written_survives_a_kill(tmp_path):
 
 def test_a_server_that_reads_its_data_is_waited_for(tmp_path, monkeypatch):
     with RedisServer(tmp_path / "data") as server, redis.Redis(port=server.port) as client:
-        client.mset({f"key-{number}": "value" for number in range(500)})
+        client.mset({f"key-{number}": "value" for number in range(800)})
         client.bgrewriteaof()
         assert wait_until(lambda: not client.info("persistence")["aof_rewrite_in_progress"], 10)
     # Longer than a server may take that says nothing.
@@ -44,7 +44,7 @@ def test_a_server_that_reads_its_data_is_waited_for(tmp_path, monkeypatch):
     slow = {"key-load-delay": "4000", "loading-process-events-interval-bytes": "1024"}
     begun_at = time.monotonic()
     with RedisServer(server.data_dir, options=slow) as again, redis.Redis(port=again.port) as client:
-        assert client.get("key-499") == b"value"
+        assert client.get("key-799") == b"value"
     assert time.monotonic() - begun_at > 0.5
 
 
