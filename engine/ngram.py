@@ -12,9 +12,9 @@ from typing import Final, NamedTuple
 
 __all__ = ["Draft", "NgramProposer"]
 
-_LENGTHS: Final = (3, 2, 1)
+_LENGTHS: Final = (3, 2)
 """Of the n-grams that are looked up; the longest that occurred before counts."""
-_PRIOR: Final = (0.0, 0.1, 0.4, 0.6, 0.8, 0.9)
+_PRIOR: Final = (0.4, 0.6, 0.8, 0.9)
 """How likely the next guess is right before anything is known of a sequence, by `_kind` of its match."""
 _RATE: Final = 0.125
 """What the newest guess weighs in that."""
@@ -103,5 +103,5 @@ class NgramProposer:
 
 
 def _kind(length: int) -> int:
-    """Of a match: 1, 2 to 3, 4 to 7, 8 to 15 tokens, longer ones."""
-    return min(length.bit_length(), len(_PRIOR) - 1)
+    """Of a match: 2 to 3, 4 to 7, 8 to 15 tokens, longer ones."""
+    return min(length.bit_length() - 2, len(_PRIOR) - 1)

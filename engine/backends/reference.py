@@ -4,9 +4,9 @@ KV layout, one tensor a layer: [2 (keys, values), K, num_blocks, block_size, D].
 block_size * D, one `index_select` gathers the pages of a whole group of sequences, keys and values at
 once, already in the order that a batched matrix product wants: [2, K, B, length, D].
 
-Sequences with one new token are attended in groups, as a grouped product over their gathered pages;
-longer pieces one by one with torch's scaled_dot_product_attention. On a CPU, weights are packed once by
-oneDNN, which is 2-3 times faster than F.linear in bfloat16.
+Sequences with one new token, or a few (drafts), are attended in groups, as a grouped product over their
+gathered pages; longer pieces one by one with torch's scaled_dot_product_attention. On a CPU, weights are
+packed once by oneDNN, which is 2-3 times faster than F.linear in bfloat16.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ GROUP_COST = 96
 """What one more attention group costs, in pages gathered; measured on a CPU with SmolLM2-135M."""
 
 
+NUM_GROUPED_QUERIES = 16
+"""New tokens of a sequence that is still attended in a group."""
+
+
 @dataclass(frozen=True)
 class PackedLinear:
     """A matrix [out, in], either plain or in oneDNN's blocked layout."""
@@ -39,14 +43,16 @@ class PackedLinear:
 
 @dataclass(frozen=True)
 class DecodeGroup:
-    """B sequences of similar length, with one query each."""
+    """B sequences of similar length, with Q queries each: the last one again where a sequence has fewer."""
 
     rows: torch.Tensor
-    """[B]: their tokens' rows in the ragged batch."""
+    """[B * Q]: the queries' rows in the ragged batch."""
+    num_queries: int
     pages: torch.Tensor
     """[2 * K * B * n]: rows of the flat cache, n pages a sequence."""
     mask: torch.Tensor
-    """[K * B, 1, n * block_size], added to the scores: 0, or -inf beyond the sequence's end."""
+    """[K * B, Q * H / K, n * block_size], or 1 for the second, added to the scores: 0, or -inf behind the
+    query."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +111,13 @@ class ReferenceBackend(Backend[ReferencePlan, PackedLinear]):
     def begin_step(self, batch: RaggedBatch) -> ReferencePlan:
         positions = batch.positions
         starts = np.cumsum(batch.query_lens) - batch.query_lens
-        is_decode = batch.query_lens == 1
-        decodes, prefills = np.flatnonzero(is_decode), np.flatnonzero(~is_decode)
+        few = (batch.query_lens > 1) & (batch.query_lens <= NUM_GROUPED_QUERIES)
+        prefills = np.flatnonzero(batch.query_lens > NUM_GROUPED_QUERIES)
+        groups = [
+            group
+            for members in (np.flatnonzero(batch.query_lens == 1), np.flatnonzero(few))
+            for group in self._decode_groups(batch, starts, members)
+        ]
         # float32 whatever the dtype: see models/rope.py.
         angles = torch.outer(torch.from_numpy(positions).float(), self._spec.inv_freq.cpu())[:, None]
         return ReferencePlan(
@@ -114,7 +125,7 @@ class ReferenceBackend(Backend[ReferencePlan, PackedLinear]):
             cos=angles.cos().to(device=self.device, dtype=self.dtype),
             sin=angles.sin().to(device=self.device, dtype=self.dtype),
             slots=self._to_device(self._slots(batch, positions)),
-            groups=self._decode_groups(batch, starts, decodes),
+            groups=groups,
             chunks=[self._prefill_chunk(batch, int(starts[index]), index) for index in prefills.tolist()],
         )
 
@@ -167,14 +178,17 @@ class ReferenceBackend(Backend[ReferencePlan, PackedLinear]):
     # -- attention ------------------------------------------------------------------------------------
 
     def _attend_group(self, group: DecodeGroup, layer: int, query: torch.Tensor) -> torch.Tensor:
-        """query [B, H, D] -> [B, H, D]; the query heads that share a key head are the rows of one product."""
-        num_seqs, num_kv_heads, head_dim = len(query), self._spec.num_kv_heads, self._spec.head_dim
+        """query [B * Q, H, D] -> [B * Q, H, D]; a sequence's queries, and the query heads that share a key
+        head, are the rows of one product."""
+        num_queries, num_kv_heads, head_dim = group.num_queries, self._spec.num_kv_heads, self._spec.head_dim
+        num_seqs = len(query) // num_queries
         keys, values = self._gather(layer, group.pages).view(2, num_kv_heads * num_seqs, -1, head_dim)
-        grouped = query.view(num_seqs, num_kv_heads, -1, head_dim).transpose(0, 1)
+        grouped = query.view(num_seqs, num_queries, num_kv_heads, -1, head_dim).permute(2, 0, 1, 3, 4)
+        shape = grouped.shape
         grouped = grouped.reshape(num_kv_heads * num_seqs, -1, head_dim)
         scores = torch.baddbmm(group.mask, grouped, keys.transpose(1, 2), alpha=head_dim**-0.5)
         attended = torch.bmm(_softmax(scores), values)
-        return attended.view(num_kv_heads, num_seqs, -1, head_dim).transpose(0, 1).reshape(query.shape)
+        return attended.view(shape).permute(1, 2, 0, 3, 4).reshape(query.shape)
 
     def _attend_chunk(self, chunk: PrefillChunk, layer: int, query: torch.Tensor) -> torch.Tensor:
         """query [L, H, D] -> [L, H, D]"""
@@ -210,23 +224,33 @@ class ReferenceBackend(Backend[ReferencePlan, PackedLinear]):
         return slots.ravel()
 
     def _decode_groups(
-        self, batch: RaggedBatch, starts: NDArray[np.int64], decodes: NDArray[np.int64]
+        self, batch: RaggedBatch, starts: NDArray[np.int64], few: NDArray[np.int64]
     ) -> list[DecodeGroup]:
-        lengths = batch.context_lens[decodes] + 1
+        lengths = batch.context_lens[few] + batch.query_lens[few]
         num_pages = -(-lengths // self._block_size)
-        groups = []
-        for members in group_by_length(num_pages, GROUP_COST):
-            width = int(num_pages[members].max())
-            seen = np.arange(width * self._block_size) < lengths[members, None]
-            mask = torch.zeros(seen.shape, dtype=self.dtype).masked_fill_(torch.from_numpy(~seen), -torch.inf)
-            groups.append(
-                DecodeGroup(
-                    rows=self._to_device(starts[decodes[members]]),
-                    pages=self._pages(batch.block_tables[decodes[members], :width]),
-                    mask=mask.to(self.device).repeat(self._spec.num_kv_heads, 1)[:, None],
-                )
-            )
-        return groups
+        return [
+            self._decode_group(batch, starts, few[members], int(num_pages[members].max()))
+            for members in group_by_length(num_pages, GROUP_COST)
+        ]
+
+    def _decode_group(
+        self, batch: RaggedBatch, starts: NDArray[np.int64], members: NDArray[np.int64], num_pages: int
+    ) -> DecodeGroup:
+        query_lens = batch.query_lens[members]
+        num_queries = int(query_lens.max())
+        # [B, Q]
+        queries = np.minimum(np.arange(num_queries), query_lens[:, None] - 1)
+        positions = batch.context_lens[members, None] + queries
+        unseen = torch.from_numpy(np.arange(num_pages * self._block_size) > positions[:, :, None])
+        mask = torch.zeros(unseen.shape, dtype=self.dtype).masked_fill_(unseen, -torch.inf)
+        if num_queries > 1:
+            mask = mask.repeat_interleave(self._spec.num_heads // self._spec.num_kv_heads, dim=1)
+        return DecodeGroup(
+            rows=self._to_device((starts[members, None] + queries).ravel()),
+            num_queries=num_queries,
+            pages=self._pages(batch.block_tables[members, :num_pages]),
+            mask=mask.to(self.device).repeat(self._spec.num_kv_heads, 1, 1),
+        )
 
     def _prefill_chunk(self, batch: RaggedBatch, start: int, index: int) -> PrefillChunk:
         num_queries, context = int(batch.query_lens[index]), int(batch.context_lens[index])

@@ -46,7 +46,7 @@ _REPORTS: Final = (
     "library asks for donations of 85,000 euros, so that the remaining books can be restored before the "
     "end of next year.",
 )
-_MAX_TOKENS: Final = 160
+_MAX_TOKENS: Final = 128
 _NUM_RANDOM: Final = 300
 
 
@@ -88,14 +88,15 @@ def _workloads(engine: LLMEngine) -> dict[str, list[_Case]]:
         for task, report in zip(_TASKS, _REPORTS, strict=True)
     ]
     made_up = random.Random(0)
-    noise = [
-        [made_up.randrange(engine.info.vocab_size) for _ in range(_NUM_RANDOM)] for _ in range(len(chats))
-    ]
+    noise = [made_up.choices(range(engine.info.vocab_size), k=_NUM_RANDOM) for _ in chats]
+    # Words that come again, with others around them: guesses that are wrong.
+    shuffled = [made_up.sample(chat, len(chat)) for chat in chats]
     drawn = {"temperature": 1.0, "ignore_eos": True}
     return {
         "summary_greedy": [_Case(chat, {"temperature": 0.0}) for chat in chats],
         "summary_drawn": [_Case(chat, {"temperature": 0.7}) for chat in chats],
         "random": [_Case(prompt, drawn) for prompt in noise],
+        "shuffled": [_Case(prompt, drawn) for prompt in shuffled],
     }
 
 
@@ -103,17 +104,16 @@ def _measure(
     engine: LLMEngine, name: str, cases: Sequence[_Case], num_rounds: int, progress: Progress
 ) -> dict[str, Any]:
     pairs: list[tuple[_Run, _Run]] = []
+    _run(engine, cases[0], speculate=True, seed=0)  # warms up
     before = engine.stats()
-    for index in range(num_rounds + 1):
+    for index in range(num_rounds):
         for number, case in enumerate(cases):
             seed = index * len(cases) + number
             runs = {
                 speculate: _run(engine, case, speculate=speculate, seed=seed)
                 for speculate in (bool(seed % 2), not seed % 2)
             }
-            # The first round fills the prefix cache.
-            if index:
-                pairs.append((runs[True], runs[False]))
+            pairs.append((runs[True], runs[False]))
             ratio = runs[True].tokens_per_s / runs[False].tokens_per_s
             progress(f"{name} {index}.{number}: {runs[False].tokens_per_s:.1f} tok/s, times {ratio:.3f}")
     after = engine.stats()
