@@ -73,7 +73,8 @@ def make_worker(
         model="null",
         backend="null",
         max_num_batched_tokens=worker_settings.max_num_batched_tokens,
-        null=NullOptions(step_time_s=step_time_s),
+        num_speculative_tokens=worker_settings.speculate,
+        null=NullOptions(step_time_s=step_time_s, period=worker_settings.null_period),
     )
     engine = LLMEngine.from_config(config)
     own_store = JobStore(worker_settings)

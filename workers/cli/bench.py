@@ -48,6 +48,7 @@ def bench(
     \b
     pagefleet bench
     pagefleet bench --backend null --rounds 1 --json
+    pagefleet bench --speculation --rounds 2
     """
     from pagefleet.engine import LLMEngine
     from pagefleet.workers.app import engine_config
