@@ -154,6 +154,11 @@ class AsyncFleetClient:
         """See :meth:`pagefleet.api.fleet.Fleet.cancel`."""
         return await self._live.cancel(job_id)
 
+    async def abandon(self, job_id: str) -> None:
+        """Whoever read the job through this client has gone: unless it is detached, or somebody else reads
+        it, it is cancelled."""
+        await self._live.abandon(job_id)
+
     async def delete(self, job_id: str) -> None:
         """See :meth:`pagefleet.api.fleet.Fleet.delete`."""
         await self._live.delete(job_id)

@@ -66,6 +66,17 @@ class AsyncConnections:
             await asyncio.to_thread(self._closer.close, job_id)
         return verdict is not CancelVerdict.FINAL
 
+    async def abandon(self, job_id: str) -> None:
+        """A reader of this client has gone. A job that is not detached ends with its last one."""
+        if self.subscriber.hears(job_id):
+            return
+        record = await self.store.read(job_id, with_log=False)
+        if record is None or record.state.is_final or not record.clients:
+            return
+        others = [client for client in record.clients if client != self.client_id]
+        if not await self.store.any_alive(others):
+            await self.cancel(job_id)
+
     async def expire(self, job_id: str) -> None:
         """SWEEP's part for a deadline (protocol line 13): with no worker alive nobody else would end it."""
         if await self.store.run(operations.expire(job_id)):

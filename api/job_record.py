@@ -94,6 +94,11 @@ class JobRecord:
         return self.fields.get("tenant")
 
     @property
+    def clients(self) -> list[str]:
+        """Who must live for it; nobody, where it is detached."""
+        return self.fields.get("clients", "").split()
+
+    @property
     def fingerprints(self) -> list[Fingerprint]:
         """Of the engines that computed it, in order, without repetitions in a row; [] if unreadable."""
         try:

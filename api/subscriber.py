@@ -56,6 +56,9 @@ class _Routes:
             for deliver in self._deliver.get(job_id, ()):
                 deliver(LiveEvent(kind, body))
 
+    def __contains__(self, job_id: str) -> bool:
+        return job_id in self._deliver
+
     def resync(self) -> None:
         for job_id in list(self._deliver):
             self.resync_job(job_id)
@@ -175,6 +178,10 @@ class AsyncSubscriber:
                 await self._task
             self._task = None
         self._ready.clear()
+
+    def hears(self, job_id: str) -> bool:
+        """Whether somebody in this process listens to it."""
+        return job_id in self._routes
 
     async def watch(self, job_id: str, deliver: Deliver) -> None:
         """Listens to a job's own channel from now on, for as many readers as ask for it.

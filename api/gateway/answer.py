@@ -102,7 +102,13 @@ class Answer:
             # Who knows how much is still to come: what was reserved is what it costs.
             self._settled = True
         else:
-            await self.cancel()
+            await self._leave()
+
+    async def _leave(self) -> None:
+        for stream in self.streams:
+            with suppress(FleetError):
+                await stream.close()
+                await self.gateway.fleet.abandon(stream.job_id)
 
     async def end(self) -> None:
         """Stops listening, and settles what was used with what was reserved."""

@@ -20,6 +20,7 @@ from pagefleet.api.gateway import chat_completions, completions, health, jobs, m
 from pagefleet.api.gateway.api_keys import Keyring
 from pagefleet.api.gateway.context import Gateway
 from pagefleet.api.gateway.errors import HANDLERS
+from pagefleet.api.gateway.local_only import LocalOnly
 from pagefleet.api.gateway.metrics import GatewayMetrics
 from pagefleet.api.gateway.rate_limit import RateLimit
 from pagefleet.api.settings import GatewaySettings
@@ -67,6 +68,8 @@ def make_app(settings: GatewaySettings, leaving: asyncio.Future[None] | None = N
         await fleet.close()
 
     middleware = [Middleware(_Counted, metrics=metrics)]
+    if keyring is None and not settings.gateway_open:
+        middleware.append(Middleware(LocalOnly))
     if settings.gateway_cors_origins:
         middleware.append(Middleware(CORSMiddleware, **_cors(settings)))
     return Starlette(routes=ROUTES, middleware=middleware, exception_handlers=HANDLERS, lifespan=lifespan)

@@ -6,12 +6,13 @@ The id is that of a completion, or of any job of the tenant's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pagefleet.api.errors import JobNotFound, ProtocolError
+from pagefleet.api.errors import FleetError, JobNotFound, ProtocolError
 from pagefleet.api.gateway import chat_completions, completions, sse
 from pagefleet.api.gateway.api_keys import ApiKey
 from pagefleet.api.gateway.authentication import tenant_of
@@ -92,9 +93,13 @@ async def stream(request: Request) -> Response:
     async def end() -> None:
         await _close(streams)
 
-    # Who reads along does not end it by leaving; a job whose last reader has gone ends by itself, unless it
-    # was to go on in the background.
-    return EventStream(gateway, relay, {}, end, end)
+    async def leave() -> None:
+        await _close(streams)
+        for each in streams:
+            with suppress(FleetError):
+                await gateway.fleet.abandon(each.job_id)
+
+    return EventStream(gateway, relay, {}, leave, end)
 
 
 async def _close(streams: Sequence[AsyncTokenStream]) -> None:

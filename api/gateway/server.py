@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
-import ipaddress
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ import uvicorn
 from pagefleet.api.errors import ConfigurationError
 from pagefleet.api.gateway.app import make_app
 from pagefleet.api.gateway.http_protocol import guarded
+from pagefleet.api.gateway.local_only import is_local
 from pagefleet.api.settings import GatewaySettings
 
 _BACKLOG = 2048
@@ -105,19 +105,12 @@ def _check_exposure(settings: GatewaySettings) -> None:
     if (
         settings.gateway_keys_file is None
         and not settings.gateway_open
-        and not _is_local(settings.gateway_host)
+        and not is_local(settings.gateway_host)
     ):
         raise ConfigurationError(
             f"gateway_host: {settings.gateway_host} can be reached by others, and there are no keys: name a "
             "gateway_keys_file (`pagefleet keys add` writes one), or set gateway_open."
         )
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _loop_factory() -> Any:

@@ -13,6 +13,8 @@ import secrets
 import sys
 from pathlib import Path
 
+from pagefleet.api.gateway.api_keys import KeyFile
+
 USERS = ("producer", "worker", "monitor")
 
 
@@ -24,6 +26,15 @@ def read_or_make(file: Path, prefix: str = "") -> str:
         new.chmod(0o444)
         new.rename(file)
     return file.read_text(encoding="ascii").strip()
+
+
+def make_api_key(folder: Path) -> None:
+    """The first one, for the machine itself; the gateway keeps only its hash."""
+    keys, key = folder / "keys.json", folder / "key"
+    if not keys.exists():
+        token, _ = KeyFile(keys).add(tenant="local")
+        key.write_text(token + "\n", encoding="ascii")
+        key.chmod(0o400)
 
 
 def main(template: Path, folder: Path, unknown_commands: list[str]) -> None:
@@ -39,6 +50,7 @@ def main(template: Path, folder: Path, unknown_commands: list[str]) -> None:
     users = folder / "redis" / "users.acl"
     users.unlink(missing_ok=True)
     users.write_text(text, encoding="ascii")
+    make_api_key(folder / "gateway")
     read_or_make(folder / "flower" / "users", "admin:")
     read_or_make(folder / "grafana" / "admin_password")
 

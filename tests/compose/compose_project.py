@@ -9,7 +9,7 @@ import uuid
 
 from pagefleet.workers.redis_server import free_port
 
-PORTS = ("REDIS_PORT", "FLOWER_PORT", "PROMETHEUS_PORT")
+PORTS = ("REDIS_PORT", "GATEWAY_PORT", "FLOWER_PORT", "PROMETHEUS_PORT")
 IMAGES = ("producer", "worker", "flower")
 
 

@@ -59,7 +59,7 @@ class TestTheReadme:
     def test_everything_is_locked_up(self, project):
         password = project.read("worker", "/secrets/worker/redis_password")
         assert len(password) >= 32
-        for service in ("redis", "worker", "flower", "exporter", "prometheus"):
+        for service in ("redis", "worker", "gateway", "flower", "exporter", "prometheus"):
             (container,) = project.containers(service)
             seen = project.inspect(container)
             assert seen["HostConfig"]["ReadonlyRootfs"], service
@@ -131,6 +131,17 @@ class TestFaults:
         groups = prometheus.get("rules")["groups"]
         assert groups
         assert {rule["health"] for group in groups for rule in group["rules"]} <= {"ok", "unknown"}
+
+    def test_the_gateway_answers_who_has_its_key(self, project, fleet):
+        url = f"http://127.0.0.1:{project.ports['GATEWAY_PORT']}/v1/completions"
+        body = json.dumps({"model": "null", "prompt": "x", "max_tokens": 5, "seed": 1}).encode()
+        headers = {"Content-Type": "application/json"}
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=10)
+        headers["Authorization"] = f"Bearer {project.read('gateway', '/secrets/gateway/key')}"
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=10) as answer:
+            text = json.load(answer)["choices"][0]["text"]
+        assert text == "".join(map(chr, expected(1, 5)))
 
     def test_flower_shows_the_job(self, project, fleet):
         stream = fleet.generate("sentinel-prompt", model="null", max_tokens=5, seed=1)

@@ -69,6 +69,7 @@ def test_no_service_sees_the_secrets_of_another(config):
         "worker": {"worker-secrets"},
         "worker-gpu": {"worker-secrets"},
         "client": {"producer-secrets"},
+        "gateway": {"producer-secrets", "gateway-secrets"},
         "flower": {"monitor-secrets", "flower-secrets"},
         "exporter": {"monitor-secrets"},
         "prometheus": set(),
@@ -122,6 +123,19 @@ def test_docker_is_more_patient_than_a_drain(config):
     worker = config["services"]["worker"]
     patience_s = int(re.fullmatch(r"(\d+)s", worker["stop_grace_period"])[1])
     assert patience_s >= float(worker["environment"]["PAGEFLEET_DRAIN_S"]) + 10
+
+
+def test_the_gateway_asks_for_keys_and_is_more_patient_than_its_drain(config):
+    from pagefleet.api.settings import GatewaySettings
+
+    gateway = config["services"]["gateway"]
+    given = {name.removeprefix("PAGEFLEET_").lower() for name in gateway["environment"]} - {"redis_url"}
+    assert given <= set(GatewaySettings.model_fields)
+    assert gateway["environment"]["PAGEFLEET_GATEWAY_KEYS_FILE"].startswith("/secrets/gateway/")
+    (port,) = gateway["ports"]
+    assert (port["target"], gateway["healthcheck"]["test"][2]) == (8000, "8000")
+    patience_s = int(re.fullmatch(r"(\d+)s", gateway["stop_grace_period"])[1])
+    assert patience_s >= float(gateway["environment"]["PAGEFLEET_GATEWAY_DRAIN_S"]) + 10
 
 
 def test_redis_keeps_what_it_is_given(config):

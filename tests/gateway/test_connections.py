@@ -27,7 +27,7 @@ def connect(gateway):
 
 def request(**options):
     body = json.dumps({"model": "null", "messages": HI, **options}).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
@@ -158,6 +158,19 @@ def test_on_sigterm_what_runs_may_end_and_what_streams_on_is_cut_off(start_gatew
     assert leaving.wait(10) == 0
     assert jobs.read(job_id, with_log=False).state is JobState.RUNNING
     httpx.delete(f"{gateway.url}/v1/jobs/{job_id}")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost:8000", "[::1]:80", "LOCALHOST"])
+def test_it_knows_its_own_names(http, host):
+    assert http.get("/v1/models", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "10.0.0.1"]
+)
+def test_a_page_whose_name_was_made_to_point_here_is_not_answered(http, host):
+    reply = http.get("/v1/models", headers={"host": host})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (403, "unknown_host")
 
 
 def test_without_keys_it_is_this_hosts_alone(null_stack):

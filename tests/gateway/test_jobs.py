@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 
 import httpx
 import pytest
 from events import events_of, text_of
 
+from pagefleet.api import keys
 from pagefleet.api.messages import JobState
 from pagefleet.engine.backends.null import null_token
 from pagefleet.workers.engine_loop import wait_until
@@ -120,6 +122,27 @@ def test_a_client_that_leaves_ends_its_job(http, jobs):
         job_id = take(events_of(reply.iter_lines()), 5)[0].data["id"]
     assert is_gone(jobs, job_id)
     assert http.get(f"/v1/jobs/{job_id}").json()["status"] == "cancelled"
+
+
+def test_a_job_ends_with_its_last_reader(http, start_gateway, jobs):
+    doomed = start_gateway()
+    with httpx.Client(base_url=doomed.url, timeout=30) as client, contextlib.ExitStack() as readers:
+        first = client.stream("POST", "/v1/chat/completions", json=chat(max_tokens=4000))
+        events = events_of(readers.enter_context(first).iter_lines())
+        job_id = take(events, 5)[0].data["id"]
+        (killed,) = jobs.read(job_id, with_log=False).clients
+        # One that reads along at another gateway ends nothing, as long as the first one reads.
+        with http.stream("GET", f"/v1/jobs/{job_id}/stream") as along:
+            take(events_of(along.iter_lines()), 5)
+        take(events, 20)
+        assert jobs.read(job_id, with_log=False).state is JobState.RUNNING
+        # One that went on where the first was killed is the last one.
+        doomed.send_signal(signal.SIGKILL)
+        doomed.wait(5)
+        with http.stream("GET", f"/v1/jobs/{job_id}/stream") as rest:
+            take(events_of(rest.iter_lines()), 5)
+            jobs.redis.delete(keys.client(killed))  # its lease has run out
+    assert is_gone(jobs, job_id)
 
 
 def test_one_that_does_not_stream_too(gateway, jobs, fleet):

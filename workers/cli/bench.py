@@ -29,6 +29,11 @@ from pagefleet.workers.bench.workload import Workload
 @click.option("--idle", "num_idle", default=15, show_default=True, help="Idle first-token probes.")
 @click.option("--sampling", is_flag=True, help="Measure instead what mixed sampling parameters cost a step.")
 @click.option("--speculation", is_flag=True, help="Measure instead what guessing tokens ahead gains.")
+@click.option(
+    "--through",
+    type=click.Choice(["gateway"]),
+    help="Measure instead how much later a token comes through it than through a FleetClient.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def bench(
     model: str,
@@ -39,6 +44,7 @@ def bench(
     num_idle: int,
     sampling: bool,
     speculation: bool,
+    through: str | None,
     as_json: bool,
 ) -> None:
     """Measure the engine in this process and the same load through a fleet, in turn.
@@ -49,6 +55,7 @@ def bench(
     pagefleet bench
     pagefleet bench --backend null --rounds 1 --json
     pagefleet bench --speculation --rounds 2
+    pagefleet bench --through gateway --rounds 3
     """
     from pagefleet.engine import LLMEngine
     from pagefleet.workers.app import engine_config
@@ -57,6 +64,11 @@ def bench(
     from pagefleet.workers.settings import WorkerSettings, let_threads_sleep
 
     let_threads_sleep()
+    if through is not None:
+        from pagefleet.workers.bench.gateway import run_gateway_bench
+
+        click.echo(json.dumps(run_gateway_bench(num_rounds, _tell), indent=2))
+        return
     settings = WorkerSettings.from_files(model=model, dtype=dtype, backend=backend)
     if sampling:
         from pagefleet.workers.bench.sampling import run_sampling_bench

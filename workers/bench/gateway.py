@@ -1,0 +1,154 @@
+"""How much later a token comes through the gateway than through a FleetClient.
+
+The same jobs are read in both ways at once, by one process: a token's lag is the difference of its two
+arrivals. The engine is the null one, at a fixed cadence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import psutil
+
+from pagefleet.api import AsyncFleetClient
+from pagefleet.api.settings import GatewaySettings
+from pagefleet.workers.bench.machine import describe_machine
+from pagefleet.workers.bench.timing import percentile
+from pagefleet.workers.gateway_process import GatewayProcess
+from pagefleet.workers.local_stack import LocalStack
+
+_SETTLED_S: Final = 1.0
+"""Of each stream's beginning nothing is compared: who attaches reads what is there already at once."""
+
+
+class Load(NamedTuple):
+    num_streams: int
+    tok_s: float
+    """Of each stream."""
+    num_tokens: int
+    goals_ms: dict[str, float]
+
+
+LOADS: Final = (
+    Load(64, 50.0, 400, {"p50": 2.0, "p99": 8.0}),
+    Load(512, 10.0, 120, {"p99": 250.0}),
+)
+
+
+def run_gateway_bench(num_rounds: int, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Each load through a fleet and a gateway of its own."""
+    return {
+        "machine": describe_machine(),
+        "loads": [_run_load(load, num_rounds, progress) for load in LOADS],
+    }
+
+
+def _run_load(load: Load, num_rounds: int, progress: Callable[[str], None]) -> dict[str, Any]:
+    arguments = ["--model", "null", "--backend", "null", "--null-step-time", str(1 / load.tok_s)]
+    arguments += ["--max-num-seqs", str(load.num_streams), "--num-blocks", str(load.num_streams * 16)]
+    with (
+        tempfile.TemporaryDirectory(prefix="pagefleet-bench-") as folder,
+        LocalStack(Path(folder), arguments) as stack,
+    ):
+        gateway = GatewayProcess(
+            stack.redis_url, GatewaySettings(), 0, log_file=Path(folder) / "gateway.log"
+        ).start()
+        try:
+            gateway.wait_ready()
+            rounds = [
+                asyncio.run(_measure(gateway, stack.redis_url, load, index, progress))
+                for index in range(num_rounds)
+            ]
+        finally:
+            gateway.terminate()
+            gateway.wait(30)
+    return {"streams": load.num_streams, "tok_s": load.tok_s, "goals_ms": load.goals_ms, "rounds": rounds}
+
+
+async def _measure(
+    gateway: GatewayProcess, redis_url: str, load: Load, index: int, progress: Callable[[str], None]
+) -> dict[str, float]:
+    process = psutil.Process(gateway.pid)
+    before, begun_at = process.cpu_times(), time.monotonic()
+    async with AsyncFleetClient(redis_url=redis_url) as fleet:
+        streams = (_stream(fleet, gateway.url, load, seed) for seed in range(load.num_streams))
+        lags = [lag for found in await asyncio.gather(*streams) for lag in found]
+    after, took_s = process.cpu_times(), time.monotonic() - begun_at
+    figures = {f"p{q * 100:g}": round(percentile(lags, q), 2) for q in (0.5, 0.99, 1.0)}
+    figures["gateway_cores"] = round((after.user + after.system - before.user - before.system) / took_s, 2)
+    figures["compared"] = len(lags)
+    progress(f"{load.num_streams} streams at {load.tok_s:g} tok/s, round {index + 1}: {figures}")
+    return figures
+
+
+async def _stream(fleet: AsyncFleetClient, url: str, load: Load, seed: int) -> list[float]:
+    """Milliseconds of each token."""
+    address = urlsplit(url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    try:
+        body = json.dumps(
+            {"model": "null", "prompt": "x", "max_tokens": load.num_tokens, "seed": seed, "stream": True}
+        )
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        job_id = await _job_id(reader)
+        direct = asyncio.create_task(_read_direct(fleet, job_id))
+        through = await _read_events(reader)
+        return _lags(await direct, through)
+    finally:
+        writer.close()
+
+
+async def _job_id(reader: asyncio.StreamReader) -> str:
+    found = ""
+    while (line := await reader.readline()) not in (b"\r\n", b""):
+        name, _, value = line.decode().partition(":")
+        if name == "x-pagefleet-job":
+            found = value.strip()
+    if not found:
+        raise RuntimeError("The gateway refused a request of the bench.")
+    return found
+
+
+class Arrivals(NamedTuple):
+    """When so many tokens had come."""
+
+    begun_at: float
+    ends: list[tuple[int, float]]
+
+    def by_token(self, count: int) -> list[float]:
+        times: list[float] = []
+        for end, at in self.ends:
+            times += [at] * (min(end, count) - len(times))
+        return times
+
+
+async def _read_events(reader: asyncio.StreamReader) -> Arrivals:
+    """The ids of the events say how many tokens there are; what frames them is skipped."""
+    arrivals = Arrivals(time.monotonic(), [])
+    while (line := await reader.readline()) != b"data: [DONE]\n":
+        if not line:
+            raise RuntimeError("The gateway ended a stream of the bench.")
+        if line.startswith(b"id: "):
+            arrivals.ends.append((int(line[4:]), time.monotonic()))
+    return arrivals
+
+
+async def _read_direct(fleet: AsyncFleetClient, job_id: str) -> Arrivals:
+    arrivals = Arrivals(time.monotonic(), [])
+    async for chunk in await fleet.attach(job_id, keep=False):
+        arrivals.ends.append((chunk.end, time.monotonic()))
+    return arrivals
+
+
+def _lags(direct: Arrivals, through: Arrivals) -> list[float]:
+    count = min(direct.ends[-1][0], through.ends[-1][0])
+    pairs = zip(direct.by_token(count), through.by_token(count), strict=True)
+    return [(late - early) * 1000 for early, late in pairs if early > direct.begun_at + _SETTLED_S]
