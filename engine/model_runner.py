@@ -5,6 +5,8 @@ Knows no requests, no stops and no text. Host work is vectorised: no Python loop
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -68,9 +70,16 @@ class ModelRunner(Executor):
             prompts = prompt_rows(scheduled)
         # Before the forward pass, and beside it.
         masks = self._masks.start(scheduled)
-        with self.trace.span("forward"):
-            sampled_rows = logit_rows(scheduled)
-            hidden = self._forward(batch, np.append(sampled_rows, np.array(prompts.rows, dtype=np.int64)))
+        sampled_rows = logit_rows(scheduled)
+        try:
+            with self.trace.span("forward"):
+                hidden = self._forward(batch, np.append(sampled_rows, np.array(prompts.rows, dtype=np.int64)))
+        except BaseException:
+            if masks is not None:
+                # The next step looks at the same grammars.
+                with contextlib.suppress(Exception):
+                    masks()
+            raise
         found = [Sampled()] * len(scheduled)
         if len(sampled_rows):
             rows = sampling_rows(scheduled)

@@ -37,7 +37,8 @@ class NgramProposer:
     last tokens are looked up again. Every token is compared with its guess, also where no step computed the
     guess: how likely a guess is, by the length of its match, is known without spending anything on it.
 
-    A function of prompt and output alone: a sequence that is resumed has the same drafts.
+    A function of prompt and output alone. A long prompt may be read in parts, by `read_prompt`: an engine's
+    thread has no time for all of it at once.
     """
 
     def __init__(self, num_prompt_tokens: int) -> None:
@@ -64,11 +65,28 @@ class NgramProposer:
             chances.append(chance)
         return Draft(drafted, chances)
 
-    def _see(self, token_ids: Sequence[int]) -> None:
+    @property
+    def has_read_prompt(self) -> bool:
+        # The last one is looked up like those of the output.
+        return self._num_seen >= self._num_prompt_tokens - 1
+
+    def read_prompt(self, token_ids: Sequence[int], most: int) -> int:
+        """Take note of the prompt's next tokens, so many at most; returns how many."""
         begin = self._num_seen
-        if begin < self._num_prompt_tokens:
-            begin = self._see_prompt(token_ids)
-        for index in range(begin, len(token_ids)):
+        end = min(begin + most, self._num_prompt_tokens - 1)
+        if end <= begin:
+            return 0
+        for length in _LENGTHS:
+            first = max(0, begin - length + 1)
+            part = token_ids[first:end]
+            ngrams = zip(*(part[offset:] for offset in range(length)), strict=False)
+            self._last.update(zip(ngrams, count(first + length)))
+        self._num_seen = end
+        return end - begin
+
+    def _see(self, token_ids: Sequence[int]) -> None:
+        self.read_prompt(token_ids, self._num_prompt_tokens)
+        for index in range(self._num_seen, len(token_ids)):
             self._compare(token_ids[index], token_ids)
             for length in _LENGTHS:
                 if length > index + 1:
@@ -79,15 +97,6 @@ class NgramProposer:
                     self._match, self._length = self._last[ngram], length
                 self._last[ngram] = index + 1
         self._num_seen = len(token_ids)
-
-    def _see_prompt(self, token_ids: Sequence[int]) -> int:
-        """All but its last token, which is looked up like those of the output; returns its index."""
-        last = self._num_prompt_tokens - 1
-        prompt = token_ids[:last]
-        for length in _LENGTHS:
-            ngrams = zip(*(prompt[offset:] for offset in range(length)), strict=False)
-            self._last.update(zip(ngrams, count(length)))
-        return last
 
     def _compare(self, token_id: int, token_ids: Sequence[int]) -> None:
         if self._match is None:

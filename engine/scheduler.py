@@ -90,7 +90,7 @@ class Scheduler:
         self.prefix_cache_hits = 0
         self.num_draft_tokens = 0
         self.num_accepted_tokens = 0
-        self._speculation = Speculation(block_manager, max_num_drafts)
+        self._speculation = Speculation(block_manager, max_num_drafts, max_num_seqs)
         self._num_arrivals = 0
         # Both sorted by _urgency.
         self._waiting: list[Sequence] = []
@@ -212,6 +212,7 @@ class Scheduler:
                 self._speculation.take_leave(sequence)
                 self.num_draft_tokens += num_drafts
                 self.num_accepted_tokens += num_accepted
+                sequence.num_wrong_drafts += num_drafts - num_accepted
 
     def check_integrity(self) -> None:
         """Assert what must hold between steps."""

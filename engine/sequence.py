@@ -72,6 +72,7 @@ class Sequence:
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     """Tokens that the prefix cache held at the first admission."""
+    num_wrong_drafts: int = 0
     draft_token_ids: list[int] = field(default_factory=list)
     """What is guessed to follow, in the step that is scheduled."""
 

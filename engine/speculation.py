@@ -22,6 +22,13 @@ _NUM_FREE_TOKENS: Final = 20
 SmolLM2-135M on two cores. An accelerator has more of them; too few leave some of the gain."""
 
 
+_MAX_READ: Final = 4096
+"""Tokens of prompts that proposers take note of in one step: some 10 ms."""
+_MAX_WRONG: Final = 64
+"""Wrong guesses after which a text with a grammar has no more of them: each costs its lexer memory that the
+text itself may need, and the lexer has a limit (decision 0010)."""
+
+
 def num_agreed(sampled: Collection[int], drafted: Collection[int]) -> int:
     """How many of the sampled tokens count: those that were drafted, and the first that was not."""
     for index, (token_id, draft) in enumerate(zip(sampled, drafted, strict=False)):
@@ -35,17 +42,21 @@ class Speculation:
 
     Args:
         max_num_drafts: of one sequence in one step; 0 is off.
+        max_num_seqs: what a step samples at most, drafts included, unless one sequence alone takes more: the
+            memory that the logits may take is known for that.
     """
 
-    def __init__(self, block_manager: BlockManager, max_num_drafts: int) -> None:
+    def __init__(self, block_manager: BlockManager, max_num_drafts: int, max_num_seqs: int) -> None:
         self._block_manager = block_manager
         self._max_num_drafts = max_num_drafts
+        self._max_num_rows = max(max_num_seqs, max_num_drafts + 1)
 
     def invite(self, scheduled: list[ScheduledSequence], num_tokens_left: int) -> None:
         """Give sequences of a step `draft_token_ids`, blocks for them, and their places in the step."""
         if not self._max_num_drafts:
             return
         load = _Load(scheduled)
+        num_tokens_left = min(num_tokens_left, self._max_num_rows - load.num_sampled)
         for index, entry in enumerate(scheduled):
             if not entry.is_sampled:
                 continue
@@ -71,12 +82,19 @@ class Speculation:
             # The token after the drafts is found too.
             sequence.max_num_tokens - sequence.num_tokens - 1,
         )
-        if sequence.proposer is None or most <= 0:
+        proposer, grammar = sequence.proposer, sequence.grammar
+        if proposer is None or most <= 0 or (grammar is not None and sequence.num_wrong_drafts >= _MAX_WRONG):
             return []
-        drafted, chances = sequence.proposer.propose(sequence.token_ids, most)
-        if sequence.grammar is not None:
-            chances = chances[: sequence.grammar.num_valid(drafted)]
-        return drafted[: load.take(chances)]
+        load.num_to_read -= proposer.read_prompt(sequence.token_ids, load.num_to_read)
+        if not proposer.has_read_prompt:
+            return []
+        drafted, chances = proposer.propose(sequence.token_ids, most)
+        drafted = drafted[: load.take(chances)]
+        if grammar is not None and drafted:
+            num_valid = grammar.num_valid(drafted)
+            sequence.num_wrong_drafts += len(drafted) - num_valid
+            drafted = drafted[:num_valid]
+        return drafted
 
 
 class _Load:
@@ -84,7 +102,9 @@ class _Load:
 
     def __init__(self, scheduled: list[ScheduledSequence]) -> None:
         self._cost: float = _NUM_FREE_TOKENS + sum(entry.num_new_tokens for entry in scheduled)
-        self._num_found: float = sum(entry.is_sampled for entry in scheduled)
+        self.num_sampled = sum(entry.is_sampled for entry in scheduled)
+        self._num_found: float = self.num_sampled
+        self.num_to_read = _MAX_READ
 
     def take(self, chances: Iterable[float]) -> int:
         """How many of these guesses are worth it: the step finds more tokens a second with them."""

@@ -13,6 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 from pagefleet.api.errors import FleetError, JobFailed, ProtocolError, RedisUnavailable, StorageFull
@@ -250,11 +251,14 @@ class Publisher:
             job = self._jobs.get(output.request_id)
             if job is None:
                 continue
-            if output.finish_reason is FinishReason.ERROR:
-                self._end(job, JobState.FAILED, "error", JobFailed(str(output.stop_reason)))
-                continue
-            job.take(output)
+            has_failed = output.finish_reason is FinishReason.ERROR
+            job.take(replace(output, finish_reason=None) if has_failed else output)
             self._dirty[job.request_id] = job
+            if has_failed:
+                # What came before is told first.
+                self._flush()
+                if self._jobs.get(job.request_id) is job:
+                    self._end(job, JobState.FAILED, "error", JobFailed(str(output.stop_reason)))
 
     def _fail_ids(self, request_ids: Sequence[str], error: FleetError) -> None:
         for request_id in request_ids:

@@ -35,5 +35,7 @@ def resume(choices: Sequence[ActiveChoice], num_tokens: Sequence[int], record: J
 
 
 def _check_logprobs(choice: ActiveChoice, entry: LogEntry) -> None:
-    if entry.token_ids and (entry.logprobs is None) != (choice.logprobs is None):
+    if not entry.token_ids:
+        return
+    if (entry.logprobs is None) != (choice.logprobs is None):
         raise ProtocolError("The log's entries do not all have the logprobs that the request asks for.")

@@ -69,3 +69,15 @@ def test_it_learns_how_likely_its_guesses_are():
     drawn = random.Random(1)
     drifted = prompt + [start + each for start in drawn.choices(range(199), k=50) for each in (0, 1)]
     assert NgramProposer(200).propose(drifted, 8).chances[0] < 0.05
+
+
+@given(tokens, tokens, st.lists(st.integers(0, 7), max_size=12))
+def test_a_prompt_that_is_read_in_parts_is_known_as_well(prompt, output, parts):
+    proposer = NgramProposer(len(prompt))
+    for most in parts:
+        assert proposer.read_prompt(prompt, most) <= most
+    while not proposer.has_read_prompt:
+        assert proposer.read_prompt(prompt, 5) > 0
+    whole = NgramProposer(len(prompt))
+    for end in range(len(prompt), len(prompt + output) + 1):
+        assert proposer.propose((prompt + output)[:end], 6) == whole.propose((prompt + output)[:end], 6)

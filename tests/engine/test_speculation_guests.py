@@ -6,6 +6,7 @@ from collections.abc import Sequence as Tokens
 
 import pytest
 
+from pagefleet.engine import speculation
 from pagefleet.engine.block_manager import BlockManager
 from pagefleet.engine.ngram import Draft, NgramProposer
 from pagefleet.engine.sampling_params import SamplingParams
@@ -86,7 +87,7 @@ def test_they_take_what_the_others_leave_of_the_budget():
 
 def test_they_take_only_blocks_that_are_free():
     """Given one free block behind two sequences: the first gets drafts for its own and that one."""
-    scheduler = make_scheduler(num_blocks=5)
+    scheduler = make_scheduler(num_blocks=5, max_num_seqs=16)
     for token_id in (1, 2):
         add(scheduler, [token_id, 2, 3, 4, 5, 6], max_tokens=6)
     assert step(scheduler, [8], [8]) == [5, 2]
@@ -136,3 +137,33 @@ def test_a_full_batch_has_no_use_for_an_uncertain_guess(num_others, num_drafts):
     for token_id in range(num_others):
         add(scheduler, [token_id + 2], is_sure=False)
     assert step(scheduler, *[[8]] * (num_others + 1)) == [num_drafts] + [0] * num_others
+
+
+def test_a_step_samples_no_more_than_the_memory_for_logits_is_known_for():
+    scheduler = make_scheduler(max_num_seqs=8, token_budget=64, num_blocks=60)
+    for first in range(5):
+        add(scheduler, [first, 2, 3])
+    assert step(scheduler, *([[8]] * 5)) == [3, 0, 0, 0, 0]
+
+
+def test_a_long_prompt_is_read_in_parts(monkeypatch):
+    monkeypatch.setattr(speculation, "_MAX_READ", 3)
+    scheduler = make_scheduler()
+    add(scheduler, [1, 2, 3, 4, 5, 6, 7, 8])
+    assert [step(scheduler, [9]) for _ in range(2)] == [[0], [0]]
+    assert step(scheduler, [9]) == [6]
+
+
+def test_wrong_guesses_use_a_grammar_up_and_are_given_up():
+    class AnyText:
+        def num_valid(self, token_ids):
+            return len(token_ids) - 1
+
+    scheduler = make_scheduler(token_budget=200, num_blocks=200)
+    sequence = add(scheduler, [1, 2, 3], max_tokens=300)
+    sequence.grammar = AnyText()
+    drafts = [step(scheduler, [9])[0] for _ in range(40)]
+    assert drafts[0] == 5
+    assert drafts[-1] == 0
+    # Those that the grammar has no place for are wrong too.
+    assert 64 <= sequence.num_wrong_drafts < 64 + 6
