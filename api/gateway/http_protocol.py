@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pagefleet.api.gateway.errors import SERVER, ApiError
 from pagefleet.api.gateway.event_stream import ABORT
 from pagefleet.api.settings import GatewaySettings
+
+_SEND_BUFFER_BYTES: Final = 128 * 1024
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -26,6 +29,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # The kernel would keep megabytes for a client that does not read.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         if len(self.connections) > self.settings.gateway_max_connections:
             message = "This server has too many connections; try again later."
             self._refuse(ApiError(503, message, kind=SERVER, code="overloaded"))
