@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -49,12 +51,12 @@ class EventStream(Response):
             await self._on_end()
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        relay = asyncio.ensure_future(self._relay.run(_Writer(send, self._gateway).write))
+        writer = _Writer(send)
+        relay = asyncio.ensure_future(self._relay.run(writer.write))
         gone = asyncio.ensure_future(disconnected(receive))
         try:
-            await asyncio.wait({relay, gone, self._gateway.leaving}, return_when=asyncio.FIRST_COMPLETED)
-            slow = relay.done() and isinstance(relay.exception(), TimeoutError)
-            if relay.done() and not slow:
+            slow = await self._wait(writer, {relay, gone, self._gateway.leaving})
+            if relay.done():
                 relay.result()
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             elif slow or gone.done():
@@ -66,19 +68,32 @@ class EventStream(Response):
         if slow or self._gateway.leaving.done():
             _abort(scope)
 
+    async def _wait(self, writer: _Writer, any_of: set[asyncio.Future[Any]]) -> bool:
+        """Until one of them is done; true where none is, and the client takes nothing. One timer for the
+        whole stream: one for each write is a tenth of what a token costs."""
+        most_s = self._gateway.settings.gateway_send_timeout_s
+        while writer.blocked_s() < most_s:
+            done, _ = await asyncio.wait(any_of, timeout=most_s / 2, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                return False
+        return True
+
 
 class _Writer:
-    """Sends bytes; a client that takes none for too long is given up, since what it does not take is kept
-    here for it."""
+    """Sends bytes, and knows for how long a client has taken none: what it does not take is kept for it."""
 
-    def __init__(self, send: Send, gateway: Gateway) -> None:
+    def __init__(self, send: Send) -> None:
         self._send = send
-        self._timeout_s = gateway.settings.gateway_send_timeout_s
+        self._since: float | None = None
 
     async def write(self, data: bytes) -> None:
-        """Raises: TimeoutError."""
-        async with asyncio.timeout(self._timeout_s):
-            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        if self._since is None:
+            self._since = time.monotonic()
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._since = None
+
+    def blocked_s(self) -> float:
+        return 0.0 if self._since is None else time.monotonic() - self._since
 
 
 async def disconnected(receive: Receive) -> None:

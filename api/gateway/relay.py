@@ -38,6 +38,7 @@ class Relay:
         self._position = position
         self._keep_alive_s = keep_alive_s
         self._finished: set[int] = set()
+        self._head = sse.head_of(shape.head(shape.chunk_object))
         # OpenAI's: where usage was asked for, every event has the field.
         self._usage: dict[str, Any] = {"usage": None} if position.usage else {}
 
@@ -102,8 +103,8 @@ class Relay:
             await self._send([self._shape.finish(choice, reason, stop_reason)], write)
 
     async def _send(self, choices: list[dict[str, Any]], write: Write, **more: Any) -> None:
-        data = self._shape.chunk(choices, **{**self._usage, **more})
-        await write(sse.event(data, self._position))
+        data = {"choices": choices, **self._usage, **more}
+        await write(sse.event(data, self._position, head=self._head))
 
     def _used(self) -> dict[str, int]:
         return usage(

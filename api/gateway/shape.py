@@ -76,10 +76,6 @@ class Shape(ABC):
             "model": self.model,
         }
 
-    def chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        """One event of a stream."""
-        return {**self.head(self.chunk_object), "choices": choices, **more}
-
     def whole(self, results: Sequence[JobResult]) -> dict[str, Any]:
         """The answer without a stream."""
         choices: list[dict[str, Any]] = []

@@ -19,6 +19,8 @@ HEADERS: Final = {
     "x-accel-buffering": "no",
 }
 _ID: Final = re.compile(r"(?P<counts>[0-9]{1,8}(?:\.[0-9]{1,8}){0,65535})(?P<flags>[a-z]{0,8})")
+# In ASCII: some clients take U+2028 and the like for ends of lines.
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 _FLAGS: Final = {"u": "usage", "t": "token_ids"}
 
 
@@ -43,9 +45,19 @@ def parse_position(text: str) -> Position | None:
     return Position([int(count) for count in found["counts"].split(".")], **options)
 
 
-def event(data: dict[str, Any], event_id: object | None = None) -> bytes:
-    """JSON has no line breaks, and so has the event."""
-    head = "" if event_id is None else f"id: {event_id}\n"
-    return f"{head}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode(
-        errors="replace"
-    )
+def event(data: dict[str, Any], event_id: object | None = None, *, head: str = "") -> bytes:
+    """JSON has no line breaks, and so has the event.
+
+    Args:
+        head: the first fields of ``data``, which are the same in every event of a stream, as
+            :func:`head_of` spells them.
+    """
+    name = "" if event_id is None else f"id: {event_id}\n"
+    text = _encode(data)
+    whole = f"{head},{text[1:]}" if head else text
+    return f"{name}data: {whole}\n\n".encode()
+
+
+def head_of(data: dict[str, Any]) -> str:
+    """Without its closing brace."""
+    return _encode(data)[:-1]

@@ -19,6 +19,7 @@ from pagefleet.api import (
     StreamTimeout,
     UnknownModel,
     UnknownParameter,
+    async_sources,
 )
 
 SEED_7 = "f-)WMZsL2`QBIlih"
@@ -166,6 +167,42 @@ async def test_a_stream_that_no_worker_serves_gives_up(afleet, ghost):
     with pytest.raises(StreamTimeout):
         await anext(stream)
     assert 0.3 <= time.monotonic() - started < 0.9
+
+
+async def test_what_a_slow_reader_does_not_read_is_not_kept(afleet, monkeypatch):
+    """It lives off the log, and loses nothing."""
+    monkeypatch.setattr(async_sources, "_MAX_UNREAD", 10)
+    stream = await afleet.generate("Hello", seed=7, max_tokens=60)
+    await anext(stream)
+    while (await afleet.job(stream.job_id, with_log=False)).state is not JobState.DONE:
+        assert len(stream._source._inbox._events) <= 10
+        await asyncio.sleep(0.02)
+    assert len(await stream.text()) == 60
+
+
+async def test_a_stream_goes_on_after_so_many_tokens_of_each_choice(afleet):
+    stream = await afleet.generate("Hello", seed=7, max_tokens=16, n=3)
+    whole = [choice.text for choice in (await stream.result()).choices]
+    rest = ["", "", ""]
+    async for chunk in await afleet.attach(stream.job_id, after=[3, 16, 0], keep=False):
+        assert chunk.text_offset == 16 - len(whole[chunk.choice][chunk.text_offset :])
+        rest[chunk.choice] += chunk.text
+    assert rest == [whole[0][3:], "", whole[2]]
+
+
+async def test_many_readers_on_one_connection(afleet, null_stack):
+    """Those of other clients' jobs: one subscription for each job, given up with its last reader."""
+    async with AsyncFleetClient(redis_url=null_stack.redis_url) as other:
+        streams = [await other.generate("Hello", seed=seed, max_tokens=150) for seed in range(4)]
+        attached = [await afleet.attach(stream.job_id) for stream in streams for _ in range(2)]
+        subscriber = afleet._live.subscriber
+        assert set(subscriber._watched.values()) == {2}
+        begun_at = time.monotonic()
+        texts = await asyncio.gather(*(stream.text() for stream in attached))
+        assert texts == [await stream.text() for stream in streams for _ in range(2)]
+        assert time.monotonic() - begun_at < 10
+    assert not subscriber._watched
+    assert not subscriber._routes._deliver
 
 
 async def test_a_slow_reader_is_not_a_silent_job(afleet):
