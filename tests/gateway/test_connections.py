@@ -78,6 +78,12 @@ def test_a_head_that_never_ends(narrow, part):
         assert status_and_code(read_all(connection)) == (408, "request_timeout")
 
 
+def test_a_body_that_never_ends(narrow):
+    with connect(narrow) as connection:
+        connection.sendall(request(max_tokens=4)[:-10])
+        assert status_and_code(read_all(connection)) == (408, "request_timeout")
+
+
 @pytest.mark.parametrize("nonsense", [b"\x16\x03\x01\x02\x00", b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"])
 def test_what_is_no_http(gateway, nonsense):
     with connect(gateway) as connection:

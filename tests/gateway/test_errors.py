@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 
 import httpx
 import openai
@@ -122,24 +121,11 @@ def test_unknown_fields_are_named_or_refused(http, narrow):
     assert (reply.status_code, error["param"], error["code"]) == (400, "colour", "unknown_parameter")
 
 
-def test_a_body_that_is_too_large_or_never_comes(narrow):
+def test_a_body_that_is_too_large(narrow):
     json_type = {"content-type": "application/json"}
     for content in (b"x" * 1001, iter([b"x" * 600] * 2)):
         reply = httpx.post(narrow.url + CHAT, content=content, headers=json_type)
         assert (reply.status_code, error_of(reply)["code"]) == (413, "request_too_large")
-    release = threading.Event()
-
-    def slow():
-        yield b"{"
-        release.wait(5)
-        yield b"}"
-
-    threading.Timer(1.0, release.set).start()
-    try:
-        reply = httpx.post(narrow.url + CHAT, content=slow(), headers=json_type)
-        assert (reply.status_code, error_of(reply)["code"]) == (408, "request_timeout")
-    except httpx.WriteError:
-        pass  # it said so, and closed
 
 
 def test_a_full_queue(http, ghost):
