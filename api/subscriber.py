@@ -25,6 +25,7 @@ Inbox = queue.SimpleQueue[LiveEvent | Resync]
 
 BEAT_EVERY_S: Final = 2.5
 """A quarter of a client's lease."""
+_CANCEL_AGAIN_S: Final = 0.1
 _POLL_S: Final = 1.0
 _MAX_BACKOFF_S: Final = 2.0
 
@@ -172,11 +173,11 @@ class AsyncSubscriber:
             ) from None
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        task, self._task = self._task, None
+        while task is not None and not task.done():
+            # Again and again: a cancel that meets the end of a timeout in redis-py is swallowed there.
+            task.cancel()
+            await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
         self._ready.clear()
 
     def hears(self, job_id: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import time
 import uuid
@@ -12,6 +13,7 @@ import pytest
 from pagefleet.api import (
     AsyncFleetClient,
     ContextTooLong,
+    FleetSettings,
     InvalidRequest,
     JobNotFound,
     JobState,
@@ -20,6 +22,7 @@ from pagefleet.api import (
     UnknownModel,
     UnknownParameter,
     async_sources,
+    subscriber,
 )
 
 SEED_7 = "f-)WMZsL2`QBIlih"
@@ -243,3 +246,21 @@ async def test_models_and_status(afleet):
     assert [card.name for card in await afleet.models()] == ["null"]
     status = await afleet.status()
     assert [worker.model for worker in status.workers] == ["null"]
+
+
+async def test_a_cancel_that_a_library_swallows_does_not_keep_the_client_open(null_stack, monkeypatch):
+    monkeypatch.setattr(subscriber, "BEAT_EVERY_S", 0.0)
+    num_beats, is_stuck = 0, asyncio.Event()
+
+    async def beat():
+        nonlocal num_beats
+        num_beats += 1
+        if num_beats == 3:
+            is_stuck.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(3600)
+
+    listener = subscriber.AsyncSubscriber(FleetSettings(redis_url=null_stack.redis_url), "pf:reply:x", beat)
+    await listener.open()
+    await asyncio.wait_for(is_stuck.wait(), 10)
+    await asyncio.wait_for(listener.close(), 10)
