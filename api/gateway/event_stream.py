@@ -57,7 +57,7 @@ class EventStream(Response):
         try:
             slow = await self._wait(writer, {relay, gone, self._gateway.leaving})
             if relay.done():
-                relay.result()
+                await self._raise_what_broke(relay, scope)
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             elif slow or gone.done():
                 await self._on_gone()
@@ -67,6 +67,12 @@ class EventStream(Response):
             await asyncio.gather(relay, gone, return_exceptions=True)
         if slow or self._gateway.leaving.done():
             _abort(scope)
+
+    async def _raise_what_broke(self, relay: asyncio.Future[None], scope: Scope) -> None:
+        if relay.exception() is not None:
+            await self._on_gone()
+            _abort(scope)
+        relay.result()
 
     async def _wait(self, writer: _Writer, any_of: set[asyncio.Future[Any]]) -> bool:
         """Until one of them is done; true where none is, and the client takes nothing. One timer for the

@@ -123,8 +123,10 @@ async def _records(
 
 def _position(request: Request, num_choices: int) -> sse.Position:
     """Raises: ApiError."""
-    name = "after" if "after" in request.query_params else "Last-Event-ID"
-    text = request.query_params.get("after") or request.headers.get("last-event-id") or "0"
+    # A browser that reconnects asks the address it was given: what it has had since stands in the header.
+    header = request.headers.get("last-event-id")
+    name = "Last-Event-ID" if header else "after"
+    text = header or request.query_params.get("after") or "0"
     position = sse.parse_position(text)
     if position is None or len(position.counts) not in (1, num_choices):
         raise ApiError(400, f"{name}: it is no event's id of this stream.", param=name, code="invalid_value")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from pagefleet.api.errors import FleetError
@@ -38,6 +39,9 @@ class Relay:
         self._position = position
         self._keep_alive_s = keep_alive_s
         self._finished: set[int] = set()
+        # An id counts what stands in the events up to its own: whoever moves the position writes its event
+        # before anybody else does. In the order of asking, so that no job waits for another one's end.
+        self._turn = asyncio.Lock()
         self._head = sse.head_of(shape.head(shape.chunk_object))
         # OpenAI's: where usage was asked for, every event has the field.
         self._usage: dict[str, Any] = {"usage": None} if position.usage else {}
@@ -51,6 +55,7 @@ class Relay:
             else:
                 await self._relay_all(write)
         except FleetError as error:
+            await self._cancel()
             await write(sse.event(api_error(error).body))
             await write(sse.DONE)
             return
@@ -66,6 +71,12 @@ class Relay:
         except* FleetError as failures:
             raise _first(failures) from None
 
+    async def _cancel(self) -> None:
+        """The answer has failed: what of it still runs is for nobody."""
+        for stream in self.streams:
+            with suppress(FleetError):
+                await stream.cancel()
+
     async def _open(self, write: Write) -> None:
         for choice, count in enumerate(self._position.counts):
             opening = self._shape.opening(choice)
@@ -80,16 +91,19 @@ class Relay:
             if chunk is not None:
                 await self._send_tokens(first + chunk.choice, chunk, write)
             elif not stream.has_ended:
-                await write(sse.KEEP_ALIVE)
+                async with self._turn:
+                    await write(sse.KEEP_ALIVE)
         for choice in range(self.num_choices):
-            await self._finish(first + choice, *stream.finish(choice), write)
+            async with self._turn:
+                await self._finish(first + choice, *stream.finish(choice), write)
 
     async def _send_tokens(self, choice: int, chunk: Chunk, write: Write) -> None:
-        self._position.counts[choice] = chunk.end
-        if chunk.text or chunk.logprobs or self._position.token_ids:
-            await self._send([self._shape.tokens(choice, chunk)], write)
-        if chunk.finish_reason is not None:
-            await self._finish(choice, chunk.finish_reason, self._stop_reason(choice), write)
+        async with self._turn:
+            self._position.counts[choice] = chunk.end
+            if chunk.text or chunk.logprobs or self._position.token_ids:
+                await self._send([self._shape.tokens(choice, chunk)], write)
+            if chunk.finish_reason is not None:
+                await self._finish(choice, chunk.finish_reason, self._stop_reason(choice), write)
 
     def _stop_reason(self, choice: int) -> str | int | None:
         index, own = divmod(choice, self.num_choices)

@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from pagefleet.api.gateway.job_ids import jobs_of
 from pagefleet.api.messages import JobState
 from pagefleet.workers.engine_loop import wait_until
 
@@ -146,6 +147,22 @@ def test_a_reader_that_does_not_read_is_cut_off_and_grows_nothing(narrow, jobs):
                 lambda job_id=job_id: jobs.read(job_id, with_log=False).state is JobState.CANCELLED, 30
             )
     assert process.memory_info().rss - before < 60 * 2**20
+
+
+def test_one_of_several_prompts_too(narrow, jobs):
+    body = {"model": "null", "prompt": ["a"] * 8, "max_tokens": 4000, "n": 4, "stream": True, "logprobs": 2}
+    content = json.dumps(body).encode()
+    head = request().partition(b"\r\n")[2].partition(b"content-length")[0]
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(10)
+        connection.connect(("127.0.0.1", narrow.port))
+        line = b"POST /v1/completions HTTP/1.1\r\n"
+        connection.sendall(line + head + f"content-length: {len(content)}\r\n\r\n".encode() + content)
+        for job_id in jobs_of(job_of(connection)):
+            assert wait_until(
+                lambda job_id=job_id: jobs.read(job_id, with_log=False).state is JobState.CANCELLED, 30
+            )
 
 
 def test_on_sigterm_what_runs_may_end_and_what_streams_on_is_cut_off(start_gateway, gateway, jobs):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
+import socket
 
 import httpx
 import pytest
@@ -102,12 +104,54 @@ def test_a_stream_of_several_prompts_goes_on_too(gateway, http):
     assert http.get(f"/v1/jobs/{answer_id}").status_code == 404
 
 
+def read_slowly(gateway, body, is_time):
+    """Reads nothing until it is time, then a part of it, and leaves; gives the whole events of that part."""
+    content = json.dumps(body).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(10)
+        connection.connect(("127.0.0.1", gateway.port))
+        connection.sendall(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
+        seen = b""
+        while b"data: " not in seen:
+            seen += connection.recv(4096)
+        is_time(seen.split(b"x-pagefleet-job: ")[1].split(b"\r\n")[0].decode())
+        while len(seen) < 500_000:
+            seen += connection.recv(4096)
+    return [event for event in events_of(seen.decode().split("\n")) if event.id]
+
+
+def test_a_slow_reader_of_several_prompts_goes_on_without_a_gap(gateway, http, jobs):
+    """No event's id counts tokens of an event that still waits for the reader."""
+    body = {"model": "null", "prompt": ["a"] * 8, "max_tokens": 400, "seed": 7, "logprobs": 2}
+
+    def all_have_ended(answer_id):
+        assert wait_until(lambda: http.get(f"/v1/jobs/{answer_id}").json()["status"] == "completed", 20)
+
+    seen = read_slowly(gateway, {**body, "stream": True, "background": True}, all_have_ended)
+    lengths = [len(text_of(seen, choice)) for choice in range(8)]
+    assert seen[-1].id == ".".join(map(str, lengths)), "an id says what the reader has"
+    assert 0 < min(lengths), "no choice waits for another one's end"
+    assert max(lengths) < 400
+    *rest, _done = rest_of(gateway.url, seen[0].data["id"], seen[-1].id)
+    assert [text_of(seen + rest, choice) for choice in range(8)] == [expected(7, 400)] * 8
+
+
 def test_all_of_an_ended_answer_again(gateway, ai):
     answer = ai.chat.completions.create(model="null", messages=HI, max_tokens=16, seed=7)
     events = rest_of(gateway.url, answer.id, "0")
     assert text_of(events) == expected(7, 16)
     assert text_of(rest_of(gateway.url, answer.id, "12")) == expected(7, 16)[12:]
     assert text_of(rest_of(gateway.url, answer.id, "16")) == ""
+
+
+def test_a_browser_that_reconnects_goes_on_where_it_was(http, ai):
+    """It asks the address that it was given, and says in the header what it has had since."""
+    answer = ai.chat.completions.create(model="null", messages=HI, max_tokens=16, seed=7)
+    place, header = f"/v1/jobs/{answer.id}/stream?after=3", {"Last-Event-ID": "10"}
+    with http.stream("GET", place, headers=header) as reply:
+        assert text_of(events_of(reply.iter_lines())) == expected(7, 16)[10:]
 
 
 @pytest.mark.parametrize("after", ["x", "-1", "1.2", "9" * 40, "1..2"])
