@@ -72,7 +72,10 @@ def make_app(settings: GatewaySettings, leaving: asyncio.Future[None] | None = N
         middleware.append(Middleware(LocalOnly))
     if settings.gateway_cors_origins:
         middleware.append(Middleware(CORSMiddleware, **_cors(settings)))
-    return Starlette(routes=ROUTES, middleware=middleware, exception_handlers=HANDLERS, lifespan=lifespan)
+    app = Starlette(routes=ROUTES, middleware=middleware, exception_handlers=HANDLERS, lifespan=lifespan)
+    # It would send whoever asks to the host that the request names, before any key was seen.
+    app.router.redirect_slashes = False
+    return app
 
 
 def _cors(settings: GatewaySettings) -> Mapping[str, Any]:

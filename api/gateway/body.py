@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -45,9 +46,9 @@ async def read_body(request: Request, model: type[B], settings: GatewaySettings)
         body = model.model_validate_json(content)
     except ValidationError as error:
         raise invalid_body(error) from None
-    unknown = list(body.model_extra or ())
-    if unknown and settings.gateway_strict:
-        name = unknown[0][:_MAX_NAME_CHARS]
+    unknown = next(_unknown(body), None)
+    if unknown is not None and settings.gateway_strict:
+        name = unknown[:_MAX_NAME_CHARS]
         raise ApiError(
             400, f"Unrecognized request argument supplied: {name}", param=name, code="unknown_parameter"
         )
@@ -57,10 +58,24 @@ async def read_body(request: Request, model: type[B], settings: GatewaySettings)
 def ignored_headers(body: RequestBody) -> Mapping[str, str]:
     """Names what nobody looked at."""
     names = [
-        "".join(c if (c.isalnum() and c.isascii()) or c in "_-." else "?" for c in name[:_MAX_NAME_CHARS])
-        for name in list(body.model_extra or ())[:_MAX_NAMED]
+        "".join(c if (c.isalnum() and c.isascii()) or c in "_-.[]" else "?" for c in name[:_MAX_NAME_CHARS])
+        for name in islice(_unknown(body), _MAX_NAMED)
     ]
     return {IGNORED_HEADER: ", ".join(names)} if names else {}
+
+
+def _unknown(body: RequestBody, place: str = "") -> Iterator[str]:
+    """Fields that no model has, with where they stand: ``messages[0].colour``."""
+    for name in body.model_extra or ():
+        yield f"{place}{name}"
+    for name in type(body).model_fields:
+        value = getattr(body, name)
+        if isinstance(value, RequestBody):
+            yield from _unknown(value, f"{place}{name}.")
+        elif isinstance(value, list):
+            for index, each in enumerate(value):
+                if isinstance(each, RequestBody):
+                    yield from _unknown(each, f"{place}{name}[{index}].")
 
 
 async def _read(request: Request, most: int) -> bytes:
@@ -80,12 +95,17 @@ async def _read(request: Request, most: int) -> bytes:
     return b"".join(parts)
 
 
-def refuse(body: RequestBody, reasons: Mapping[str, str]) -> None:
+def refuse(body: RequestBody, reasons: Mapping[str, str], place: str = "") -> None:
     """Fields that must not be ignored, since the answer would not be what was asked for.
 
-    Raises: ApiError.
+    Args:
+        place: where ``body`` stands in the whole of it, with a dot behind it.
+
+    Raises:
+        ApiError.
     """
     for name, reason in reasons.items():
         value: Any = (body.model_extra or {}).get(name)
         if value not in (None, [], {}, False, ""):
-            raise ApiError(400, f"{name}: {reason}.", param=name, code="unsupported_parameter")
+            param = f"{place}{name}"
+            raise ApiError(400, f"{param}: {reason}.", param=param, code="unsupported_parameter")

@@ -27,6 +27,10 @@ _NOT_HERE: Final = {
     "audio": "only text is generated",
     "web_search_options": "there is no web search",
 }
+_NOT_IN_A_MESSAGE: Final = dict.fromkeys(
+    ("tool_calls", "tool_call_id", "function_call"), "tools are not supported"
+)
+"""Without them the model would read another conversation than the one that was sent."""
 
 
 def _as_text(content: Any) -> Any:
@@ -117,6 +121,8 @@ async def create(request: Request) -> Response:
     gateway, key = who_asks(request)
     body = await read_body(request, ChatBody, gateway.settings)
     refuse(body, _NOT_HERE)
+    for index, message in enumerate(body.messages):
+        refuse(message, _NOT_IN_A_MESSAGE, f"messages[{index}].")
     answer, card = await start(gateway, key, body, [{}], PREFIX, default_max_tokens=None)
     shape = ChatShape(answer.answer_id, card.name, wants_token_ids=bool(body.return_token_ids))
     if body.stream:

@@ -10,11 +10,15 @@ import pytest
 from events import events_of
 
 from pagefleet.api import keys
+from pagefleet.api.gateway.job_ids import jobs_of
 from pagefleet.api.messages import ErrorInfo, JobState, WorkerStatus
 from pagefleet.workers.engine_loop import wait_until
 
 HI = [{"role": "user", "content": "Hi"}]
 IMAGE = {"role": "user", "content": [{"type": "image_url"}]}
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function"}]}
+OLD_CALL = {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}
+TOOLS_WORD = {"role": "tool", "content": "4", "tool_call_id": "1"}
 NO_SCHEMA = ("response_format.json_schema.schema", "missing_required_parameter")
 BAD_SCHEMA = {"type": "json_schema", "json_schema": {"schema": {"type": "nope"}}}
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -49,6 +53,9 @@ def error_of(reply):
         (CHAT, {"stop": [1]}, "stop[0]", "invalid_type"),
         (CHAT, {"logit_bias": {"x": 1}}, "logit_bias.x", "invalid_value"),
         (CHAT, {"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
+        (CHAT, {"messages": [*HI, CALL]}, "messages[1].tool_calls", "unsupported_parameter"),
+        (CHAT, {"messages": [TOOLS_WORD]}, "messages[0].tool_call_id", "unsupported_parameter"),
+        (CHAT, {"messages": [OLD_CALL]}, "messages[0].function_call", "unsupported_parameter"),
         (CHAT, {"priority": 9}, "priority", "invalid_type"),
         (CHAT, {"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
         (CHAT, {"response_format": {"type": "json_schema"}}, *NO_SCHEMA),
@@ -106,6 +113,12 @@ def test_what_is_not_there(http, method, path, status, code):
     assert (reply.status_code, error_of(reply)["code"]) == (status, code)
 
 
+def test_no_address_is_sent_elsewhere(http):
+    """A redirect would name whatever host the request named."""
+    reply = http.post(CHAT + "/", json={}, follow_redirects=False)
+    assert (reply.status_code, error_of(reply)["code"]) == (404, "unknown_url")
+
+
 def test_a_model_that_nobody_serves(ai):
     with pytest.raises(openai.NotFoundError) as caught:
         ai.chat.completions.create(model="nobody", messages=HI)
@@ -119,6 +132,20 @@ def test_unknown_fields_are_named_or_refused(http, narrow):
     reply = httpx.post(narrow.url + CHAT, json=body)
     error = error_of(reply)
     assert (reply.status_code, error["param"], error["code"]) == (400, "colour", "unknown_parameter")
+
+
+def test_unknown_fields_inside_others_too(http, narrow):
+    body = {
+        "model": "null",
+        "messages": [{"role": "user", "content": "Hi", "colour": "red", "tool_calls": None}],
+        "max_tokens": 1,
+        "stream_options": {"bar": 1},
+    }
+    reply = http.post(CHAT, json=body)
+    ignored = set(reply.headers["x-pagefleet-ignored"].split(", "))
+    assert ignored == {"messages[0].colour", "messages[0].tool_calls", "stream_options.bar"}
+    error = error_of(httpx.post(narrow.url + CHAT, json=body))
+    assert (error["param"], error["code"]) == ("stream_options.bar", "unknown_parameter")
 
 
 def test_a_body_that_is_too_large(narrow):
@@ -195,6 +222,24 @@ def test_a_rejection_that_comes_late_is_an_event(http, ghost, jobs):
     assert done == "[DONE]"
     jobs.leave("late")
     jobs.forget_worker("late")
+
+
+def test_one_of_several_prompts_that_fails_late_ends_the_others(http, ghost, jobs):
+    """Nobody reads them any more: the answer is an error."""
+    body = {"model": ghost, "prompt": ["a", "b"], "max_tokens": 4, "stream": True}
+    with http.stream("POST", TEXT, json=body) as reply:
+        events = events_of(reply.iter_lines())
+        next(events)
+        first, second = jobs_of(reply.headers["x-pagefleet-job"])
+        jobs.beat(WorkerStatus(worker_id="half", model=ghost, host="h", pid=1, started_at=0.0), 5.0)
+        (claim,) = jobs.claim([first], "half", "{}")
+        refusal = ErrorInfo(code="job_failed", message="No.")
+        jobs.end(first, "half", claim.epoch, JobState.FAILED, reason="error", error=refusal)
+        error, done = [event.data for event in events if not str(event.data).startswith(":")]
+    assert (error["error"]["code"], done) == ("job_failed", "[DONE]")
+    assert jobs.read(second, with_log=False).state is JobState.CANCELLED
+    jobs.leave("half")
+    jobs.forget_worker("half")
 
 
 def test_what_failed_inside_is_not_told(http, ghost, jobs):
