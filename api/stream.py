@@ -44,7 +44,7 @@ class Chunk:
     logprobs: list[TokenLogprobs] | None = None
     """One for each token, where the request asked for them."""
     prompt_logprobs: list[TokenLogprobs] | None = None
-    """With the first token of choice 0, where the request asked for them."""
+    """With the first token of each choice, where the request asked for them."""
     text_offset: int = 0
     """How many characters of the choice's text stand before it."""
 
@@ -210,7 +210,8 @@ class StreamState:
                     text,
                     entry.finish_reason,
                     logprobs,
-                    entry.prompt_logprobs if offset == 0 else None,
+                    # A log has them once, with the first choice's first token.
+                    self._prompt_logprobs if offset == 0 else None,
                     text_offset,
                 )
             )

@@ -98,6 +98,8 @@ class CompletionShape(Shape):
             )
         if self.wants_token_ids:
             said["token_ids"] = chunk.token_ids
+        if chunk.prompt_logprobs is not None:
+            said["prompt_logprobs"] = prompt_logprobs(chunk.prompt_logprobs)
         return said
 
     def finish(self, choice: int, reason: str | None, stop_reason: str | int | None) -> dict[str, Any]:

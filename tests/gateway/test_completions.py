@@ -89,3 +89,25 @@ def test_the_prompts_logprobs_as_vllm_has_them(ai):
     first, second = answer.choices[0].prompt_logprobs
     assert first is None
     assert second["101"]["decoded_token"] == "e"
+
+
+def test_a_stream_has_the_prompts_logprobs_with_each_choice(ai):
+    options = {"model": "null", "prompt": [72, 101, 108], "max_tokens": 3, "seed": 7, "n": 2}
+    options |= {"logprobs": 0, "echo": True}
+    whole = ai.completions.create(**options).choices
+    tokens, of_prompt = [[], []], [[], []]
+    for chunk in ai.completions.create(**options, stream=True):
+        for choice in chunk.choices:
+            tokens[choice.index] += choice.logprobs.tokens if choice.logprobs else []
+            of_prompt[choice.index] += getattr(choice, "prompt_logprobs", None) or []
+    assert tokens == [choice.logprobs.tokens for choice in whole]
+    assert of_prompt == [choice.prompt_logprobs for choice in whole]
+
+
+def test_a_chats_stream_has_them_too(ai):
+    options = {"model": "null", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, "seed": 7}
+    options["extra_body"] = {"prompt_logprobs": 0}
+    (whole,) = ai.chat.completions.create(**options).choices
+    chunks = [chunk.choices[0] for chunk in ai.chat.completions.create(**options, stream=True)]
+    (found,) = [each for chunk in chunks if (each := getattr(chunk, "prompt_logprobs", None))]
+    assert found == whole.prompt_logprobs
