@@ -28,6 +28,7 @@ from pagefleet.api.gateway.job_ids import jobs_of, new_id
 from pagefleet.api.gateway.rate_limit import ESTIMATED_TOKENS, rate_headers
 from pagefleet.api.gateway.relay import Relay
 from pagefleet.api.gateway.shape import Shape
+from pagefleet.api.gateway.together import together
 from pagefleet.api.messages import JobResult, ModelCard
 from pagefleet.api.token_stream import AsyncTokenStream
 
@@ -51,7 +52,7 @@ class Answer:
 
     async def accepted(self) -> None:
         """Waits for the workers' word, a second at most. Raises: FleetError: a job was rejected."""
-        await asyncio.gather(*(stream.accepted(_ACCEPT_WITHIN_S) for stream in self.streams))
+        await together(stream.accepted(_ACCEPT_WITHIN_S) for stream in self.streams)
 
     def stream(self, shape: Shape, *, include_usage: bool) -> Response:
         position = sse.Position(
@@ -121,7 +122,7 @@ class Answer:
 
     async def _results(self) -> list[JobResult]:
         try:
-            return list(await asyncio.gather(*(stream.result() for stream in self.streams)))
+            return await together(stream.result() for stream in self.streams)
         except FleetError:
             await self.cancel()
             raise

@@ -11,6 +11,7 @@ from pagefleet.api.errors import FleetError
 from pagefleet.api.gateway import sse
 from pagefleet.api.gateway.errors import api_error
 from pagefleet.api.gateway.shape import Shape, usage
+from pagefleet.api.gateway.together import together
 from pagefleet.api.stream import Chunk
 from pagefleet.api.token_stream import AsyncTokenStream
 
@@ -53,7 +54,7 @@ class Relay:
             if len(self.streams) == 1:
                 await self._relay(0, write)
             else:
-                await self._relay_all(write)
+                await together(self._relay(index, write) for index in range(len(self.streams)))
         except FleetError as error:
             await self._cancel()
             await write(sse.event(api_error(error).body))
@@ -62,14 +63,6 @@ class Relay:
         if self._position.usage:
             await self._send([], write, usage=self._used())
         await write(sse.DONE)
-
-    async def _relay_all(self, write: Write) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for index in range(len(self.streams)):
-                    group.create_task(self._relay(index, write))
-        except* FleetError as failures:
-            raise _first(failures) from None
 
     async def _cancel(self) -> None:
         """The answer has failed: what of it still runs is for nobody."""
@@ -100,7 +93,7 @@ class Relay:
     async def _send_tokens(self, choice: int, chunk: Chunk, write: Write) -> None:
         async with self._turn:
             self._position.counts[choice] = chunk.end
-            if chunk.text or chunk.logprobs or self._position.token_ids:
+            if chunk.text or chunk.logprobs or chunk.prompt_logprobs or self._position.token_ids:
                 await self._send([self._shape.tokens(choice, chunk)], write)
             if chunk.finish_reason is not None:
                 await self._finish(choice, chunk.finish_reason, self._stop_reason(choice), write)
@@ -125,10 +118,3 @@ class Relay:
             sum(stream.num_prompt_tokens or 0 for stream in self.streams),
             sum(stream.num_tokens for stream in self.streams),
         )
-
-
-def _first(failures: BaseExceptionGroup[Any]) -> BaseException:
-    first: BaseException = failures.exceptions[0]
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return first

@@ -132,7 +132,7 @@ def test_a_slow_reader_of_several_prompts_goes_on_without_a_gap(gateway, http, j
     seen = read_slowly(gateway, {**body, "stream": True, "background": True}, all_have_ended)
     lengths = [len(text_of(seen, choice)) for choice in range(8)]
     assert seen[-1].id == ".".join(map(str, lengths)), "an id says what the reader has"
-    assert 0 < min(lengths), "no choice waits for another one's end"
+    assert min(lengths) > 0, "no choice waits for another one's end"
     assert max(lengths) < 400
     *rest, _done = rest_of(gateway.url, seen[0].data["id"], seen[-1].id)
     assert [text_of(seen + rest, choice) for choice in range(8)] == [expected(7, 400)] * 8
