@@ -157,6 +157,7 @@ async def start(
     await gateway.fleet.open()
     card = await gateway.fleet.card(body.model)
     check_model(key, card)
+    _check_depth(key, card, len(requests))
     fields = _complete(body, card, default_max_tokens)
     num_choices = body.n or 1
     reserved = len(requests) * max(1, num_choices) * max(1, body.asked_tokens or ESTIMATED_TOKENS)
@@ -185,6 +186,17 @@ async def start(
         await answer.end()
         raise
     return answer, card
+
+
+def _check_depth(key: ApiKey, card: ModelCard, num_jobs: int) -> None:
+    """Raises: ApiError: so many can never be open together, however late they come back."""
+    most = card.max_queue_depth
+    if tenant_of(key):
+        most = min(most, card.max_tenant_depth, key.max_open or most)
+    if num_jobs > most:
+        raise ApiError(
+            400, f"prompt: {most} prompts in one request at most.", param="prompt", code="invalid_value"
+        )
 
 
 def _complete(body: GenerationBody, card: ModelCard, default_max_tokens: int | None) -> dict[str, Any]:

@@ -103,6 +103,16 @@ def test_open_jobs_are_counted_by_the_queue(ask, ghost):
     assert "few" not in reply.text
 
 
+def test_more_prompts_than_may_ever_be_open(ask, http, ghost):
+    """Coming back later would not help: it is no 429."""
+    body = {"model": ghost, "background": True}
+    few = ask(tenant="fewer", max_open=2).post("/v1/completions", json={**body, "prompt": ["a"] * 3})
+    deep = http.post("/v1/completions", json={**body, "prompt": ["a"] * 4})
+    for reply in (few, deep):
+        assert (code_of(reply), reply.json()["error"]["param"]) == ((400, "invalid_value"), "prompt")
+        assert "retry-after" not in reply.headers
+
+
 def test_requests_a_minute_over_all_replicas(ask, start_gateway, key_file):
     client = ask(tenant="slow", requests_per_minute=3)
     second = start_gateway(keys_file=key_file.path)
