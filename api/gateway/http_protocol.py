@@ -44,10 +44,10 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        if self._in_head:
-            self._num_head_bytes += len(data)
+        # What is no body: a head, or the trailers that may follow a body in chunks.
+        self._num_head_bytes += len(data)
         super().data_received(data)
-        if self._in_head and self._num_head_bytes > self.settings.gateway_max_header_bytes:
+        if self._num_head_bytes > self.settings.gateway_max_header_bytes:
             self._refuse_head()
 
     def on_message_begin(self) -> None:
@@ -55,8 +55,13 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_head = True
         self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore[dict-item]
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # uvicorn would keep trailers, each of them, with the headers.
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._num_head_bytes, self._in_head = 0, False
         self._stop_timer()
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > self.settings.gateway_max_header_bytes:
@@ -65,6 +70,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
+        self._num_head_bytes = 0
         if self.cycle is not None:
             super().on_body(body)
 
@@ -95,6 +101,12 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: ApiError) -> None:
         """Without the application, and then no more."""
+        if self.transport.is_closing():
+            return
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            # It would stand in the middle of another answer.
+            self.transport.abort()
+            return
         body = json.dumps(error.body).encode()
         head = (
             f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: application/json\r\n"

@@ -72,6 +72,19 @@ def test_a_head_that_is_too_large(narrow, head):
         assert status_and_code(read_all(connection)) == (431, "headers_too_large")
 
 
+@pytest.mark.parametrize("trailer", [b"a: b\r\n" * 200_000, b"a: " + b"b" * 1_000_000], ids=["many", "endless"])
+def test_trailers_that_are_too_large(gateway, trailer):
+    """They may follow a body in chunks, and nobody reads them."""
+    head = request().split(b"content-length")[0] + b"transfer-encoding: chunked\r\n\r\n"
+    with connect(gateway) as connection:
+        connection.sendall(head + b"1\r\n{\r\n0\r\n")
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(trailer)
+        # The end; a refusal before it may get lost behind what was sent after it.
+        reply = read_all(connection)
+        assert not reply or status_and_code(reply) == (431, "headers_too_large")
+
+
 @pytest.mark.parametrize("part", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nhost: x\r\n"])
 def test_a_head_that_never_ends(narrow, part):
     with connect(narrow) as connection:
