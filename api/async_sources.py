@@ -148,6 +148,11 @@ class _Inbox:
         return self._events.popleft() if self._events else None
 
     def close(self) -> None:
+        """Nothing more will come: who waits is told at once."""
+        self._stop_timer()
+        self._wake()
+
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -156,7 +161,7 @@ class _Inbox:
         """The timer may ring earlier than the reader's patience ends, never later."""
         if self._timer is not None and self._timer.when() <= self._give_up_at:
             return
-        self.close()
+        self._stop_timer()
         self._timer = loop.call_at(self._give_up_at, self._ring, loop)
 
     def _ring(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -314,6 +314,8 @@ class AsyncTokenStream(_StreamBase, AsyncIterator[Chunk]):
         """
         until = time.monotonic() + timeout_s
         while self._state.num_prompt_tokens is None and not self._state.ended:
+            if self._closed:
+                return False
             left_s = until - time.monotonic()
             if left_s <= 0:
                 return False

@@ -220,6 +220,16 @@ def test_nor_with_a_synchronous_one(fleet, jobs):
     assert jobs.read(slow.job_id) is None
 
 
+@pytest.mark.parametrize("wait", [lambda s: s.accepted(60), lambda s: s.result()], ids=["accepted", "result"])
+async def test_who_waits_for_a_stream_that_is_closed_is_told(afleet, ghost, wait):
+    stream = await afleet.generate("Hello", model=ghost)
+    waiting = asyncio.create_task(wait(stream))
+    while stream._source._inbox._waiter is None:
+        await asyncio.sleep(0.01)
+    await stream.close()
+    await asyncio.wait_for(waiting, 5)
+
+
 async def test_a_stream_goes_on_after_so_many_tokens_of_each_choice(afleet):
     stream = await afleet.generate("Hello", seed=7, max_tokens=16, n=3)
     whole = [choice.text for choice in (await stream.result()).choices]
