@@ -49,6 +49,8 @@ class GuardedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._num_head_bytes > self.settings.gateway_max_header_bytes:
             self._refuse_head()
+        elif self._head_timer is None and self._awaits_rest():
+            self._expect_head()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -77,12 +79,18 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         # The next request's head may come in the same data, and be counted with it: it begins anew.
         self._num_head_bytes, self._in_head = 0, True
+        self._stop_timer()
         if self.cycle is not None:
             super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         if not self.transport.is_closing():
             self._refuse(ApiError(400, "This is no HTTP request.", code="invalid_http"))
+
+    def _awaits_rest(self) -> bool:
+        """Something has begun that nobody else waits for: uvicorn's own patience ends with the first byte."""
+        has_begun = self._num_head_bytes > 0 or not self._in_head
+        return has_begun and (self.cycle is None or self.cycle.response_complete)
 
     def _expect_head(self) -> None:
         self._head_timer = self.loop.call_later(self.settings.gateway_header_timeout_s, self._head_is_late)

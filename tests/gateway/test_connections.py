@@ -96,6 +96,14 @@ def test_a_body_that_never_ends(narrow):
     with connect(narrow) as connection:
         connection.sendall(request(max_tokens=4)[:-10])
         assert status_and_code(read_all(connection)) == (408, "request_timeout")
+@pytest.mark.parametrize("part", [b"G", b"\r\n"])
+def test_a_second_head_that_never_ends(narrow, part):
+    with connect(narrow) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert b"200 OK" in connection.recv(65536)
+        time.sleep(0.1)
+        connection.sendall(part)
+        assert b"request_timeout" in read_all(connection)
 
 
 @pytest.mark.parametrize("nonsense", [b"\x16\x03\x01\x02\x00", b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"])
