@@ -11,8 +11,10 @@ import fcntl
 import hashlib
 import hmac
 import json
+import logging
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pagefleet.api.errors import ConfigurationError
 from pagefleet.api.keys import Lane
 
+_LOG: Final = logging.getLogger(__name__)
 _LOOK_EVERY_S: Final = 1.0
 _NOBODY: Final = hashlib.sha256(b"").hexdigest()
 _Limit = Annotated[int, Field(gt=0)]
@@ -97,12 +100,19 @@ class KeyFile:
             yield
 
     def _write(self, keys: list[ApiKey]) -> None:
-        """In one move, for its owner's eyes."""
+        """In one move, for its owner's eyes: root's change leaves it to the gateway that reads it."""
         part = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         text = json.dumps({"keys": [key.model_dump(exclude_none=True) for key in keys]}, indent=2)
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            if self.path.exists():
+                old = self.path.stat()
+                with contextlib.suppress(PermissionError):
+                    os.fchown(descriptor, old.st_uid, old.st_gid)
+                    os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
             stream.write(text + "\n")
+            stream.flush()
+            os.fsync(descriptor)
         part.replace(self.path)
 
 
@@ -114,6 +124,7 @@ class Keyring:
         self._file = KeyFile(path)
         self._look_at = 0.0
         self._stamp = self._stat()
+        self._complained_of: tuple[int, int, int] | None = None
         self._keys = self._read()
 
     def find(self, token: str) -> ApiKey | None:
@@ -130,9 +141,14 @@ class Keyring:
         self._look_at = now + _LOOK_EVERY_S
         stamp = self._stat()
         if stamp != self._stamp:
-            with contextlib.suppress(ConfigurationError):
+            try:
                 self._keys = self._read()
-                self._stamp = stamp
+                self._stamp, self._complained_of = stamp, None
+            except ConfigurationError as error:
+                # Once for each state of the file, not each second; it is tried again all the same.
+                if stamp != self._complained_of:
+                    _LOG.error("The keys stay as they were, what was revoked since is not: %s", error)
+                self._complained_of = stamp
 
     def _read(self) -> dict[str, ApiKey]:
         return {key.key_id: key for key in self._file.read()}

@@ -72,7 +72,9 @@ def test_a_head_that_is_too_large(narrow, head):
         assert status_and_code(read_all(connection)) == (431, "headers_too_large")
 
 
-@pytest.mark.parametrize("trailer", [b"a: b\r\n" * 200_000, b"a: " + b"b" * 1_000_000], ids=["many", "endless"])
+@pytest.mark.parametrize(
+    "trailer", [b"a: b\r\n" * 99_999, b"a: " + b"b" * 1_000_000], ids=["many", "endless"]
+)
 def test_trailers_that_are_too_large(gateway, trailer):
     """They may follow a body in chunks, and nobody reads them."""
     head = request().split(b"content-length")[0] + b"transfer-encoding: chunked\r\n\r\n"

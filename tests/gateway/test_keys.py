@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 
 import httpx
@@ -159,7 +160,19 @@ def test_the_file_holds_no_key_and_is_its_owners(tmp_path):
     assert json.loads(text)["keys"] == [key.model_dump(exclude_none=True)]
 
 
-def test_a_file_that_breaks_changes_nothing(tmp_path, monkeypatch):
+def test_a_change_leaves_the_file_to_those_who_could_read_it(tmp_path):
+    file = KeyFile(tmp_path / "keys.json")
+    _, key = file.add(tenant="acme")
+    file.path.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(file.path, 12345, 12346)
+    before = file.path.stat()
+    file.revoke(key.key_id)
+    after = file.path.stat()
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+
+
+def test_a_file_that_breaks_changes_nothing(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(api_keys, "_LOOK_EVERY_S", 0.0)
     file = KeyFile(tmp_path / "keys.json")
     token, key = file.add(tenant="acme")
@@ -167,6 +180,8 @@ def test_a_file_that_breaks_changes_nothing(tmp_path, monkeypatch):
     file.path.write_text("{")
     assert ring.find(token) == key
     assert ring.find(token + "x") is None
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert str(file.path) in caplog.text
     assert ring.find(f"pf-{key.key_id}-") is None
     with pytest.raises(ConfigurationError, match=r"keys\.json"):
         Keyring(file.path)
