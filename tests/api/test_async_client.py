@@ -13,7 +13,6 @@ import pytest
 from pagefleet.api import (
     AsyncFleetClient,
     ContextTooLong,
-    FleetSettings,
     InvalidRequest,
     JobLost,
     JobNotFound,

@@ -98,6 +98,8 @@ def test_a_body_that_never_ends(narrow):
     with connect(narrow) as connection:
         connection.sendall(request(max_tokens=4)[:-10])
         assert status_and_code(read_all(connection)) == (408, "request_timeout")
+
+
 @pytest.mark.parametrize("part", [b"G", b"\r\n"])
 def test_a_second_head_that_never_ends(narrow, part):
     with connect(narrow) as connection:
