@@ -44,7 +44,7 @@ class AsyncJobStore:
         with redis_errors(self.settings.url):
             try:
                 return str((await self.redis.info("server")).get("run_id", ""))
-            except redis.NoPermissionError:
+            except redis.exceptions.NoPermissionError:
                 return ""
 
     async def any_alive(self, client_ids: Sequence[str]) -> bool:

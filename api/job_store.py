@@ -85,7 +85,7 @@ class JobStore:
         with redis_errors(self.settings.url):
             try:
                 return str(self.redis.info("server").get("run_id", ""))
-            except redis.NoPermissionError:
+            except redis.exceptions.NoPermissionError:
                 return ""
 
     def claim(self, job_ids: Sequence[str], worker_id: str, fingerprint_json: str) -> list[Claim]:
