@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import threading
@@ -73,16 +74,20 @@ class TlsFront:
             plain,
             socket.create_connection(("127.0.0.1", self._target)) as server,
         ):
-            plain.settimeout(5)
+            plain.settimeout(30)
             with self._context.wrap_socket(plain, server_side=True) as client:
                 self._sockets += [client, server]
                 self._pump(client, server)
 
     def _pump(self, client, server):
-        client.settimeout(0.0005)
-        server.settimeout(0.0005)
+        # A part of a TLS record must not keep the other direction waiting.
+        for each in (client, server):
+            each.settimeout(0.05)
         while True:
+            ready = [client] if client.pending() else select.select([client, server], [], [])[0]
             for source, target in ((client, server), (server, client)):
+                if source not in ready:
+                    continue
                 try:
                     data = source.recv(65536)
                 except TimeoutError:
@@ -91,7 +96,7 @@ class TlsFront:
                     return
                 target.settimeout(30)
                 target.sendall(data)
-                target.settimeout(0.0005)
+                target.settimeout(0.05)
 
     def close(self):
         with contextlib.suppress(OSError):
