@@ -29,7 +29,6 @@ class AsyncConnections:
         self.app = make_celery(settings)
         self.client_id = uuid.uuid4().hex
         self.channel = keys.reply_channel(self.client_id)
-        self.run_id = ""
         self.subscriber = AsyncSubscriber(settings, self.channel, self._beat)
         self._closer = JobCloser(self.sync_store, self.app)
         self._cards = CardCache(settings.card_ttl_s)
@@ -88,11 +87,5 @@ class AsyncConnections:
         if not await asyncio.to_thread(self._closer.delete, job_id):
             raise job_not_found(job_id)
 
-    async def server_was_restarted(self, run_id: str) -> bool:
-        """See :meth:`Connections.server_was_restarted`."""
-        self.run_id = await self.store.run_id()
-        return not run_id or run_id != self.run_id
-
     async def _beat(self) -> None:
         await self.store.beat_client(self.client_id)
-        self.run_id = await self.store.run_id()

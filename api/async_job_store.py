@@ -39,14 +39,6 @@ class AsyncJobStore:
         with redis_errors(self.settings.url):
             await self.redis.set(keys.client(client_id), "1", px=int(CLIENT_LEASE_S * 1000))
 
-    async def run_id(self) -> str:
-        """Which start of the server answers; '' where it does not say."""
-        with redis_errors(self.settings.url):
-            try:
-                return str((await self.redis.info("server")).get("run_id", ""))
-            except redis.exceptions.NoPermissionError:
-                return ""
-
     async def any_alive(self, client_ids: Sequence[str]) -> bool:
         """Whether one of these clients was heard of within its lease."""
         if not client_ids:

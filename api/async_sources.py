@@ -27,7 +27,6 @@ class AsyncOwnSource(AsyncSource):
         self._prepared = prepared
         self._inbox = _Inbox()
         self._submitted_at = 0.0
-        self._run_id = ""
         self._stop_listening: weakref.finalize[..., AsyncOwnSource] | None = None
 
     async def submit(self) -> bool:
@@ -35,7 +34,6 @@ class AsyncOwnSource(AsyncSource):
         prepared, live = self._prepared, self._live
         self._listen()
         self._submitted_at = time.monotonic()
-        self._run_id = live.run_id
         try:
             submitted = await live.store.run(
                 operations.submit(
@@ -63,9 +61,6 @@ class AsyncOwnSource(AsyncSource):
 
     async def resubmit(self) -> bool:
         if time.monotonic() - self._submitted_at > self._live.store.settings.result_ttl_s:
-            return False
-        if not await self._live.server_was_restarted(self._run_id):
-            # Deleted, or expired: it must not come back.
             return False
         await self.submit()
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import uuid
 from typing import TYPE_CHECKING
@@ -93,23 +94,15 @@ class Connections:
         self.cards = CardCache(settings.card_ttl_s)
         self.client_id = uuid.uuid4().hex
         self.channel = keys.reply_channel(self.client_id)
-        self.run_id = ""
-        self.subscriber = Subscriber(settings, self.channel, self._beat)
+        self.subscriber = Subscriber(
+            settings, self.channel, functools.partial(self.store.beat_client, self.client_id)
+        )
         self.subscriber.open()
 
     def close(self) -> None:
         self.subscriber.close()
         self.store.close_connections()
         self.app.close()
-
-    def server_was_restarted(self, run_id: str) -> bool:
-        """Since that start of it, or perhaps: only then may it have lost what it knew."""
-        self.run_id = self.store.run_id()
-        return not run_id or run_id != self.run_id
-
-    def _beat(self) -> None:
-        self.store.beat_client(self.client_id)
-        self.run_id = self.store.run_id()
 
     def index(self, name: str | None) -> CardIndex:
         return self.cards.knows(name) or self.cards.put(self.store.cards())

@@ -80,14 +80,6 @@ class JobStore:
             )
         )
 
-    def run_id(self) -> str:
-        """Which start of the server answers; '' where it does not say."""
-        with redis_errors(self.settings.url):
-            try:
-                return str(self.redis.info("server").get("run_id", ""))
-            except redis.exceptions.NoPermissionError:
-                return ""
-
     def claim(self, job_ids: Sequence[str], worker_id: str, fingerprint_json: str) -> list[Claim]:
         """Line 4, CLAIM: takes jobs for a worker, in one round trip."""
         calls = [operations.claim(job_id, worker_id, fingerprint_json) for job_id in job_ids]

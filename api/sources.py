@@ -28,14 +28,12 @@ class OwnSource(Source):
         self._prepared = prepared
         self._inbox: Inbox = queue.SimpleQueue()
         self._submitted_at = 0.0
-        self._run_id = ""
         self._listen()
 
     def submit(self) -> bool:
         """SUBMIT and ENQUEUE. False where the id existed already."""
         prepared, live = self._prepared, self._live
         self._submitted_at = time.monotonic()
-        self._run_id = live.run_id
         try:
             submitted = live.store.submit(
                 prepared.job_id,
@@ -65,9 +63,6 @@ class OwnSource(Source):
     def resubmit(self) -> bool:
         """A server that lost its data gets the same job again: same id, same seed, same tokens."""
         if time.monotonic() - self._submitted_at > self._live.store.settings.result_ttl_s:
-            return False
-        if not self._live.server_was_restarted(self._run_id):
-            # Deleted, or expired: it must not come back.
             return False
         self._listen()
         self.submit()

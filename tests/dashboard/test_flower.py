@@ -72,7 +72,8 @@ def test_its_metrics_need_no_password_and_hold_no_prompt(watched, producer):
     assert wait_until(lambda: count() >= 2, 20, 0.1)
     text = stranger.get("/metrics")
     assert f'flower_task_runtime_seconds_bucket{{le="160.0",{labels}}}' in text
-    assert f'flower_worker_online{{worker="null@{watched.worker_id}"}} 1.0' in text
+    online = f'flower_worker_online{{worker="null@{watched.worker_id}"}} 1.0'
+    assert wait_until(lambda: online in stranger.get("/metrics"), 20, 0.1)
     assert PROMPT not in text
 
 

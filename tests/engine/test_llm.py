@@ -111,7 +111,9 @@ def test_in_one_batch(engine_with, smollm2_float32, reference, assert_equal):
 
 
 def test_with_prompts_cut_into_chunks(engine_with, smollm2_float32, reference, assert_equal):
-    engine = engine_with(smollm2_float32, max_num_batched_tokens=64, enable_prefix_caching=False)
+    engine = engine_with(
+        smollm2_float32, max_num_batched_tokens=64, enable_prefix_caching=False, num_speculative_tokens=0
+    )
     outputs = run(engine, greedy_requests(reference))
     assert_equal(list(outputs.values()))
     assert engine.stats().num_steps > NUM_TOKENS + sum(map(len, reference.prompts)) // 64 - 2
@@ -133,7 +135,9 @@ def test_with_hits_in_the_prefix_cache(engine_with, smollm2_float32, reference, 
 
 def test_after_preemption(engine_with, smollm2_float32, reference, assert_equal):
     """Given blocks for about half of the batch, sequences lose theirs and are computed again."""
-    engine = engine_with(smollm2_float32, num_blocks=60, enable_prefix_caching=False)
+    engine = engine_with(
+        smollm2_float32, num_blocks=60, enable_prefix_caching=False, num_speculative_tokens=0
+    )
     outputs = run(engine, greedy_requests(reference))
     assert engine.stats().num_preemptions > 3
     assert_equal(list(outputs.values()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import defaultdict
-from contextlib import suppress
 
 import pytest
 from celery import Celery, chain, group, signature
@@ -129,17 +128,16 @@ def test_a_group_collects_all_results(service):
 def events(service):
     """Every event of the stack by job and type, from the moment on at which a heartbeat was heard."""
     seen: dict[str, dict[str, dict]] = defaultdict(dict)
-    stop = threading.Event()
+    receivers = []
 
     def note(event):
         seen[event.get("uuid", "worker")][event["type"]] = event
 
     def capture():
         with service.connection() as connection:
-            receiver = service.events.Receiver(connection, handlers={"*": note})
-            while not stop.is_set():
-                with suppress(TimeoutError):
-                    receiver.capture(limit=None, timeout=0.5, wakeup=False)
+            receivers.append(service.events.Receiver(connection, handlers={"*": note}))
+            # Without an end: between one capture and the next, events would go by.
+            receivers[0].capture(limit=None, timeout=None, wakeup=False)
 
     thread = threading.Thread(target=capture)
     thread.start()
@@ -147,7 +145,7 @@ def events(service):
         assert wait_until(lambda: "worker-heartbeat" in seen["worker"], 20)
         yield seen
     finally:
-        stop.set()
+        receivers[0].should_stop = True
         thread.join()
 
 
