@@ -13,6 +13,7 @@ import pytest
 from pagefleet.api import (
     AsyncFleetClient,
     ContextTooLong,
+    FleetSettings,
     InvalidRequest,
     JobNotFound,
     JobState,
