@@ -168,6 +168,7 @@ def test_a_client_that_leaves_ends_its_job(http, jobs):
     assert http.get(f"/v1/jobs/{job_id}").json()["status"] == "cancelled"
 
 
+@pytest.mark.alone
 def test_a_job_ends_with_its_last_reader(http, start_gateway, jobs):
     doomed = start_gateway()
     with httpx.Client(base_url=doomed.url, timeout=30) as client, contextlib.ExitStack() as readers:
