@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 
 from pagefleet.api import keys, operations
@@ -10,6 +11,7 @@ from pagefleet.api.async_job_store import AsyncJobStore
 from pagefleet.api.celery_app import make_celery
 from pagefleet.api.closing import JobCloser
 from pagefleet.api.connections import CardCache, job_not_found
+from pagefleet.api.errors import FleetError, RedisUnavailable
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.model_cards import CardIndex
 from pagefleet.api.operations import CancelVerdict
@@ -34,6 +36,8 @@ class AsyncConnections:
         self._cards = CardCache(settings.card_ttl_s)
         self._asking = asyncio.Lock()
         self._is_open = False
+        self._abandoned: set[str] = set()
+        self._abandoning: asyncio.Future[None] | None = None
 
     async def open(self) -> None:
         """Raises: RedisUnavailable, within the connect timeout."""
@@ -44,6 +48,8 @@ class AsyncConnections:
 
     async def close(self) -> None:
         await self.subscriber.close()
+        if self._abandoning is not None:
+            self._abandoning.cancel()
         await self.store.close_connections()
         self.sync_store.close_connections()
         self.app.close()
@@ -67,15 +73,19 @@ class AsyncConnections:
         return verdict is not CancelVerdict.FINAL
 
     async def abandon(self, job_id: str) -> None:
-        """A reader of this client has gone. A job that is not detached ends with its last one."""
+        """A reader of this client has gone. A job that is not detached ends with its last one, at the latest
+        when the server can be asked again."""
         if self.subscriber.hears(job_id):
             return
-        record = await self.store.read(job_id, with_log=False)
-        if record is None or record.state.is_final or not record.clients:
-            return
-        others = [client for client in record.clients if client != self.client_id]
-        if not await self.store.any_alive(others):
-            await self.cancel(job_id)
+        self._abandoned.add(job_id)
+        with contextlib.suppress(RedisUnavailable):
+            verdict = await self.store.run(operations.leave(job_id, self.client_id))
+            self._abandoned.discard(job_id)
+            if verdict is CancelVerdict.ENDED:
+                await asyncio.to_thread(self._closer.close, job_id)
+            elif self.subscriber.hears(job_id):
+                # Somebody came while this one left.
+                await self.store.run(operations.watch(job_id, self.client_id))
 
     async def expire(self, job_id: str) -> None:
         """SWEEP's part for a deadline (protocol line 13): with no worker alive nobody else would end it."""
@@ -89,3 +99,13 @@ class AsyncConnections:
 
     async def _beat(self) -> None:
         await self.store.beat_client(self.client_id)
+        if self._abandoned and (self._abandoning is None or self._abandoning.done()):
+            # Beside what is heard meanwhile: they may be many.
+            self._abandoning = asyncio.ensure_future(self._abandon_again())
+
+    async def _abandon_again(self) -> None:
+        """Those whose readers left while the server could not be asked."""
+        for job_id in list(self._abandoned):
+            self._abandoned.discard(job_id)
+            with contextlib.suppress(FleetError):
+                await self.abandon(job_id)

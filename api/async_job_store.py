@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import redis
@@ -38,13 +37,6 @@ class AsyncJobStore:
         """Line 15: the client lives."""
         with redis_errors(self.settings.url):
             await self.redis.set(keys.client(client_id), "1", px=int(CLIENT_LEASE_S * 1000))
-
-    async def any_alive(self, client_ids: Sequence[str]) -> bool:
-        """Whether one of these clients was heard of within its lease."""
-        if not client_ids:
-            return False
-        with redis_errors(self.settings.url):
-            return bool(await self.redis.exists(*map(keys.client, client_ids)))
 
     async def cards(self) -> list[ModelCard]:
         with redis_errors(self.settings.url):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 import weakref
 from collections import deque
 from typing import Final
@@ -16,6 +15,7 @@ from pagefleet.api.connections import send_message
 from pagefleet.api.errors import JobNotFound, RedisUnavailable
 from pagefleet.api.fleet import Prepared, check_depth
 from pagefleet.api.job_record import JobRecord
+from pagefleet.api.last_seen import RESUBMIT_AFTER_S, LastSeen
 from pagefleet.api.token_stream import AsyncSource, LiveEvent, Resync
 
 
@@ -26,14 +26,14 @@ class AsyncOwnSource(AsyncSource):
         self._live = live
         self._prepared = prepared
         self._inbox = _Inbox()
-        self._submitted_at = 0.0
+        self._seen = LastSeen(live.store.settings.result_ttl_s)
+        self._deliver = self._seen.on_the_way_to(self._inbox.put)
         self._stop_listening: weakref.finalize[..., AsyncOwnSource] | None = None
 
     async def submit(self) -> bool:
         """SUBMIT and ENQUEUE. False where the id existed already."""
         prepared, live = self._prepared, self._live
         self._listen()
-        self._submitted_at = time.monotonic()
         try:
             submitted = await live.store.run(
                 operations.submit(
@@ -57,10 +57,14 @@ class AsyncOwnSource(AsyncSource):
         return await self._inbox.get(timeout_s)
 
     async def read(self) -> JobRecord | None:
-        return await self._live.store.read(self._prepared.job_id)
+        record = await self._live.store.read(self._prepared.job_id)
+        self._seen.read(record)
+        return record
 
     async def resubmit(self) -> bool:
-        if time.monotonic() - self._submitted_at > self._live.store.settings.result_ttl_s:
+        # What was said of it at last may still be on its way.
+        await asyncio.sleep(RESUBMIT_AFTER_S)
+        if not self._seen.was_lost:
             return False
         await self.submit()
         return True
@@ -81,9 +85,9 @@ class AsyncOwnSource(AsyncSource):
 
     def _listen(self) -> None:
         routes = self._live.subscriber
-        routes.add(self._prepared.job_id, self._inbox.put)
+        routes.add(self._prepared.job_id, self._deliver)
         # A stream that its caller dropped half way must not leave its inbox behind, to be filled.
-        self._stop_listening = weakref.finalize(self, routes.remove, self._prepared.job_id, self._inbox.put)
+        self._stop_listening = weakref.finalize(self, routes.remove, self._prepared.job_id, self._deliver)
 
     async def _enqueue(self) -> None:
         prepared = self._prepared

@@ -204,10 +204,12 @@ class EndedEvent(StoredModel):
 
 StreamEvent = LogEntry | AcceptedEvent | EndedEvent
 
+ENDED: Final = "e"
+
 EVENT_KINDS: Final[dict[str, type[LogEntry] | type[AcceptedEvent] | type[EndedEvent]]] = {
     "t": LogEntry,
     "a": AcceptedEvent,
-    "e": EndedEvent,
+    ENDED: EndedEvent,
 }
 
 

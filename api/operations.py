@@ -98,6 +98,7 @@ class CancelVerdict(StrEnum):
     RUNNING = "running"
     FINAL = "final"
     MISSING = "missing"
+    READ = "read"
 
 
 class DeleteVerdict(StrEnum):
@@ -280,6 +281,11 @@ def expire(job_id: str) -> Operation[bool]:
 
 def watch(job_id: str, client_id: str = "") -> Operation[bool]:
     return Operation("watch", [keys.job(job_id)], [client_id], lambda reply: bool(int(reply)))
+
+
+def leave(job_id: str, client_id: str) -> Operation[CancelVerdict]:
+    """``READ`` where somebody else still reads it, or where it needs no reader."""
+    return Operation("leave", [keys.job(job_id)], [job_id, client_id], CancelVerdict)
 
 
 def condemn(

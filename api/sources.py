@@ -15,6 +15,7 @@ from pagefleet.api.connections import Connections, send_message
 from pagefleet.api.errors import JobNotFound, RedisUnavailable
 from pagefleet.api.fleet import Prepared, check_depth
 from pagefleet.api.job_record import JobRecord
+from pagefleet.api.last_seen import RESUBMIT_AFTER_S, LastSeen
 from pagefleet.api.messages import split_events
 from pagefleet.api.subscriber import Inbox
 from pagefleet.api.token_stream import LiveEvent, Resync, Source
@@ -27,13 +28,13 @@ class OwnSource(Source):
         self._live = live
         self._prepared = prepared
         self._inbox: Inbox = queue.SimpleQueue()
-        self._submitted_at = 0.0
+        self._seen = LastSeen(live.store.settings.result_ttl_s)
+        self._deliver = self._seen.on_the_way_to(self._inbox.put)
         self._listen()
 
     def submit(self) -> bool:
         """SUBMIT and ENQUEUE. False where the id existed already."""
         prepared, live = self._prepared, self._live
-        self._submitted_at = time.monotonic()
         try:
             submitted = live.store.submit(
                 prepared.job_id,
@@ -58,11 +59,15 @@ class OwnSource(Source):
             return None
 
     def read(self) -> JobRecord | None:
-        return self._live.store.read(self._prepared.job_id)
+        record = self._live.store.read(self._prepared.job_id)
+        self._seen.read(record)
+        return record
 
     def resubmit(self) -> bool:
         """A server that lost its data gets the same job again: same id, same seed, same tokens."""
-        if time.monotonic() - self._submitted_at > self._live.store.settings.result_ttl_s:
+        # What was said of it at last may still be on its way.
+        time.sleep(RESUBMIT_AFTER_S)
+        if not self._seen.was_lost:
             return False
         self._listen()
         self.submit()
@@ -82,9 +87,9 @@ class OwnSource(Source):
 
     def _listen(self) -> None:
         routes = self._live.subscriber
-        routes.add(self._prepared.job_id, self._inbox.put)
+        routes.add(self._prepared.job_id, self._deliver)
         # A stream that its caller dropped half way must not leave its inbox behind, to be filled.
-        self._stop_listening = weakref.finalize(self, routes.remove, self._prepared.job_id, self._inbox.put)
+        self._stop_listening = weakref.finalize(self, routes.remove, self._prepared.job_id, self._deliver)
 
     def _enqueue(self) -> None:
         prepared = self._prepared

@@ -75,6 +75,8 @@ class Answer:
                 return_when=asyncio.FIRST_COMPLETED,
             )
             if not results.done():
+                results.cancel()
+                await asyncio.gather(results, return_exceptions=True)
                 await self.on_gone()
                 raise self._too_late()
             return JSONResponse(shape.whole(results.result()), headers=self.headers)

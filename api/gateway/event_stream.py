@@ -60,11 +60,11 @@ class EventStream(Response):
                 await self._raise_what_broke(relay, scope)
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             elif slow or gone.done():
+                # First: while it runs, it listens, and its job would seem to be read.
+                await _stop(relay)
                 await self._on_gone()
         finally:
-            for task in (relay, gone):
-                task.cancel()
-            await asyncio.gather(relay, gone, return_exceptions=True)
+            await _stop(relay, gone)
         if slow or self._gateway.leaving.done():
             _abort(scope)
 
@@ -100,6 +100,12 @@ class _Writer:
 
     def blocked_s(self) -> float:
         return 0.0 if self._since is None else time.monotonic() - self._since
+
+
+async def _stop(*tasks: asyncio.Future[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def disconnected(receive: Receive) -> None:

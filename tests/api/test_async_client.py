@@ -15,6 +15,7 @@ from pagefleet.api import (
     ContextTooLong,
     FleetSettings,
     InvalidRequest,
+    JobLost,
     JobNotFound,
     JobState,
     QueueFull,
@@ -24,6 +25,8 @@ from pagefleet.api import (
     async_sources,
     subscriber,
 )
+from pagefleet.api.job_store import JobStore
+from pagefleet.workers.engine_loop import wait_until
 
 SEED_7 = "f-)WMZsL2`QBIlih"
 
@@ -32,6 +35,14 @@ SEED_7 = "f-)WMZsL2`QBIlih"
 async def afleet(null_stack):
     async with AsyncFleetClient(redis_url=null_stack.redis_url) as client:
         yield client
+
+
+@pytest.fixture
+def jobs(null_stack):
+    """What the server knows of jobs."""
+    store = JobStore(FleetSettings(redis_url=null_stack.redis_url))
+    yield store
+    store.close_connections()
 
 
 async def test_iterating_gives_chunks_that_join_to_the_text(afleet):
@@ -181,6 +192,31 @@ async def test_what_a_slow_reader_does_not_read_is_not_kept(afleet, monkeypatch)
         assert len(stream._source._inbox._events) <= 10
         await asyncio.sleep(0.02)
     assert len(await stream.text()) == 60
+
+
+@pytest.mark.parametrize("how", ["deleted", "expired"])
+async def test_a_job_that_is_gone_does_not_come_back_with_its_slow_reader(afleet, jobs, monkeypatch, how):
+    monkeypatch.setattr(async_sources, "_MAX_UNREAD", 10)
+    slow = await afleet.generate("Hello", max_tokens=60, result_ttl_s=1 if how == "expired" else None)
+    await anext(slow)
+    if how == "deleted":
+        await afleet.delete(slow.job_id)
+    assert await asyncio.to_thread(wait_until, lambda: jobs.read(slow.job_id) is None, 10)
+    slow._state.wants_replay = True
+    with pytest.raises(JobLost):
+        await slow.result()
+    assert jobs.read(slow.job_id) is None
+
+
+def test_nor_with_a_synchronous_one(fleet, jobs):
+    slow = fleet.generate("Hello", max_tokens=60)
+    next(slow)
+    fleet.delete(slow.job_id)
+    assert wait_until(lambda: jobs.read(slow.job_id) is None, 10)
+    slow._state.wants_replay = True
+    with pytest.raises(JobLost):
+        slow.result()
+    assert jobs.read(slow.job_id) is None
 
 
 @pytest.mark.parametrize("wait", [lambda s: s.accepted(60), lambda s: s.result()], ids=["accepted", "result"])

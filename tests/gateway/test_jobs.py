@@ -168,26 +168,51 @@ def test_a_client_that_leaves_ends_its_job(http, jobs):
     assert http.get(f"/v1/jobs/{job_id}").json()["status"] == "cancelled"
 
 
-@pytest.mark.alone
-def test_a_job_ends_with_its_last_reader(http, start_gateway, jobs):
+@pytest.fixture
+def taken_over(http, start_gateway, jobs):
+    """A job that is read at one gateway since the other one, which still seems to live, was killed: its id,
+    the dead gateway's key, and a function that leaves it."""
     doomed = start_gateway()
-    with httpx.Client(base_url=doomed.url, timeout=30) as client, contextlib.ExitStack() as readers:
-        first = client.stream("POST", "/v1/chat/completions", json=chat(max_tokens=4000))
-        events = events_of(readers.enter_context(first).iter_lines())
+    with contextlib.ExitStack() as along, contextlib.ExitStack() as first:
+        client = first.enter_context(httpx.Client(base_url=doomed.url, timeout=30))
+        stream = client.stream("POST", "/v1/chat/completions", json=chat(max_tokens=4000))
+        events = events_of(first.enter_context(stream).iter_lines())
         job_id = take(events, 5)[0].data["id"]
         (killed,) = jobs.read(job_id, with_log=False).clients
-        # One that reads along at another gateway ends nothing, as long as the first one reads.
-        with http.stream("GET", f"/v1/jobs/{job_id}/stream") as along:
-            take(events_of(along.iter_lines()), 5)
+        with http.stream("GET", f"/v1/jobs/{job_id}/stream") as passing:
+            take(events_of(passing.iter_lines()), 5)
+        # Who reads along at another gateway ends nothing, as long as the first one reads.
+        assert wait_until(lambda: jobs.read(job_id, with_log=False).clients == [killed], 5)
         take(events, 20)
         assert jobs.read(job_id, with_log=False).state is JobState.RUNNING
-        # One that went on where the first was killed is the last one.
+        rest = events_of(along.enter_context(http.stream("GET", f"/v1/jobs/{job_id}/stream")).iter_lines())
+        take(rest, 5)
         doomed.send_signal(signal.SIGKILL)
         doomed.wait(5)
-        with http.stream("GET", f"/v1/jobs/{job_id}/stream") as rest:
-            take(events_of(rest.iter_lines()), 5)
-            jobs.redis.delete(keys.client(killed))  # its lease has run out
+
+        def leave():
+            # Not earlier: the connection ends with the last that iterates it.
+            rest.close()
+            along.close()
+
+        yield job_id, keys.client(killed), leave
+
+
+def test_a_job_ends_with_its_last_reader(jobs, taken_over):
+    job_id, killed, leave = taken_over
+    jobs.redis.delete(killed)  # its lease has run out
+    leave()
     assert is_gone(jobs, job_id)
+
+
+def test_also_where_the_last_one_leaves_before_the_death_of_its_gateway_is_known(jobs, taken_over):
+    job_id, killed, leave = taken_over
+    assert jobs.redis.exists(killed)
+    leave()
+    assert wait_until(lambda: killed.endswith(jobs.read(job_id, with_log=False).fields["clients"]), 5)
+    assert jobs.read(job_id, with_log=False).state is JobState.RUNNING
+    jobs.redis.delete(killed)
+    assert wait_until(lambda: jobs.read(job_id, with_log=False).state is JobState.CANCELLED, 18)
 
 
 def test_one_that_does_not_stream_too(gateway, jobs, fleet):
