@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -14,8 +14,13 @@ from pagefleet.api.gateway import sse
 from pagefleet.api.gateway.context import Gateway
 from pagefleet.api.gateway.relay import Relay
 
-ABORT = "pagefleet.abort"
+ABORT: Final = "pagefleet.abort"
 """The extension of a scope that drops its connection at once (http_protocol.py)."""
+
+
+WRITE: Final = "pagefleet.write"
+"""The extension of a scope that sends without what stands around the application: for each token that would
+cost as much again as the rest of the way."""
 
 
 class EventStream(Response):
@@ -51,7 +56,7 @@ class EventStream(Response):
             await self._on_end()
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        writer = _Writer(send)
+        writer = _Writer(scope.get("extensions", {}).get(WRITE, send))
         relay = asyncio.ensure_future(self._relay.run(writer.write))
         gone = asyncio.ensure_future(disconnected(receive))
         try:

@@ -7,12 +7,12 @@ import asyncio
 import json
 import socket
 from http import HTTPStatus
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pagefleet.api.gateway.errors import SERVER, ApiError
-from pagefleet.api.gateway.event_stream import ABORT
+from pagefleet.api.gateway.event_stream import ABORT, WRITE
 from pagefleet.api.settings import GatewaySettings
 
 _SEND_BUFFER_BYTES: Final = 128 * 1024
@@ -70,6 +70,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse_head()
             return
         super().on_headers_complete()
+        cast(dict[str, Any], self.scope["extensions"])[WRITE] = self.cycle.send
 
     def on_body(self, body: bytes) -> None:
         self._num_head_bytes = 0

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from pagefleet.api import AsyncFleetClient
+from pagefleet.api.gateway.server import loop_factory
 from pagefleet.api.settings import GatewaySettings
 from pagefleet.workers.bench.machine import describe_machine
 from pagefleet.workers.bench.timing import percentile
@@ -62,10 +63,11 @@ def _run_load(load: Load, num_rounds: int, progress: Callable[[str], None]) -> d
         ).start()
         try:
             gateway.wait_ready()
-            rounds = [
-                asyncio.run(_measure(gateway, stack.redis_url, load, index, progress))
-                for index in range(num_rounds)
-            ]
+            with asyncio.Runner(loop_factory=loop_factory()) as runner:
+                rounds = [
+                    runner.run(_measure(gateway, stack.redis_url, load, index, progress))
+                    for index in range(num_rounds)
+                ]
         finally:
             gateway.terminate()
             gateway.wait(30)
@@ -91,30 +93,19 @@ async def _measure(
 async def _stream(fleet: AsyncFleetClient, url: str, load: Load, seed: int) -> list[float]:
     """Milliseconds of each token."""
     address = urlsplit(url)
-    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    loop = asyncio.get_running_loop()
+    host, port = str(address.hostname), int(address.port or 80)
+    transport, reader = await loop.create_connection(_EventReader, host, port)
     try:
         body = json.dumps(
             {"model": "null", "prompt": "x", "max_tokens": load.num_tokens, "seed": seed, "stream": True}
         )
         head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
-        job_id = await _job_id(reader)
-        direct = asyncio.create_task(_read_direct(fleet, job_id))
-        through = await _read_events(reader)
-        return _lags(await direct, through)
+        transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        direct = asyncio.create_task(_read_direct(fleet, await reader.job_id))
+        return _lags(await direct, await reader.arrivals)
     finally:
-        writer.close()
-
-
-async def _job_id(reader: asyncio.StreamReader) -> str:
-    found = ""
-    while (line := await reader.readline()) not in (b"\r\n", b""):
-        name, _, value = line.decode().partition(":")
-        if name == "x-pagefleet-job":
-            found = value.strip()
-    if not found:
-        raise RuntimeError("The gateway refused a request of the bench.")
-    return found
+        transport.close()
 
 
 class Arrivals(NamedTuple):
@@ -130,15 +121,32 @@ class Arrivals(NamedTuple):
         return times
 
 
-async def _read_events(reader: asyncio.StreamReader) -> Arrivals:
-    """The ids of the events say how many tokens there are; what frames them is skipped."""
-    arrivals = Arrivals(time.monotonic(), [])
-    while (line := await reader.readline()) != b"data: [DONE]\n":
-        if not line:
-            raise RuntimeError("The gateway ended a stream of the bench.")
-        if line.startswith(b"id: "):
-            arrivals.ends.append((int(line[4:]), time.monotonic()))
-    return arrivals
+class _EventReader(asyncio.Protocol):
+    """Notes when data came, and takes the ids of its events, which say how many tokens there are: whatever
+    else the reader did would delay the events that it measures."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.job_id: asyncio.Future[str] = loop.create_future()
+        self.arrivals: asyncio.Future[Arrivals] = loop.create_future()
+        self._arrivals = Arrivals(time.monotonic(), [])
+        self._rest = b""
+
+    def data_received(self, data: bytes) -> None:
+        at = time.monotonic()
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            if line.startswith(b"id: "):
+                self._arrivals.ends.append((int(line[4:]), at))
+            elif line.startswith(b"x-pagefleet-job: "):
+                self.job_id.set_result(line.partition(b" ")[2].decode().strip())
+            elif line == b"data: [DONE]":
+                self.arrivals.set_result(self._arrivals)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        for wanted in (self.job_id, self.arrivals):
+            if not wanted.done():
+                wanted.set_exception(RuntimeError("The gateway ended or refused a stream of the bench."))
 
 
 async def _read_direct(fleet: AsyncFleetClient, job_id: str) -> Arrivals:
