@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -15,7 +16,9 @@ from pathlib import Path
 import yaml
 
 from pagefleet.api import FleetClient
+from pagefleet.api.settings import GatewaySettings
 from pagefleet.workers.engine_loop import wait_until
+from pagefleet.workers.gateway_process import GatewayProcess
 from pagefleet.workers.local_stack import LocalStack
 from pagefleet.workers.redis_server import free_port
 
@@ -56,6 +59,7 @@ class FleetUnderWatch:
         self._stack = LocalStack(folder, WATCHED, num_workers=2, drain_s=0.0)
         self._port = free_port()
         self._children = []
+        self._gateway = None
 
     def __enter__(self):
         self._stack.start()
@@ -69,6 +73,9 @@ class FleetUnderWatch:
     def __exit__(self, *_):
         for child in reversed(self._children):
             child.stop()
+        if self._gateway is not None:
+            self._gateway.terminate()
+            self._gateway.wait(20)
         self._stack.stop()
 
     def _start_watch(self):
@@ -77,9 +84,13 @@ class FleetUnderWatch:
             [*command, "--redis-url", self._stack.redis_url], self._folder / "exporter.log"
         )
         self._children.append(exporter)
+        self._gateway = GatewayProcess(
+            self._stack.redis_url, GatewaySettings(), 0, log_file=self._folder / "gateway.log"
+        ).start()
+        self._gateway.wait_ready()
         workers = [metrics_port(worker.log_file) for worker in self._stack.workers]
         config = self._folder / "prometheus.yml"
-        config.write_text(yaml.safe_dump(local_config(workers, exporter.metrics_port())))
+        config.write_text(yaml.safe_dump(self._config(workers, exporter.metrics_port())))
         command = [
             self._prometheus,
             f"--config.file={config}",
@@ -89,11 +100,21 @@ class FleetUnderWatch:
         self._children.append(ChildProcess(command, self._folder / "prometheus.log"))
         assert wait_until(self._is_ready, 30), (self._folder / "prometheus.log").read_text()
 
+    def _config(self, worker_ports, exporter_port):
+        gateway_port = int(self._gateway.url.rpartition(":")[2])
+        return local_config(
+            {
+                "pagefleet-worker": worker_ports,
+                "pagefleet-fleet": [exporter_port],
+                "pagefleet-gateway": [gateway_port],
+            }
+        )
+
     def _is_ready(self):
-        """It answers, and has scraped all three."""
+        """It answers, and has scraped all four."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/-/ready", timeout=10):
-                return self.query("count(up == 1)") == [3.0]
+                return self.query("count(up == 1)") == [4.0]
         except OSError:
             return False
 
@@ -121,15 +142,23 @@ class FleetUnderWatch:
             streams[0].cancel()
             results = [stream.result() for stream in streams]
         assert max(result.attempts for result in results) == 2
+        self._ask_the_gateway()
         return results
 
+    def _ask_the_gateway(self):
+        for path in ("/v1/models", "/v1/models/nobody's", "/v1/models"):
+            with (
+                contextlib.suppress(urllib.error.HTTPError),
+                urllib.request.urlopen(self._gateway.url + path),
+            ):
+                pass
 
-def local_config(worker_ports, exporter_port):
+
+def local_config(ports):
     """The shipped configuration, with this machine's ports in the place of the containers' names."""
     config = yaml.safe_load((OPS / "prometheus" / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(OPS / "prometheus" / name) for name in config["rule_files"]]
-    ports = {"pagefleet-worker": worker_ports, "pagefleet-fleet": [exporter_port]}
     config["scrape_configs"] = [
         {
             "job_name": scrape["job_name"],
