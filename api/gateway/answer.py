@@ -34,6 +34,8 @@ from pagefleet.api.token_stream import AsyncTokenStream
 
 JOB_HEADER: Final = "x-pagefleet-job"
 _ACCEPT_WITHIN_S: Final = 1.0
+_CHARS_PER_TOKEN: Final = 4
+"""Of English text, on average."""
 
 
 @dataclass(slots=True)
@@ -163,6 +165,10 @@ async def start(
     fields = _complete(body, card, default_max_tokens)
     num_choices = body.n or 1
     reserved = len(requests) * max(1, num_choices) * max(1, body.asked_tokens or ESTIMATED_TOKENS)
+    if body.background:
+        # Nobody settles it: it costs the most that it can.
+        most = fields.get("max_tokens", card.default_sampling.max_tokens) or card.max_model_len
+        reserved = sum(_num_prompt_tokens({**fields, **each}) + num_choices * most for each in requests)
     if key.tokens_per_minute is not None:
         reserved = min(reserved, key.tokens_per_minute)
     allowance = await gateway.rate_limit.admit(key, reserved)
@@ -211,6 +217,14 @@ def _complete(body: GenerationBody, card: ModelCard, default_max_tokens: int | N
     elif card.default_sampling.max_tokens is None:
         fields["max_tokens"] = max(card.max_model_len, body.min_tokens or 0)
     return fields
+
+
+def _num_prompt_tokens(request: Mapping[str, Any]) -> int:
+    """About: only a worker can count those of a text."""
+    if "prompt_token_ids" in request:
+        return len(request["prompt_token_ids"])
+    texts = [str(message.get("content") or "") for message in request.get("messages", ())]
+    return sum(map(len, [*texts, request.get("prompt", "")])) // _CHARS_PER_TOKEN
 
 
 async def _submit(
