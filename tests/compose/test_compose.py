@@ -41,6 +41,20 @@ def assert_exact(streams, num_tokens):
         assert stream.result().token_ids == expected(seed, num_tokens)
 
 
+def ask_gateway(project, key=None, **options):
+    key = key or project.read("gateway", "/secrets/gateway/key")
+    body = json.dumps({"model": "null", "prompt": "x", "seed": 1, **options}).encode()
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    url = f"http://127.0.0.1:{project.ports['GATEWAY_PORT']}/v1/completions"
+    return urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=30)
+
+
+def stream_texts(answer):
+    for line in answer:
+        if line.startswith(b"data: {"):
+            yield json.loads(line[6:])["choices"][0]["text"]
+
+
 class TestImages:
     def test_the_producer_s_is_small_and_has_no_torch(self, project):
         assert project.image_bytes("producer") < PRODUCER_BYTES
@@ -116,9 +130,9 @@ class Prometheus:
 
 
 class TestFaults:
-    def test_prometheus_sees_two_workers_and_the_fleet(self, project, fleet):
+    def test_prometheus_sees_two_workers_the_gateway_and_the_fleet(self, project, fleet):
         prometheus = Prometheus(project)
-        everything_is_up = {"pagefleet-worker": 2, "pagefleet-fleet": 1}
+        everything_is_up = {"pagefleet-worker": 2, "pagefleet-fleet": 1, "pagefleet-gateway": 1}
         assert wait_until(lambda: prometheus.num_up() == everything_is_up, 60, 0.5)
         before = sum(prometheus.query('pagefleet_generation_tokens_total{model="null"}'))
         assert len(fleet.generate("x", model="null", max_tokens=40).result().token_ids) == 40
@@ -133,15 +147,26 @@ class TestFaults:
         assert {rule["health"] for group in groups for rule in group["rules"]} <= {"ok", "unknown"}
 
     def test_the_gateway_answers_who_has_its_key(self, project, fleet):
-        url = f"http://127.0.0.1:{project.ports['GATEWAY_PORT']}/v1/completions"
-        body = json.dumps({"model": "null", "prompt": "x", "max_tokens": 5, "seed": 1}).encode()
-        headers = {"Content-Type": "application/json"}
         with pytest.raises(urllib.error.HTTPError, match="401"):
-            urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=10)
-        headers["Authorization"] = f"Bearer {project.read('gateway', '/secrets/gateway/key')}"
-        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=10) as answer:
+            ask_gateway(project, "no-key", max_tokens=5)
+        with ask_gateway(project, max_tokens=5) as answer:
             text = json.load(answer)["choices"][0]["text"]
         assert text == "".join(map(chr, expected(1, 5)))
+
+    def test_a_worker_killed_behind_the_gateway(self, project, fleet):
+        """Its client notices a pause."""
+        with ask_gateway(project, max_tokens=300, stream=True) as answer:
+            job_id = answer.headers["x-pagefleet-job"]
+            texts = stream_texts(answer)
+            begun = [next(texts) for _ in range(10)]
+            (owner,) = [job.worker_id for job in fleet.status().running if job.job_id == job_id]
+            # A container's host name is the beginning of its id.
+            (victim,) = [
+                each for each in project.containers("worker") if each.startswith(owner.split("-")[0])
+            ]
+            project.signal(victim, signal.SIGKILL)
+            assert "".join([*begun, *texts]) == "".join(map(chr, expected(1, 300)))
+        assert wait_until(lambda: num_workers(fleet) == 2, 30, 0.1)
 
     def test_flower_shows_the_job(self, project, fleet):
         stream = fleet.generate("sentinel-prompt", model="null", max_tokens=5, seed=1)
