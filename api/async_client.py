@@ -16,14 +16,14 @@ from pagefleet.api.connections import job_not_found
 from pagefleet.api.fleet import (
     DEFAULT_TIMEOUT_S,
     FleetStatus,
-    as_list,
-    as_messages,
     prepare,
 )
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.keys import Lane
 from pagefleet.api.messages import MAX_SEED, ModelCard, SamplingOptions, WorkerStatus
 from pagefleet.api.operations import Operation
+from pagefleet.api.questions import Asked, TokenizedPrompt, detokenize_question, tokenize_question
+from pagefleet.api.requests import as_list, as_messages
 from pagefleet.api.settings import FleetSettings
 from pagefleet.api.status import read_status
 from pagefleet.api.stream import StreamState
@@ -150,6 +150,14 @@ class AsyncFleetClient:
             raise job_not_found(job_id)
         return record
 
+    async def recent_jobs(self, tenant: str | None) -> list[str]:
+        """The ids of the newest 500 jobs of a tenant, or of nobody; the newest first, ended or not."""
+        return await self._live.store.recent_jobs(tenant)
+
+    async def job_heads(self, job_ids: Sequence[str]) -> dict[str, JobRecord]:
+        """By id, what is known of jobs but for their requests and tokens; what is gone is left out."""
+        return await self._live.store.job_heads(job_ids)
+
     async def cancel(self, job_id: str) -> bool:
         """See :meth:`pagefleet.api.fleet.Fleet.cancel`."""
         return await self._live.cancel(job_id)
@@ -162,6 +170,32 @@ class AsyncFleetClient:
     async def delete(self, job_id: str) -> None:
         """See :meth:`pagefleet.api.fleet.Fleet.delete`."""
         await self._live.delete(job_id)
+
+    async def tokenize(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        model: str | None = None,
+        add_special_tokens: bool | None = None,
+        add_generation_prompt: bool = True,
+        return_token_strs: bool = False,
+    ) -> TokenizedPrompt:
+        """See :meth:`pagefleet.api.fleet.Fleet.tokenize`."""
+        options = {
+            "add_special_tokens": add_special_tokens,
+            "add_generation_prompt": add_generation_prompt,
+            "return_token_strs": return_token_strs,
+        }
+        question, card = tokenize_question(prompt, messages, options), await self.card(model)
+        asked = Asked(question, card)
+        return asked.tokenized(await self._live.questions.ask(asked))
+
+    async def detokenize(self, token_ids: Sequence[int], *, model: str | None = None) -> str:
+        """See :meth:`pagefleet.api.fleet.Fleet.detokenize`."""
+        card = await self.card(model)
+        asked = Asked(detokenize_question(token_ids, card), card)
+        return (await self._live.questions.ask(asked)).prompt or ""
 
     async def models(self) -> list[ModelCard]:
         return await self._live.store.cards()

@@ -8,6 +8,7 @@ import uuid
 
 from pagefleet.api import keys, operations
 from pagefleet.api.async_job_store import AsyncJobStore
+from pagefleet.api.async_questions import AsyncQuestions
 from pagefleet.api.celery_app import make_celery
 from pagefleet.api.closing import JobCloser
 from pagefleet.api.connections import CardCache, job_not_found
@@ -28,6 +29,7 @@ class AsyncConnections:
     def __init__(self, settings: FleetSettings) -> None:
         self.store = AsyncJobStore(settings)
         self.sync_store = JobStore(settings)
+        self.questions = AsyncQuestions(self.store)
         self.app = make_celery(settings)
         self.client_id = uuid.uuid4().hex
         self.channel = keys.reply_channel(self.client_id)
@@ -50,6 +52,7 @@ class AsyncConnections:
         await self.subscriber.close()
         if self._abandoning is not None:
             self._abandoning.cancel()
+        await self.questions.close()
         await self.store.close_connections()
         self.sync_store.close_connections()
         self.app.close()

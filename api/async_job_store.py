@@ -12,7 +12,7 @@ from pagefleet.api.job_record import JobRecord
 from pagefleet.api.job_store import CLIENT_LEASE_S
 from pagefleet.api.messages import ModelCard, WorkerStatus
 from pagefleet.api.operations import Operation
-from pagefleet.api.replies import parse_record, queue_read, readable
+from pagefleet.api.replies import HEAD_FIELDS, parse_heads, parse_record, queue_read, readable
 from pagefleet.api.scripts import load_script
 from pagefleet.api.settings import FleetSettings
 
@@ -32,6 +32,21 @@ class AsyncJobStore:
             pipeline = self.redis.pipeline(transaction=True)
             queue_read(pipeline, job_id, with_log)
             return parse_record(job_id, await pipeline.execute())
+
+    async def recent_jobs(self, tenant: str | None) -> list[str]:
+        """The ids of a tenant's newest jobs, or of nobody's; the newest first."""
+        with redis_errors(self.settings.url):
+            job_ids: list[str] = await self.redis.zrange(keys.recent_jobs(tenant), 0, -1)
+        return job_ids[::-1]
+
+    async def job_heads(self, job_ids: Sequence[str]) -> dict[str, JobRecord]:
+        """What there is of these jobs but for their requests and logs, which may be large."""
+        with redis_errors(self.settings.url):
+            pipeline = self.redis.pipeline(transaction=False)
+            for job_id in job_ids:
+                pipeline.hmget(keys.job(job_id), *HEAD_FIELDS)
+            rows = await pipeline.execute(raise_on_error=False)
+        return parse_heads(job_ids, rows)
 
     async def beat_client(self, client_id: str) -> None:
         """Line 15: the client lives."""

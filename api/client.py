@@ -14,6 +14,7 @@ from typing import Any, Self
 from pagefleet.api.connections import Connections, job_not_found
 from pagefleet.api.fleet import DEFAULT_TIMEOUT_S, Fleet, FleetStatus, prepare
 from pagefleet.api.messages import MAX_SEED, ModelCard
+from pagefleet.api.questions import Answer, Asked, ask
 from pagefleet.api.settings import FleetSettings
 from pagefleet.api.sources import AttachedSource, OwnSource
 from pagefleet.api.status import read_status
@@ -65,6 +66,12 @@ class FleetClient(Fleet):
 
     def status(self) -> FleetStatus:
         return read_status(self._live.store)
+
+    def _card(self, model: str | None) -> ModelCard:
+        return self._live.index(model).resolve(model)
+
+    def _ask(self, asked: Asked) -> Answer:
+        return ask(self._live.store, asked)
 
     def close(self) -> None:
         """Closes the connections; the next call opens new ones."""

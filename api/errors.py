@@ -8,6 +8,7 @@
     │   └── UnknownParameter    a field nobody knows (with the nearest known name)
     ├── UnknownModel            no worker ever served this model here
     ├── QueueFull               the queue's depth limit is reached; nothing was written
+    ├── NoAnswer                no worker answered a question in time (``tokenize``); ask again
     ├── JobError                the job itself ended badly; ``job_id`` names it
     │   ├── JobFailed           the worker reported a failure
     │   ├── JobDead             given up after repeated worker deaths
@@ -39,6 +40,7 @@ __all__ = [
     "JobLost",
     "JobNotFound",
     "MissingExtra",
+    "NoAnswer",
     "ProtocolError",
     "QueueFull",
     "RedisUnavailable",
@@ -80,6 +82,10 @@ class UnknownModel(FleetError):
 
 class QueueFull(FleetError):
     code = "queue_full"
+
+
+class NoAnswer(FleetError):
+    code = "no_answer"
 
 
 class JobError(FleetError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Unpack
 
@@ -20,7 +20,14 @@ from pagefleet.api.messages import (
 )
 from pagefleet.api.model_cards import CardIndex, check_fits
 from pagefleet.api.operations import Limits, Submitted
-from pagefleet.api.requests import build_request
+from pagefleet.api.questions import (
+    Answer,
+    Asked,
+    TokenizedPrompt,
+    detokenize_question,
+    tokenize_question,
+)
+from pagefleet.api.requests import as_list, as_messages, build_request, check_size
 from pagefleet.api.settings import DEFAULT_MAX_REQUEST_BYTES
 from pagefleet.api.structured_outputs import StructuredOptions
 from pagefleet.api.token_stream import TokenStream
@@ -146,14 +153,6 @@ def prepare(
     check_fits(request, card)
     check_size(len(request.model_dump_json(exclude_defaults=True).encode()), max_bytes)
     return Prepared(job_id or str(uuid.uuid4()), request, card)
-
-
-def check_size(num_bytes: int, max_bytes: int) -> None:
-    """Raises: InvalidRequest."""
-    if num_bytes > max_bytes:
-        raise InvalidRequest(
-            f"The request has {num_bytes} bytes; {max_bytes} are allowed (PAGEFLEET_MAX_REQUEST_BYTES)."
-        )
 
 
 def _is_job_id(job_id: Any) -> bool:
@@ -287,6 +286,53 @@ class Fleet(ABC):
         Raises: JobNotFound.
         """
 
+    def tokenize(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        model: str | None = None,
+        add_special_tokens: bool | None = None,
+        add_generation_prompt: bool = True,
+        return_token_strs: bool = False,
+    ) -> TokenizedPrompt:
+        """The token ids of a text, or of a conversation in the model's chat template. A worker of the model
+        looks them up, also one that has no room for another job; no job comes of it.
+
+        Args:
+            add_special_tokens: those that the model expects around a text; by default a prompt has them, and
+                messages have those of the template.
+            add_generation_prompt: the conversation ends where the assistant's next message begins.
+            return_token_strs: also how the vocabulary spells each token.
+
+        Raises:
+            InvalidRequest, UnknownModel, NoAnswer, QueueFull, RedisUnavailable.
+        """
+        options = {
+            "add_special_tokens": add_special_tokens,
+            "add_generation_prompt": add_generation_prompt,
+            "return_token_strs": return_token_strs,
+        }
+        question, card = tokenize_question(prompt, messages, options), self._card(model)
+        asked = Asked(question, card)
+        return asked.tokenized(self._ask(asked))
+
+    def detokenize(self, token_ids: Sequence[int], *, model: str | None = None) -> str:
+        """The text of tokens, special ones as they are written.
+
+        Raises: as :meth:`tokenize`.
+        """
+        card = self._card(model)
+        asked = Asked(detokenize_question(token_ids, card), card)
+        return self._ask(asked).prompt or ""
+
+    @abstractmethod
+    def _card(self, model: str | None) -> ModelCard:
+        """Raises: UnknownModel."""
+
+    @abstractmethod
+    def _ask(self, asked: Asked) -> Answer: ...
+
     @abstractmethod
     def models(self) -> list[ModelCard]: ...
 
@@ -295,18 +341,3 @@ class Fleet(ABC):
 
     @abstractmethod
     def close(self) -> None: ...
-
-
-# What is no sequence is left as it is: validation names it better than a TypeError would.
-
-
-def as_list(token_ids: Sequence[int] | None) -> Any:
-    if isinstance(token_ids, str) or not isinstance(token_ids, Iterable):
-        return token_ids
-    return list(token_ids)
-
-
-def as_messages(messages: Sequence[Mapping[str, str]]) -> Any:
-    if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
-        return messages
-    return [dict(message) if isinstance(message, Mapping) else message for message in messages]

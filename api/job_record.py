@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from pydantic import ValidationError
 
+from pagefleet.api import keys
 from pagefleet.api.errors import ProtocolError
 from pagefleet.api.messages import (
     MAX_TTL_S,
@@ -21,6 +23,8 @@ from pagefleet.api.messages import (
     LogEntry,
 )
 from pagefleet.api.sampling import MAX_CHOICES
+
+TIMES: Final = ("enqueued_at", "claimed_at", "first_token_at", "ended_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +43,7 @@ class JobRecord:
             raise ValueError("ttl")
         _ = (self.state, self.queue, self.num_tokens, self.num_prompt_tokens, self.attempts, self.error)
         _ = self.fields["request"]
-        for name in ("enqueued_at", "claimed_at", "first_token_at", "ended_at"):
-            self._seconds(name)
+        _ = self.times
 
     @property
     def state(self) -> JobState:
@@ -82,6 +85,11 @@ class JobRecord:
     def error(self) -> ErrorInfo | None:
         text = self.fields.get("error")
         return None if text is None else ErrorInfo.model_validate_json(text)
+
+    @property
+    def times(self) -> dict[str, float | None]:
+        """Seconds since the epoch on the server's clock; None where it never got that far."""
+        return {name: self._seconds(name) for name in TIMES}
 
     @property
     def seconds_open(self) -> float | None:
@@ -135,6 +143,15 @@ class JobRecord:
             return str(json.loads(self.fields["request"])["model"])
         except (ValueError, KeyError, TypeError, RecursionError):
             return ""
+
+    @property
+    def served_model(self) -> str:
+        """The canonical name of the model whose queue the job is on: known without its request."""
+        return keys.unslug(self.queue.rpartition(".")[0])
+
+    @property
+    def lane(self) -> str:
+        return self.queue.rpartition(".")[2]
 
     def request(self) -> GenerateRequest:
         """Raises: ProtocolError."""

@@ -52,6 +52,12 @@ def tenant_jobs(queue: str, tenant: str) -> str:
     return f"{PREFIX}tenant:{queue}:{tenant}"
 
 
+def recent_jobs(tenant: str | None) -> str:
+    """Sorted set job id -> milliseconds at which it was enqueued: the newest 500 jobs of a tenant, or of
+    nobody, ended or not; gone a day after the last of them."""
+    return f"{PREFIX}recent:{tenant or ''}"
+
+
 def suspects(worker_id: str) -> str:
     """Set: the jobs whose first prefill that worker has begun."""
     return f"{PREFIX}suspects:{worker_id}"
@@ -100,6 +106,21 @@ def job_of_channel(channel: str) -> str:
 def rate(key_id: str) -> str:
     """Hash: what an API key of the gateway has left of its requests and tokens of a minute."""
     return f"{PREFIX}rate:{key_id}"
+
+
+def questions(model_name: str) -> str:
+    """List: the ids of questions to the tokenizer of a model, the newest first; expires when nobody asks."""
+    return f"{PREFIX}questions:{slug(model_name)}"
+
+
+def question(question_id: str) -> str:
+    """String with an expiry: what is asked, as JSON."""
+    return f"{PREFIX}question:{question_id}"
+
+
+def answer(question_id: str) -> str:
+    """List with an expiry: its one item is the answer, as JSON."""
+    return f"{PREFIX}answer:{question_id}"
 
 
 def slug(name: str) -> str:

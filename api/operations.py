@@ -131,7 +131,7 @@ def submit(
         fields["ttl"] = request.result_ttl_s * 1000
     if request.tenant is not None:
         fields["tenant"] = request.tenant
-    touched = [keys.job(job_id), keys.log(job_id), keys.open_jobs(queue)]
+    touched = [keys.job(job_id), keys.log(job_id), keys.open_jobs(queue), keys.recent_jobs(request.tenant)]
     touched += [keys.tenant_jobs(queue, request.tenant)] if request.tenant is not None else []
     return Operation(
         "submit",

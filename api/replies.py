@@ -10,15 +10,24 @@ from pydantic import BaseModel, ValidationError
 
 from pagefleet.api import keys
 from pagefleet.api.errors import ProtocolError
-from pagefleet.api.job_record import JobRecord
+from pagefleet.api.job_record import TIMES, JobRecord
 from pagefleet.api.messages import JobState, LogEntry
 from pagefleet.api.requests import invalid_request
+from pagefleet.api.sampling import MAX_CHOICES
 
 M = TypeVar("M", bound=BaseModel)
 
 logger = logging.getLogger(__name__)
 
 OPEN_JOB_FIELDS: Final = ("state", "owner", "epoch", "priority", "clients", "deadline")
+
+
+HEAD_FIELDS: Final = (
+    *("state", "queue", "attempts", "tenant", "error", "num_prompt_tokens", "num_choices"),
+    *TIMES,
+    *(f"n:{choice}" for choice in range(MAX_CHOICES)),
+)
+"""Of a job what is small: neither its request nor its log."""
 
 
 class OpenJob(NamedTuple):
@@ -89,6 +98,22 @@ def parse_record(job_id: str, replies: list[Any]) -> JobRecord | None:
             f"The log of job {job_id} does not hold the tokens that its hash counts.", job_id=job_id
         )
     return record
+
+
+def parse_heads(job_ids: Sequence[str], rows: Sequence[Any]) -> dict[str, JobRecord]:
+    """By id, those that are there and can be read."""
+    found = {}
+    for job_id, row in zip(job_ids, rows, strict=True):
+        if isinstance(row, Exception):
+            continue
+        fields = {name: value for name, value in zip(HEAD_FIELDS, row, strict=True) if value is not None}
+        record = JobRecord(job_id, {**fields, "request": ""})
+        try:
+            record.check()
+            found[job_id] = record
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
 
 
 def readable(model: type[M], names: Sequence[str], texts: Sequence[str | None]) -> list[M]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -49,6 +49,29 @@ def invalid_request(error: ValidationError) -> InvalidRequest:
     given = repr(first["input"])
     shown = given if len(given) <= 80 else given[:77] + "..."
     return InvalidRequest(f"{param}: {message[0].lower()}{message[1:]} (got {shown}).", param=param)
+
+
+def check_size(num_bytes: int, max_bytes: int) -> None:
+    """Raises: InvalidRequest."""
+    if num_bytes > max_bytes:
+        raise InvalidRequest(
+            f"The request has {num_bytes} bytes; {max_bytes} are allowed (PAGEFLEET_MAX_REQUEST_BYTES)."
+        )
+
+
+# What is no sequence is left as it is: validation names it better than a TypeError would.
+
+
+def as_list(token_ids: Sequence[int] | None) -> Any:
+    if isinstance(token_ids, str) or not isinstance(token_ids, Iterable):
+        return token_ids
+    return list(token_ids)
+
+
+def as_messages(messages: Sequence[Mapping[str, str]]) -> Any:
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
+        return messages
+    return [dict(message) if isinstance(message, Mapping) else message for message in messages]
 
 
 def _unknown(name: str) -> str:

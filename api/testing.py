@@ -35,6 +35,7 @@ from pagefleet.api.messages import (
     TokenLogprobs,
 )
 from pagefleet.api.model_cards import CardIndex
+from pagefleet.api.questions import Answer, Asked
 from pagefleet.api.stream import StreamState
 from pagefleet.api.token_stream import LiveEvent, Resync, Source, TokenStream
 
@@ -76,6 +77,7 @@ class InMemoryFleet(Fleet):
         self._paused = paused
         self._jobs: dict[str, _Job] = {}
         self._seeds = itertools.count(1)
+        self._words: dict[str, int] = {}
 
     def run(self) -> None:
         """Answers every queued job, in the order of their submission, and goes on answering."""
@@ -100,6 +102,20 @@ class InMemoryFleet(Fleet):
 
     def models(self) -> list[ModelCard]:
         return list(self._cards.cards)
+
+    def _card(self, model: str | None) -> ModelCard:
+        return self._cards.resolve(model)
+
+    def _ask(self, asked: Asked) -> Answer:
+        """A word is a token; its id is the order in which this fleet was asked for it."""
+        question, words = asked.question, self._words
+        if question.token_ids is not None:
+            known = list(words)
+            return Answer(prompt="".join(known[each] for each in question.token_ids if each < len(known)))
+        texts = [question.prompt or "", *(message.content for message in question.messages or ())]
+        found = [word for text in texts for word in _WORD.findall(text)]
+        token_ids = [words.setdefault(word, len(words)) for word in found]
+        return Answer(token_ids=token_ids, token_strs=found if question.return_token_strs else None)
 
     def status(self) -> FleetStatus:
         queues = []

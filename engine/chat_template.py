@@ -28,8 +28,8 @@ class ChatTemplate:
         self._source = source
         self._special_tokens = dict(special_tokens)
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The text of the conversation, up to where the assistant's next message begins.
+    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
+        """The text of the conversation; by default up to where the assistant's next message begins.
 
         Raises InvalidRequestError with code "chat_template" where the template fails or refuses.
         """
@@ -44,7 +44,7 @@ class ChatTemplate:
                 messages=present,
                 tools=None,
                 documents=None,
-                add_generation_prompt=True,
+                add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
             )
         # The template is a program of someone else's: whatever it raises is about this request.

@@ -77,7 +77,12 @@ class HFTokenizer(Tokenizer):
         byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
         return bytes.fromhex(byte[1]) if byte is not None else token.replace("\u2581", " ").encode()
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def token_name(self, token_id: int) -> str:
+        return (self._tokenizer.id_to_token(token_id) if token_id >= 0 else None) or ""
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+    ) -> list[int]:
         if self._chat_template is None:
             raise InvalidRequestError(
                 "This model has no chat template; send a prompt instead of messages.",
@@ -85,7 +90,9 @@ class HFTokenizer(Tokenizer):
                 "messages",
             )
         # The template writes the special tokens itself.
-        return self.encode(self._chat_template.render(messages), add_special_tokens=False)
+        return self.encode(
+            self._chat_template.render(messages, add_generation_prompt), add_special_tokens=False
+        )
 
     def for_grammars(self, vocab_size: int, eos_token_ids: Sequence[int]) -> LLTokenizer:
         from llguidance import LLTokenizer

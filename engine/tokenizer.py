@@ -51,8 +51,14 @@ class Tokenizer(ABC):
         """What the token spells by itself: perhaps a part of a character; b"" for ids that mean nothing."""
 
     @abstractmethod
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """The conversation as a prompt that asks for the assistant's next message.
+    def token_name(self, token_id: int) -> str:
+        """The vocabulary's own spelling of the token, perhaps not its text; "" for ids that mean nothing."""
+
+    @abstractmethod
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+    ) -> list[int]:
+        """The conversation as a prompt, which by default asks for the assistant's next message.
 
         Raises InvalidRequestError with code "chat_template" where the template refuses the messages.
         """
@@ -103,10 +109,17 @@ class ByteTokenizer(Tokenizer):
             return bytes((token_id,))
         return self.SPECIAL_TOKENS.get(token_id, "").encode()
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def token_name(self, token_id: int) -> str:
+        if 0 <= token_id < self.NUM_BYTES:
+            return chr(token_id) if 0x20 < token_id < 0x7F else f"<0x{token_id:02X}>"
+        return self.SPECIAL_TOKENS.get(token_id, "")
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+    ) -> list[int]:
         """`role: content` and a line end for each message, then `assistant: `."""
         lines = [f"{_text_of(message, 'role')}: {_text_of(message, 'content')}\n" for message in messages]
-        return self.encode("".join(lines) + "assistant: ")
+        return self.encode("".join(lines) + ("assistant: " if add_generation_prompt else ""))
 
     def for_grammars(self, vocab_size: int, eos_token_ids: Sequence[int]) -> LLTokenizer:
         from llguidance import LLTokenizer, TokenizerWrapper

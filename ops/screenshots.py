@@ -1,4 +1,5 @@
-"""``python -m ops.screenshots``: the pictures of Flower in docs/images, made with the demo model.
+"""``python -m ops.screenshots``: the pictures of Flower and of the gateway's page in docs/images, made with
+the demo model.
 
 Names in them are made up, figures are not; nothing of the machine that made them is to be seen.
 """
@@ -8,15 +9,20 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Final
 
+from playwright.sync_api import Browser
+
 from ops.flower_browser import FlowerBrowser, find_browser, flower_browser
+from ops.gateway_browser import GatewayBrowser, gateway_window, running_browser
 from pagefleet.api import FleetClient, TokenStream
-from pagefleet.api.settings import FlowerSettings
+from pagefleet.api.settings import FlowerSettings, GatewaySettings
 from pagefleet.workers.engine_loop import wait_until
 from pagefleet.workers.flower_process import FlowerProcess
+from pagefleet.workers.gateway_process import GatewayProcess
 from pagefleet.workers.local_stack import LocalStack
 
 FOLDER: Final = Path(__file__).parents[1] / "docs" / "images"
@@ -29,9 +35,11 @@ _QUESTIONS: Final = (
 )
 _TENANTS: Final = ("acme", "globex", "initech")
 _WIDTH: Final = 1680
+_PAGE: Final = (1180, 720)
+_PHONE: Final = (390, 720)
 
 
-def main() -> int:
+def main(wanted: Sequence[str] = ("flower", "gateway")) -> int:
     browser = find_browser()
     if browser is None:
         print("no Chromium is here (Debian: apt-get install chromium-headless-shell)", file=sys.stderr)  # noqa: T201
@@ -42,15 +50,59 @@ def main() -> int:
         home = Path(folder)
         stack = LocalStack(home, ["--num-blocks", "1024"], drain_s=0.0)
         flower = FlowerProcess(stack.redis_url, FlowerSettings(home=home), 0)
-        stack.companions.append(flower)
+        gateway = GatewayProcess(stack.redis_url, GatewaySettings(home=home), 0)
+        stack.companions += [flower, gateway]
         with stack, FleetClient(redis_url=stack.redis_url) as fleet:
-            user, _, password = flower.auth_file.read_text().strip().partition(":")
-            with flower_browser(flower.url, user, password, browser=browser, width=_WIDTH) as window:
-                _take(window, fleet)
+            if "flower" in wanted:
+                user, _, password = flower.auth_file.read_text().strip().partition(":")
+                with flower_browser(flower.url, user, password, browser=browser, width=_WIDTH) as window:
+                    _take_flower(window, fleet)
+            if "gateway" in wanted:
+                with running_browser(browser) as chromium:
+                    _take_gateway(chromium, gateway.wait_ready().url, fleet)
     return 0
 
 
-def _take(window: FlowerBrowser, fleet: FleetClient) -> None:
+def _take_gateway(chromium: Browser, url: str, fleet: FleetClient) -> None:
+    """An answer as it streams, in the dark too, on a phone, and the jobs of everybody."""
+    for scheme, name, size in (
+        ("light", "gateway-chat.png", _PAGE),
+        ("dark", "gateway-dark.png", _PAGE),
+        ("light", "gateway-phone.png", _PHONE),
+    ):
+        with gateway_window(chromium, url, width=size[0], height=size[1], scheme=scheme) as page:
+            page.page.locator("#model-state", has_text="Ready").wait_for(state="attached")
+            _converse(page, FOLDER / name)
+    waiting = _ask(fleet, 2001, 3, tenants=[None], max_tokens=24)
+    for stream in waiting:
+        stream.result()
+    running = _ask(fleet, 2004, 4, tenants=[None], max_tokens=600)
+    for stream in running:
+        next(stream)
+    with gateway_window(chromium, url, width=_PAGE[0], height=_PAGE[1]) as page:
+        page.open_jobs()
+        page.page.locator("#job-rows tr").first.wait_for()
+        assert wait_until(lambda: len(page.job_rows()) > 7, 30, 0.2)
+        page.picture(FOLDER / "gateway-jobs.png")
+    for stream in running:
+        stream.cancel()
+
+
+def _converse(page: GatewayBrowser, file: Path) -> None:
+    if page.page.locator("#open-settings").is_visible():
+        page.page.evaluate("document.body.classList.add('settings-open')")
+    page.set(Temperature="0.7", Max_tokens="220", Seed="11")
+    page.page.evaluate("document.body.classList.remove('settings-open')")
+    page.send("Give me three reasons to read a book on a rainy day.")
+    page.wait_end(120)
+    page.send("Which of them is the best, and why?")
+    page.wait_text(160, 60)
+    page.picture(file)
+    page.page.keyboard.press("Escape")
+    page.wait_end()
+
+
+def _take_flower(window: FlowerBrowser, fleet: FleetClient) -> None:
     """Ended, cancelled, running: of each some."""
     running = _ask(fleet, 1040, 16, max_tokens=1500)
     for stream in running:
@@ -72,8 +124,10 @@ def _take(window: FlowerBrowser, fleet: FleetClient) -> None:
         stream.cancel()
 
 
-def _ask(fleet: FleetClient, first: int, num_jobs: int, **options: int) -> list[TokenStream]:
-    asked = zip(range(num_jobs), cycle(_QUESTIONS), cycle(_TENANTS))
+def _ask(
+    fleet: FleetClient, first: int, num_jobs: int, *, tenants: Sequence[str | None] = _TENANTS, **options: int
+) -> list[TokenStream]:
+    asked = zip(range(num_jobs), cycle(_QUESTIONS), cycle(tenants))
     return [
         fleet.chat(
             [{"role": "user", "content": question}],
@@ -88,4 +142,4 @@ def _ask(fleet: FleetClient, first: int, num_jobs: int, **options: int) -> list[
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:] or ("flower", "gateway")))

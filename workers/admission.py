@@ -15,12 +15,12 @@ from typing import Final
 from pydantic import ValidationError
 
 from pagefleet.api.errors import FleetError, JobFailed, ProtocolError
-from pagefleet.api.fleet import Prepared, check_depth, check_size, prepare
+from pagefleet.api.fleet import Prepared, check_depth, prepare
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import MAX_SEED, PROTOCOL_VERSION, GenerateRequest, ModelCard
 from pagefleet.api.model_cards import CardIndex
 from pagefleet.api.operations import Claim, ClaimVerdict, Submitted
-from pagefleet.api.requests import invalid_request
+from pagefleet.api.requests import check_size, invalid_request
 from pagefleet.engine import EngineRequest, LLMEngine
 from pagefleet.workers.active_job import ActiveJob, JobMessage
 from pagefleet.workers.insist import Insist

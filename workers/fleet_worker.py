@@ -42,6 +42,7 @@ from pagefleet.workers.model_card import make_card
 from pagefleet.workers.periodic import Periodic
 from pagefleet.workers.prompt import fleet_error
 from pagefleet.workers.publisher import Publisher
+from pagefleet.workers.question_desk import QuestionDesk
 from pagefleet.workers.recovery import REAP_EVERY_S, Reaper
 from pagefleet.workers.seats import Seats
 from pagefleet.workers.settings import WorkerSettings
@@ -113,13 +114,19 @@ class FleetWorker(Holder):
             trace=engine.trace,
         )
         self.admission = Admission(store, worker_id, self.card, engine, self.insist, self)
+        self.questions = QuestionDesk(
+            store,
+            self.card.name,
+            engine.tokenizer,
+            may_answer=lambda: self.lease.valid and not self._draining,
+        )
         self._duties = self._make_duties(app)
         self.metrics.registry.register(self._live_state())
 
     def start(self) -> None:
         """Takes the lease, starts the threads and makes the model known. Raises: RedisUnavailable."""
         self.lease.start()
-        for part in (self.finisher, self.publisher, self.loop, self.admission):
+        for part in (self.finisher, self.publisher, self.loop, self.admission, self.questions):
             part.start()
         for duty in self._duties:
             duty.start()
@@ -211,6 +218,7 @@ class FleetWorker(Holder):
             restore_messages: returns what is still unacknowledged to the front of its queue.
         """
         self._draining = True
+        self.questions.close()
         deadline = time.monotonic() + self.settings.drain_s
         self.insist.at_most(self.settings.drain_s + self.settings.lease_s)
         for duty in self._duties:
@@ -228,6 +236,7 @@ class FleetWorker(Holder):
         if self._held:
             logger.info("%d unfinished jobs go back to their queue", len(self._held))
         restore_messages()
+        self.questions.join()
         self.lease.give_up()
         self._engine.close()
         self._store.close_connections()

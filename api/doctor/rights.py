@@ -20,10 +20,11 @@ _ARGUMENTS: Final[Mapping[str, tuple[Any, ...]]] = {
     "expire": (5,), "pexpire": (5000,),
     "hget": ("f",), "hmget": ("f",), "hgetall": (), "hset": ("f", "v"), "hsetnx": ("f", "v"),
     "hincrby": ("f", 1), "hlen": (), "hdel": ("f",), "hexists": ("f",),
-    "lpush": ("v",), "rpush": ("v",), "llen": (), "lrange": (0, -1), "brpop": (0.01,),
+    "lpush": ("v",), "rpush": ("v",), "llen": (), "lrange": (0, -1), "brpop": (0.01,), "blpop": (0.01,),
     "sadd": ("m",), "srem": ("m",), "scard": (), "smembers": (), "sismember": ("m",),
     "zadd": (1, "m"), "zrem": ("m",), "zcard": (), "zrange": (0, -1), "zscore": ("m",),
     "zrevrange": (0, -1), "zrangebyscore": (0, 0), "zrevrangebyscore": (0, 0), "zremrangebyscore": (0, 0),
+    "zremrangebyrank": (0, -1),
     "del": (),
 }  # fmt: skip
 """What follows the key. The first makes it, the last removes it."""

@@ -23,11 +23,11 @@ _PRODUCER: Final = _words(
     """
     time eval evalsha script|load script|exists exists get mget set setex del pexpire expire
     hget hmget hgetall hset hsetnx hincrby hlen lpush llen lrange rpush
-    sadd srem scard smembers sismember zadd zrem zcard zrange zscore
+    sadd srem scard smembers sismember zadd zrem zcard zrange zscore zremrangebyrank
     """
 )
 _WORKER: Final = _PRODUCER | _words(
-    "type pttl hdel hexists brpop zrevrange zrevrangebyscore zrangebyscore zremrangebyscore"
+    "type pttl hdel hexists brpop blpop zrevrange zrevrangebyscore zrangebyscore zremrangebyscore"
 )
 _MONITOR: Final = _words(
     """
@@ -53,6 +53,10 @@ _JOBS: Final = (
     ("LLEN", "pf:log:doctor"),
     ("ZCARD", "pf:tenant:doctor"),
     ("HGET", "pf:rate:doctor", "requests"),
+    ("ZCARD", "pf:recent:doctor"),
+    ("LLEN", "pf:questions:doctor"),
+    ("GET", "pf:question:doctor"),
+    ("BLPOP", "pf:answer:doctor", "0.01"),
     ("GET", "celery-task-meta-doctor"),
 )
 _REPLIES: Final = ("pf:reply:doctor", "pf:job-events:doctor", "celery-task-meta-doctor")

@@ -16,7 +16,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pagefleet.api.async_client import AsyncFleetClient
 from pagefleet.api.errors import RedisUnavailable
-from pagefleet.api.gateway import chat_completions, completions, health, jobs, models, openapi
+from pagefleet.api.gateway import (
+    chat_completions,
+    completions,
+    health,
+    job_list,
+    jobs,
+    models,
+    openapi,
+    page,
+    tokenize,
+)
 from pagefleet.api.gateway.api_keys import Keyring
 from pagefleet.api.gateway.context import Gateway
 from pagefleet.api.gateway.errors import HANDLERS
@@ -30,9 +40,15 @@ ROUTES: Final = [
     Route("/v1/completions", completions.create, methods=["POST"]),
     Route("/v1/models", models.show_all),
     Route("/v1/models/{name:path}", models.show),
+    Route("/v1/jobs", job_list.show_all),
     Route("/v1/jobs/{job_id:path}/stream", jobs.stream),
+    Route("/v1/jobs/{job_id:path}/cancel", jobs.cancel, methods=["POST"]),
     Route("/v1/jobs/{job_id:path}", jobs.show),
     Route("/v1/jobs/{job_id:path}", jobs.delete, methods=["DELETE"]),
+    Route("/tokenize", tokenize.tokenize, methods=["POST"]),
+    Route("/detokenize", tokenize.detokenize, methods=["POST"]),
+    Route("/", page.show),
+    Route("/page/{name}", page.part),
     Route("/health", health.health),
     Route("/ready", health.ready),
     Route("/metrics", health.metrics),

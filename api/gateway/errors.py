@@ -19,6 +19,7 @@ from pagefleet.api.errors import (
     JobDead,
     JobLost,
     JobNotFound,
+    NoAnswer,
     QueueFull,
     RedisUnavailable,
     UnknownModel,
@@ -34,6 +35,7 @@ _SPELLED: Final = {
     "prompt_token_ids": "prompt",
     "structured_outputs": "response_format",
     "detached": "background",
+    "token_ids": "tokens",
 }
 """Fields of a job that a request over HTTP calls otherwise."""
 
@@ -90,6 +92,9 @@ def api_error(error: FleetError) -> ApiError:
             return ApiError(
                 503, message, kind=SERVER, code="service_unavailable", headers={"retry-after": "1"}
             )
+        case NoAnswer():
+            message = "No worker of this model answered in time; try again later."
+            return ApiError(503, message, kind=SERVER, code="no_worker", headers={"retry-after": "1"})
         case JobDead():
             return ApiError(500, "The job was given up after repeated faults.", kind=SERVER, code="job_dead")
         case JobLost():

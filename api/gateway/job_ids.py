@@ -31,6 +31,12 @@ def jobs_of(answer_id: str) -> list[str]:
     return [f"{answer_id}.{index}" for index in range(count)]
 
 
+def answer_of(job_id: str) -> str:
+    """The id of the answer that a job belongs to: its own, unless it is one of several."""
+    answer_id, _, index = job_id.rpartition(".")
+    return answer_id if index.isdecimal() and job_id in jobs_of(answer_id)[:MAX_PROMPTS] else job_id
+
+
 def created_at(answer_id: str) -> int:
     """Seconds since the epoch; 0 where the id does not say it."""
     found = _OURS.fullmatch(answer_id)

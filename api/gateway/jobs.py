@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -17,49 +17,38 @@ from pagefleet.api.gateway import chat_completions, completions, sse
 from pagefleet.api.gateway.api_keys import ApiKey
 from pagefleet.api.gateway.authentication import tenant_of
 from pagefleet.api.gateway.context import Gateway, who_asks
-from pagefleet.api.gateway.errors import ApiError, api_error
+from pagefleet.api.gateway.errors import ApiError
 from pagefleet.api.gateway.event_stream import EventStream
-from pagefleet.api.gateway.job_ids import created_at, jobs_of
+from pagefleet.api.gateway.job_ids import jobs_of
+from pagefleet.api.gateway.job_shape import common_state, shown
 from pagefleet.api.gateway.relay import Relay
 from pagefleet.api.gateway.shape import Shape
 from pagefleet.api.job_record import JobRecord
-from pagefleet.api.messages import JobState
 from pagefleet.api.token_stream import AsyncTokenStream
-
-_STATUS: Final = {
-    JobState.QUEUED: "queued",
-    JobState.RUNNING: "in_progress",
-    JobState.DONE: "completed",
-    JobState.FAILED: "failed",
-    JobState.CANCELLED: "cancelled",
-    JobState.DEAD: "failed",
-}
-_UNFINISHED: Final = (JobState.RUNNING, JobState.QUEUED)
-"""What one of several jobs is, all of them are."""
 
 
 async def show(request: Request) -> Response:
     """State, and the answer once there is one."""
     gateway, key = who_asks(request)
     answer_id = request.path_params["job_id"]
-    records = await _records(gateway, key, answer_id, with_log=True)
-    state = _common_state([record.state for record in records])
-    told: dict[str, Any] = {
-        "id": answer_id,
-        "object": "job",
-        "status": _STATUS[state],
-        "created": _created(answer_id, records[0]),
-        "model": records[0].model,
-        "attempts": max(record.attempts for record in records),
-        "result": None,
-        "error": None,
-    }
-    errors = [record.error for record in records if record.error is not None]
-    if errors:
-        told["error"] = api_error(errors[0].to_error(answer_id)).body["error"]
-    elif state.is_final:
+    return JSONResponse(_told(answer_id, await _records(gateway, key, answer_id, with_log=True)))
+
+
+def _told(answer_id: str, records: Sequence[JobRecord]) -> dict[str, Any]:
+    told = {**shown(answer_id, records), "result": None}
+    if told["error"] is None and common_state(records).is_final:
         told["result"] = _shape(answer_id, records[0]).whole([record.result() for record in records])
-    return JSONResponse(told)
+    return told
+
+
+async def cancel(request: Request) -> Response:
+    """Ends what has not ended, within a step of the engine; what there is of the answer is kept."""
+    gateway, key = who_asks(request)
+    answer_id = request.path_params["job_id"]
+    await _records(gateway, key, answer_id)
+    for job_id in jobs_of(answer_id):
+        await gateway.fleet.cancel(job_id)
+    return JSONResponse(shown(answer_id, await _records(gateway, key, answer_id)))
 
 
 async def delete(request: Request) -> Response:
@@ -146,14 +135,3 @@ def _shape(answer_id: str, record: JobRecord, *, wants_token_ids: bool = False) 
     return completions.CompletionShape(
         answer_id, record.model, echo=request.echo, wants_token_ids=wants_token_ids
     )
-
-
-def _common_state(states: Sequence[JobState]) -> JobState:
-    for state in (*_UNFINISHED, JobState.FAILED, JobState.DEAD, JobState.CANCELLED):
-        if state in states:
-            return state
-    return JobState.DONE
-
-
-def _created(answer_id: str, record: JobRecord) -> int:
-    return created_at(answer_id) or int(record.fields.get("enqueued_at", 0)) // 1000

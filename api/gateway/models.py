@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pagefleet.api.gateway.authentication import check_model, may_use
-from pagefleet.api.gateway.context import who_asks
+from pagefleet.api.gateway.context import Gateway, who_asks
 from pagefleet.api.messages import ModelCard
 
 
@@ -16,17 +16,22 @@ async def show_all(request: Request) -> Response:
     """Those that the key may use, also without a worker right now: their jobs wait for one."""
     gateway, key = who_asks(request)
     cards = [card for card in await gateway.fleet.models() if may_use(key, card)]
-    return JSONResponse({"object": "list", "data": [_shown(card) for card in cards]})
+    served = await _served(gateway)
+    return JSONResponse({"object": "list", "data": [_shown(card, served) for card in cards]})
 
 
 async def show(request: Request) -> Response:
     gateway, key = who_asks(request)
     card = await gateway.fleet.card(request.path_params["name"])
     check_model(key, card)
-    return JSONResponse(_shown(card))
+    return JSONResponse(_shown(card, await _served(gateway)))
 
 
-def _shown(card: ModelCard) -> dict[str, Any]:
+async def _served(gateway: Gateway) -> set[str]:
+    return {worker.model for worker in await gateway.fleet.workers()}
+
+
+def _shown(card: ModelCard, served: set[str]) -> dict[str, Any]:
     """A card has no date: 0 is the same on every replica."""
     return {
         "id": card.name,
@@ -35,4 +40,5 @@ def _shown(card: ModelCard) -> dict[str, Any]:
         "owned_by": "pagefleet",
         "max_model_len": card.max_model_len,
         "aliases": card.aliases,
+        "ready": card.name in served,
     }

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from pagefleet.api.gateway.chat_completions import ChatBody
 from pagefleet.api.gateway.completions import CompletionBody
+from pagefleet.api.gateway.tokenize import DetokenizeBody, TokenizeBody
 from pagefleet.api.sampling import SamplingParams
 
 _REF: Final = "#/components/schemas/{model}"
@@ -41,7 +42,7 @@ _FAULTS: Final = {
     "415": "the body is not application/json",
     "429": "a limit is reached: see Retry-After",
     "500": "a fault of the server's",
-    "503": "no Redis",
+    "503": "no Redis, or no worker that answers",
 }
 
 
@@ -52,7 +53,7 @@ async def show(request: Request) -> Response:
 @cache
 def document() -> dict[str, Any]:
     schemas: dict[str, Any] = {"Error": _ERROR}
-    for model in (ChatBody, CompletionBody):
+    for model in (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody):
         _add(schemas, model)
     return {
         "openapi": "3.1.0",
@@ -84,6 +85,18 @@ def _paths() -> dict[str, Any]:
                 "parameters": [{**job, "name": "name"}],
             }
         },
+        "/v1/jobs": {
+            "get": {
+                **_plain("The newest jobs of the key's tenant", "400", "401", "503"),
+                "parameters": [_LIMIT, {**after, "description": "the id of the last job that was seen"}],
+            }
+        },
+        "/v1/jobs/{job_id}/cancel": {
+            "post": {
+                **_plain("End a job; its answer so far is kept", "401", "404", "503"),
+                "parameters": [job],
+            }
+        },
         "/v1/jobs/{job_id}": {
             "get": {**_plain("A job's state and answer", "401", "404", "503"), "parameters": [job]},
             "delete": {**_plain("Cancel and remove a job", "401", "404", "503"), "parameters": [job]},
@@ -94,11 +107,18 @@ def _paths() -> dict[str, Any]:
                 "parameters": [job, after],
             }
         },
+        "/tokenize": {"post": _asking("The tokens of a text or a conversation", "TokenizeBody")},
+        "/detokenize": {"post": _asking("The text of tokens", "DetokenizeBody")},
         "/health": {"get": {**_plain("The process lives"), "security": []}},
         "/ready": {"get": {**_plain("Redis answers and each model has a worker", "503"), "security": []}},
     }
 
 
+_LIMIT: Final[dict[str, Any]] = {
+    "name": "limit",
+    "in": "query",
+    "schema": {"type": "integer", "minimum": 1, "maximum": 100},
+}
 _JSON_ANSWER: Final[dict[str, Any]] = {
     "description": "the answer",
     "content": {"application/json": {"schema": {"type": "object"}}},
@@ -119,6 +139,11 @@ def _generating(summary: str, body: str) -> dict[str, Any]:
         **_operation(summary, answers, *_FAULTS),
         "requestBody": {"required": True, "content": content},
     }
+
+
+def _asking(summary: str, body: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": _REF.format(model=body)}}}
+    return {**_plain(summary, *_FAULTS), "requestBody": {"required": True, "content": content}}
 
 
 def _plain(summary: str, *faults: str) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 -- SUBMIT (protocol line 1): a new job becomes queued, unless its queue is too deep or it exists.
--- KEYS: job hash, log, open ledger of its queue, then the ledger of its tenant if it has one
+-- KEYS: job hash, log, open ledger of its queue, the newest jobs of its tenant (or of nobody's), then the ledger of
+--       its tenant if it has one
 -- ARGV: id, max depth, max depth of one tenant, deadline in ms from now or '', then field, value, ... of the hash
 -- -> {'created'} | {'exists'} | {'full', depth} | {'tenant-full', depth}
+local RECENT_JOBS, RECENT_MS = 500, 86400000
 local id, max_depth, max_tenant_depth, deadline = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 if not max_depth or not max_tenant_depth or (deadline ~= '' and not tonumber(deadline)) or #ARGV < 6
   or #ARGV % 2 == 1 then
@@ -34,19 +36,23 @@ local function tenant_depth(ledger)
   return redis.call('ZCARD', ledger)
 end
 
-if KEYS[4] then
-  local num_of_tenant = tenant_depth(KEYS[4])
+if KEYS[5] then
+  local num_of_tenant = tenant_depth(KEYS[5])
   if num_of_tenant >= max_tenant_depth then
     return { 'tenant-full', num_of_tenant }
   end
-  redis.call('ZADD', KEYS[4], now, id)
+  redis.call('ZADD', KEYS[5], now, id)
 end
 redis.call('HSET', KEYS[1], 'state', 'Q', 'epoch', '0', 'attempts', '0', 'num_ended', '0',
-  'enqueued_at', now, 'tenant_ledger', KEYS[4] or '', unpack(ARGV, 5))
+  'enqueued_at', now, 'tenant_ledger', KEYS[5] or '', unpack(ARGV, 5))
 if deadline ~= '' then
   redis.call('HSET', KEYS[1], 'deadline', now + tonumber(deadline))
 end
 redis.call('ZADD', KEYS[3], now, id)
+-- What a tenant asked for last, ended or not: a list to look at, nothing depends on it.
+redis.call('ZADD', KEYS[4], now, id)
+redis.call('ZREMRANGEBYRANK', KEYS[4], 0, -1 - RECENT_JOBS)
+redis.call('PEXPIRE', KEYS[4], RECENT_MS)
 -- Last: a script whose first write is a deletion is not stopped at the memory limit.
 redis.call('DEL', KEYS[2]) -- of a job whose hash was deleted: its tokens would be counted twice
 return { 'created' }

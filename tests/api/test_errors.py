@@ -59,6 +59,7 @@ def test_codes_are_unique_and_pinned():
         "JobLost": "job_lost",
         "JobNotFound": "job_not_found",
         "MissingExtra": "missing_extra",
+        "NoAnswer": "no_answer",
         "ProtocolError": "protocol",
         "QueueFull": "queue_full",
         "RedisUnavailable": "redis_unavailable",

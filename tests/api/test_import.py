@@ -46,6 +46,7 @@ def test_the_public_names():
         "JobState",
         "MissingExtra",
         "ModelCard",
+        "NoAnswer",
         "ProtocolError",
         "QueueFull",
         "QueueStatus",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -9,12 +10,16 @@ import httpx
 import openai
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from pagefleet.api.gateway.api_keys import KeyFile
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.settings import FleetSettings, GatewaySettings
 from pagefleet.workers.gateway_process import GatewayProcess
+from pagefleet.workers.local_stack import LocalStack
+
+NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.005", "--lease-seconds", "1"]
 
 
 @pytest.fixture(scope="session")
@@ -83,3 +88,15 @@ def jobs(null_stack):
     store = JobStore(FleetSettings(redis_url=null_stack.redis_url))
     yield store
     store.close_connections()
+
+
+@pytest.fixture(scope="module")
+def start_fleet(server_binary, tmp_path_factory):
+    """A fleet of one's own, for who harms its workers; ends with the module."""
+    with contextlib.ExitStack() as stacks:
+
+        def start(num_workers):
+            stack = LocalStack(tmp_path_factory.mktemp("fleet"), NULL, num_workers=num_workers, drain_s=0)
+            return stacks.enter_context(stack)
+
+        yield start

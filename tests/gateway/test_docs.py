@@ -55,7 +55,7 @@ def test_there_are_some():
 def test_every_address_is_documented_and_in_openapi():
     paths = {route.path.replace(":path", "") for route in ROUTES}
     described = set(document()["paths"])
-    assert paths - described == {"/metrics", "/openapi.json"}
+    assert paths - described == {"/", "/page/{name}", "/metrics", "/openapi.json"}
     assert described <= paths
     for path in paths:
         assert f"{path.replace('job_id', 'id')}`" in PAGE, path

@@ -74,6 +74,9 @@ def test_a_fleet_lives_under_its_users(guarded, workers, producer):
     store = JobStore(FleetSettings(redis_url=guarded.url_of("producer")))
     limited = ANYBODY.model_copy(update={"requests_per_minute": 60})
     assert store.run(take(limited, 1, 0)) == [1, 59, -1]
+    assert len(store.redis.zrange(keys.recent_jobs("t"), 0, -1)) == 1
+    # What a worker is asked without a job.
+    assert producer.detokenize(producer.tokenize("x").token_ids) == "<|bos|>x"
     store.close_connections()
     assert len(producer.status().workers) == 2
     # A worker dies with running streams, another leaves: the tokens go on.
@@ -217,6 +220,8 @@ FORBIDDEN = [
     ("producer", "HSET", "pf:unacked:w", "a", "b"),
     ("producer", "PUBLISH", "/0.celery.pidbox", "{}"),
     ("producer", "BRPOP", "null.interactive", "0.01"),
+    ("producer", "BLPOP", "null.interactive", "0.01"),
+    ("producer", "BLPOP", "pf:questions:null", "0.01"),
     ("producer", "SCRIPT", "FLUSH"),
     ("producer", "EVAL", "return redis.call('GET', 'another-service')", "0"),
     ("producer", "ACL", "LIST"),

@@ -1,0 +1,241 @@
+// The conversation on the page. Whatever a model wrote is text here, never markup.
+
+import { Refusal, askJson } from './api.js'
+import { cancel, follow, newAnswer, submit } from './answer.js'
+import { element, figures, notice } from './page.js'
+import { request } from './settings.js'
+import { keep, keepSoon, kept } from './store.js'
+
+const LOOK_FOR_WORKER_MS = 2000
+
+const turns = document.getElementById('turns')
+const welcome = document.getElementById('welcome')
+const prompt = document.getElementById('prompt')
+const sendButton = document.getElementById('send')
+const stopButton = document.getElementById('stop')
+const status = document.getElementById('status')
+
+let running = null // { answer, abort, stopping } of the answer that is being written
+
+export function openChat() {
+  document.getElementById('composer').addEventListener('submit', (event) => {
+    event.preventDefault()
+    send()
+  })
+  prompt.addEventListener('keydown', (event) => {
+    if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) {
+      event.preventDefault()
+      send()
+    }
+  })
+  prompt.addEventListener('input', fitPrompt)
+  addEventListener('keydown', (event) => { if (event.key === 'Escape') stop() })
+  stopButton.addEventListener('click', stop)
+  restore()
+}
+
+export function newChat() {
+  stop()
+  running?.abort.abort()
+  running = null
+  kept.turns = []
+  keep()
+  turns.replaceChildren(welcome)
+  notice(null)
+  showRunning()
+  prompt.focus()
+}
+
+function restore() {
+  for (const turn of kept.turns) show(turn)
+  const last = kept.turns.at(-1)
+  if (!last?.answer || last.answer.ended || last.answer.error) return
+  if (last.answer.job === null) {
+    fail(last, 'The page was reloaded before the job was known. It may be under Jobs.')
+  } else {
+    last.answer.resumed = true
+    run(last, null)
+  }
+}
+
+function send() {
+  const text = prompt.value.trim()
+  if (!text || running) return
+  prompt.value = ''
+  fitPrompt()
+  kept.turns.push({ role: 'user', text })
+  show(kept.turns.at(-1))
+  answerNow()
+}
+
+function answerNow() {
+  const body = request(history())
+  const turn = { role: 'assistant', model: body.model, answer: newAnswer() }
+  kept.turns.push(turn)
+  keep()
+  show(turn)
+  turns.scrollTop = turns.scrollHeight
+  run(turn, body)
+}
+
+function history() {
+  const said = []
+  for (const turn of kept.turns) {
+    if (turn.role === 'user') said.push({ role: 'user', content: turn.text })
+    else if (turn.answer.text) said.push({ role: 'assistant', content: turn.answer.text })
+    else said.pop() // What was never answered: many chat templates want the two in turn.
+  }
+  return said
+}
+
+async function run(turn, body) {
+  const { answer } = turn
+  const mine = { answer, abort: new AbortController(), stopping: false }
+  running = mine
+  showRunning()
+  notice(null)
+  const looking = setTimeout(() => lookForWorker(turn, mine), LOOK_FOR_WORKER_MS)
+  try {
+    if (body) await submit(answer, body)
+    keep()
+    if (mine.stopping || mine.abort.signal.aborted) cancel(answer).catch(() => {})
+    await follow(answer, listener(turn, mine), mine.abort.signal)
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error
+    answer.error = error.message
+    if (error.status === 401) document.body.classList.add('needs-key')
+  } finally {
+    clearTimeout(looking)
+    if (running === mine) {
+      running = null
+      showRunning()
+      notice(null)
+      prompt.focus()
+    }
+    if (!mine.abort.signal.aborted) {
+      status.textContent = answer.error ? 'The answer failed.' : 'The answer is complete.'
+      keep()
+      refresh(turn)
+    }
+  }
+}
+
+function listener(turn, mine) {
+  return {
+    text(added) {
+      const stick = turns.scrollHeight - turns.scrollTop - turns.clientHeight < 80
+      turn.view.text.firstChild.appendData(added)
+      refresh(turn)
+      if (mine === running) notice(null)
+      if (stick) turns.scrollTop = turns.scrollHeight
+      keepSoon()
+    },
+    change() {
+      refresh(turn)
+      if (mine === running && turn.answer.tokens > 0) notice(null)
+      keepSoon()
+    },
+    back() {
+      if (mine === running) notice(null)
+    },
+    trouble(seconds) {
+      if (mine === running) {
+        notice(`The connection is lost. Nothing is: the answer goes on, and this page tries again in ${seconds} s.`)
+      }
+    },
+  }
+}
+
+// A job may wait for a worker for as long as it likes; who asked should know that it does.
+async function lookForWorker(turn, mine) {
+  if (running !== mine || turn.answer.tokens > 0) return
+  try {
+    const { data } = await askJson('v1/models')
+    const model = data.find((each) => each.id === turn.model)
+    if (running !== mine || turn.answer.tokens > 0) return
+    if (model && !model.ready) {
+      notice(`No worker serves ${turn.model} right now. Your message waits, and is answered as soon as one comes.`)
+    } else {
+      notice('Your message waits for its turn: the workers are busy.')
+    }
+  } catch {
+    // The stream says that the connection is lost.
+  }
+  setTimeout(() => lookForWorker(turn, mine), LOOK_FOR_WORKER_MS)
+}
+
+async function stop() {
+  if (!running || running.stopping) return
+  running.stopping = true
+  stopButton.disabled = true
+  const { answer } = running
+  if (answer.job === null) return // as soon as it is known
+  try {
+    await cancel(answer)
+  } catch (error) {
+    if (running?.answer === answer) running.stopping = stopButton.disabled = false
+    notice(`It could not be stopped: ${error.message}`)
+  }
+}
+
+function showRunning() {
+  sendButton.hidden = running !== null
+  stopButton.hidden = running === null
+  stopButton.disabled = Boolean(running?.stopping)
+}
+
+function show(turn) {
+  welcome.remove()
+  if (turn.role === 'user') {
+    turns.append(element('article', 'turn user', element('p', 'text', turn.text)))
+    turns.scrollTop = turns.scrollHeight
+    return
+  }
+  const view = {
+    text: element('p', 'text', turn.answer.text),
+    error: element('p', 'error'),
+    figures: element('p', 'figures'),
+  }
+  view.article = element('article', 'turn assistant', view.text, view.error, view.figures)
+  view.article.setAttribute('aria-label', `Answer of ${turn.model}`)
+  // Not enumerable: what is kept is kept as JSON.
+  Object.defineProperty(turn, 'view', { value: view, configurable: true })
+  turns.append(view.article)
+  refresh(turn)
+}
+
+function refresh(turn) {
+  const { view, answer } = turn
+  const isRunning = !answer.ended && !answer.error
+  view.article.classList.toggle('running', isRunning)
+  view.article.setAttribute('aria-busy', String(isRunning))
+  view.figures.textContent = figures(answer)
+  if (answer.error && !view.error.textContent) {
+    view.error.append(answer.error, ' ')
+    view.error.append(retryButton(turn))
+  }
+  view.error.hidden = !answer.error
+}
+
+function retryButton(turn) {
+  const button = element('button', 'quiet', 'Try again')
+  button.type = 'button'
+  button.addEventListener('click', () => {
+    if (running || kept.turns.at(-1) !== turn) return
+    kept.turns.pop()
+    turn.view.article.remove()
+    answerNow()
+  })
+  return button
+}
+
+function fail(turn, message) {
+  turn.answer.error = message
+  refresh(turn)
+  keep()
+}
+
+function fitPrompt() {
+  prompt.style.height = 'auto'
+  prompt.style.height = `${Math.min(prompt.scrollHeight, 240)}px`
+}

@@ -1,0 +1,52 @@
+// Where the page begins: two views, and the settings beside them.
+
+import { newChat, openChat } from './chat.js'
+import { forgetJobs, openJobs, showJobs } from './jobs.js'
+import { openSettings } from './settings.js'
+
+const VIEWS = ['chat', 'jobs']
+
+function select(view) {
+  for (const name of VIEWS) {
+    const tab = document.getElementById(`tab-${name}`)
+    tab.setAttribute('aria-selected', String(name === view))
+    tab.tabIndex = name === view ? 0 : -1
+    document.getElementById(name).hidden = name !== view
+  }
+  showJobs(view === 'jobs')
+  history.replaceState(null, '', view === 'jobs' ? '#jobs' : '#')
+}
+
+function openTabs() {
+  for (const name of VIEWS) {
+    const tab = document.getElementById(`tab-${name}`)
+    tab.addEventListener('click', () => select(name))
+    tab.addEventListener('keydown', (event) => {
+      if (event.key === 'ArrowLeft' || event.key === 'ArrowRight') {
+        const other = VIEWS.find((each) => each !== name)
+        select(other)
+        document.getElementById(`tab-${other}`).focus()
+      }
+    })
+  }
+}
+
+// On a narrow screen they lie over the conversation.
+function openPanel() {
+  const button = document.getElementById('open-settings')
+  button.addEventListener('click', () => {
+    const isOpen = document.body.classList.toggle('settings-open')
+    button.setAttribute('aria-expanded', String(isOpen))
+  })
+}
+
+openTabs()
+openPanel()
+openJobs()
+openSettings(forgetJobs)
+openChat()
+document.getElementById('new-chat').addEventListener('click', () => {
+  select('chat')
+  newChat()
+})
+select(location.hash === '#jobs' ? 'jobs' : 'chat')
