@@ -21,7 +21,7 @@ help:
 	@echo "make chaos-model  the same with a real model in float64, 11 rounds (about 10 minutes)"
 	@echo "make soak    a steady mixed load for MINUTES=30, and whether anything grows"
 	@echo "make garbage 10,000 bad messages against a real worker"
-	@echo "make screenshots  docs/images again: Flower over the demo model, in a browser (about 2 minutes)"
+	@echo "make screenshots  docs/images again: Flower and the gateway's page, in a browser (about 2 minutes)"
 	@echo "make structured  what the model writes under 126 JSON schemas, greedy and at temperature 1.5"
 	@echo "make compose-test  the images and compose.yaml on a real container engine (about 5 minutes)"
 	@echo "make clean   remove the environment and build products"
@@ -69,7 +69,7 @@ PYTEST_JOBS ?= 3
 prometheus:
 	@command -v promtool >/dev/null || [ -x build/prometheus/usr/bin/promtool ] || sh ops/prometheus/unpack.sh build/prometheus
 
-# For the tests of Flower's pages: installed where CI is set, else only asked for.
+# For the tests of pages, Flower's and the gateway's: installed where CI is set, else only asked for.
 browser:
 	@sh ops/browser.sh
 

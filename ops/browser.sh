@@ -1,6 +1,6 @@
 #!/bin/sh
-# A browser for the tests that look at Flower's pages. A CI machine (root on Debian) gets Debian's package; on
-# anybody's own machine nothing is installed: it says what to do, and those tests are skipped.
+# A browser for the tests that look at pages, Flower's and the gateway's. A CI machine (root on Debian) gets Debian's
+# package; on anybody's own machine nothing is installed: it says what to do, and those tests are skipped.
 set -u
 package=chromium-headless-shell
 for name in $package chromium chromium-browser google-chrome; do
@@ -10,5 +10,5 @@ if [ -n "${CI:-}" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   install="apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=300 $package"
   $install >/dev/null 2>&1 || { apt-get update -qq && $install >/dev/null; }
 else
-  echo "no Chromium is here: the tests of Flower's pages are skipped (Debian: apt-get install $package)"
+  echo "no Chromium is here: the tests of pages are skipped (Debian: apt-get install $package)"
 fi

@@ -121,7 +121,9 @@ def gateway_window(
         width: in CSS pixels; so is the height.
         kept: what the tab has in its storage already.
     """
-    context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    context = chromium.new_context(
+        viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
+    )
     try:
         page = context.new_page()
         if kept is not None:

@@ -17,7 +17,7 @@ from typing import Final
 from playwright.sync_api import Browser
 
 from ops.flower_browser import FlowerBrowser, find_browser, flower_browser
-from ops.gateway_browser import GatewayBrowser, gateway_window, running_browser
+from ops.gateway_browser import gateway_window, running_browser
 from pagefleet.api import FleetClient, TokenStream
 from pagefleet.api.settings import FlowerSettings, GatewaySettings
 from pagefleet.workers.engine_loop import wait_until
@@ -35,8 +35,7 @@ _QUESTIONS: Final = (
 )
 _TENANTS: Final = ("acme", "globex", "initech")
 _WIDTH: Final = 1680
-_PAGE: Final = (1180, 720)
-_PHONE: Final = (390, 720)
+_PAGE: Final = (1280, 720)
 
 
 def main(wanted: Sequence[str] = ("flower", "gateway")) -> int:
@@ -64,42 +63,29 @@ def main(wanted: Sequence[str] = ("flower", "gateway")) -> int:
 
 
 def _take_gateway(chromium: Browser, url: str, fleet: FleetClient) -> None:
-    """An answer as it streams, in the dark too, on a phone, and the jobs of everybody."""
-    for scheme, name, size in (
-        ("light", "gateway-chat.png", _PAGE),
-        ("dark", "gateway-dark.png", _PAGE),
-        ("light", "gateway-phone.png", _PHONE),
-    ):
-        with gateway_window(chromium, url, width=size[0], height=size[1], scheme=scheme) as page:
-            page.page.locator("#model-state", has_text="Ready").wait_for(state="attached")
-            _converse(page, FOLDER / name)
-    waiting = _ask(fleet, 2001, 3, tenants=[None], max_tokens=24)
-    for stream in waiting:
+    """An answer as it streams, and the jobs of everybody in the dark."""
+    with gateway_window(chromium, url, width=_PAGE[0], height=_PAGE[1]) as page:
+        page.page.locator("#model-state", has_text="Ready").wait_for()
+        page.set(Temperature="0", Max_tokens="256")
+        page.send("Why is the sky blue?")
+        page.wait_end(120)
+        page.send("Say it in one sentence, for a child.")
+        page.wait_text(70, 60)
+        page.picture(FOLDER / "gateway-chat.png")
+        page.page.keyboard.press("Escape")
+        page.wait_end()
+    for stream in _ask(fleet, 2001, 6, tenants=[None], max_tokens=24):
         stream.result()
-    running = _ask(fleet, 2004, 4, tenants=[None], max_tokens=600)
+    running = _ask(fleet, 2007, 4, tenants=[None], max_tokens=600)
     for stream in running:
         next(stream)
-    with gateway_window(chromium, url, width=_PAGE[0], height=_PAGE[1]) as page:
+    with gateway_window(chromium, url, width=_PAGE[0], height=_PAGE[1], scheme="dark") as page:
         page.open_jobs()
         page.page.locator("#job-rows tr").first.wait_for()
         assert wait_until(lambda: len(page.job_rows()) > 7, 30, 0.2)
         page.picture(FOLDER / "gateway-jobs.png")
     for stream in running:
         stream.cancel()
-
-
-def _converse(page: GatewayBrowser, file: Path) -> None:
-    if page.page.locator("#open-settings").is_visible():
-        page.page.evaluate("document.body.classList.add('settings-open')")
-    page.set(Temperature="0.7", Max_tokens="220", Seed="11")
-    page.page.evaluate("document.body.classList.remove('settings-open')")
-    page.send("Give me three reasons to read a book on a rainy day.")
-    page.wait_end(120)
-    page.send("Which of them is the best, and why?")
-    page.wait_text(160, 60)
-    page.picture(file)
-    page.page.keyboard.press("Escape")
-    page.wait_end()
 
 
 def _take_flower(window: FlowerBrowser, fleet: FleetClient) -> None:

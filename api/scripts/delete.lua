@@ -8,6 +8,7 @@ if not state then
   return 'missing'
 end
 redis.call('ZREM', KEYS[4], ARGV[1])
+redis.call('ZREM', recent_jobs(redis.call('HGET', key, 'tenant')), ARGV[1])
 if is_final(state) and not redis.call('ZSCORE', KEYS[3], ARGV[1]) then
   redis.call('DEL', key, KEYS[2])
   return 'deleted'

@@ -36,6 +36,11 @@ local function suspects_of(worker)
   return 'pf:suspects:' .. worker
 end
 
+-- The list in which SUBMIT wrote a job down.
+local function recent_jobs(tenant)
+  return 'pf:recent:' .. (tenant or '')
+end
+
 local function clear_suspect(key, id, owner)
   redis.call('HSET', key, 'suspect', '0')
   redis.call('SREM', suspects_of(owner), id)

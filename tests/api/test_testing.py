@@ -207,6 +207,13 @@ class TestTheFakeAlone:
         assert [stream.text() for stream in streams] == ["one", "two"]
         assert fleet.generate("three").text() == "three"
 
+    def test_a_word_is_a_token(self):
+        fleet = InMemoryFleet()
+        found = fleet.tokenize("one two one two", return_token_strs=True)
+        assert (found.count, found.token_strs) == (4, ["one", " two", " one", " two"])
+        assert fleet.detokenize(found.token_ids) == "one two one two"
+        assert fleet.tokenize(messages=[{"role": "user", "content": "one"}]).token_ids == found.token_ids[:1]
+
     def test_an_empty_reply_is_an_answer(self):
         result = InMemoryFleet(lambda request: "").generate("hello").result()
         assert (result.text, result.state, result.finish_reason) == ("", JobState.DONE, "stop")
@@ -219,7 +226,17 @@ class TestTheFakeAlone:
             InMemoryFleet(fail).generate("hello").result()
 
     def test_it_has_the_calls_of_the_real_client(self):
-        for name in ("generate", "chat", "attach", "cancel", "models", "status", "close"):
+        for name in (
+            "generate",
+            "chat",
+            "attach",
+            "cancel",
+            "tokenize",
+            "detokenize",
+            "models",
+            "status",
+            "close",
+        ):
             assert inspect.signature(getattr(InMemoryFleet, name)) == inspect.signature(
                 getattr(FleetClient, name)
             )

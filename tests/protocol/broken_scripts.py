@@ -18,6 +18,24 @@ class Mistake(NamedTuple):
 
 MISTAKES = [
     Mistake(
+        "SUBMIT does not list the job as one of its tenant's newest",
+        (Broken("submit", "redis.call('ZADD', KEYS[4], now, id)", ""),),
+        unattended(),
+        "is not among its tenant's newest",
+    ),
+    Mistake(
+        "DELETE leaves the job among its tenant's newest",
+        (Broken("delete", "recent_jobs(redis.call('HGET', key, 'tenant'))", "'pf:recent:'"),),
+        unattended("delete"),
+        "although it was deleted",
+    ),
+    Mistake(
+        "SUBMIT keeps the list of a tenant's newest jobs for ever",
+        (Broken("submit", "redis.call('PEXPIRE', KEYS[4], RECENT_MS)", ""),),
+        unattended(),
+        "newest jobs never expires",
+    ),
+    Mistake(
         "STEP asks for the epoch alone: after a rollback two workers have the same one",
         (Broken("step", "job[2] == worker and job[3] == epoch", "job[3] == epoch"),),
         unattended("rollback"),

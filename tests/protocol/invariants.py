@@ -165,6 +165,11 @@ def _of_ledgers(keyspace: Keyspace, job_id: str, fields: Mapping[str, str]) -> I
     is_open = job_id in keyspace.members(keys.open_jobs(calls.QUEUE))
     if is_open != (job_id in keyspace.members(keys.tenant_jobs(calls.QUEUE, calls.TENANT))):
         yield "the queue's and the tenant's ledger differ"
+    newest = keys.recent_jobs(calls.TENANT)
+    if (job_id in keyspace.members(newest)) == (fields.get("ttl") == "0"):
+        yield "a job is not among its tenant's newest, or is although it was deleted"
+    if newest in keyspace.by_name and not keyspace.expires(newest):
+        yield "the list of a tenant's newest jobs never expires"
     if fields["state"] not in FINAL and not is_open:
         yield "a job that has not ended left its ledger"
     for name in (keys.job(job_id), keys.log(job_id)):
