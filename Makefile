@@ -9,7 +9,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help demo test check lint types imports pytest prometheus browser screenshots protocol-check bench chaos
-.PHONY: chaos-model soak garbage structured compose-test clean
+.PHONY: chaos-model chaos-gateway soak garbage structured compose-test clean
 
 help:
 	@echo "make demo    a Redis, a worker and a model; sixteen answers at once, live"
@@ -19,6 +19,7 @@ help:
 	@echo "make protocol-check  the job protocol in every order of events, on a real server (about 2 minutes)"
 	@echo "make chaos   workers, Valkey and clients killed, frozen, cut off: ROUNDS=100 (about 12 to 15 minutes)"
 	@echo "make chaos-model  the same with a real model in float64, 11 rounds (about 10 minutes)"
+	@echo "make chaos-gateway  the same through two gateways that are killed too, then twice the load that fits (about 6 minutes)"
 	@echo "make soak    a steady mixed load for MINUTES=30, and whether anything grows"
 	@echo "make garbage 10,000 bad messages against a real worker"
 	@echo "make screenshots  docs/images again: Flower and the gateway's page, in a browser (about 2 minutes)"
@@ -95,6 +96,9 @@ chaos: $(STAMP)
 
 chaos-model: $(STAMP)
 	$(BIN)/python -m ops.chaos --engine model $(if $(ROUNDS),--rounds $(ROUNDS)) $(CHAOS_ARGS)
+
+chaos-gateway: $(DEV_STAMP)
+	$(BIN)/python -m ops.chaos --through gateway $(if $(ROUNDS),--rounds $(ROUNDS)) $(CHAOS_ARGS)
 
 soak: $(STAMP)
 	$(BIN)/python -m ops.chaos.soak --minutes $(MINUTES) $(SOAK_ARGS)

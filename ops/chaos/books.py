@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import urllib.request
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
@@ -14,6 +15,7 @@ from ops.chaos.workload import Outcome
 from pagefleet.api import keys
 from pagefleet.api.status import num_queued
 from pagefleet.workers.engine_loop import wait_until
+from pagefleet.workers.gateway_process import GatewayProcess
 
 SETTLE_S: Final = 20.0
 MORE_THREADS: Final = 2
@@ -97,10 +99,25 @@ def _look(fleet: ChaosFleet, baseline: Resources) -> list[str]:
             found.append(
                 f"worker {index}: {held.num_connections} connections, {baseline.num_connections} before"
             )
+    for index, gateway in enumerate(fleet.gateways):
+        num = num_streams(gateway)
+        if num is None or num > 0:
+            found.append(f"gateway {index} has {num} streams")
     for queue in fleet.queues:
         num = num_queued(fleet.store, queue)
         found += [f"queue {queue} holds {num} messages"] if num else []
     return found + keys_left(fleet)
+
+
+def num_streams(gateway: GatewayProcess) -> int | None:
+    """How many it says that it has; None where it does not answer."""
+    try:
+        with urllib.request.urlopen(f"{gateway.url}/metrics", timeout=5) as reply:
+            text = reply.read().decode()
+    except OSError:
+        return None
+    (line,) = re.findall(r"^pagefleet_gateway_streams (\S+)$", text, re.MULTILINE)
+    return int(float(line))
 
 
 def keys_left(fleet: ChaosFleet) -> list[str]:

@@ -136,18 +136,30 @@ def client(scene: Scene) -> None:
             scene.reader.read(log, attach=log.begun)
 
 
+def gateway(scene: Scene) -> None:
+    """kill -9 of a gateway; its clients go on at the other one. A supervisor starts it again."""
+    index = scene.rng.randrange(len(scene.fleet.gateways))
+    struck = scene.fleet.gateways[index]
+    scene.tell(f"kill -9 of gateway {index}")
+    scene.num_gateways_killed += 1
+    struck.send_signal(signal.SIGKILL)
+    struck.wait(5.0)
+    sleep_until(time.monotonic() + scene.rng.choice([0.0, 1.0]))
+    struck.start()
+
+
 def client_gone(scene: Scene) -> None:
     """kill -9 of another client, whose jobs nobody else reads: they are cancelled, and nobody else's are."""
     begun = scene.logs[0].job_id
     max_tokens = _ORPHAN_TOKENS[scene.fleet.engine == "null"]
     fields = {"prompt_token_ids": [40] * 64, "max_tokens": max_tokens, "temperature": 0.0}
     logs = [StreamLog(f"{begun}-orphan-{number}", fields) for number in range(_NUM_ORPHANS)]
-    scene.orphan_ids += [log.job_id for log in logs]
-    reader = ReaderProcess(scene.fleet.server.url, scene.reader.style)
+    reader = ReaderProcess(scene.reader.style, scene.fleet.reader_arguments(scene.reader.style))
     for log in logs:
         reader.read(log)
     if not wait_until(lambda: all(log.begun for log in logs), _ORPHAN_TIMEOUT_S):
         scene.complaints.append("another client could not send its jobs")
+    scene.orphan_ids += [log.job_id for log in logs]
     scene.tell(f"kill -9 of another {reader.style} client with {len(logs)} jobs")
     at = time.time()
     reader.kill()
@@ -167,7 +179,8 @@ def client_gone(scene: Scene) -> None:
 
 def several(scene: Scene) -> None:
     """Two or three of them within a second."""
-    chosen = scene.rng.sample([kill, kill, drain, pause, cut, cut_replies, valkey, client], 3)
+    reading = gateway if scene.fleet.gateways else client
+    chosen = scene.rng.sample([kill, kill, drain, pause, cut, cut_replies, valkey, reading], 3)
     chosen = chosen[: scene.rng.choice([2, 3])]
     offsets = sorted(scene.rng.uniform(0.0, 1.0) for _ in chosen)
     begun_at = time.monotonic()
@@ -191,20 +204,23 @@ FAULTS: Final[dict[str, Callable[[Scene], None]]] = {
     "valkey": valkey,
     "client": client,
     "client-gone": client_gone,
+    "gateway": gateway,
     "several": several,
 }
 
 _DECK: Final = {
     "null": "kill*7 drain*5 valkey*4 client*4 several*2 pause*2 cut*1 cut-requests*1 cut-replies*1 wedge*1 "
     "client-gone*1",
+    "gateway": "gateway*6 kill*4 valkey*3 drain*2 several*2 pause*1 cut*1 client-gone*1",
     "model": "kill*3 drain*1 valkey*1 client*1 several*1 pause*1 cut*1 cut-replies*1 wedge*1",
 }
 
 
-def schedule(engine: str, num_rounds: int, rng: random.Random, only: Sequence[str] = ()) -> list[str]:
-    """The fault of each round: the deck of the engine, shuffled, as often as it takes. The slow faults are
-    rare in it, so that a hundred rounds take about ten minutes; each is in the null engine's."""
-    pairs = [entry.split("*") for entry in _DECK[engine].split()]
+def schedule(deck_name: str, num_rounds: int, rng: random.Random, only: Sequence[str] = ()) -> list[str]:
+    """The fault of each round: the deck of that name, shuffled, as often as it takes. The slow faults are
+    rare in it, so that a hundred rounds take about ten minutes; each that there can be is in the null engine's
+    and the gateways'."""
+    pairs = [entry.split("*") for entry in _DECK[deck_name].split()]
     deck = list(only) or [name for name, count in pairs for _ in range(int(count))]
     names: list[str] = []
     while len(names) < num_rounds:

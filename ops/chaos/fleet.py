@@ -12,7 +12,9 @@ from ops.chaos.proxy import Proxy
 from pagefleet.api import FleetSettings, keys
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import WorkerStatus
+from pagefleet.api.settings import GatewaySettings
 from pagefleet.workers.engine_loop import wait_until
+from pagefleet.workers.gateway_process import GatewayProcess
 from pagefleet.workers.insist import Insist
 from pagefleet.workers.local_stack import WorkerProcess
 from pagefleet.workers.redis_server import RedisServer
@@ -37,9 +39,10 @@ class Resources(NamedTuple):
 
 
 class ChaosFleet:
-    """Workers are known by their index; a restarted one keeps it, with a new process and worker id."""
+    """Workers are known by their index; a restarted one keeps it, with a new process and worker id.
+    Gateways are known by theirs, and keep their addresses."""
 
-    def __init__(self, engine: str, home: Path, num_workers: int) -> None:
+    def __init__(self, engine: str, home: Path, num_workers: int, num_gateways: int = 0) -> None:
         self.engine = engine
         self.model = _MODELS[engine]
         self.home = home
@@ -56,6 +59,12 @@ class ChaosFleet:
             )
             for index, proxy in enumerate(self.proxies)
         ]
+        self.gateways = [
+            GatewayProcess(
+                self.server.url, GatewaySettings(), 0, log_file=home / f"gateway-{index}.log"
+            )
+            for index in range(num_gateways)
+        ]
         self.store = JobStore(FleetSettings(redis_url=self.server.url))
         self.patiently = Insist()
         self.worker_ids: list[str] = []
@@ -66,6 +75,8 @@ class ChaosFleet:
             for proxy, worker in zip(self.proxies, self.workers, strict=True):
                 proxy.start()
                 worker.start()
+            for gateway in self.gateways:
+                gateway.start()
             self.wait_ready()
         except BaseException:
             self.stop()
@@ -73,11 +84,11 @@ class ChaosFleet:
         return self
 
     def stop(self) -> None:
-        started = [worker for worker in self.workers if worker._process is not None]
-        for worker in started:
-            worker.terminate()
-        for worker in started:
-            worker.wait(15.0)
+        started = [child for child in (*self.gateways, *self.workers) if child.is_started]
+        for child in started:
+            child.terminate()
+        for child in started:
+            child.wait(15.0)
         for proxy in self.proxies:
             proxy.stop()
         self.store.close_connections()
@@ -98,8 +109,19 @@ class ChaosFleet:
         by_pid = {status.pid: status for status in self.patiently(self.store.workers)}
         return [by_pid.get(worker.pid) for worker in self.workers]
 
+    def reader_arguments(self, style: str) -> list[str]:
+        """The module of a client and what it is told."""
+        if style == "http":
+            return ["ops.chaos.http_reader", ",".join(gateway.url for gateway in self.gateways), self.model]
+        return ["ops.chaos.reader", self.server.url, style]
+
     def wait_ready(self) -> None:
-        """Until every worker holds a lease. Raises: TimeoutError, also for a worker that has ended."""
+        """Until every worker holds a lease and every gateway answers.
+
+        Raises:
+            TimeoutError: also for a worker that has ended.
+            GatewayStartError.
+        """
 
         def settled() -> bool:
             self.start_unreached()
@@ -108,6 +130,8 @@ class ChaosFleet:
         if not wait_until(settled, _START_TIMEOUT_S, poll_s=0.05) or not all(self.statuses()):
             ends = [worker.exit_status for worker in self.workers]
             raise TimeoutError(f"not all workers are ready; exit statuses {ends}; logs in {self.home}")
+        for gateway in self.gateways:
+            gateway.wait_ready()
         self.worker_ids = [status.worker_id for status in self.statuses() if status is not None]
 
     def start_unreached(self) -> None:

@@ -5,12 +5,30 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ops.chaos.rounds import RoundResult
 from pagefleet.workers.bench.machine import describe_machine, describe_versions
+
+
+@dataclass(frozen=True, slots=True)
+class Overload:
+    """What overload.py found: seconds, p99; of accepted requests at single and double load."""
+
+    num_refused: int
+    refused_s: float
+    ttft_s: tuple[float, float]
+    itl_s: tuple[float, float]
+    complaints: list[str]
+
+    def line(self) -> str:
+        ttft, itl = ("/".join(f"{value * 1000:.0f}" for value in pair) for pair in (self.ttft_s, self.itl_s))
+        return (
+            f"overload_refused={self.num_refused} refused_p99_ms={self.refused_s * 1000:.0f} "
+            f"ttft_p99_ms={ttft} itl_p99_ms={itl}"
+        )
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
@@ -37,7 +55,7 @@ def by_fault(results: Sequence[RoundResult]) -> dict[str, Any]:
     ``claim_s`` from a worker's death (or freezing) to the next claim of each of its jobs; ``prefill_s`` what
     one worker needs to prefill all that a dead one left, at the calm run's pace; ``drain_s`` from SIGTERM
     until the last job was back in its queue; ``orphan_s`` from a client's death to the cancel of each of
-    its jobs."""
+    its jobs; ``reconnect_s`` from the end of a connection to a gateway until the client had something new."""
     faults = sorted({result.fault for result in results})
     return {fault: _figures([result for result in results if result.fault == fault]) for fault in faults}
 
@@ -53,10 +71,11 @@ def _figures(results: Sequence[RoundResult]) -> dict[str, Any]:
         "prefill_s": spread([value for result in results for value in result.prefills_s]),
         "drain_s": spread([value for result in results for value in result.drains_s]),
         "orphan_s": spread([value for result in results for value in result.orphans_s]),
+        "reconnect_s": spread([value for result in results for value in result.reconnects_s]),
     }
 
 
-def summary(engine: str, results: Sequence[RoundResult]) -> str:
+def summary(engine: str, results: Sequence[RoundResult], overload: Overload | None = None) -> str:
     """The last line. Silence and claim are those of the struck streams after kill -9 (of all rounds where
     none was a kill -9): what a fault of 5 s does is longer than the bars."""
     kills = [result for result in results if result.fault == "kill"] or results
@@ -69,27 +88,40 @@ def summary(engine: str, results: Sequence[RoundResult]) -> str:
     return (
         f"chaos: engine={engine} rounds={len(results)} tokens={tokens} lost={lost} doubled={doubled} "
         f"changed={changed} silence_p99_s={_seconds(silence)} claim_p99_s={_seconds(claim)}"
+        + ("" if overload is None else f" through=gateway {_reconnects(results)} {overload.line()}")
     )
+
+
+def _reconnects(results: Sequence[RoundResult]) -> str:
+    found = [value for result in results for value in result.reconnects_s]
+    return f"reconnects={len(found)} reconnect_p99_s={_seconds(percentile(found, 0.99))}"
 
 
 def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def write_json(path: Path, about: dict[str, Any], results: Sequence[RoundResult], seconds: float) -> None:
+def write_json(
+    path: Path,
+    about: dict[str, Any],
+    results: Sequence[RoundResult],
+    seconds: float,
+    overload: Overload | None = None,
+) -> None:
     rounds = []
     for result in results:
         row = asdict(result)
         for name in ("silences_s", "struck_silences_s", "claims_s"):
             row[name.removesuffix("s_s") + "_s"] = spread(row.pop(name))
-        for name in ("prefills_s", "drains_s", "orphans_s"):
+        for name in ("prefills_s", "drains_s", "orphans_s", "reconnects_s"):
             row[name] = [round(value, 3) for value in row[name]]
         rounds.append(row | {"seconds": round(result.seconds, 2)})
     head = {
         "date": time.strftime("%Y-%m-%d"),
         **about,
         "seconds": round(seconds, 1),
-        "summary": summary(about["engine"], results),
+        "summary": summary(about["engine"], results, overload),
+        **({} if overload is None else {"overload": asdict(overload)}),
         "by_fault": by_fault(results),
         "machine": describe_machine(),
         "versions": describe_versions(),

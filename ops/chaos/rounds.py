@@ -21,6 +21,7 @@ _CLAIM_BAR_S: Final = 4.0
 _PREFILL_BAR: Final = 1.5
 _SILENT_FAULTS: Final = ("kill", "pause", "wedge")
 _STYLES: Final[tuple[Style, ...]] = ("sync", "async")
+_THROUGH_GATEWAYS: Final[tuple[Style, ...]] = ("http",)
 
 
 class CalmRunError(Exception):
@@ -45,6 +46,7 @@ class RoundResult:
     prefills_s: list[float] = field(default_factory=list)
     drains_s: list[float] = field(default_factory=list)
     orphans_s: list[float] = field(default_factory=list)
+    reconnects_s: list[float] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     story: list[str] = field(default_factory=list)
 
@@ -61,7 +63,9 @@ class Suite:
         self._workload = workload
         self._say = say
         self._timeout_s = _TIMEOUT_S[fleet.engine]
-        self._readers = {style: ReaderProcess(fleet.server.url, style) for style in _STYLES}
+        # Through gateways the streams must be what a FleetClient is told: the calm runs are its own.
+        self._styles = _THROUGH_GATEWAYS if fleet.gateways else _STYLES
+        self._readers = {style: self._reader(style) for style in {*_STYLES, *self._styles}}
         self._calm: list[list[Outcome]] = []
         self._calm_s = 0.0
         self._prefill_s_a_token = 0.0
@@ -99,7 +103,7 @@ class Suite:
 
     def run_round(self, index: int, fault: str, rng: random.Random) -> RoundResult:
         set_index = index % self._workload.num_sets
-        style = rng.choice(_STYLES)
+        style = rng.choice(self._styles)
         begun_at = time.monotonic()
         self._fleet.wait_ready()
         logs = self._send(f"r{index}-{rng.randrange(10**6)}", set_index, self._readers[style])
@@ -110,6 +114,7 @@ class Suite:
         result = RoundResult(index, fault, style, story=scene.story, complaints=scene.complaints)
         result.drains_s, result.orphans_s = scene.drains_s, scene.orphans_s
         self._judge(result, logs, self._calm[set_index])
+        self._judge_connections(result, logs, scene)
         self._measure(result, logs, scene)
         self._look_after(result, logs, self._calm[set_index])
         remove_results(self._fleet, [*(log.job_id for log in logs), *scene.orphan_ids])
@@ -126,8 +131,11 @@ class Suite:
         return logs
 
     def _replace_reader(self, dead: ReaderProcess) -> ReaderProcess:
-        self._readers[dead.style] = ReaderProcess(self._fleet.server.url, dead.style)
+        self._readers[dead.style] = self._reader(dead.style)
         return self._readers[dead.style]
+
+    def _reader(self, style: Style) -> ReaderProcess:
+        return ReaderProcess(style, self._fleet.reader_arguments(style))
 
     @staticmethod
     def _outcome(log: StreamLog) -> Outcome:
@@ -143,6 +151,13 @@ class Suite:
             result.doubled += verdict.doubled
             result.changed += verdict.changed
             result.complaints += verdict.notes
+
+    @staticmethod
+    def _judge_connections(result: RoundResult, logs: list[StreamLog], scene: Scene) -> None:
+        """Whatever dies behind a gateway, its clients notice a pause, and no more."""
+        result.reconnects_s = [value for log in logs for value in log.cuts_s]
+        if result.reconnects_s and not scene.num_gateways_killed:
+            result.complaints.append(f"{len(result.reconnects_s)} connections broke off")
 
     def _measure(self, result: RoundResult, logs: list[StreamLog], scene: Scene) -> None:
         rows = self._fleet.hashes([log.job_id for log in logs], "attempts", "claimed_at")

@@ -49,6 +49,7 @@ class Scene:
     drains_s: list[float] = field(default_factory=list)
     orphan_ids: list[str] = field(default_factory=list)
     orphans_s: list[float] = field(default_factory=list)
+    num_gateways_killed: int = 0
     complaints: list[str] = field(default_factory=list)
     story: list[str] = field(default_factory=list)
     _struck: set[int] = field(default_factory=set)

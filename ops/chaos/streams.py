@@ -8,14 +8,14 @@ import subprocess
 import sys
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 from ops.chaos.workload import Outcome, choices_of
 
-Style = Literal["sync", "async"]
+Style = Literal["sync", "async", "http"]
 
 
 class Verdict(NamedTuple):
@@ -49,12 +49,22 @@ class StreamLog:
     ended: bool = False
     finish_reasons: list[str | None] = field(default_factory=list)
     error: str | None = None
+    cut_at: float | None = None
+    cuts_s: list[float] = field(default_factory=list)
+    """Of each connection that broke off: until there was something new."""
 
     def feed(self, event: Mapping[str, Any]) -> None:
         self.moments.append(event["t"])
+        if self.cut_at is not None:
+            self.cuts_s.append(event["t"] - self.cut_at)
+            self.cut_at = None
         match event["kind"]:
             case "begun":
                 self.begun = True
+                # Over HTTP it is the gateway that names a job.
+                self.job_id = event.get("answer_id", self.job_id)
+            case "cut":
+                self.cut_at = event["t"]
             case "chunk":
                 self.first_token_at = self.first_token_at or event["t"]
                 self._feed_chunk(event)
@@ -118,9 +128,9 @@ class StreamLog:
 class ReaderProcess:
     """A client in a process of its own; what it says is fed to the logs of its streams."""
 
-    def __init__(self, redis_url: str, style: Style) -> None:
+    def __init__(self, style: Style, arguments: Sequence[str]) -> None:
         self.style = style
-        command = [sys.executable, "-m", "ops.chaos.reader", redis_url, style]
+        command = [sys.executable, "-m", *arguments]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
