@@ -8,7 +8,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 # OpenMP threads that wait for each other sleep: these cores are shared (ops/decisions/0003).
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test check lint types imports pytest prometheus browser screenshots protocol-check bench chaos
+.PHONY: help demo test check lint types imports pytest prometheus browser litellm screenshots protocol-check bench chaos
 .PHONY: chaos-model chaos-gateway soak garbage structured compose-test clean
 
 help:
@@ -74,7 +74,15 @@ prometheus:
 browser:
 	@sh ops/browser.sh
 
-pytest: $(DEV_STAMP) prometheus browser
+# A client of the gateway's tests. In an environment of its own: it holds back packages that ours has newer.
+build/litellm/.installed:
+	$(PYTHON) -m venv build/litellm
+	build/litellm/bin/pip install --quiet --disable-pip-version-check 'litellm>=1.80'
+	@touch $@
+
+litellm: build/litellm/.installed
+
+pytest: $(DEV_STAMP) prometheus browser litellm
 	$(BIN)/python -m pytest -n $(PYTEST_JOBS) --dist loadfile -m 'not alone and not containers' $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -m alone $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -m containers $(PYTEST_ARGS)

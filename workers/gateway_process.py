@@ -62,7 +62,8 @@ class GatewayProcess(ChildProcess):
     def wait_ready(self, timeout_s: float = 30.0) -> Self:
         """Waits until it answers. Raises: GatewayStartError: it ended, or did not answer in time."""
         deadline = time.monotonic() + timeout_s
-        while not self._answers():
+        # The answer of another one that has the port is none of this one's.
+        while self.exit_status is not None or not self._answers():
             if self.exit_status is not None or time.monotonic() > deadline:
                 raise GatewayStartError(f"The gateway does not answer: {self.log_tail()}")
             time.sleep(_POLL_S)

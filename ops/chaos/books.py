@@ -101,8 +101,8 @@ def _look(fleet: ChaosFleet, baseline: Resources) -> list[str]:
             )
     for index, gateway in enumerate(fleet.gateways):
         num = num_streams(gateway)
-        if num is None or num > 0:
-            found.append(f"gateway {index} has {num} streams")
+        if num is None or num > 0 or gateway.exit_status is not None:
+            found.append(f"gateway {index} has {num} streams, exit status {gateway.exit_status}")
     for queue in fleet.queues:
         num = num_queued(fleet.store, queue)
         found += [f"queue {queue} holds {num} messages"] if num else []

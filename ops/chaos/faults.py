@@ -218,8 +218,8 @@ _DECK: Final = {
 
 def schedule(deck_name: str, num_rounds: int, rng: random.Random, only: Sequence[str] = ()) -> list[str]:
     """The fault of each round: the deck of that name, shuffled, as often as it takes. The slow faults are
-    rare in it, so that a hundred rounds take about ten minutes; each that there can be is in the null engine's
-    and the gateways'."""
+    rare in it, so that a hundred rounds take about ten minutes; each is in the null engine's or the
+    gateways'."""
     pairs = [entry.split("*") for entry in _DECK[deck_name].split()]
     deck = list(only) or [name for name, count in pairs for _ in range(int(count))]
     names: list[str] = []

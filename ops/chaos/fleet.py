@@ -59,12 +59,13 @@ class ChaosFleet:
             )
             for index, proxy in enumerate(self.proxies)
         ]
-        self.gateways = [
-            GatewayProcess(
-                self.server.url, GatewaySettings(), 0, log_file=home / f"gateway-{index}.log"
-            )
-            for index in range(num_gateways)
-        ]
+        self.gateways: list[GatewayProcess] = []
+        while len(self.gateways) < num_gateways:
+            log_file = home / f"gateway-{len(self.gateways)}.log"
+            gateway = GatewayProcess(self.server.url, GatewaySettings(), 0, log_file=log_file)
+            # Nobody listens yet: two may have been given the same port.
+            if gateway.port not in [other.port for other in self.gateways]:
+                self.gateways.append(gateway)
         self.store = JobStore(FleetSettings(redis_url=self.server.url))
         self.patiently = Insist()
         self.worker_ids: list[str] = []

@@ -1,7 +1,7 @@
 """A client of gateways in a process of its own: it says what ``reader.py`` says, and knows only HTTP.
 
-``python -m ops.chaos.http_reader URL,URL MODEL``; jobs come on stdin as there. A job goes to one of the gateways in
-turn. When its stream breaks off, the other one is asked for what comes after the last event (``cut``).
+``python -m ops.chaos.http_reader URL,URL MODEL``; jobs come on stdin as there. Gateways are asked in
+turn: when a stream breaks off, the other one is asked for what comes after the last event (``cut``).
 """
 
 from __future__ import annotations

@@ -54,6 +54,18 @@ def test_five_faults_without_a_model(server_binary, tmp_path):
     assert drained["drain_s"]["max"] <= DRAIN_S
 
 
+def test_what_clients_see_through_gateways(server_binary, tmp_path):
+    """Two replicas, one of them killed; then what is killed behind them; then twice the load that fits."""
+    names = ["gateway", "kill", "valkey"]
+    arguments = ["--through", "gateway", "--rounds", "3", "--streams", "12", "--seed", "7"]
+    report = run_chaos(tmp_path, *arguments, "--overload-seconds", "1.5", *faults(*names), timeout=170)
+    # A killed gateway that nobody read from, and a load that fits, prove nothing.
+    assert report["by_fault"]["gateway"]["reconnect_s"]["num"] > 0
+    assert report["by_fault"]["kill"]["claim_s"]["num"] > 0
+    assert report["overload"]["num_refused"] > 0
+    assert report["overload"]["complaints"] == []
+
+
 def test_a_client_that_nobody_replaces_takes_its_jobs_with_it(server_binary, tmp_path):
     report = run_chaos(tmp_path, "--rounds", "1", "--streams", "8", *faults("client-gone"), timeout=170)
     orphans = report["by_fault"]["client-gone"]["orphan_s"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from ops.chaos.books import keys_left
+from ops.chaos.overload import REFUSED_GOAL_S, Asked, judge
 from ops.chaos.proxy import Proxy
 from ops.chaos.report import percentile
+from ops.chaos.rounds import RoundResult, Suite
 from ops.chaos.shapes import SHAPES
 from ops.chaos.soak import Sample, trends
 from ops.chaos.streams import StreamLog, Verdict
@@ -137,6 +141,60 @@ def test_a_structured_text_that_ended_is_whole(shape, text):
     # Cut off after all that it may have, and not before.
     assert null_tokens_are_right([request], [Outcome([1] * 400, text[:-1], "length")])
     assert not null_tokens_are_right([request], [Outcome([1], text, "length")])
+
+
+def asked(status=200, retry_after=None, code=None, finish_reason="length", delay_s=0.0, gap_s=0.02):
+    tokens_s = [0.05 + delay_s + gap_s * index for index in range(5)] if status == 200 else []
+    return Asked(status, 0.01, retry_after, code, tokens_s, finish_reason if tokens_s else None)
+
+
+def refused(**more):
+    return asked(429, **{"retry_after": "1", "code": "queue_full", **more})
+
+
+@pytest.mark.parametrize(
+    ("single", "double", "complaint"),
+    [
+        ([asked()], [asked(), refused()], None),
+        ([asked()], [asked(), asked()], "0 were refused"),
+        ([asked()], [refused(), refused()], "2 were refused"),
+        ([asked()], [asked(), refused(retry_after=None)], "(429"),
+        ([asked()], [asked(), refused(code="overloaded")], "(429"),
+        ([asked(503, "1", "service_unavailable")], [asked(), refused()], "(503"),
+        ([asked(finish_reason=None)], [asked(), refused()], "(200"),
+        ([asked()], [asked(delay_s=0.2), refused()], "a first token took"),
+        ([asked()], [asked(gap_s=0.2), refused()], "a token took"),
+    ],
+)
+def test_what_overload_may_do(single, double, complaint):
+    found = judge({1: single, 2: double}).complaints
+    assert bool(found) == (complaint is not None)
+    assert complaint is None or complaint in found[0]
+
+
+def test_the_slowest_refusal_is_seen():
+    slow = refused()
+    slow.head_s = 3.5 * REFUSED_GOAL_S
+    assert judge({1: [asked()], 2: [asked(), slow]}).complaints == ["a 429 took 0.35 s"]
+
+
+def test_over_http_the_gateway_names_a_job_and_a_break_is_timed():
+    log = StreamLog("mine", {})
+    log.feed({"kind": "begun", "t": 1.0, "answer_id": "cmpl-1"})
+    log.feed({"kind": "cut", "t": 2.0})
+    feed(log, 0, 0, [5], "x")
+    assert (log.job_id, log.cuts_s) == ("cmpl-1", [-1.0])
+
+
+def test_a_connection_that_broke_off_is_a_gateways_death_or_a_complaint():
+    log = log_of((0, [1, 2, 3, 4], "abcd"))
+    log.cuts_s.append(0.2)
+    for num_gateways_killed, num_complaints in ((1, 0), (0, 1)):
+        result = RoundResult(0, "kill", "http")
+        scene = SimpleNamespace(num_gateways_killed=num_gateways_killed)
+        Suite._judge_connections(result, [log], scene)
+        assert len(result.complaints) == num_complaints
+        assert result.reconnects_s == [0.2]
 
 
 class _Fleet:

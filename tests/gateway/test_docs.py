@@ -1,14 +1,9 @@
-"""docs/gateway.md: its curl lines do what they say, and what it lists is what there is."""
+"""docs/gateway.md: what it lists is what there is. Its snippets are run in test_snippets.py."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from pathlib import Path
-
-import httpx
-import pytest
 
 from pagefleet.api.gateway.app import ROUTES
 from pagefleet.api.gateway.chat_completions import ChatBody
@@ -18,38 +13,6 @@ from pagefleet.api.sampling import SamplingParams
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "gateway.md").read_text()
-
-
-def curl_lines(text):
-    """Each command of the shell blocks that is a curl, continuation lines and all."""
-    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
-    return [found for block in blocks for found in re.findall(r"^curl (?:.*\\\n)*.*$", block, re.MULTILINE)]
-
-
-@pytest.fixture(scope="module")
-def job_id(gateway):
-    body = {"model": "null", "prompt": "Hi", "max_tokens": 20, "seed": 7}
-    return httpx.post(f"{gateway.url}/v1/completions", json=body).json()["id"]
-
-
-LINES = curl_lines(PAGE) + curl_lines((ROOT / "README.md").read_text())
-
-
-@pytest.mark.parametrize("line", LINES)
-def test_its_curl_lines(gateway, job_id, line):
-    environment = {**os.environ, "GATEWAY": gateway.url, "MODEL": "null", "JOB": job_id}
-    line = line.replace("http://127.0.0.1:8000", gateway.url).replace("smollm2-135m-instruct", "null")
-    done = subprocess.run(
-        ["bash", "-euc", line.replace("curl ", "curl --fail-with-body ", 1)],
-        env=environment, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert '"object":' in done.stdout
-    assert '"error"' not in done.stdout
-
-
-def test_there_are_some():
-    assert len(LINES) >= 7
 
 
 def test_every_address_is_documented_and_in_openapi():
