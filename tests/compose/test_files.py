@@ -89,7 +89,12 @@ def read_yaml(path):
 def test_prometheus_asks_services_that_are_there(config):
     folder = Path(mounts(config["services"]["prometheus"])["/etc/prometheus"])
     prometheus = read_yaml(folder / "prometheus.yml")
-    workers, fleet = prometheus["scrape_configs"]
+    workers, fleet, gateways = prometheus["scrape_configs"]
+    (found,) = gateways["dns_sd_configs"]
+    assert (found["names"], found["port"]) == (
+        ["gateway"],
+        config["services"]["gateway"]["ports"][0]["target"],
+    )
     (found,) = workers["dns_sd_configs"]
     assert config["services"]["worker"]["environment"]["PAGEFLEET_METRICS_PORT"] == str(found["port"])
     assert found["names"] == ["worker"]
