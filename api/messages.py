@@ -9,8 +9,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, JsonValue, model_validator
 
+from pagefleet.api.chat_message import ChatMessage, Reading, Tool
 from pagefleet.api.errors import FleetError, error_from_code
 from pagefleet.api.keys import Lane
 from pagefleet.api.logprobs import Logprob, TokenLogprobs
@@ -21,7 +22,7 @@ from pagefleet.api.sampling import (
     SamplingOptions,
     SamplingParams,
 )
-from pagefleet.api.wire_model import FIELD_FAULT, StoredModel, WireModel, wrong
+from pagefleet.api.wire_model import FIELD_FAULT, StoredModel, wrong
 
 __all__ = [
     "EVENT_KINDS",
@@ -42,11 +43,13 @@ __all__ = [
     "LogEntry",
     "Logprob",
     "ModelCard",
+    "Reading",
     "SamplingDefaults",
     "SamplingOptions",
     "SamplingParams",
     "StreamEvent",
     "TokenLogprobs",
+    "Tool",
     "WorkerStatus",
     "parse_event",
     "split_events",
@@ -75,12 +78,6 @@ class JobState(StrEnum):
         return self not in (JobState.QUEUED, JobState.RUNNING)
 
 
-class ChatMessage(WireModel):
-    role: str = Field(min_length=1, max_length=64)
-    content: str
-    name: str | None = None
-
-
 class GenerateRequest(StoredModel):
     """One generation: exactly one of ``prompt``, ``prompt_token_ids`` and ``messages``."""
 
@@ -90,6 +87,11 @@ class GenerateRequest(StoredModel):
     prompt: str | None = Field(None, max_length=10_000_000)
     prompt_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
     messages: list[ChatMessage] | None = None
+    tools: list[Tool] | None = None
+    """What the model is told that it may call."""
+    chat_template_kwargs: dict[str, JsonValue] | None = None
+    """Further variables of the chat template."""
+    reading: Reading | None = None
     sampling: SamplingParams = SamplingParams()
     structured_outputs: StructuredOutputs | None = None
     lane: Lane = "interactive"
@@ -135,6 +137,9 @@ class GenerateRequest(StoredModel):
             raise wrong(given[0], "it is empty")
         if self.echo and self.messages is not None:
             raise wrong("echo", "only a prompt can be echoed, not messages")
+        for name in ("tools", "chat_template_kwargs", "reading"):
+            if getattr(self, name) is not None and self.messages is None:
+                raise wrong(name, "only messages can have it, not a prompt")
         if self.echo and self.sampling.n * len(getattr(self, given[0])) > MAX_ECHO:
             raise wrong("echo", f"a prompt as long as this can't be echoed {self.sampling.n} times")
         return self
@@ -298,6 +303,10 @@ class ModelCard(StoredModel):
     max_tenant_depth: int = Field(2**31, gt=0)
     default_sampling: SamplingDefaults = SamplingDefaults()
     """What the model's own generation_config.json asks for where a request says nothing."""
+    tool_parser: str | None = None
+    """How the model writes its calls of tools; None: a worker that knew nothing of tools."""
+    reasoning_parser: str | None = None
+    """How it writes what it thinks before it answers; None: it doesn't."""
     fingerprint: Fingerprint
 
 

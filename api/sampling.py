@@ -121,6 +121,12 @@ class SamplingParams(WireModel):
     )
     ignore_eos: bool = Field(False, description="Generate on after an end-of-sequence token.")
     skip_special_tokens: bool = Field(True, description="Special tokens add nothing to the text.")
+    kept_special_tokens: list[_Text] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Special tokens that add to the text all the same, each as it is spelled. A text that "
+        "is no special token of the model's is passed over.",
+    )
     logprobs: int | None = Field(
         None,
         ge=0,
@@ -203,6 +209,7 @@ class SamplingOptions(TypedDict, total=False):
     include_stop_str_in_output: bool
     ignore_eos: bool
     skip_special_tokens: bool
+    kept_special_tokens: list[str]
     logprobs: int | None
     prompt_logprobs: int | None
     speculate: bool

@@ -123,6 +123,10 @@ class StreamState:
         reason = reasons[choice] if choice < len(reasons) else None
         return reason, self._choices[choice].stop_reason
 
+    def text_of(self, choice: int, num_tokens: int) -> str:
+        """What the first tokens of a choice say, as far as they have come. Only where it was to ``keep``."""
+        return "".join(self._choices[choice].texts[:num_tokens])
+
     def pop(self) -> Chunk | None:
         return self._chunks.popleft() if self._chunks else None
 

@@ -155,6 +155,10 @@ class _StreamBase:
         """Why a choice of an ended job ended, and what stopped it."""
         return self._state.finish(choice)
 
+    def text_of(self, choice: int, num_tokens: int) -> str:
+        """What the first tokens of a choice say, as far as they have come."""
+        return self._state.text_of(choice, num_tokens)
+
     def _outcome(self) -> JobResult:
         """Raises the job's error, also where the iteration has raised it before."""
         if self._state.error is not None:

@@ -1,8 +1,8 @@
 """Chat templates: conversations to text, the way the models' authors wrote them down (Jinja).
 
 A template comes with a checkpoint and is not trusted: it runs in Jinja's immutable sandbox and sees nothing
-but the messages and the names of a few special tokens. Names, filters and white-space rules are those that
-Hugging Face's templates are written for.
+but the messages, the tools, what the caller gives it and the names of a few special tokens. Names, filters
+and white-space rules are those that Hugging Face's templates are written for.
 """
 
 from __future__ import annotations
@@ -25,11 +25,20 @@ class ChatTemplate:
     """One template; compiled on first use, so that a broken one hurts only those who chat."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        self._source = source
+        self.source = source
         self._special_tokens = dict(special_tokens)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> str:
         """The text of the conversation; by default up to where the assistant's next message begins.
+
+        `variables` are the caller's own; those that are the template's by right go first.
 
         Raises InvalidRequestError with code "chat_template" where the template fails or refuses.
         """
@@ -41,11 +50,14 @@ class ChatTemplate:
             raise _failure("A conversation needs at least one message.")
         try:
             return self._template.render(
-                messages=present,
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._special_tokens,
+                {
+                    "documents": None,
+                    **(variables or {}),
+                    **self._special_tokens,
+                    "messages": present,
+                    "tools": tools or None,
+                    "add_generation_prompt": add_generation_prompt,
+                }
             )
         # The template is a program of someone else's: whatever it raises is about this request.
         except Exception as error:
@@ -59,7 +71,7 @@ class ChatTemplate:
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
-        return environment.from_string(self._source)
+        return environment.from_string(self.source)
 
 
 class _GenerationBlock(Extension):

@@ -42,7 +42,9 @@ class IncrementalDetokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer, sampling_params: SamplingParams) -> None:
-        self._decoder: TokenDecoder = tokenizer.decoder(sampling_params.skip_special_tokens)
+        self._decoder: TokenDecoder = tokenizer.decoder(
+            sampling_params.skip_special_tokens, sampling_params.kept_special_tokens
+        )
         self._stop = sampling_params.stop
         self._include_stop = sampling_params.include_stop_str_in_output
         self._min_tokens = sampling_params.min_tokens

@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,8 +80,17 @@ class HFTokenizer(Tokenizer):
     def token_name(self, token_id: int) -> str:
         return (self._tokenizer.id_to_token(token_id) if token_id >= 0 else None) or ""
 
+    @property
+    def chat_template(self) -> str | None:
+        return None if self._chat_template is None else self._chat_template.source
+
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        add_generation_prompt: bool = True,
     ) -> list[int]:
         if self._chat_template is None:
             raise InvalidRequestError(
@@ -90,17 +99,19 @@ class HFTokenizer(Tokenizer):
                 "messages",
             )
         # The template writes the special tokens itself.
-        return self.encode(
-            self._chat_template.render(messages, add_generation_prompt), add_special_tokens=False
+        text = self._chat_template.render(
+            messages, tools, variables, add_generation_prompt=add_generation_prompt
         )
+        return self.encode(text, add_special_tokens=False)
 
     def for_grammars(self, vocab_size: int, eos_token_ids: Sequence[int]) -> LLTokenizer:
         from llguidance import LLTokenizer
 
         return LLTokenizer(str(self._path), n_vocab=vocab_size, eos_token=list(eos_token_ids) or None)
 
-    def decoder(self, skip_special_tokens: bool = True) -> TokenDecoder:
+    def decoder(self, skip_special_tokens: bool = True, kept: Collection[str] = ()) -> TokenDecoder:
         skipped = self._special_ids if skip_special_tokens else frozenset[int]()
+        skipped = skipped.difference(map(self._tokenizer.token_to_id, kept))
         if self._is_byte_level:
             return _ByteLevelDecoder(self._tokenizer, skipped)
         return _WindowDecoder(self, skipped)

@@ -74,6 +74,8 @@ class SamplingParams:
     """Whether the text keeps the stop string or the stop token that ended it."""
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    kept_special_tokens: tuple[str, ...] = ()
+    """Special tokens, as they are spelled, that add to the text although the others are skipped."""
     logprobs: int | None = None
     """Of each output token: its logprob and those of so many most likely tokens. None: not computed."""
     prompt_logprobs: int | None = None
@@ -83,7 +85,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         # Frozen, so the fields that are normalised go around __setattr__.
-        for name in ("stop", "stop_token_ids", "bad_words", "allowed_token_ids"):
+        for name in ("stop", "stop_token_ids", "bad_words", "allowed_token_ids", "kept_special_tokens"):
             if getattr(self, name) is not None or name != "allowed_token_ids":
                 object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
         object.__setattr__(self, "logit_bias", _as_pairs("logit_bias", self.logit_bias))
@@ -112,6 +114,8 @@ class SamplingParams:
     def _check_lists(self) -> None:
         for text in self.stop:
             _check_text("stop", text, "it would end every text at once")
+        for text in self.kept_special_tokens:
+            _check_text("kept_special_tokens", text, "it is no token")
         for text in self.bad_words:
             _check_text("bad_words", text, "it is no word")
         for token_id in self.stop_token_ids:

@@ -6,8 +6,9 @@ Nothing here knows stop strings: see detokenizer.py.
 from __future__ import annotations
 
 import codecs
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pagefleet.engine.errors import InvalidRequestError
@@ -50,15 +51,27 @@ class Tokenizer(ABC):
     def token_bytes(self, token_id: int) -> bytes:
         """What the token spells by itself: perhaps a part of a character; b"" for ids that mean nothing."""
 
+    @property
+    def chat_template(self) -> str | None:
+        """Its source, where there is one."""
+        return None
+
     @abstractmethod
     def token_name(self, token_id: int) -> str:
         """The vocabulary's own spelling of the token, perhaps not its text; "" for ids that mean nothing."""
 
     @abstractmethod
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        add_generation_prompt: bool = True,
     ) -> list[int]:
-        """The conversation as a prompt, which by default asks for the assistant's next message.
+        """The conversation as a prompt which by default asks for the assistant's next message.
+
+        `tools` are what it may call; `variables` are for the template alone, which may know some.
 
         Raises InvalidRequestError with code "chat_template" where the template refuses the messages.
         """
@@ -71,8 +84,8 @@ class Tokenizer(ABC):
         """
 
     @abstractmethod
-    def decoder(self, skip_special_tokens: bool = True) -> TokenDecoder:
-        """A decoder for one sequence, at its start."""
+    def decoder(self, skip_special_tokens: bool = True, kept: Collection[str] = ()) -> TokenDecoder:
+        """A decoder for one sequence, at its start. The special tokens in `kept` are never skipped."""
 
 
 class ByteTokenizer(Tokenizer):
@@ -115,19 +128,31 @@ class ByteTokenizer(Tokenizer):
         return self.SPECIAL_TOKENS.get(token_id, "")
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        add_generation_prompt: bool = True,
     ) -> list[int]:
-        """`role: content` and a line end for each message, then `assistant: `."""
-        lines = [f"{_text_of(message, 'role')}: {_text_of(message, 'content')}\n" for message in messages]
-        return self.encode("".join(lines) + ("assistant: " if add_generation_prompt else ""))
+        """`role: content` and a line end for each message, then `assistant: ` and the variable `opening`.
+        What else there is, tools and variables first, stands in lines of JSON."""
+        lines = [f"{json.dumps(each)}\n" for each in (tools, variables) if each]
+        for message in messages:
+            more = {key: value for key, value in message.items() if key not in ("role", "content", "name")}
+            lines.append(f"{_text_of(message, 'role')}: {_text_of(message, 'content')}\n")
+            lines += [f"{json.dumps(more)}\n"] if more else []
+        opening = (variables or {}).get("opening", "")
+        return self.encode("".join(lines) + (f"assistant: {opening}" if add_generation_prompt else ""))
 
     def for_grammars(self, vocab_size: int, eos_token_ids: Sequence[int]) -> LLTokenizer:
         from llguidance import LLTokenizer, TokenizerWrapper
 
         return LLTokenizer(TokenizerWrapper(_Spelling()), n_vocab=vocab_size, eos_token=list(eos_token_ids))
 
-    def decoder(self, skip_special_tokens: bool = True) -> TokenDecoder:
-        return _ByteDecoder(skip_special_tokens)
+    def decoder(self, skip_special_tokens: bool = True, kept: Collection[str] = ()) -> TokenDecoder:
+        skipped = {token_id for token_id, name in self.SPECIAL_TOKENS.items() if name not in kept}
+        return _ByteDecoder(skipped if skip_special_tokens else frozenset())
 
 
 class _Spelling:
@@ -146,15 +171,15 @@ class _Spelling:
 
 
 class _ByteDecoder(TokenDecoder):
-    def __init__(self, skip_special_tokens: bool) -> None:
-        self._skip_special_tokens = skip_special_tokens
+    def __init__(self, skipped: Collection[int]) -> None:
+        self._skipped = skipped
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def step(self, token_id: int) -> str:
         if 0 <= token_id < ByteTokenizer.NUM_BYTES:
             return self._utf8.decode(bytes((token_id,)))
         special = ByteTokenizer.SPECIAL_TOKENS.get(token_id)
-        if special is None or self._skip_special_tokens:
+        if special is None or token_id in self._skipped:
             return ""
         # The special token stands between bytes: half a character before it stays half.
         return self.flush() + special

@@ -14,7 +14,7 @@ from pagefleet.api.messages import Fingerprint, ModelCard
 from pagefleet.workers.local_stack import LocalStack
 from pagefleet.workers.redis_server import RedisServer, find_server_binary
 
-NULL_WORKER = ["--model", "null", "--backend", "null", "--null-step-time", "0.005"]
+NULL_WORKER = ["--model", "null", "--backend", "null", "--null-step-time", "0.005", "--null-recites"]
 
 
 def missing_service(reason: str) -> None:

@@ -81,6 +81,7 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
             step_time_s=settings.null_step_time_s,
             token_time_s=settings.null_token_time_s,
             period=settings.null_period,
+            recites=settings.null_recites,
             weights=settings.null_weights,
             version=settings.null_version,
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pagefleet.api.messages import Fingerprint, ModelCard, SamplingDefaults
 from pagefleet.engine import LLMEngine
+from pagefleet.workers.chat_format import reasoning_parser_of, tool_parser_of
 from pagefleet.workers.settings import WorkerSettings
 
 
@@ -16,6 +17,8 @@ def make_card(settings: WorkerSettings, engine: LLMEngine) -> ModelCard:
         backend=info.fingerprint.backend,
         version=info.fingerprint.version,
     )
+    template = engine.tokenizer.chat_template
+    tools, reasoning = settings.tool_parser, settings.reasoning_parser
     aliases = dict.fromkeys([settings.model, *settings.aliases])
     return ModelCard(
         name=settings.name,
@@ -25,5 +28,11 @@ def make_card(settings: WorkerSettings, engine: LLMEngine) -> ModelCard:
         max_queue_depth=settings.max_queue_depth,
         max_tenant_depth=settings.max_tenant_depth,
         default_sampling=SamplingDefaults(**info.default_sampling),
+        tool_parser=tool_parser_of(template) if tools == "auto" else tools,
+        reasoning_parser=reasoning_parser_of(template) if reasoning == "auto" else _named(reasoning),
         fingerprint=fingerprint,
     )
+
+
+def _named(parser: str) -> str | None:
+    return None if parser == "none" else parser

@@ -6,6 +6,7 @@ The worker owns the tokenizer and the chat template; a producer knows neither.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from pagefleet.api.errors import ContextTooLong, FleetError, InvalidRequest
 from pagefleet.api.keys import LANES
@@ -23,17 +24,34 @@ from pagefleet.engine import (
 )
 from pagefleet.engine.tokenizer import Tokenizer
 from pagefleet.workers.active_choice import ActiveChoice
+from pagefleet.workers.chat_format import closed, opened_thought
+from pagefleet.workers.conversation import for_template
+
+_LAST_TOKENS: Final = 16
+"""In which a thought that the template opened stands."""
 
 
-def tokenize(request: GenerateRequest, tokenizer: Tokenizer) -> list[int]:
+def tokenize(request: GenerateRequest, tokenizer: Tokenizer, tool_parser: str | None = None) -> list[int]:
     """Raises: InvalidRequestError where the chat template refuses the messages."""
     if request.prompt_token_ids is not None:
         return request.prompt_token_ids
     if request.messages is not None:
-        messages = [message.model_dump(exclude_none=True) for message in request.messages]
-        return tokenizer.apply_chat_template(messages)
+        messages, tools = for_template(request.messages, request.tools, tool_parser)
+        token_ids = tokenizer.apply_chat_template(messages, tools, request.chat_template_kwargs)
+        opening = _opening(request, token_ids, tokenizer)
+        if opening and request.structured_outputs is not None:
+            # The text is to be what was asked for, from its first character: nothing is thought before.
+            token_ids = token_ids + tokenizer.encode(closed(opening), add_special_tokens=False)
+        return token_ids
     assert request.prompt is not None
     return tokenizer.encode(request.prompt)
+
+
+def _opening(request: GenerateRequest, prompt_token_ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """The thought that the template has begun for the model, where somebody reads it as such."""
+    if request.reading is None or request.reading.reasoning is None:
+        return ""
+    return opened_thought(tokenizer.decode(prompt_token_ids[-_LAST_TOKENS:], skip_special_tokens=False))
 
 
 def engine_request(
@@ -51,7 +69,7 @@ def engine_request(
     """
     check_fits(request, card)
     try:
-        prompt_token_ids = tokenize(request, engine.tokenizer)
+        prompt_token_ids = tokenize(request, engine.tokenizer, card.tool_parser)
     except InvalidRequestError as error:
         raise fleet_error(error) from error
     if not prompt_token_ids:
@@ -85,7 +103,10 @@ def check_prompt_logprobs(num_tokens: int, sampling: WireSamplingParams) -> None
 
 
 def echo_of(request: GenerateRequest, computed: EngineRequest, tokenizer: Tokenizer) -> str:
-    """The prompt's text, where the answer is to begin with it."""
+    """The prompt's text, where the answer is to begin with it: of a conversation, the thought that its end
+    has opened, so that the answer's text alone says what is thought."""
+    if request.messages is not None:
+        return _opening(request, list(computed.prompt_token_ids), tokenizer)
     if not request.echo:
         return ""
     if request.prompt is not None and request.truncate_prompt_tokens is None:
@@ -99,7 +120,9 @@ def _grammar(request: GenerateRequest, engine: LLMEngine) -> Grammar | None:
     try:
         return engine.compile_grammar(StructuredOutput(**request.structured_outputs.model_dump()))
     except InvalidRequestError as error:
-        raise fleet_error(error) from error
+        # Who demands a call says what it must be by the tools.
+        is_of_tools = request.reading is not None and request.reading.tools is not None
+        raise InvalidRequest(error.message, param="tools" if is_of_tools else error.param) from error
 
 
 def urgency(request: GenerateRequest) -> int:

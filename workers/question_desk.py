@@ -115,7 +115,9 @@ class QuestionDesk:
             special = True if question.add_special_tokens is None else question.add_special_tokens
             return self._tokenizer.encode(question.prompt or "", add_special_tokens=special)
         messages = [message.model_dump(exclude_none=True) for message in question.messages]
-        token_ids = self._tokenizer.apply_chat_template(messages, question.add_generation_prompt)
+        token_ids = self._tokenizer.apply_chat_template(
+            messages, add_generation_prompt=question.add_generation_prompt
+        )
         if not question.add_special_tokens:
             return token_ids
         # vLLM's: the text of the template as a text like any other.

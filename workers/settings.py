@@ -57,11 +57,25 @@ class WorkerSettings(FleetSettings):
     kv_memory: ByteSize | None = Field(
         None, gt=0, description="the KV cache's size in place of num_blocks: bytes, or as in 2GiB"
     )
+    tool_parser: Literal["auto", "hermes", "llama3", "mistral", "json"] = Field(
+        "auto",
+        description="how the model writes calls of tools; auto: as its chat template shows; json: the "
+        "template knows no tools, a system message tells it of them",
+    )
+    reasoning_parser: Literal["auto", "think", "none"] = Field(
+        "auto",
+        description="think: what stands in <think> tags is no answer; auto: as its chat template shows",
+    )
     null_step_time_s: float = Field(0.02, ge=0, description="backend null: how long a step lasts")
 
     null_token_time_s: float = Field(0.0, ge=0, description="backend null: how long a token adds to a step")
     null_period: int | None = Field(
         None, gt=0, description="backend null: its answers repeat themselves after so many tokens"
+    )
+    null_recites: bool = Field(
+        False,
+        description="backend null: where a prompt has U+0002, its answer is what stands between the last one "
+        "and U+0003",
     )
     null_weights: str = Field("null", description="backend null: which weights it pretends to have")
     null_version: str | None = Field(None, description="backend null: which version it pretends to be")

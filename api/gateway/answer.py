@@ -208,7 +208,7 @@ def _check_depth(key: ApiKey, card: ModelCard, num_jobs: int) -> None:
 
 
 def _complete(body: GenerationBody, card: ModelCard, default_max_tokens: int | None) -> dict[str, Any]:
-    fields = body.job_fields()
+    fields = body.job_fields(card)
     fields["model"] = card.name
     if body.asked_tokens is not None:
         fields["max_tokens"] = body.asked_tokens

@@ -3,57 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Final
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, NoReturn
 
-from pydantic import BeforeValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic import Field, JsonValue
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pagefleet.api.chat_message import Reading
 from pagefleet.api.gateway.answer import start
-from pagefleet.api.gateway.body import RequestBody, read_body, refuse
+from pagefleet.api.gateway.body import read_body, refuse
+from pagefleet.api.gateway.chat_message import NOT_IN_A_MESSAGE, Message
+from pagefleet.api.gateway.choice_reader import ChoiceReader, joined, special_tokens
 from pagefleet.api.gateway.context import who_asks
 from pagefleet.api.gateway.errors import ApiError
 from pagefleet.api.gateway.generation_body import GenerationBody
 from pagefleet.api.gateway.logprobs import chat_logprobs, prompt_logprobs
 from pagefleet.api.gateway.shape import Shape, finish_fields
-from pagefleet.api.messages import ChoiceResult, JobResult
+from pagefleet.api.gateway.tools import Choice, ToolBody, ToolUse
+from pagefleet.api.messages import ChoiceResult, JobResult, ModelCard
 from pagefleet.api.stream import Chunk
 
 PREFIX: Final = "chatcmpl"
 _NOT_HERE: Final = {
-    "tools": "tools are not supported",
-    "functions": "functions are not supported",
+    "functions": "functions are not supported, tools are",
+    "function_call": "function_call is not supported, tool_choice is",
     "audio": "only text is generated",
     "web_search_options": "there is no web search",
 }
-_NOT_IN_A_MESSAGE: Final = dict.fromkeys(
-    ("tool_calls", "tool_call_id", "function_call"), "tools are not supported"
-)
-"""Without them the model would read another conversation than the one that was sent."""
-
-
-def _as_text(content: Any) -> Any:
-    """Parts of text as one text; an assistant's turn may have none."""
-    if content is None:
-        return ""
-    if not isinstance(content, list):
-        return content
-    texts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind not in ("text", "refusal") or not isinstance(part.get(kind), str):
-            raise PydanticCustomError("content", "only parts of the type text are supported")
-        texts.append(part[kind])
-    return "".join(texts)
-
-
-class Message(RequestBody):
-    role: str = Field(min_length=1, max_length=64)
-    content: Annotated[
-        str, BeforeValidator(_as_text, json_schema_input_type=str | list[dict[str, str]] | None)
-    ] = ""
-    name: str | None = None
 
 
 class ChatBody(GenerationBody):
@@ -61,13 +38,23 @@ class ChatBody(GenerationBody):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    tools: list[ToolBody] | None = None
+    tool_choice: Choice | None = None
+    parallel_tool_calls: bool | None = Field(None, description="false: one call in each choice at most")
+    chat_template_kwargs: dict[str, JsonValue] | None = Field(
+        None, description="variables of the model's chat template, as enable_thinking"
+    )
 
     @property
     def asked_tokens(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
-    def job_fields(self) -> dict[str, Any]:
-        fields = super().job_fields()
+    def reading(self, card: ModelCard) -> Reading | None:
+        """How this model's answer is to be read. Raises: ApiError."""
+        return ToolUse(self.tools, self.tool_choice).reading(card, self.parallel_tool_calls is not False)
+
+    def job_fields(self, card: ModelCard) -> dict[str, Any]:
+        fields = super().job_fields(card)
         fields.pop("logprobs", None)
         if self.logprobs:
             fields["logprobs"] = self.top_logprobs or 0
@@ -75,21 +62,50 @@ class ChatBody(GenerationBody):
             raise ApiError(
                 400, "top_logprobs: logprobs must be true for it.", param="top_logprobs", code="invalid_value"
             )
-        messages = [{"role": each.role, "content": each.content, "name": each.name} for each in self.messages]
-        fields["messages"] = [{k: v for k, v in each.items() if v is not None} for each in messages]
-        return fields
+        fields["messages"] = [each.told(f"messages[{index}].") for index, each in enumerate(self.messages)]
+        if self.chat_template_kwargs:
+            fields["chat_template_kwargs"] = self.chat_template_kwargs
+        return {**fields, **self._tool_fields(card, fields.get("structured_outputs"))}
+
+    def _tool_fields(self, card: ModelCard, structured: Any) -> dict[str, Any]:
+        """Raises: ApiError."""
+        use = ToolUse(self.tools, self.tool_choice)
+        if use.mode == "auto" and structured is not None:
+            _refuse_beside_tools(self, "the model could never call one: demand it with tool_choice")
+        if use.is_demanded and structured is not None and self.response_format is None:
+            _refuse_beside_tools(self, "the answer will be a call")
+        fields: dict[str, Any] = {"tools": use.told(), "reading": self.reading(card)}
+        if fields["reading"] is not None:
+            kept = self.kept_special_tokens or ()
+            fields["kept_special_tokens"] = [*kept, *special_tokens(fields["reading"])]
+        grammar = use.grammar(self.parallel_tool_calls is not False)
+        if grammar is not None:
+            # A format is of what is said in words, and here nothing is.
+            fields["structured_outputs"] = grammar
+        return {name: value for name, value in fields.items() if value is not None}
 
 
+def _refuse_beside_tools(body: ChatBody, reason: str) -> NoReturn:
+    given = ("response_format", "structured_outputs")
+    param = next((name for name in given if getattr(body, name) is not None), "guided_json")
+    raise ApiError(400, f"{param}: not beside these tools: {reason}.", param=param, code="invalid_value")
+
+
+@dataclass(frozen=True, slots=True)
 class ChatShape(Shape):
-    __slots__ = ()
+    reading: Reading | None = None
+
     chunk_object: ClassVar[str] = "chat.completion.chunk"
     whole_object: ClassVar[str] = "chat.completion"
+
+    def reader(self, choice: int) -> ChoiceReader | None:
+        return None if self.reading is None else ChoiceReader(self.reading, self.answer_id, choice)
 
     def opening(self, choice: int) -> dict[str, Any]:
         return _chunk_choice(choice, {"role": "assistant", "content": ""})
 
-    def tokens(self, choice: int, chunk: Chunk) -> dict[str, Any]:
-        said = _chunk_choice(choice, {"content": chunk.text})
+    def tokens(self, choice: int, chunk: Chunk, delta: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        said = _chunk_choice(choice, {"content": chunk.text} if delta is None else delta)
         if chunk.logprobs is not None:
             said["logprobs"] = chat_logprobs(chunk.logprobs)
         if self.wants_token_ids:
@@ -98,15 +114,19 @@ class ChatShape(Shape):
             said["prompt_logprobs"] = prompt_logprobs(chunk.prompt_logprobs)
         return said
 
+    def rest(self, choice: int, delta: Mapping[str, Any]) -> dict[str, Any]:
+        return _chunk_choice(choice, delta)
+
     def finish(self, choice: int, reason: str | None, stop_reason: str | int | None) -> dict[str, Any]:
         return {**_chunk_choice(choice, {}), **finish_fields(reason, stop_reason)}
 
     def choice(self, choice: int, result: ChoiceResult, job: JobResult) -> dict[str, Any]:
+        message, reason = self._message(choice, result)
         said = {
             "index": choice,
-            "message": {"role": "assistant", "content": result.text, "refusal": None},
+            "message": message,
             "logprobs": None if result.logprobs is None else chat_logprobs(result.logprobs),
-            **finish_fields(result.finish_reason, result.stop_reason),
+            **finish_fields(reason, result.stop_reason),
         }
         if self.wants_token_ids:
             said["token_ids"] = result.token_ids
@@ -114,8 +134,19 @@ class ChatShape(Shape):
             said["prompt_logprobs"] = prompt_logprobs(job.prompt_logprobs)
         return said
 
+    def _message(self, choice: int, result: ChoiceResult) -> tuple[dict[str, Any], str | None]:
+        """What was said, and why it ended."""
+        reader = self.reader(choice)
+        if reader is None:
+            return {"role": "assistant", "content": result.text, "refusal": None}, result.finish_reason
+        message = {"role": "assistant", "content": None, "refusal": None}
+        message |= joined([reader.feed(result.text), reader.end()])
+        if "tool_calls" not in message and "reasoning_content" not in message:
+            message["content"] = message["content"] or ""
+        return message, reader.finish_reason(result.finish_reason)
 
-def _chunk_choice(choice: int, delta: dict[str, Any]) -> dict[str, Any]:
+
+def _chunk_choice(choice: int, delta: Mapping[str, Any]) -> dict[str, Any]:
     return {"index": choice, "delta": delta, "logprobs": None, "finish_reason": None}
 
 
@@ -124,9 +155,11 @@ async def create(request: Request) -> Response:
     body = await read_body(request, ChatBody, gateway.settings)
     refuse(body, _NOT_HERE)
     for index, message in enumerate(body.messages):
-        refuse(message, _NOT_IN_A_MESSAGE, f"messages[{index}].")
+        refuse(message, NOT_IN_A_MESSAGE, f"messages[{index}].")
     answer, card = await start(gateway, key, body, [{}], PREFIX, default_max_tokens=None)
-    shape = ChatShape(answer.answer_id, card.name, wants_token_ids=bool(body.return_token_ids))
+    shape = ChatShape(
+        answer.answer_id, card.name, wants_token_ids=bool(body.return_token_ids), reading=body.reading(card)
+    )
     if body.stream:
         return answer.stream(shape, include_usage=body.includes_usage)
     if body.background:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import BeforeValidator
@@ -18,7 +19,7 @@ from pagefleet.api.gateway.job_ids import MAX_PROMPTS
 from pagefleet.api.gateway.logprobs import completion_logprobs, prompt_logprobs
 from pagefleet.api.gateway.shape import Shape, finish_fields
 from pagefleet.api.logprobs import TokenLogprobs
-from pagefleet.api.messages import ChoiceResult, JobResult
+from pagefleet.api.messages import ChoiceResult, JobResult, ModelCard
 from pagefleet.api.stream import Chunk
 
 PREFIX: Final = "cmpl"
@@ -56,8 +57,8 @@ class CompletionBody(GenerationBody):
     logprobs: int | None = None
     best_of: int | None = None
 
-    def job_fields(self) -> dict[str, Any]:
-        fields = super().job_fields()
+    def job_fields(self, card: ModelCard) -> dict[str, Any]:
+        fields = super().job_fields(card)
         if self.echo:
             fields["echo"] = True
             if self.logprobs is not None:
@@ -90,7 +91,7 @@ class CompletionShape(Shape):
     def opening(self, choice: int) -> None:
         return None
 
-    def tokens(self, choice: int, chunk: Chunk) -> dict[str, Any]:
+    def tokens(self, choice: int, chunk: Chunk, delta: Mapping[str, Any] | None = None) -> dict[str, Any]:
         said = _choice(choice, chunk.text)
         if chunk.logprobs is not None:
             said["logprobs"] = self._logprobs(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, ClassVar, Final
 
-from pydantic import BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import BeforeValidator, Field, JsonValue
 
 from pagefleet.api.gateway.body import RequestBody
 from pagefleet.api.gateway.errors import ApiError
-from pagefleet.api.messages import MAX_SEED
+from pagefleet.api.messages import MAX_SEED, ModelCard
 from pagefleet.api.sampling import SamplingParams
 
 _MOST_URGENT: Final = -4
@@ -28,11 +28,16 @@ class StreamOptions(RequestBody):
     include_usage: bool | None = None
 
 
-class ResponseFormat(RequestBody):
-    model_config = ConfigDict(populate_by_name=True)
+class JsonSchema(RequestBody):
+    name: str | None = None
+    description: str | None = None
+    schema_: JsonValue = Field(None, alias="schema")
+    strict: bool | None = Field(None, description="no effect: it is always kept")
 
+
+class ResponseFormat(RequestBody):
     type: str
-    json_schema: dict[str, JsonValue] | None = None
+    json_schema: JsonSchema | None = None
 
 
 class GenerationBody(RequestBody):
@@ -83,6 +88,7 @@ class GenerationBody(RequestBody):
     guided_grammar: str | None = None
 
     # Ours.
+    kept_special_tokens: list[str] | None = None
     typical_p: float | None = None
     background: bool | None = Field(None, description="goes on although its client is gone")
     deadline_s: float | None = Field(None, description="seconds until the job is given up")
@@ -105,8 +111,8 @@ class GenerationBody(RequestBody):
         """How long the answer may be, where the request says it."""
         return self.max_tokens
 
-    def job_fields(self) -> dict[str, Any]:
-        """As a job calls them. Raises: ApiError."""
+    def job_fields(self, card: ModelCard) -> dict[str, Any]:
+        """As a job of this model calls them. Raises: ApiError."""
         names = (*(SamplingParams.model_fields.keys() & type(self).model_fields.keys()), *self.same)
         fields = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.seed is not None:
@@ -145,7 +151,7 @@ class GenerationBody(RequestBody):
                 param="response_format.type",
                 code="invalid_value",
             )
-        schema = (wanted.json_schema or {}).get("schema")
+        schema = None if wanted.json_schema is None else wanted.json_schema.schema_
         if schema is None:
             param = "response_format.json_schema.schema"
             raise ApiError(400, f"{param}: it is missing.", param=param, code="missing_required_parameter")

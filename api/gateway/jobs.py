@@ -73,7 +73,9 @@ async def stream(request: Request) -> Response:
     try:
         for index, job_id in enumerate(jobs_of(answer_id)):
             after = position.counts[index * num_choices : (index + 1) * num_choices]
-            streams.append(await gateway.fleet.attach(job_id, after=after, timeout=None, keep=False))
+            # What the reader has had is read once more where that decides what comes next.
+            keep = shape.reader(0) is not None
+            streams.append(await gateway.fleet.attach(job_id, after=after, timeout=None, keep=keep))
     except BaseException:
         await _close(streams)
         raise
@@ -131,7 +133,9 @@ def _shape(answer_id: str, record: JobRecord, *, wants_token_ids: bool = False) 
     except ProtocolError:
         return completions.CompletionShape(answer_id, record.model, wants_token_ids=wants_token_ids)
     if request.messages is not None:
-        return chat_completions.ChatShape(answer_id, record.model, wants_token_ids=wants_token_ids)
+        return chat_completions.ChatShape(
+            answer_id, record.model, wants_token_ids=wants_token_ids, reading=request.reading
+        )
     return completions.CompletionShape(
         answer_id, record.model, echo=request.echo, wants_token_ids=wants_token_ids
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from pagefleet.api.errors import FleetError
 from pagefleet.api.gateway import sse
+from pagefleet.api.gateway.choice_reader import ChoiceReader
 from pagefleet.api.gateway.errors import api_error
 from pagefleet.api.gateway.shape import Shape, usage
 from pagefleet.api.gateway.together import together
@@ -40,6 +41,8 @@ class Relay:
         self._position = position
         self._keep_alive_s = keep_alive_s
         self._finished: set[int] = set()
+        self._readers = [shape.reader(choice) for choice in range(len(position.counts))]
+        self._unread = {choice for choice, count in enumerate(position.counts) if count > 0}
         # An id counts what stands in the events up to its own: whoever moves the position writes its event
         # before anybody else does. In the order of asking, so that no job waits for another one's end.
         self._turn = asyncio.Lock()
@@ -92,11 +95,23 @@ class Relay:
 
     async def _send_tokens(self, choice: int, chunk: Chunk, write: Write) -> None:
         async with self._turn:
+            reader = self._reader(choice)
             self._position.counts[choice] = chunk.end
-            if chunk.text or chunk.logprobs or chunk.prompt_logprobs or self._position.token_ids:
-                await self._send([self._shape.tokens(choice, chunk)], write)
+            delta = None if reader is None else reader.feed(chunk.text)
+            is_said = bool(chunk.text if delta is None else delta)
+            if is_said or chunk.logprobs or chunk.prompt_logprobs or self._position.token_ids:
+                await self._send([self._shape.tokens(choice, chunk, delta)], write)
             if chunk.finish_reason is not None:
                 await self._finish(choice, chunk.finish_reason, self._stop_reason(choice), write)
+
+    def _reader(self, choice: int) -> ChoiceReader | None:
+        """The choice's, once it has read what the client has had already."""
+        reader, index = self._readers[choice], choice // self.num_choices
+        if reader is not None and choice in self._unread:
+            self._unread.remove(choice)
+            had = self._position.counts[choice]
+            reader.feed(self.streams[index].text_of(choice % self.num_choices, had))
+        return reader
 
     def _stop_reason(self, choice: int) -> str | int | None:
         index, own = divmod(choice, self.num_choices)
@@ -105,9 +120,17 @@ class Relay:
     async def _finish(
         self, choice: int, reason: str | None, stop_reason: str | int | None, write: Write
     ) -> None:
-        if choice not in self._finished:
-            self._finished.add(choice)
-            await self._send([self._shape.finish(choice, reason, stop_reason)], write)
+        if choice in self._finished:
+            return
+        self._finished.add(choice)
+        reader = self._reader(choice)
+        if reader is not None:
+            rest = reader.end()
+            if rest and choice not in self._position.ended:
+                self._position = self._position._replace(ended=self._position.ended | {choice})
+                await self._send([self._shape.rest(choice, rest)], write)
+            reason = reader.finish_reason(reason)
+        await self._send([self._shape.finish(choice, reason, stop_reason)], write)
 
     async def _send(self, choices: list[dict[str, Any]], write: Write, **more: Any) -> None:
         data = {"choices": choices, **self._usage, **more}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
+from pagefleet.api.gateway.choice_reader import ChoiceReader
 from pagefleet.api.gateway.job_ids import created_at
 from pagefleet.api.messages import ChoiceResult, JobResult
 from pagefleet.api.stream import Chunk
@@ -56,9 +57,17 @@ class Shape(ABC):
     def opening(self, choice: int) -> dict[str, Any] | None:
         """What a stream says of a choice before its first token."""
 
+    def reader(self, choice: int) -> ChoiceReader | None:
+        """What tells a choice's text apart; None where all of it is one field. A new one for each reading."""
+        return None
+
     @abstractmethod
-    def tokens(self, choice: int, chunk: Chunk) -> dict[str, Any]:
-        """What a stream says of some of its tokens."""
+    def tokens(self, choice: int, chunk: Chunk, delta: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What a stream says of some of its tokens; ``delta``: as the reader has told their text apart."""
+
+    def rest(self, choice: int, delta: Mapping[str, Any]) -> dict[str, Any]:
+        """What the reader had kept for the end."""
+        raise NotImplementedError
 
     @abstractmethod
     def finish(self, choice: int, reason: str | None, stop_reason: str | int | None) -> dict[str, Any]:

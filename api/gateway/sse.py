@@ -1,7 +1,8 @@
 """Server-sent events: how one is written, and what its id says.
 
-An id says how many tokens of each choice a reader has with it, ``12`` or ``12.9.14``, and after them a letter
-for each thing that the rest of the stream must not forget.
+An id says how many tokens of each choice a reader has with it, ``12`` or ``12.9.14``, an ``e`` behind a
+choice whose end has said something more, and after all of them a letter for each thing that the rest of the
+stream must not forget.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ HEADERS: Final = {
     # nginx would collect the events.
     "x-accel-buffering": "no",
 }
-_ID: Final = re.compile(r"(?P<counts>[0-9]{1,8}(?:\.[0-9]{1,8}){0,65535})(?P<flags>[a-z]{0,8})")
+_ID: Final = re.compile(r"(?P<counts>[0-9]{1,8}e?(?:\.[0-9]{1,8}e?){0,65535})(?P<flags>[a-z]{0,8})")
 # In ASCII: some clients take U+2028 and the like for ends of lines.
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 _FLAGS: Final = {"u": "usage", "t": "token_ids"}
@@ -30,10 +31,15 @@ class Position(NamedTuple):
     counts: list[int]
     usage: bool = False
     token_ids: bool = False
+    ended: frozenset[int] = frozenset()
+    """Choices of which the reader also has what was kept for the end."""
 
     def __str__(self) -> str:
         flags = "".join(letter for letter, name in _FLAGS.items() if getattr(self, name))
-        return ".".join(map(str, self.counts)) + flags
+        if not self.ended:
+            return ".".join(map(str, self.counts)) + flags
+        ends = ("e" if choice in self.ended else "" for choice in range(len(self.counts)))
+        return ".".join(f"{count}{end}" for count, end in zip(self.counts, ends, strict=True)) + flags
 
 
 def parse_position(text: str) -> Position | None:
@@ -42,7 +48,9 @@ def parse_position(text: str) -> Position | None:
     if found is None:
         return None
     options = {name: letter in found["flags"] for letter, name in _FLAGS.items()}
-    return Position([int(count) for count in found["counts"].split(".")], **options)
+    counts = found["counts"].split(".")
+    ended = frozenset(choice for choice, count in enumerate(counts) if count.endswith("e"))
+    return Position([int(count.rstrip("e")) for count in counts], **options, ended=ended)
 
 
 def event(data: dict[str, Any], event_id: object | None = None, *, head: str = "") -> bytes:

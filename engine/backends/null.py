@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NullExecutor", "load", "null_token"]
 
+BEGIN_RECITAL, END_RECITAL = 2, 3
+"""The bytes STX and ETX."""
 FIRST_PRINTABLE = 0x20
 NUM_PRINTABLE = 95
 
@@ -38,7 +40,9 @@ class NullExecutor(Executor):
         token_time_s: float = 0.0,
         vocab_size: int = MIN_NULL_VOCAB_SIZE,
         period: int | None = None,
+        recites: bool = False,
     ) -> None:
+        self._recites = recites
         self._step_time_s = step_time_s
         self._period = period
         self._token_time_s = token_time_s
@@ -66,9 +70,9 @@ class NullExecutor(Executor):
         if not entry.is_sampled:
             return Sampled(prompt_logprobs=prompt)
         first = sequence.num_output_tokens
-        sampled = [
-            null_token(sequence.seed, sequence.choice, position, self._period)
-            for position in range(first, first + len(drafted) + 1)
+        positions = range(first, first + len(drafted) + 1)
+        sampled = self._recited(sequence, positions) or [
+            null_token(sequence.seed, sequence.choice, position, self._period) for position in positions
         ]
         if sequence.grammar is not None:
             sampled = self._within_grammar(entry, sampled)
@@ -76,6 +80,18 @@ class NullExecutor(Executor):
         num_top = sequence.sampling_params.logprobs
         logprobs = () if num_top is None else tuple(_certain(token_id, num_top) for token_id in token_ids)
         return Sampled(token_ids, logprobs, prompt)
+
+    def _recited(self, sequence: Sequence, positions: range) -> list[int]:
+        """What the prompt asks to be said, then the end of sequence; nothing where it asks nothing."""
+        prompt = sequence.token_ids[: sequence.num_prompt_tokens] if self._recites else []
+        if BEGIN_RECITAL not in prompt:
+            return []
+        begin = len(prompt) - prompt[::-1].index(BEGIN_RECITAL)
+        end = prompt.index(END_RECITAL, begin) if END_RECITAL in prompt[begin:] else len(prompt)
+        said = prompt[begin:end]
+        return [
+            said[position] if position < len(said) else ByteTokenizer.EOS_TOKEN_ID for position in positions
+        ]
 
     def _within_grammar(self, entry: ScheduledSequence, token_ids: list[int]) -> list[int]:
         """Of the tokens that may come, those picked by the ones that would have come otherwise."""
@@ -87,7 +103,8 @@ class NullExecutor(Executor):
         packed = self._masks.start([entry])
         assert packed is not None
         masks: list[list[int]] = packed().tolist()
-        return [_pick(mask, token_id) for mask, token_id in zip(masks, token_ids, strict=True)]
+        pick = _nearest if self._recited(entry.sequence, range(1)) else _pick
+        return [pick(mask, token_id) for mask, token_id in zip(masks, token_ids, strict=True)]
 
     def _wait_for_end_of_step(self, num_tokens: int) -> None:
         """Keep the cadence while the host keeps up: its work hides in the step, as beside a real device."""
@@ -99,9 +116,18 @@ class NullExecutor(Executor):
             time.sleep(self._step_ends_at - now)
 
 
+def _allowed(mask: list[int]) -> list[int]:
+    return [number * 32 + bit for number, word in enumerate(mask) for bit in range(32) if word >> bit & 1]
+
+
 def _pick(mask: list[int], token_id: int) -> int:
-    allowed = [number * 32 + bit for number, word in enumerate(mask) for bit in range(32) if word >> bit & 1]
+    allowed = _allowed(mask)
     return allowed[token_id % len(allowed)]
+
+
+def _nearest(mask: list[int], token_id: int) -> int:
+    """The token itself, where it may come."""
+    return token_id if mask[token_id // 32] >> token_id % 32 & 1 else _pick(mask, token_id)
 
 
 def null_token(seed: int, choice: int, position: int, period: int | None = None) -> int:
@@ -147,7 +173,9 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
         ),
     )
     loaded = LoadedModel(
-        NullExecutor(options.step_time_s, options.token_time_s, options.vocab_size, options.period),
+        NullExecutor(
+            options.step_time_s, options.token_time_s, options.vocab_size, options.period, options.recites
+        ),
         ByteTokenizer(options.vocab_size),
         info,
     )

@@ -372,6 +372,9 @@ class TestTheEngineAgrees:
             ("ignore_eos", 1, False),
             ("include_stop_str_in_output", "yes", False),
             ("skip_special_tokens", False, True),
+            ("kept_special_tokens", ["<tool_call>"], True),
+            ("kept_special_tokens", [""], False),
+            ("kept_special_tokens", 1, False),
         ],
     )
     def test_the_same_boundaries(self, name, value, accepted):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given, settings
@@ -21,7 +23,7 @@ class ChunkTokenizer(ByteTokenizer):
         super().__init__()
         self._pieces = pieces
 
-    def decoder(self, skip_special_tokens: bool = True) -> TokenDecoder:
+    def decoder(self, skip_special_tokens: bool = True, kept: Collection[str] = ()) -> TokenDecoder:
         return _ChunkDecoder(self._pieces)
 
 
@@ -112,9 +114,19 @@ def test_special_tokens_are_text_only_where_asked_for():
     assert [detokenizer.append(token_id).text for token_id in token_ids] == ["a", "<|eos|>", "b"]
 
 
+def test_some_special_tokens_are_text_where_the_others_are_not():
+    token_ids = [TOKENIZER.BOS_TOKEN_ID, *b"a", TOKENIZER.EOS_TOKEN_ID, *b"b"]
+    detokenizer = IncrementalDetokenizer(TOKENIZER, SamplingParams(kept_special_tokens=["<|eos|>", "none"]))
+    assert [detokenizer.append(token_id).text for token_id in token_ids] == ["", "a", "<|eos|>", "b"]
+
+
 def test_the_byte_tokenizer_has_a_chat_template_that_refuses_what_is_no_text():
     token_ids = TOKENIZER.apply_chat_template([{"role": "user", "content": "hi"}])
     assert TOKENIZER.decode(token_ids) == "user: hi\nassistant: "
+    tools, variables = [{"type": "function"}], {"opening": "<think>"}
+    assert TOKENIZER.decode(
+        TOKENIZER.apply_chat_template([{"role": "a", "content": "b", "tool_call_id": "7"}], tools, variables)
+    ) == ('[{"type": "function"}]\n{"opening": "<think>"}\na: b\n{"tool_call_id": "7"}\nassistant: <think>')
     with pytest.raises(InvalidRequestError, match="'content'") as raised:
         TOKENIZER.apply_chat_template([{"role": "user", "content": [1]}])
     assert raised.value.code == "chat_template"

@@ -16,9 +16,7 @@ from pagefleet.workers.engine_loop import wait_until
 
 HI = [{"role": "user", "content": "Hi"}]
 IMAGE = {"role": "user", "content": [{"type": "image_url"}]}
-CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function"}]}
 OLD_CALL = {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}
-TOOLS_WORD = {"role": "tool", "content": "4", "tool_call_id": "1"}
 NO_SCHEMA = ("response_format.json_schema.schema", "missing_required_parameter")
 BAD_SCHEMA = {"type": "json_schema", "json_schema": {"schema": {"type": "nope"}}}
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -52,9 +50,6 @@ def error_of(reply):
         (CHAT, {"logprobs": True, "top_logprobs": 21}, "logprobs", "invalid_value"),
         (CHAT, {"stop": [1]}, "stop[0]", "invalid_type"),
         (CHAT, {"logit_bias": {"x": 1}}, "logit_bias.x", "invalid_value"),
-        (CHAT, {"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
-        (CHAT, {"messages": [*HI, CALL]}, "messages[1].tool_calls", "unsupported_parameter"),
-        (CHAT, {"messages": [TOOLS_WORD]}, "messages[0].tool_call_id", "unsupported_parameter"),
         (CHAT, {"messages": [OLD_CALL]}, "messages[0].function_call", "unsupported_parameter"),
         (CHAT, {"priority": 9}, "priority", "invalid_type"),
         (CHAT, {"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
@@ -137,15 +132,29 @@ def test_unknown_fields_are_named_or_refused(http, narrow):
 def test_unknown_fields_inside_others_too(http, narrow):
     body = {
         "model": "null",
-        "messages": [{"role": "user", "content": "Hi", "colour": "red", "tool_calls": None}],
+        "messages": [
+            {"role": "user", "content": "Hi", "colour": "red", "function_call": None},
+            {"role": "user", "content": [{"type": "text", "text": "Hi", "cache_control": {}}]},
+            {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "x": 1}, "index": 0}]},
+        ],
         "max_tokens": 1,
         "stream_options": {"bar": 1},
+        "tools": [{"type": "function", "function": {"name": "f", "return": {}}, "defer": True}],
+        "tool_choice": {"type": "auto", "hard": True},
     }
     reply = http.post(CHAT, json=body)
     ignored = set(reply.headers["x-pagefleet-ignored"].split(", "))
-    assert ignored == {"messages[0].colour", "messages[0].tool_calls", "stream_options.bar"}
+    assert ignored == {
+        "messages[0].colour", "messages[0].function_call", "messages[1].content[0].cache_control",
+        "messages[2].tool_calls[0].index", "messages[2].tool_calls[0].function.x", "stream_options.bar",
+        "tools[0].defer", "tools[0].function.return", "tool_choice.hard",
+    }  # fmt: skip
     error = error_of(httpx.post(narrow.url + CHAT, json=body))
     assert (error["param"], error["code"]) == ("stream_options.bar", "unknown_parameter")
+    body = {"model": "null", "messages": HI, "response_format": {"type": "json_schema"}}
+    body["response_format"]["json_schema"] = {"name": "x", "schema": {"enum": [1]}, "colour": 1}
+    reply = http.post(CHAT, json=body)
+    assert reply.headers["x-pagefleet-ignored"] == "response_format.json_schema.colour"
 
 
 def test_a_body_that_is_too_large(narrow):

@@ -35,6 +35,7 @@ EVERY_PARAMETER = {
     "include_stop_str_in_output": True,
     "ignore_eos": True,
     "skip_special_tokens": False,
+    "kept_special_tokens": ["<|eos|>"],
     "logprobs": 3,
     "prompt_logprobs": 0,
     "speculate": False,

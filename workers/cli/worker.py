@@ -41,8 +41,19 @@ logger = logging.getLogger(__name__)
     "--null-token-time", "null_token_time_s", type=float, help="Backend null: seconds a token adds."
 )
 @click.option("--null-period", type=int, help="Backend null: answers repeat after so many tokens.")
+@click.option("--null-recites", is_flag=True, default=None, help="Backend null: says what a prompt asks for.")
 @click.option("--null-weights", help="Backend null: which weights its fingerprint names.")
 @click.option("--null-version", help="Backend null: which version its fingerprint names.")
+@click.option(
+    "--tool-parser",
+    type=click.Choice(["auto", "hermes", "llama3", "mistral", "json"]),
+    help="How the model writes calls of tools; by default as its chat template shows.",
+)
+@click.option(
+    "--reasoning-parser",
+    type=click.Choice(["auto", "think", "none"]),
+    help="How it writes what it thinks; by default as its chat template shows.",
+)
 @click.option("--max-queue-depth", type=int, help="Open jobs of one lane before QueueFull.")
 @click.option("--max-tenant-depth", type=int, help="Open jobs of one tenant in a lane before QueueFull.")
 @click.option("--lease-seconds", "lease_s", type=float, help="Without a beat for so long it counts as dead.")
