@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from pagefleet.api.gateway.api_keys import ApiKey
 from pagefleet.api.gateway.authentication import check_model
 from pagefleet.api.gateway.body import RequestBody, ignored_headers, read_body, refuse
-from pagefleet.api.gateway.chat_completions import Message
+from pagefleet.api.gateway.chat_message import Message
 from pagefleet.api.gateway.context import Gateway, who_asks
 from pagefleet.api.gateway.rate_limit import rate_headers
 
