@@ -52,7 +52,9 @@ class HFTokenizer(Tokenizer):
         added = self._tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._is_byte_level = _is_byte_level(json.loads(path.read_text(encoding="utf-8")).get("decoder"))
-        self._chat_template = _chat_template(folder)
+        templates = _chat_templates(folder)
+        self._chat_template = templates.get("default")
+        self._tool_template = templates.get("tool_use", self._chat_template)
 
     @property
     def vocab_size(self) -> int:
@@ -82,7 +84,7 @@ class HFTokenizer(Tokenizer):
 
     @property
     def chat_template(self) -> str | None:
-        return None if self._chat_template is None else self._chat_template.source
+        return None if self._tool_template is None else self._tool_template.source
 
     def apply_chat_template(
         self,
@@ -92,16 +94,15 @@ class HFTokenizer(Tokenizer):
         *,
         add_generation_prompt: bool = True,
     ) -> list[int]:
-        if self._chat_template is None:
+        template = self._tool_template if tools else self._chat_template
+        if template is None:
             raise InvalidRequestError(
                 "This model has no chat template; send a prompt instead of messages.",
                 "chat_template",
                 "messages",
             )
         # The template writes the special tokens itself.
-        text = self._chat_template.render(
-            messages, tools, variables, add_generation_prompt=add_generation_prompt
-        )
+        text = template.render(messages, tools, variables, add_generation_prompt=add_generation_prompt)
         return self.encode(text, add_special_tokens=False)
 
     def for_grammars(self, vocab_size: int, eos_token_ids: Sequence[int]) -> LLTokenizer:
@@ -199,15 +200,17 @@ def _is_byte_level(decoder: Mapping[str, Any] | None) -> bool:
     return bool(decoder["type"] == "ByteLevel")
 
 
-def _chat_template(folder: Path) -> ChatTemplate | None:
+def _chat_templates(folder: Path) -> dict[str, ChatTemplate]:
+    """By name: plain chat uses "default", one with tools "tool_use" where there is one."""
     config = _read_json(folder / "tokenizer_config.json")
     special_tokens = {name: _content(config[name]) for name in SPECIAL_TOKEN_NAMES if config.get(name)}
     path = folder / "chat_template.jinja"
     source = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
     if isinstance(source, list):
-        # Several by name; plain chat uses the default one.
-        source = {entry["name"]: entry["template"] for entry in source}.get("default")
-    return ChatTemplate(source, special_tokens) if source else None
+        sources = {entry["name"]: entry["template"] for entry in source}
+    else:
+        sources = {"default": source} if source else {}
+    return {name: ChatTemplate(each, special_tokens) for name, each in sources.items()}
 
 
 def _content(token: str | Mapping[str, Any]) -> str:

@@ -31,6 +31,7 @@ _NOT_HERE: Final = {
     "audio": "only text is generated",
     "web_search_options": "there is no web search",
 }
+_TEMPLATES_OWN: Final = frozenset({"messages", "tools", "add_generation_prompt"})
 
 
 class ChatBody(GenerationBody):
@@ -64,8 +65,15 @@ class ChatBody(GenerationBody):
             )
         fields["messages"] = [each.told(f"messages[{index}].") for index, each in enumerate(self.messages)]
         if self.chat_template_kwargs:
-            fields["chat_template_kwargs"] = self.chat_template_kwargs
+            fields["chat_template_kwargs"] = self._variables(self.chat_template_kwargs)
         return {**fields, **self._tool_fields(card, fields.get("structured_outputs"))}
+
+    def _variables(self, given: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        """Raises: ApiError: one that would be passed over."""
+        for name in given.keys() & _TEMPLATES_OWN:
+            param = f"chat_template_kwargs.{name}"
+            raise ApiError(400, f"{param}: it is the template's own.", param=param, code="invalid_value")
+        return given
 
     def _tool_fields(self, card: ModelCard, structured: Any) -> dict[str, Any]:
         """Raises: ApiError."""

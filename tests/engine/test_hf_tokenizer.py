@@ -170,6 +170,32 @@ def test_templates_find_what_they_are_written_for(byte_fallback, tmp_path):
     assert rendered == '<s>{"role": "system", "content": "<é>"}!'
 
 
+def test_tools_and_variables_reach_a_template(byte_fallback, tmp_path):
+    """And where a checkpoint has a template for tools, they do it with that one."""
+    plain = "{% for m in messages %}{{ m.tool_calls }}{% endfor %}{{ tools }}{{ thinking }}{{ bos_token }}"
+    named = [{"name": "default", "template": plain}, {"name": "tool_use", "template": "with {{ tools }}"}]
+    tokenizer = with_template(byte_fallback, tmp_path, named)
+    messages, tools = [{"role": "a", "tool_calls": [1]}], [{"type": "function"}]
+    variables = {"thinking": False, "bos_token": "x", "tools": 1}
+    said = tokenizer.decode(tokenizer.apply_chat_template(messages, None, variables))
+    assert said == "[1]NoneFalse", "a template's own names are not a caller's to set"
+    assert tokenizer.decode(tokenizer.apply_chat_template(messages, tools)) == "with [{'type': 'function'}]"
+    assert tokenizer.chat_template == "with {{ tools }}"
+
+
+def test_some_special_tokens_are_kept(byte_fallback, tokenizer):
+    """For either kind of vocabulary."""
+    for each, special in ((byte_fallback, ("<s>", "</s>")), (tokenizer, ("<|im_start|>", "<|im_end|>"))):
+        token_ids = [
+            token_id
+            for part in (special[0], "the cat", special[1])
+            for token_id in each.encode(part, add_special_tokens=False)
+        ]
+        decoder = each.decoder(kept=[special[1], "no token"])
+        text = "".join(map(decoder.step, token_ids)) + decoder.flush()
+        assert text.strip() == f"the cat{special[1]}"
+
+
 @pytest.mark.parametrize(
     ("template", "reason"),
     [

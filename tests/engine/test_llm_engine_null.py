@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +30,7 @@ from pagefleet.engine.executor import Executor
 from pagefleet.engine.outputs import Sampled
 from pagefleet.engine.scheduler import ScheduledSequence
 from pagefleet.engine.speculation import num_agreed
+from pagefleet.engine.structured_output import StructuredOutput
 from pagefleet.engine.tokenizer import ByteTokenizer, TokenDecoder
 
 EOS = ByteTokenizer.EOS_TOKEN_ID
@@ -395,7 +397,7 @@ def test_a_sequence_whose_logits_were_of_no_use_ends_alone():
 class PickyTokenizer(ByteTokenizer):
     """Fails on one token, as a tokenizer may that isn't ours."""
 
-    def decoder(self, skip_special_tokens: bool = True) -> TokenDecoder:
+    def decoder(self, skip_special_tokens: bool = True, kept: Collection[str] = ()) -> TokenDecoder:
         return _PickyDecoder()
 
 
@@ -523,3 +525,25 @@ def test_asleep_it_takes_requests_and_steps_only_when_awake_again():
     while engine.has_unfinished_requests:
         step_into(records, engine)
     assert records["a"].token_ids == [null_token(1, 0, position) for position in range(6)]
+
+
+@pytest.mark.parametrize("recites", [True, False])
+def test_the_null_engine_recites_what_a_prompt_asks_for(recites: bool):
+    """From the last STX to the ETX behind it, then the end; within a grammar as far as that allows it."""
+    options = NullOptions(step_time_s=0, recites=recites)
+    engine = LLMEngine.from_config(EngineConfig(model="null", backend="null", null=options))
+    prompts = {"said": "\x02no\x03 \x02Hé!\x03 x", "open": "\x02[7", "usual": "Hi"}
+    for request_id, prompt in prompts.items():
+        token_ids = engine.tokenizer.encode(prompt)
+        wanted = StructuredOutput(regex=r"\[[0-9]\]")
+        grammar = engine.compile_grammar(wanted) if request_id == "open" else None
+        engine.add_request(
+            EngineRequest(request_id, token_ids, SamplingParams(seed=7, max_tokens=16), grammar=grammar)
+        )
+    texts = dict.fromkeys(prompts, "")
+    while engine.has_unfinished_requests:
+        for output in engine.step():
+            texts[output.request_id] += "".join(output.texts)
+    usual = "".join(chr(null_token(7, 0, position)) for position in range(16))
+    assert (texts["said"], texts["usual"]) == ("Hé!" if recites else usual, usual)
+    assert (texts["open"] == "[7]") is recites

@@ -25,6 +25,7 @@ SHREDS = [
     "</think>", "[THINK]", "[/THINK]", "```json\n", "```", WEATHER, ADD, '{"name": "other", "arguments": {}}',
     '{"arguments": {"a": 1}, "name": "add"}', '{"function": {"name": "add", "arguments": "{}"}}',
     '{"name": "add", "arguments": "{\\"a\\": 1}"}', '{"name": "add", "arguments": null, "id": 7}',
+    '{"name": "\\ud800", "arguments": "\\ud800"}', '{"arguments": {"\\ud800": 1}, "name": "add"}',
     '{"name": "add"}', "add{\"a\": 2}", "weather", "[", "]", "{", "}", ",", ";", ":", '"', "\\", " ", "\n",
     "<",
     "\\u00e9", "é", "0", "null", "\u2028", "\0", '"name"', '"arguments"', "Hello, ", "x" * 600,
@@ -59,6 +60,8 @@ def test_the_same_however_the_text_is_cut(text, cuts, reading):
     streamed, in_pieces = told(reading, pieces_of(text, cuts))
     by_letter, _ = told(reading, list(text))
     assert joined(streamed) == joined(whole) == joined(by_letter)
+    # Starlette's way to write it.
+    json.dumps(joined(whole), ensure_ascii=False).encode()
     for reason in ("stop", "length", None):
         assert in_pieces.finish_reason(reason) == at_once.finish_reason(reason)
 
@@ -253,6 +256,13 @@ def test_what_is_cut_off_says_what_there_was():
     assert call["function"]["arguments"] == WEATHER[33:49]
     deltas, _ = told(reading, ['[{"name": "wea'])
     assert joined(deltas) == {"content": '[{"name": "wea'}
+
+
+def test_a_deep_one_is_no_call_rather_than_an_end():
+    for depth in range(300, 1100, 7):
+        text = '{"arguments": ' + "[" * depth + "]" * depth + ', "name": "add"}'
+        content, _, calls = message(text, "json")
+        assert content == text or calls
 
 
 def test_long_texts_take_no_more_than_their_time():

@@ -10,6 +10,7 @@ import pytest
 from events import events_of
 
 from pagefleet.api.gateway.choice_reader import joined
+from pagefleet.api.gateway.openapi import document
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.settings import FleetSettings
 from pagefleet.workers.local_stack import WorkerProcess
@@ -57,7 +58,8 @@ def models(null_stack, tmp_path_factory):
         WorkerProcess(
             null_stack.redis_url,
             ["--model", name, "--backend", "null", "--null-step-time", "0.002", "--null-recites",
-             "--speculate", "0", "--tool-parser", name, "--reasoning-parser", "think" if name == "hermes" else "auto"],
+             "--speculate", "0", "--tool-parser", name, "--reasoning-parser",
+             "think" if name == "hermes" else "auto"],
             log_file=folder / f"{name}.log",
         )
         for name in NOTATIONS
@@ -338,6 +340,7 @@ OBJECT = {"type": "json_object"}
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
          "messages[0].tool_calls[0].function", "missing_required_parameter"),
         ({"chat_template_kwargs": []}, "chat_template_kwargs", "invalid_type"),
+        ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs.tools", "invalid_value"),
     ],
 )  # fmt: skip
 def test_a_wrong_field_is_named(http, fields, param, code):
@@ -377,3 +380,15 @@ async def test_an_agents_loop(gateway):
         messages += say("It is 3.")
         answer = await ai.chat.completions.create(model="hermes", messages=messages, tools=TOOLS)
         assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("It is 3.", "stop")
+
+
+def test_openapi_describes_them():
+    schemas = document()["components"]["schemas"]
+    fields = schemas["ChatBody"]["properties"]
+    assert {"tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs"} <= fields.keys()
+    assert schemas["Message"]["properties"].keys() >= {"tool_calls", "tool_call_id", "reasoning_content"}
+    assert schemas["Function"]["required"] == ["name"]
+    for name in ("tools", "tool_calls"):
+        place = fields if name == "tools" else schemas["Message"]["properties"]
+        (items,) = [each["items"]["$ref"] for each in place[name]["anyOf"] if "items" in each]
+        assert items.rpartition("/")[2] in schemas

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 
 from pagefleet.api import ContextTooLong, FleetClient, InvalidRequest
+from pagefleet.api.settings import GatewaySettings
+from pagefleet.workers.gateway_process import GatewayProcess
 from pagefleet.workers.local_stack import LocalStack
 
 MODEL = "smollm2-135m-instruct"
@@ -88,6 +92,36 @@ def test_a_stop_string_ends_the_text_before_it(model_fleet):
 def test_a_text_longer_than_the_context_is_refused_by_the_worker(model_fleet):
     with pytest.raises(ContextTooLong, match="holds"):
         model_fleet.generate("word " * 20_000).result()
+
+
+def test_a_call_of_a_tool_that_is_demanded_parses(model_stack):
+    """Of a model whose template knows no tools, greedy and hot, also where the text is cut short."""
+    gateway = GatewayProcess(model_stack.redis_url, GatewaySettings(), 0).start().wait_ready()
+    city = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": {**city, "required": ["city"]}}}
+        for name in ("weather", "sunset")
+    ]
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "Is it raining in Paris?"}],
+        "tools": tools,
+        "max_tokens": 64,
+    }
+    try:
+        for temperature, choice in ((1.5, "required"), (0, tools[1])):
+            asked = {**body, "tool_choice": choice, "temperature": temperature, "seed": 7}
+            reply = httpx.post(f"{gateway.url}/v1/chat/completions", json=asked, timeout=120)
+            (said,) = reply.json()["choices"]
+            calls = [call["function"] for call in said["message"]["tool_calls"]]
+            assert {call["name"] for call in calls} <= {"weather", "sunset"}
+            for arguments in (json.loads(call["arguments"]) for call in calls):
+                assert isinstance(arguments["city"], str)
+                assert arguments.keys() <= {"city", "days"}
+            assert said["finish_reason"] == ("tool_calls" if choice == "required" else "stop")
+    finally:
+        gateway.terminate()
+        gateway.wait(20)
 
 
 def test_a_chat_that_the_template_refuses_is_refused_with_its_reason(own_environment, tmp_path):

@@ -157,19 +157,25 @@ def _text(token: str) -> str:
         value = json.loads(token, strict=False)
     except ValueError:
         return ""
-    return value if isinstance(value, str) else ""
+    return _sayable(value) if isinstance(value, str) else ""
+
+
+def _sayable(text: str) -> str:
+    """JSON can escape half a character, which no answer can hold."""
+    return text.encode("utf-8", errors="replace").decode()
 
 
 def _as_call(text: str) -> tuple[str, str] | None:
     """Name and arguments of an object that is a call."""
     try:
         value = json.loads(text, strict=False)
+        if isinstance(value.get("function"), Mapping):
+            value = value["function"]
+        name = value.get("name") or value.get("function")
+        arguments: Any = next((value[key] for key in _ARGUMENTS if value.get(key) is not None), {})
+        if not isinstance(arguments, str):
+            # With its escapes: half a character stays one.
+            arguments = json.dumps(arguments)
     except (ValueError, RecursionError):
         return None
-    if isinstance(value, Mapping) and isinstance(value.get("function"), Mapping):
-        value = value["function"]
-    name = value.get("name") or value.get("function") if isinstance(value, Mapping) else None
-    if not isinstance(name, str) or not name:
-        return None
-    arguments: Any = next((value[key] for key in _ARGUMENTS if value.get(key) is not None), {})
-    return name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return (_sayable(name), _sayable(arguments)) if isinstance(name, str) and name else None

@@ -1,0 +1,156 @@
+"""How a model writes calls and thoughts is found from its template, and told on its card."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pagefleet.api.chat_message import ChatMessage, Tool
+from pagefleet.api.errors import InvalidRequest
+from pagefleet.api.fleet import prepare
+from pagefleet.api.messages import GenerateRequest, ModelCard
+from pagefleet.api.model_cards import CardIndex
+from pagefleet.engine import EngineConfig, LLMEngine, NullOptions
+from pagefleet.workers.chat_format import closed, opened_thought, reasoning_parser_of, tool_parser_of
+from pagefleet.workers.conversation import for_template
+from pagefleet.workers.model_card import make_card
+from pagefleet.workers.prompt import echo_of, engine_request
+from pagefleet.workers.settings import WorkerSettings
+
+QWEN = "{%- if tools %}... within <tool_call></tool_call> XML tags{% endif %}<think>\n\n</think>"
+CODER = "{% if tools %}<tool_call>\n<function=example_function_name>{% endif %}"
+MISTRAL = "{% if tools %}[AVAILABLE_TOOLS]{% endif %}[TOOL_CALLS]"
+LLAMA31 = '{% if builtin_tools or tools %}<|python_tag|>{% endif %}{"name": function name, ...}'
+LLAMA32 = '{% if tools %}{"name": function name, "parameters": dictionary of argument name and its value}'
+HI = [{"role": "user", "content": "Hi"}]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    ("template", "tools", "reasoning"),
+    [
+        (QWEN, "hermes", "think"), (CODER, "json", None), (MISTRAL, "mistral", None),
+        (LLAMA31, "llama3", None), (LLAMA32, "llama3", None),
+        ("{{ messages }}<tool_call>", "json", None), (None, "json", None),
+        ("[THINK][/THINK]", "json", "think"),
+    ],
+)  # fmt: skip
+def test_a_template_shows_it(template, tools, reasoning):
+    assert (tool_parser_of(template), reasoning_parser_of(template)) == (tools, reasoning)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return LLMEngine.from_config(EngineConfig(model="null", backend="null", null=NullOptions(step_time_s=0)))
+
+
+def card_of(engine, **settings):
+    return make_card(WorkerSettings(model="null", backend="null", **settings), engine)
+
+
+def test_the_card_says_it_and_settings_go_first(engine):
+    card = card_of(engine)
+    assert (card.tool_parser, card.reasoning_parser) == ("json", None)
+    card = card_of(engine, tool_parser="hermes", reasoning_parser="think")
+    assert (card.tool_parser, card.reasoning_parser) == ("hermes", "think")
+    assert card_of(engine, reasoning_parser="none").reasoning_parser is None
+
+
+def test_what_an_older_version_wrote_can_be_read(engine):
+    """Cards and jobs that know nothing of tools; and a job without any is written as it was."""
+    card = card_of(engine)
+    old = card.model_dump(exclude={"tool_parser", "reasoning_parser"})
+    assert ModelCard.model_validate(old).tool_parser is None
+    request = GenerateRequest.model_validate({"model": "null", "messages": HI})
+    assert (request.tools, request.reading, request.chat_template_kwargs) == (None, None, None)
+    written = json.loads(request.model_dump_json(exclude_defaults=True))
+    assert written == {"model": "null", "messages": HI}
+
+
+MESSAGES = [
+    ChatMessage(role="user", content="Hi"),
+    ChatMessage.model_validate(
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [
+                {"id": "call_123456789", "function": {"name": "f", "arguments": '{"a": "x"}'}},
+                {"id": "123456789", "function": {"name": "f", "arguments": "{broken"}},
+            ],
+        }
+    ),
+    ChatMessage(role="tool", content="4", tool_call_id="call_123456789"),
+]
+TOLD = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+def test_a_template_that_knows_tools_gets_them():
+    messages, tools = for_template(MESSAGES, [Tool.model_validate(TOOL)], "hermes")
+    assert tools == [TOLD]
+    first, second = messages[1]["tool_calls"]
+    # As an object, which templates write as JSON; what is none stays a text.
+    assert (first["function"]["arguments"], second["function"]["arguments"]) == ({"a": "x"}, "{broken")
+    assert (first["id"], messages[2]["tool_call_id"]) == ("call_123456789", "call_123456789")
+    assert for_template(MESSAGES, None, "hermes")[1] is None
+
+
+def test_mistrals_ids_have_nine_characters():
+    messages, _ = for_template(MESSAGES, None, "mistral")
+    first, second = (call["id"] for call in messages[1]["tool_calls"])
+    assert (len(first), first.isalnum(), second) == (9, True, "123456789")
+    assert first == messages[2]["tool_call_id"]
+
+
+@pytest.mark.parametrize("parser", ["json", None])
+def test_any_other_template_is_told_in_words(parser):
+    messages, tools = for_template(MESSAGES, [Tool.model_validate(TOOL)], parser)
+    assert tools is None
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
+    assert json.dumps(TOOL["function"]) in messages[0]["content"]
+    assert messages[2]["content"].startswith('[{"name": "f", "arguments": {"a": "x"}}, ')
+    assert messages[3]["content"].endswith("returned: 4")
+    assert all(set(message) == {"role", "content"} for message in messages)
+    system = ChatMessage(role="system", content="Be kind.")
+    messages, _ = for_template([system], [Tool.model_validate(TOOL)], parser)
+    (message,) = messages
+    assert message["content"].startswith("Be kind.\n\n")
+
+
+def prompt_of(engine, card, **fields):
+    prepared = prepare(CardIndex([card]), None, {"messages": HI, **fields}, seed=1)
+    request = engine_request("a", prepared.request, [], engine, card)
+    prompt = engine.tokenizer.decode(list(request.prompt_token_ids))
+    return prompt, echo_of(prepared.request, request, engine.tokenizer)
+
+
+def test_a_thought_that_the_template_opened_begins_the_answer(engine):
+    card = card_of(engine, reasoning_parser="think")
+    opened = {"chat_template_kwargs": {"opening": "<think>\n"}}
+    read = {"reading": {"reasoning": "think"}}
+    prompt, echo = prompt_of(engine, card, **opened, **read)
+    assert (prompt[-8:], echo) == ("<think>\n", "<think>\n")
+    # Who does not read it as a thought gets the text as the model wrote it.
+    assert prompt_of(engine, card, **opened)[1] == ""
+    assert prompt_of(engine, card, **read)[1] == ""
+    # What must have a form from its first character on begins after the thought.
+    prompt, echo = prompt_of(engine, card, **opened, **read, structured_outputs={"json_object": True})
+    assert (prompt[-19:], echo) == ("<think>\n\n</think>\n\n"[-19:], "")
+
+
+def test_what_stands_open_at_the_end():
+    assert opened_thought("...<think>\n") == "<think>\n"
+    assert opened_thought("[THINK]") == "[THINK]"
+    assert opened_thought("<think>\n\n</think>\n\n") == opened_thought("<think> so") == ""
+    assert closed("[THINK]") == "\n[/THINK]\n\n"
+
+
+def test_only_messages_have_tools(engine):
+    for name, value in (
+        ("tools", [TOOL]),
+        ("chat_template_kwargs", {"a": 1}),
+        ("reading", {"tools": "json"}),
+    ):
+        with pytest.raises(InvalidRequest) as raised:
+            prepare(CardIndex([card_of(engine)]), None, {"prompt": "Hi", name: value}, seed=1)
+        assert raised.value.param == name
