@@ -34,7 +34,7 @@ class NullOptions:
     period: int | None = None
     """Its answers repeat themselves after so many tokens. None: never."""
     recites: bool = False
-    """Where a prompt has the byte 2, the answer is what stands between the last one and the byte 3."""
+    """Where a prompt has `<recite>`, the answer is what stands between the last one and `</recite>`."""
 
     def __post_init__(self) -> None:
         if self.period is not None:

@@ -74,8 +74,8 @@ class WorkerSettings(FleetSettings):
     )
     null_recites: bool = Field(
         False,
-        description="backend null: where a prompt has U+0002, its answer is what stands between the last one "
-        "and U+0003",
+        description="backend null: where a prompt has <recite>, its answer is what stands between the last "
+        "one and </recite>",
     )
     null_weights: str = Field("null", description="backend null: which weights it pretends to have")
     null_version: str | None = Field(None, description="backend null: which version it pretends to be")

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NullExecutor", "load", "null_token"]
 
-BEGIN_RECITAL, END_RECITAL = 2, 3
-"""The bytes STX and ETX."""
+BEGIN_RECITAL, END_RECITAL = b"<recite>", b"</recite>"
 FIRST_PRINTABLE = 0x20
 NUM_PRINTABLE = 95
 
@@ -83,12 +82,17 @@ class NullExecutor(Executor):
 
     def _recited(self, sequence: Sequence, positions: range) -> list[int]:
         """What the prompt asks to be said, then the end of sequence; nothing where it asks nothing."""
-        prompt = sequence.token_ids[: sequence.num_prompt_tokens] if self._recites else []
-        if BEGIN_RECITAL not in prompt:
+        if not self._recites:
             return []
-        begin = len(prompt) - prompt[::-1].index(BEGIN_RECITAL)
-        end = prompt.index(END_RECITAL, begin) if END_RECITAL in prompt[begin:] else len(prompt)
-        said = prompt[begin:end]
+        prompt = bytes(
+            token
+            for token in sequence.token_ids[: sequence.num_prompt_tokens]
+            if token < ByteTokenizer.NUM_BYTES
+        )
+        _, begin, rest = prompt.rpartition(BEGIN_RECITAL)
+        if not begin:
+            return []
+        said = rest.partition(END_RECITAL)[0]
         return [
             said[position] if position < len(said) else ByteTokenizer.EOS_TOKEN_ID for position in positions
         ]

@@ -529,10 +529,10 @@ def test_asleep_it_takes_requests_and_steps_only_when_awake_again():
 
 @pytest.mark.parametrize("recites", [True, False])
 def test_the_null_engine_recites_what_a_prompt_asks_for(recites: bool):
-    """From the last STX to the ETX behind it, then the end; within a grammar as far as that allows it."""
+    """What the last pair of tags holds, then the end; within a grammar as far as that allows it."""
     options = NullOptions(step_time_s=0, recites=recites)
     engine = LLMEngine.from_config(EngineConfig(model="null", backend="null", null=options))
-    prompts = {"said": "\x02no\x03 \x02Hé!\x03 x", "open": "\x02[7", "usual": "Hi"}
+    prompts = {"said": "<recite>no</recite><recite>Hé!</recite> x", "open": "<recite>[7", "usual": "Hi"}
     for request_id, prompt in prompts.items():
         token_ids = engine.tokenizer.encode(prompt)
         wanted = StructuredOutput(regex=r"\[[0-9]\]")

@@ -29,6 +29,7 @@ SHREDS = [
     '{"name": "add"}', "add{\"a\": 2}", "weather", "[", "]", "{", "}", ",", ";", ":", '"', "\\", " ", "\n",
     "<",
     "\\u00e9", "é", "0", "null", "\u2028", "\0", '"name"', '"arguments"', "Hello, ", "x" * 600,
+    f'<tool_call>{{"name": "{"x" * 600}", "arguments": {{}}}}', f"[TOOL_CALLS]{'x' * 400}{{}}",
 ]  # fmt: skip
 texts = st.lists(st.one_of(st.sampled_from(SHREDS), st.text(max_size=4)), max_size=14).map("".join)
 cuts = st.lists(st.integers(0, 400), max_size=12)

@@ -47,7 +47,7 @@ WRITTEN = {
 
 def say(text):
     """A conversation whose answer is this text."""
-    return [{"role": "user", "content": f"\x02{text}\x03"}]
+    return [{"role": "user", "content": f"<recite>{text}</recite>"}]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -106,7 +106,7 @@ def gathered(chunks, choice=0):
 @pytest.mark.parametrize(
     ("model", "content"), [("hermes", "I look."), ("llama3", None), ("mistral", "I look."), ("null", None)]
 )
-def test_calls_in_each_notation(ai, model, content):
+def test_calls_in_each_notation(ai, jobs, model, content):
     options = {
         "model": model,
         "messages": say(WRITTEN[model.replace("null", "json")]),
@@ -129,8 +129,10 @@ def test_calls_in_each_notation(ai, model, content):
     num_pieces = sum(bool(chunk.choices[0].delta.tool_calls) for chunk in streamed)
     # The worker of ``null`` guesses ahead: each event has several tokens.
     assert num_pieces > (4 if model == "null" else 40), "they come as they are written"
+    request = jobs.read(answer.id, with_log=False).request()
+    assert ("[TOOL_CALLS]" in request.sampling.kept_special_tokens) is (model == "mistral")
     # It is what the model wrote that is counted, and its tokens that are shown.
-    assert answer.usage.completion_tokens == 2 * (len(options["messages"][0]["content"]) - 1)
+    assert answer.usage.completion_tokens == 2 * (len(WRITTEN[model.replace("null", "json")]) + 1)
 
 
 def test_the_same_from_any_gateway_after_any_event(start_gateway, gateway, http):
