@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import importlib.util
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import uvicorn
 
 from pagefleet.api.errors import ConfigurationError
+from pagefleet.api.event_loop import loop_factory
 from pagefleet.api.gateway.app import make_app
 from pagefleet.api.gateway.http_protocol import guarded
 from pagefleet.api.gateway.local_only import is_local
@@ -115,12 +114,3 @@ def _check_exposure(settings: GatewaySettings) -> None:
             f"gateway_host: {settings.gateway_host} can be reached by others, and there are no keys: name a "
             "gateway_keys_file (`pagefleet keys add` writes one), or set gateway_open."
         )
-
-
-def loop_factory() -> Any:
-    """uvloop where there is one: less than half the time for each event."""
-    if importlib.util.find_spec("uvloop") is None:
-        return None
-    import uvloop
-
-    return uvloop.new_event_loop

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from pagefleet.api import AsyncFleetClient
-from pagefleet.api.gateway.server import loop_factory
+from pagefleet.api.event_loop import loop_factory
 from pagefleet.api.settings import GatewaySettings
 from pagefleet.workers.bench.machine import describe_machine
 from pagefleet.workers.bench.timing import percentile
