@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -142,6 +143,10 @@ def run_worker(settings: WorkerSettings, report: Report) -> int:
         quiet=True,
     )
     with served_metrics(settings, worker.metrics.registry):
+        # What is there now stays: a quarter million objects. A collection that looks at them holds every
+        # stream up for a quarter of a second.
+        gc.collect()
+        gc.freeze()
         consumer.start()
     del receiver
     return int(consumer.exitcode or 0)
