@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from pagefleet.api import keys
 from pagefleet.api.connection import redis_errors
-from pagefleet.api.errors import FleetError, InvalidRequest, JobFailed, RedisUnavailable
+from pagefleet.api.errors import FleetError, InvalidRequest, JobFailed, ProtocolError, RedisUnavailable
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import ErrorInfo
 from pagefleet.api.questions import ANSWER_WITHIN_S, Answer, Question
@@ -66,6 +66,9 @@ class QuestionDesk:
                 self._answer_next()
             except RedisUnavailable as error:
                 logger.debug("no questions without Redis: %s", error)
+                self._stopping.wait(_WAIT_S)
+            except ProtocolError as error:
+                logger.error("no questions this time: %s", error)
                 self._stopping.wait(_WAIT_S)
 
     def _answer_next(self) -> None:

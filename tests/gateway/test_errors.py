@@ -97,7 +97,7 @@ def test_what_is_not_sent_as_json(http):
     ("method", "path", "status", "code"),
     [
         ("POST", "/v1/nothing", 404, "unknown_url"),
-        ("GET", "/", 404, "unknown_url"),
+        ("GET", "/nothing", 404, "unknown_url"),
         ("GET", CHAT, 405, "method_not_supported"),
         ("GET", "/v1/models/nobody/else", 404, "model_not_found"),
         ("DELETE", "/v1/jobs/none", 404, "job_not_found"),

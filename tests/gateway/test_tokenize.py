@@ -113,7 +113,10 @@ def test_a_worker_without_room_answers_all_the_same(http, fleet):
 
 
 def test_a_question_that_nobody_can_read(fleet, jobs):
-    """Another version's, or broken: the asker is told, and the next question is answered."""
+    """Another version's, or broken: the asker is told, and the next question is answered. A key that
+    is no list ends no worker."""
+    jobs.redis.set(keys.questions("null"), "x", px=1200)
+    assert wait_until(lambda: not jobs.redis.exists(keys.questions("null")), 5)
     for text in ("{", json.dumps({"prompt": 7}), "[]"):
         jobs.redis.set(keys.question("q"), text, px=10_000)
         jobs.redis.lpush(keys.questions("null"), "q")

@@ -13,6 +13,7 @@ function select(view) {
     tab.tabIndex = name === view ? 0 : -1
     document.getElementById(name).hidden = name !== view
   }
+  openPanel(false)
   showJobs(view === 'jobs')
   history.replaceState(null, '', view === 'jobs' ? '#jobs' : '#')
 }
@@ -32,16 +33,15 @@ function openTabs() {
 }
 
 // On a narrow screen they lie over the conversation.
-function openPanel() {
-  const button = document.getElementById('open-settings')
-  button.addEventListener('click', () => {
-    const isOpen = document.body.classList.toggle('settings-open')
-    button.setAttribute('aria-expanded', String(isOpen))
-  })
+const panelButton = document.getElementById('open-settings')
+
+function openPanel(isOpen) {
+  document.body.classList.toggle('settings-open', isOpen)
+  panelButton.setAttribute('aria-expanded', String(isOpen))
 }
 
+panelButton.addEventListener('click', () => openPanel(!document.body.classList.contains('settings-open')))
 openTabs()
-openPanel()
 openJobs()
 openSettings(forgetJobs)
 openChat()
