@@ -15,7 +15,7 @@ let timer = 0
 export function openSettings(onKey) {
   for (const id of [...Object.keys(NUMBERS), 'system']) {
     const field = document.getElementById(id)
-    field.value = kept.settings[id] ?? ''
+    field.value = kept.settings[id] ?? field.defaultValue
     field.addEventListener('input', () => {
       kept.settings[id] = field.value
       keep()
