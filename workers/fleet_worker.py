@@ -116,7 +116,7 @@ class FleetWorker(Holder):
         self.admission = Admission(store, worker_id, self.card, engine, self.insist, self)
         self.questions = QuestionDesk(
             store,
-            self.card.name,
+            self.card,
             engine.tokenizer,
             may_answer=lambda: self.lease.valid and not self._draining,
         )

@@ -17,10 +17,11 @@ from pagefleet.api import keys
 from pagefleet.api.connection import redis_errors
 from pagefleet.api.errors import FleetError, InvalidRequest, JobFailed, ProtocolError, RedisUnavailable
 from pagefleet.api.job_store import JobStore
-from pagefleet.api.messages import ErrorInfo
+from pagefleet.api.messages import ErrorInfo, ModelCard
 from pagefleet.api.questions import ANSWER_WITHIN_S, Answer, Question
 from pagefleet.engine import InvalidRequestError
 from pagefleet.engine.tokenizer import Tokenizer
+from pagefleet.workers.conversation import for_template
 from pagefleet.workers.loop_thread import LoopThread
 from pagefleet.workers.prompt import fleet_error
 
@@ -38,10 +39,11 @@ class QuestionDesk:
     """
 
     def __init__(
-        self, store: JobStore, model_name: str, tokenizer: Tokenizer, may_answer: Callable[[], bool]
+        self, store: JobStore, card: ModelCard, tokenizer: Tokenizer, may_answer: Callable[[], bool]
     ) -> None:
         self._store = store
-        self._questions = keys.questions(model_name)
+        self._questions = keys.questions(card.name)
+        self._tool_parser = card.tool_parser
         self._tokenizer = tokenizer
         self._may_answer = may_answer
         self._stopping = threading.Event()
@@ -117,7 +119,7 @@ class QuestionDesk:
         if question.messages is None:
             special = True if question.add_special_tokens is None else question.add_special_tokens
             return self._tokenizer.encode(question.prompt or "", add_special_tokens=special)
-        messages = [message.model_dump(exclude_none=True) for message in question.messages]
+        messages, _ = for_template(question.messages, None, self._tool_parser)
         token_ids = self._tokenizer.apply_chat_template(
             messages, add_generation_prompt=question.add_generation_prompt
         )

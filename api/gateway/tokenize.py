@@ -44,8 +44,7 @@ async def tokenize(request: Request) -> Response:
     headers = await _admit(gateway, key, body.model)
     messages = None
     if body.messages is not None:
-        said = [message.model_dump(include={"role", "content", "name"}) for message in body.messages]
-        messages = [{name: value for name, value in each.items() if value is not None} for each in said]
+        messages = [message.told(f"messages[{index}].") for index, message in enumerate(body.messages)]
     found = await gateway.fleet.tokenize(
         body.prompt,
         messages=messages,

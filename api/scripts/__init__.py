@@ -22,6 +22,7 @@ NAMES: Final = (
     "delete",
     "expire",
     "watch",
+    "leave",
     "unlock",
     "condemn",
     "rate",

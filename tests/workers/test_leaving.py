@@ -21,16 +21,17 @@ def client(stack: LocalStack) -> FleetClient:
 
 
 def test_streams_go_on_with_the_other_worker(server_binary, tmp_path):
-    # Given two workers and sixteen streams in mid-sentence, some on each.
+    # Given two workers and sixteen streams in mid-sentence.
     with LocalStack(tmp_path, NULL, num_workers=2, drain_s=0.0) as stack, client(stack) as fleet:
         streams = [fleet.generate("x", max_tokens=150, seed=index) for index in range(16)]
         for stream in streams:
             next(stream)
-        leaving = stack.workers[0]
-        (mine,) = [worker for worker in fleet.status().workers if worker.pid == leaving.pid]
-        moved = [job for job in fleet.status().running if job.worker_id == mine.worker_id]
-        assert moved
-        # When one of them is told to leave.
+        # When one of them, which holds some, is told to leave.
+        status = fleet.status()
+        holders = {job.worker_id for job in status.running}
+        pid = next(worker.pid for worker in status.workers if worker.worker_id in holders)
+        (leaving,) = [worker for worker in stack.workers if worker.pid == pid]
+        (staying,) = [worker for worker in stack.workers if worker.pid != pid]
         leaving.terminate()
         # Then every stream has every token once, and its own: the seeds say which.
         results = [stream.result() for stream in streams]
@@ -40,7 +41,7 @@ def test_streams_go_on_with_the_other_worker(server_binary, tmp_path):
         assert leaving.wait(10) == 0
         # And the books are closed.
         status = fleet.status()
-        assert [worker.pid for worker in status.workers] == [stack.workers[1].pid]
+        assert [worker.pid for worker in status.workers] == [staying.pid]
         assert wait_until(lambda: all(queue.num_open == 0 for queue in fleet.status().queues), 5)
 
 
