@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pagefleet.api.chat_message import ChatMessage, Tool
 from pagefleet.workers.chat_format import JSON
@@ -19,14 +19,27 @@ To call several, answer with a list of such objects. Where no function helps, an
 _MISTRAL_ID: Final = re.compile("[A-Za-z0-9]{9}")
 
 
+class Told(NamedTuple):
+    """What a chat template is given."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+
+
 def for_template(
     messages: Sequence[ChatMessage], tools: Sequence[Tool] | None, tool_parser: str | None
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
-    """The messages, and the tools where the template can say them itself."""
+) -> list[Told]:
+    """One way after the other, where a template may refuse the first: some know no system message."""
     told = [tool.model_dump(exclude_none=True) for tool in tools or ()]
-    if tool_parser in (None, JSON):
-        return _in_words(messages, told), None
-    return [_as_template_has_it(message, tool_parser) for message in messages], told or None
+    if tool_parser not in (None, JSON):
+        return [Told([_as_template_has_it(message, tool_parser) for message in messages], told or None)]
+    plain = _in_turns(messages)
+    if not told:
+        return [Told(plain)]
+    asked = _ASKED.format(tools="\n".join(json.dumps(tool["function"]) for tool in told))
+    if plain[0]["role"] in ("system", "developer"):
+        return [Told(_begun_with(asked, plain))]
+    return [Told([{"role": "system", "content": asked}, *plain]), Told(_begun_with(asked, plain))]
 
 
 def _as_template_has_it(message: ChatMessage, tool_parser: str | None) -> dict[str, Any]:
@@ -41,16 +54,28 @@ def _as_template_has_it(message: ChatMessage, tool_parser: str | None) -> dict[s
     return said
 
 
-def _in_words(messages: Sequence[ChatMessage], tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For a template that knows no tools."""
-    said = [_plain(message) for message in messages]
-    if tools:
-        asked = _ASKED.format(tools="\n".join(json.dumps(tool["function"]) for tool in tools))
-        if said[0]["role"] in ("system", "developer"):
-            said[0]["content"] = f"{said[0]['content']}\n\n{asked}".lstrip()
+def _begun_with(asked: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With this in the system message, or else before what the user says first."""
+    if messages[0]["role"] in ("system", "developer"):
+        return [{**messages[0], "content": f"{messages[0]['content']}\n\n{asked}".lstrip()}, *messages[1:]]
+    place = next((index for index, message in enumerate(messages) if message["role"] == "user"), 0)
+    first = {**messages[place], "content": f"{asked}\n\n{messages[place]['content']}"}
+    return [*messages[:place], first, *messages[place + 1 :]]
+
+
+def _in_turns(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    """What a function returned is one turn with what the user says next to it: templates that know no tools
+    often want the roles to alternate."""
+    turns: list[dict[str, Any]] = []
+    was_result = False
+    for message in messages:
+        said, is_result = _plain(message), message.role == "tool"
+        if turns and turns[-1]["role"] == said["role"] == "user" and (is_result or was_result):
+            turns[-1]["content"] += f"\n\n{said['content']}"
         else:
-            said.insert(0, {"role": "system", "content": asked})
-    return said
+            turns.append(said)
+        was_result = is_result
+    return turns
 
 
 def _plain(message: ChatMessage) -> dict[str, Any]:

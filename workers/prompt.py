@@ -5,8 +5,9 @@ The worker owns the tokenizer and the chat template; a producer knows neither.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
 
 from pagefleet.api.errors import ContextTooLong, FleetError, InvalidRequest
 from pagefleet.api.keys import LANES
@@ -25,7 +26,7 @@ from pagefleet.engine import (
 from pagefleet.engine.tokenizer import Tokenizer
 from pagefleet.workers.active_choice import ActiveChoice
 from pagefleet.workers.chat_format import closed, opened_thought
-from pagefleet.workers.conversation import for_template
+from pagefleet.workers.conversation import Told, for_template
 
 _LAST_TOKENS: Final = 16
 """In which a thought that the template opened stands."""
@@ -36,8 +37,8 @@ def tokenize(request: GenerateRequest, tokenizer: Tokenizer, tool_parser: str | 
     if request.prompt_token_ids is not None:
         return request.prompt_token_ids
     if request.messages is not None:
-        messages, tools = for_template(request.messages, request.tools, tool_parser)
-        token_ids = tokenizer.apply_chat_template(messages, tools, request.chat_template_kwargs)
+        ways = for_template(request.messages, request.tools, tool_parser)
+        token_ids = _rendered(ways, request.chat_template_kwargs, tokenizer)
         opening = _opening(request, token_ids, tokenizer)
         if opening and request.structured_outputs is not None:
             # The text is to be what was asked for, from its first character: nothing is thought before.
@@ -45,6 +46,15 @@ def tokenize(request: GenerateRequest, tokenizer: Tokenizer, tool_parser: str | 
         return token_ids
     assert request.prompt is not None
     return tokenizer.encode(request.prompt)
+
+
+def _rendered(ways: Sequence[Told], variables: Mapping[str, Any] | None, tokenizer: Tokenizer) -> list[int]:
+    """In the first way that the template takes. Raises: InvalidRequestError: in none."""
+    *others, last = ways
+    for way in others:
+        with suppress(InvalidRequestError):
+            return tokenizer.apply_chat_template(*way, variables)
+    return tokenizer.apply_chat_template(*last, variables)
 
 
 def _opening(request: GenerateRequest, prompt_token_ids: Sequence[int], tokenizer: Tokenizer) -> str:

@@ -12,10 +12,12 @@ from pagefleet.api.fleet import prepare
 from pagefleet.api.messages import GenerateRequest, ModelCard
 from pagefleet.api.model_cards import CardIndex
 from pagefleet.engine import EngineConfig, LLMEngine, NullOptions
+from pagefleet.engine.errors import InvalidRequestError
+from pagefleet.engine.tokenizer import ByteTokenizer
 from pagefleet.workers.chat_format import closed, opened_thought, reasoning_parser_of, tool_parser_of
 from pagefleet.workers.conversation import for_template
 from pagefleet.workers.model_card import make_card
-from pagefleet.workers.prompt import echo_of, engine_request
+from pagefleet.workers.prompt import echo_of, engine_request, tokenize
 from pagefleet.workers.settings import WorkerSettings
 
 QWEN = "{%- if tools %}... within <tool_call></tool_call> XML tags{% endif %}<think>\n\n</think>"
@@ -86,17 +88,17 @@ TOLD = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 
 
 def test_a_template_that_knows_tools_gets_them():
-    messages, tools = for_template(MESSAGES, [Tool.model_validate(TOOL)], "hermes")
+    ((messages, tools),) = for_template(MESSAGES, [Tool.model_validate(TOOL)], "hermes")
     assert tools == [TOLD]
     first, second = messages[1]["tool_calls"]
     # As an object, which templates write as JSON; what is none stays a text.
     assert (first["function"]["arguments"], second["function"]["arguments"]) == ({"a": "x"}, "{broken")
     assert (first["id"], messages[2]["tool_call_id"]) == ("call_123456789", "call_123456789")
-    assert for_template(MESSAGES, None, "hermes")[1] is None
+    assert for_template(MESSAGES, None, "hermes")[0].tools is None
 
 
 def test_mistrals_ids_have_nine_characters():
-    messages, _ = for_template(MESSAGES, None, "mistral")
+    ((messages, _),) = for_template(MESSAGES, None, "mistral")
     first, second = (call["id"] for call in messages[1]["tool_calls"])
     assert (len(first), first.isalnum(), second) == (9, True, "123456789")
     assert first == messages[2]["tool_call_id"]
@@ -104,17 +106,39 @@ def test_mistrals_ids_have_nine_characters():
 
 @pytest.mark.parametrize("parser", ["json", None])
 def test_any_other_template_is_told_in_words(parser):
-    messages, tools = for_template(MESSAGES, [Tool.model_validate(TOOL)], parser)
+    later = [*MESSAGES, ChatMessage(role="tool", content="5", tool_call_id="123456789"), ChatMessage(**HI[0])]
+    (messages, tools), without_system = for_template(later, [Tool.model_validate(TOOL)], parser)
     assert tools is None
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
     assert json.dumps(TOOL["function"]) in messages[0]["content"]
     assert messages[2]["content"].startswith('[{"name": "f", "arguments": {"a": "x"}}, ')
-    assert messages[3]["content"].endswith("returned: 4")
+    # What was returned and said in a row is one turn.
+    assert messages[3]["content"].endswith("returned: 4\n\nThe function returned: 5\n\nHi")
     assert all(set(message) == {"role", "content"} for message in messages)
+    assert without_system.messages[0] == {"role": "user", "content": f"{messages[0]['content']}\n\nHi"}
+    assert without_system.messages[1:] == messages[2:]
+    assert for_template(later, None, parser) == [(messages[1:], None)]
     system = ChatMessage(role="system", content="Be kind.")
-    messages, _ = for_template([system], [Tool.model_validate(TOOL)], parser)
-    (message,) = messages
+    (((message,), _),) = for_template([system], [Tool.model_validate(TOOL)], parser)
     assert message["content"].startswith("Be kind.\n\n")
+
+
+class NoSystem(ByteTokenizer):
+    """Whose template refuses system messages, as Gemma's."""
+
+    def apply_chat_template(self, messages, tools=None, variables=None):
+        if messages[0]["role"] == "system":
+            raise InvalidRequestError("no system messages", "chat_template", "messages")
+        return super().apply_chat_template(messages, tools, variables)
+
+
+def test_a_template_without_system_messages_is_told_by_the_user():
+    fields = {"model": "m", "messages": HI, "tools": [TOOL]}
+    token_ids = tokenize(GenerateRequest.model_validate(fields), NoSystem(), "json")
+    assert '"name": "f"' in NoSystem().decode(token_ids)
+    fields["messages"] = [{"role": "system", "content": "x"}]
+    with pytest.raises(InvalidRequestError, match="no system"):
+        tokenize(GenerateRequest.model_validate(fields), NoSystem(), "json")
 
 
 def prompt_of(engine, card, **fields):
