@@ -43,6 +43,17 @@ readings = st.builds(
 )
 
 
+TRICKY = [
+    " " * 70 + f"```json\n{ADD}\n```",
+    f"```{'a' * 20}\n{ADD}",
+    '{"name"' + " " * 600 + f': "add"}} <tool_call>{ADD}',
+    f'<tool_call>{{"name": "{"x" * 600}", "arguments": {{}}}}',
+    f"[TOOL_CALLS]{'x' * 400}{{}}",
+    '<tool_call>{"name": "a\\ud800", "arguments": "\\ud800"}</tool_call>',
+    '[TOOL_CALLS][{"arguments": {"a": "\\ud800"}, "name": "\\ud800"}]',
+]
+
+
 def pieces_of(text, cuts):
     places = sorted({0, *(cut for cut in cuts if cut < len(text)), len(text)})
     return [text[begin:end] for begin, end in pairwise(places)]
@@ -114,6 +125,17 @@ def test_what_ends_early_has_told_a_beginning(text, parser):
     for before, after in zip(early.get("tool_calls", []), late.get("tool_calls", []), strict=False):
         assert (before["id"], before["function"]["name"]) == (after["id"], after["function"]["name"])
         assert after["function"]["arguments"].startswith(before["function"]["arguments"])
+
+
+@pytest.mark.parametrize("tools", sorted(TOOL_PARSERS))
+@pytest.mark.parametrize("text", TRICKY)
+def test_limits_are_the_texts_too(text, tools):
+    """What is too long for a name is so however it comes; and what JSON can escape, an answer must hold."""
+    reading = Reading(tools=tools, names=NAMES[:1] if tools == "named" else NAMES)
+    whole = joined(told(reading, [text])[0])
+    assert joined(told(reading, list(text))[0]) == whole
+    assert joined(told(reading, pieces_of(text, range(0, 700, 50)))[0]) == whole
+    json.dumps(whole, ensure_ascii=False).encode()
 
 
 def message(text, tools=None, reasoning=None, **fields):

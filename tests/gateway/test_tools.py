@@ -207,6 +207,7 @@ def test_one_call_and_no_more(ai):
     wanted = say(WRITTEN["json"])
     answer = ai.chat.completions.create(messages=wanted, **options, tool_choice="required", max_tokens=400)
     assert calls_of(answer.choices[0].message) == [("weather", {"city": "Paris"})]
+    assert answer.usage.completion_tokens == len(f"[{PARIS}]"), "the second is not even written"
 
 
 def test_none_is_none(ai):
