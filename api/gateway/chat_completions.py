@@ -80,7 +80,7 @@ class ChatBody(GenerationBody):
         use = ToolUse(self.tools, self.tool_choice)
         if use.mode == "auto" and structured is not None:
             _refuse_beside_tools(self, "the model could never call one: demand it with tool_choice")
-        if use.is_demanded and structured is not None and self.response_format is None:
+        if use.is_demanded and structured is not None and not _has_format(self):
             _refuse_beside_tools(self, "the answer will be a call")
         fields: dict[str, Any] = {"tools": use.told(), "reading": self.reading(card)}
         if fields["reading"] is not None:
@@ -93,9 +93,14 @@ class ChatBody(GenerationBody):
         return {name: value for name, value in fields.items() if value is not None}
 
 
+def _has_format(body: ChatBody) -> bool:
+    return body.response_format is not None and body.response_format.type != "text"
+
+
 def _refuse_beside_tools(body: ChatBody, reason: str) -> NoReturn:
-    given = ("response_format", "structured_outputs")
-    param = next((name for name in given if getattr(body, name) is not None), "guided_json")
+    others = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+    given = (name for name in others if getattr(body, name) is not None)
+    param = "response_format" if _has_format(body) else next(given)
     raise ApiError(400, f"{param}: not beside these tools: {reason}.", param=param, code="invalid_value")
 
 

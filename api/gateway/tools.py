@@ -64,7 +64,8 @@ class ToolUse:
         _check(tools or ())
         self.tools = {tool.function.name: tool.function for tool in tools or ()}
         self.mode = _mode(choice, self.tools)
-        self.named = None if choice is None or choice.function is None else choice.function.name
+        function = None if choice is None or self.mode != "function" else choice.function
+        self.named = None if function is None else function.name
 
     @property
     def is_demanded(self) -> bool:

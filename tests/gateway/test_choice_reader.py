@@ -65,7 +65,7 @@ def told(reading, pieces):
     return [*(reader.feed(piece) for piece in pieces), reader.end()], reader
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(texts, cuts, readings)
 def test_the_same_however_the_text_is_cut(text, cuts, reading):
     whole, at_once = told(reading, [text])
@@ -78,7 +78,7 @@ def test_the_same_however_the_text_is_cut(text, cuts, reading):
         assert in_pieces.finish_reason(reason) == at_once.finish_reason(reason)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(texts, cuts, st.integers(0, 400), readings)
 def test_whoever_goes_on_says_exactly_the_rest(text, cuts, cut, reading):
     """One has told the beginning and is gone; another reads that again, in one piece, and goes on."""
@@ -92,7 +92,7 @@ def test_whoever_goes_on_says_exactly_the_rest(text, cuts, cut, reading):
     assert joined([*had, *rest]) == joined(whole)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(texts, cuts, st.sampled_from(sorted(READERS)))
 def test_no_character_is_lost(text, cuts, name):
     """Every character is somebody's, in order; what is nobody's to read is a notation's sign or a blank."""
@@ -112,7 +112,7 @@ def test_no_character_is_lost(text, cuts, name):
             )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(texts, parsers)
 def test_what_ends_early_has_told_a_beginning(text, parser):
     """What was said is never taken back."""

@@ -168,9 +168,9 @@ def told(events):
     return joined(choice["delta"] for event in events for choice in event.data["choices"])
 
 
-@pytest.mark.parametrize("model", ["null", "hermes"])
-@pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("max_tokens", [120, 400])
+@pytest.mark.parametrize(
+    ("model", "seed", "max_tokens"), [("null", 1, 120), ("null", 2, 120), ("hermes", 2, 400)]
+)
 def test_a_call_that_is_demanded_always_parses(ai, model, seed, max_tokens):
     """The model makes its tokens up: it is the grammar that makes them a call, which ends in time."""
     messages = [{"role": "user", "content": "Hi"}]
@@ -330,6 +330,8 @@ OBJECT = {"type": "json_object"}
         ({"tools": [F], "structured_outputs": {"regex": "a"}, "tool_choice": F}, "structured_outputs",
          "invalid_value"),
         ({"tools": [F], "guided_json": {}}, "guided_json", "invalid_value"),
+        ({"tools": [F], "guided_regex": "a", "response_format": {"type": "text"}, "tool_choice": F},
+         "guided_regex", "invalid_value"),
         ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),
         ({"function_call": "auto"}, "function_call", "unsupported_parameter"),
         ({"parallel_tool_calls": "no"}, "parallel_tool_calls", "invalid_type"),
@@ -353,6 +355,15 @@ def test_a_wrong_field_is_named(http, fields, param, code):
     assert (reply.status_code, error["param"], error["code"]) == (400, param, code), error["message"]
     assert error["type"] == "invalid_request_error"
     assert http.post(CHAT, json={**body, "stream": True}).json() == reply.json()
+
+
+def test_a_name_counts_where_the_choice_is_one(http):
+    body = {"model": "null", "messages": say(f"[{SUM}]"), "tools": TOOLS, "max_tokens": 99}
+    reply = http.post(
+        CHAT, json={**body, "tool_choice": {"type": "required", "function": {"name": "nobody"}}}
+    )
+    (call,) = reply.json()["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "add"
 
 
 def test_a_format_is_of_words(http):
