@@ -12,9 +12,11 @@ from starlette.responses import JSONResponse, Response
 
 from pagefleet.api.gateway.chat_completions import ChatBody
 from pagefleet.api.gateway.completions import CompletionBody
+from pagefleet.api.gateway.openapi_answers import ANSWERS
 from pagefleet.api.gateway.tokenize import DetokenizeBody, TokenizeBody
 from pagefleet.api.sampling import SamplingParams
 
+_BOUNDS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _REF: Final = "#/components/schemas/{model}"
 _ERROR: Final = {
     "type": "object",
@@ -52,7 +54,7 @@ async def show(request: Request) -> Response:
 
 @cache
 def document() -> dict[str, Any]:
-    schemas: dict[str, Any] = {"Error": _ERROR}
+    schemas: dict[str, Any] = {"Error": _ERROR, **ANSWERS}
     for model in (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody):
         _add(schemas, model)
     return {
@@ -62,7 +64,8 @@ def document() -> dict[str, Any]:
             "schemas": schemas,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
-        "security": [{"key": []}],
+        # A gateway without keys asks for none.
+        "security": [{"key": []}, {}],
         "paths": _paths(),
     }
 
@@ -76,30 +79,33 @@ def _paths() -> dict[str, Any]:
         "description": "the id of the last event that was seen; Last-Event-ID says the same",
     }
     return {
-        "/v1/chat/completions": {"post": _generating("Answer a conversation", "ChatBody")},
-        "/v1/completions": {"post": _generating("Continue a text", "CompletionBody")},
-        "/v1/models": {"get": _plain("The models that the key may use", "401", "503")},
+        "/v1/chat/completions": {"post": _generating("Answer a conversation", "Chat")},
+        "/v1/completions": {"post": _generating("Continue a text", "")},
+        "/v1/models": {"get": _plain("The models that the key may use", "Models", "401", "503")},
         "/v1/models/{name}": {
             "get": {
-                **_plain("One model", "401", "403", "404", "503"),
+                **_plain("One model", "Model", "401", "403", "404", "503"),
                 "parameters": [{**job, "name": "name"}],
             }
         },
         "/v1/jobs": {
             "get": {
-                **_plain("The newest jobs of the key's tenant", "400", "401", "503"),
+                **_plain("The newest jobs of the key's tenant", "Jobs", "400", "401", "503"),
                 "parameters": [_LIMIT, {**after, "description": "the id of the last job that was seen"}],
             }
         },
         "/v1/jobs/{job_id}/cancel": {
             "post": {
-                **_plain("End a job; its answer so far is kept", "401", "404", "503"),
+                **_plain("End a job; its answer so far is kept", "Job", "401", "404", "503"),
                 "parameters": [job],
             }
         },
         "/v1/jobs/{job_id}": {
-            "get": {**_plain("A job's state and answer", "401", "404", "503"), "parameters": [job]},
-            "delete": {**_plain("Cancel and remove a job", "401", "404", "503"), "parameters": [job]},
+            "get": {**_plain("A job's state and answer", "Job", "401", "404", "503"), "parameters": [job]},
+            "delete": {
+                **_plain("Cancel and remove a job", "Deleted", "401", "404", "503"),
+                "parameters": [job],
+            },
         },
         "/v1/jobs/{job_id}/stream": {
             "get": {
@@ -107,10 +113,10 @@ def _paths() -> dict[str, Any]:
                 "parameters": [job, after],
             }
         },
-        "/tokenize": {"post": _asking("The tokens of a text or a conversation", "TokenizeBody")},
-        "/detokenize": {"post": _asking("The text of tokens", "DetokenizeBody")},
-        "/health": {"get": {**_plain("The process lives"), "security": []}},
-        "/ready": {"get": {**_plain("Redis answers and each model has a worker", "503"), "security": []}},
+        "/tokenize": {"post": _asking("The tokens of a text or a conversation", "Tokens", "TokenizeBody")},
+        "/detokenize": {"post": _asking("The text of tokens", "Prompt", "DetokenizeBody")},
+        "/health": {"get": {**_plain("The process lives", "Health"), "security": []}},
+        "/ready": {"get": {**_ready(), "security": []}},
     }
 
 
@@ -119,40 +125,56 @@ _LIMIT: Final[dict[str, Any]] = {
     "in": "query",
     "schema": {"type": "integer", "minimum": 1, "maximum": 100},
 }
-_JSON_ANSWER: Final[dict[str, Any]] = {
-    "description": "the answer",
-    "content": {"application/json": {"schema": {"type": "object"}}},
-}
 _EVENTS: Final[dict[str, Any]] = {
     "description": "server-sent events",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": {
+        "text/event-stream": {
+            "schema": {
+                "type": "object",
+                "description": "one event",
+                "required": ["data"],
+                "properties": {"data": {"type": "string"}, "id": {"type": "string"}},
+            }
+        }
+    },
 }
 
 
-def _generating(summary: str, body: str) -> dict[str, Any]:
-    content = {"application/json": {"schema": {"$ref": _REF.format(model=body)}}}
+def _generating(summary: str, kind: str) -> dict[str, Any]:
     answers = {
-        "200": {**_JSON_ANSWER, "content": {**_JSON_ANSWER["content"], **_EVENTS["content"]}},
-        "202": {"description": "background: the job's id", "content": _JSON_ANSWER["content"]},
+        "200": {
+            "description": "the answer, or its events",
+            "content": {**_json(f"{kind}Completion"), **_EVENTS["content"]},
+        },
+        "202": {"description": "background: the job's id", "content": _json("Queued")},
     }
     return {
         **_operation(summary, answers, *_FAULTS),
-        "requestBody": {"required": True, "content": content},
+        "requestBody": {"required": True, "content": _json(f"{kind or 'Completion'}Body")},
     }
 
 
-def _asking(summary: str, body: str) -> dict[str, Any]:
-    content = {"application/json": {"schema": {"$ref": _REF.format(model=body)}}}
-    return {**_plain(summary, *_FAULTS), "requestBody": {"required": True, "content": content}}
+def _asking(summary: str, answer: str, body: str) -> dict[str, Any]:
+    return {**_plain(summary, answer, *_FAULTS), "requestBody": {"required": True, "content": _json(body)}}
 
 
-def _plain(summary: str, *faults: str) -> dict[str, Any]:
-    return _operation(summary, {"200": _JSON_ANSWER}, *faults)
+def _plain(summary: str, answer: str, *faults: str) -> dict[str, Any]:
+    return _operation(summary, {"200": {"description": "the answer", "content": _json(answer)}}, *faults)
+
+
+def _ready() -> dict[str, Any]:
+    """The one refusal that no client of OpenAI's reads."""
+    ready = _plain("Redis answers and each model has a worker", "Ready")
+    ready["responses"]["503"] = {"description": "what is missing", "content": _json("NotReady")}
+    return ready
+
+
+def _json(schema: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": _REF.format(model=schema)}}}
 
 
 def _operation(summary: str, answers: dict[str, Any], *faults: str) -> dict[str, Any]:
-    error = {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}
-    refusals = {fault: {"description": _FAULTS[fault], "content": error} for fault in faults}
+    refusals = {fault: {"description": _FAULTS[fault], "content": _json("Error")} for fault in faults}
     return {"summary": summary, "responses": {**answers, **refusals}}
 
 
@@ -164,4 +186,13 @@ def _add(schemas: dict[str, Any], model: type[BaseModel]) -> None:
         # Ranges and meanings are those of the sampling parameters, which check them.
         if name in sampling and name not in ("logprobs", "seed", "top_k"):
             field["description"] = sampling[name].get("description", "")
+            _copy_bounds(sampling[name], field)
     schemas[model.__name__] = schema
+
+
+def _copy_bounds(of: dict[str, Any], to: dict[str, Any]) -> None:
+    """Of numbers, each kind from its own."""
+    for source in of.get("anyOf", [of]):
+        for target in to.get("anyOf", [to]):
+            if source.get("type") == target.get("type"):
+                target |= {name: value for name, value in source.items() if name in _BOUNDS}

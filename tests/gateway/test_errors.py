@@ -8,6 +8,7 @@ import httpx
 import openai
 import pytest
 from events import events_of
+from refusals import error_of
 
 from pagefleet.api import keys
 from pagefleet.api.gateway.job_ids import jobs_of
@@ -20,17 +21,6 @@ OLD_CALL = {"role": "assistant", "function_call": {"name": "f", "arguments": "{}
 NO_SCHEMA = ("response_format.json_schema.schema", "missing_required_parameter")
 BAD_SCHEMA = {"type": "json_schema", "json_schema": {"schema": {"type": "nope"}}}
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-
-
-def error_of(reply):
-    """The error, once its shape is known to be right."""
-    (error,) = reply.json().values()
-    assert list(error) == ["message", "type", "param", "code"]
-    assert reply.headers["content-type"] == "application/json"
-    assert error["message"]
-    for inside in ("redis", "traceback", "pydantic", "/usr/", "127.0.0.1"):
-        assert inside not in reply.text.lower().replace("redis_", "")
-    return error
 
 
 @pytest.mark.parametrize(
