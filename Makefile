@@ -19,7 +19,7 @@ help:
 	@echo "make protocol-check  the job protocol in every order of events, on a real server (about 2 minutes)"
 	@echo "make chaos   workers, Valkey and clients killed, frozen, cut off: ROUNDS=100 (about 12 to 15 minutes)"
 	@echo "make chaos-model  the same with a real model in float64, 11 rounds (about 10 minutes)"
-	@echo "make chaos-gateway  the same through two gateways that are killed too, then twice the load that fits (about 6 minutes)"
+	@echo "make chaos-gateway  the same through two gateways that are killed too, then twice the load that fits (about 7 minutes)"
 	@echo "make soak    a steady mixed load for MINUTES=30, and whether anything grows"
 	@echo "make garbage 10,000 bad messages against a real worker"
 	@echo "make screenshots  docs/images again: Flower and the gateway's page, in a browser (about 2 minutes)"

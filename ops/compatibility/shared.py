@@ -1,0 +1,147 @@
+"""What both generating endpoints take."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ops.compatibility.probe import (
+    TEXT,
+    Probe,
+    has_no_effect,
+    ignores,
+    reaches,
+    refuses,
+    says,
+)
+
+_SCHEMA: Final = {"type": "object", "properties": {"x": {"enum": [5]}}, "required": ["x"]}
+_SCHEMA |= {"additionalProperties": False}
+
+
+def _own(name: str, value: object) -> Probe:
+    return Probe(name, "yes", {name: value}, reaches(**{name: value}))
+
+
+OPENAI: Final = (
+    Probe("model", "yes", {"model": "nobody"}, refuses("model", "model_not_found", 404), "or an alias of it"),
+    Probe("stream", "yes", {"stream": True}, says(lambda a: len(a.data) > 1), "each event has an id"),
+    Probe(
+        "stream_options.include_usage",
+        "yes",
+        {"stream": True, "stream_options": {"include_usage": True}},
+        says(lambda a: a.data[-1]["usage"]["completion_tokens"] == 4 and a.data[-1]["choices"] == []),
+    ),
+    Probe(
+        "stream_options.include_obfuscation",
+        "no",
+        {"stream_options": {"include_obfuscation": True}},
+        ignores("stream_options.include_obfuscation"),
+        "ignored",
+    ),
+    Probe("n", "yes", {"n": 2}, says(lambda a: len(a.choices) == 2), "1 to 128"),
+    Probe("temperature", "differs", {"temperature": 50.0}, reaches(temperature=50.0), "up to 100"),
+    _own("top_p", 0.5),
+    Probe("stop", "differs", {"stop": list("abcdX")}, reaches(stop=list("abcdX")), "more than 4 too"),
+    Probe("seed", "yes", {"seed": -1}, reaches(seed=2**64 - 1), "the same tokens on any worker of one kind"),
+    Probe("presence_penalty", "yes", {"presence_penalty": -2.0}, reaches(presence_penalty=-2.0)),
+    Probe("frequency_penalty", "yes", {"frequency_penalty": 2.0}, reaches(frequency_penalty=2.0)),
+    Probe("logit_bias", "yes", {"logit_bias": {"65": -100}}, reaches(logit_bias={65: -100.0})),
+    Probe("user", "no", {"user": "me"}, has_no_effect, "no effect"),
+)
+
+RESPONSE_FORMAT: Final = (
+    Probe("response_format.type: text", "yes", {"response_format": {"type": "text"}}, has_no_effect),
+    Probe(
+        "response_format.type: json_object",
+        "differs",
+        {"response_format": {"type": "json_object"}, "max_tokens": 40},
+        says(lambda a: a.text.startswith("{")),
+        "the messages need not ask for it",
+    ),
+    Probe(
+        "response_format.json_schema",
+        "differs",
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": _SCHEMA}},
+         "max_tokens": 40},
+        says(lambda a: a.text.replace(" ", "").replace("\n", "") == '{"x":5}'),
+        "always strict; which schemas: structured-output.md",
+    ),
+)  # fmt: skip
+
+NO_EFFECT: Final = (
+    Probe("metadata", "no", {"metadata": {"a": "b"}}, has_no_effect, "no effect"),
+    Probe(
+        "store", "no", {"store": True}, has_no_effect, "no effect: every answer is kept for `result_ttl_s`"
+    ),
+)
+
+VLLM: Final = (
+    Probe("top_k", "yes", {"top_k": -1}, reaches(top_k=0), "-1 and 0: all"),
+    _own("min_p", 0.1),
+    _own("repetition_penalty", 1.2),
+    _own("min_tokens", 2),
+    Probe(
+        "stop_token_ids",
+        "yes",
+        {"stop_token_ids": [ord(TEXT[2])]},
+        says(lambda a: a.choices[0]["stop_reason"] == ord(TEXT[2])),
+    ),
+    Probe(
+        "include_stop_str_in_output",
+        "yes",
+        {"include_stop_str_in_output": True, "stop": TEXT[2]},
+        says(lambda a: a.text == TEXT[:3]),
+    ),
+    _own("ignore_eos", True),
+    _own("skip_special_tokens", False),
+    _own("allowed_token_ids", [65, 66]),
+    Probe("bad_words", "yes", {"bad_words": "no"}, reaches(bad_words=["no"]), "one, or a list"),
+    Probe(
+        "prompt_logprobs",
+        "yes",
+        {"prompt_logprobs": 0},
+        says(lambda a: a.choices[0]["prompt_logprobs"][0] is None),
+        "in a stream with the first tokens of each choice",
+    ),
+    _own("truncate_prompt_tokens", 1),
+    _own("cache_salt", "mine"),
+    Probe(
+        "return_token_ids",
+        "yes",
+        {"return_token_ids": True},
+        says(lambda a: a.choices[0]["token_ids"] == list(map(ord, TEXT[:4]))),
+    ),
+    Probe("priority", "differs", {"priority": -4}, reaches(priority=9), "-4 to 5; 0 is usual, lower earlier"),
+    Probe("structured_outputs", "yes", {"structured_outputs": {"json": {"const": 5}}},
+          reaches(structured_outputs={"json_schema": {"const": 5}, "json_object": False, "regex": None,
+                                      "choice": None, "grammar": None, "wind_down": False}),
+          "`json`, `json_object`, `regex`, `choice`, `grammar`; and ours, `wind_down`"),
+    Probe("guided_json", "yes", {"guided_json": '{"const": 5}'}, says(lambda a: a.text == "5"), "a text too"),
+    Probe("guided_regex", "yes", {"guided_regex": "[0-9]{3}"}, says(lambda a: a.text.isdigit())),
+    Probe("guided_choice", "yes", {"guided_choice": ["on"]}, says(lambda a: a.text == "on")),
+    Probe("guided_grammar", "yes", {"guided_grammar": 'start: "on"'}, says(lambda a: a.text == "on")),
+    Probe("use_beam_search", "no", {"use_beam_search": True}, ignores("use_beam_search"), "ignored"),
+    Probe("length_penalty", "no", {"length_penalty": 1.0}, ignores("length_penalty"), "ignored: no beams"),
+    Probe("min_tokens: more than max_tokens", "no", {"min_tokens": 5},
+          refuses("min_tokens", "invalid_value"), "refused"),
+    Probe("spaces_between_special_tokens", "no", {"spaces_between_special_tokens": False},
+          ignores("spaces_between_special_tokens"), "ignored"),
+    Probe("guided_decoding_backend", "no", {"guided_decoding_backend": "outlines"},
+          ignores("guided_decoding_backend"), "ignored: there is one"),
+    Probe("request_id", "no", {"request_id": "mine"}, ignores("request_id"), "ignored: the id is ours"),
+)  # fmt: skip
+
+OURS: Final = (
+    _own("typical_p", 0.9),
+    Probe(
+        "background",
+        "yes",
+        {"background": True},
+        lambda a: a.status == 202 and a.job is not None and a.job.detached is True,
+        "goes on without its client; without `stream` a 202 with the job's id",
+    ),
+    Probe("deadline_s", "yes", {"deadline_s": 60.0}, reaches(deadline_s=60.0), "then the job is given up"),
+    Probe("result_ttl_s", "yes", {"result_ttl_s": 60}, reaches(result_ttl_s=60), "how long it can be read"),
+    Probe("a field that nobody knows", "no", {"colour": "red"}, ignores("colour"),
+          "ignored and named in `x-pagefleet-ignored`; `--strict` refuses it"),
+)  # fmt: skip
