@@ -208,6 +208,14 @@ class AsyncFleetClient:
         """Those whose lease is alive."""
         return await self._live.store.workers()
 
+    async def api_keys_stamp(self) -> str | None:
+        """What is another one after each change of :meth:`api_keys`; None where there never was one."""
+        return await self._live.store.api_keys_stamp()
+
+    async def api_keys(self) -> dict[str, str]:
+        """The gateway's keys that stand in Redis, and their stamp."""
+        return await self._live.store.api_keys()
+
     async def run(self, operation: Operation[T]) -> T:
         """One script on the fleet's server, for what stands beside the fleet and shares its state."""
         return await self._live.store.run(operation)

@@ -67,6 +67,15 @@ class AsyncJobStore:
             texts = await self.redis.mget([keys.lease(worker_id) for worker_id in ids]) if ids else []
         return readable(WorkerStatus, ids, texts)
 
+    async def api_keys_stamp(self) -> str | None:
+        with redis_errors(self.settings.url):
+            stamp: str | None = await self.redis.hget(keys.API_KEYS, keys.API_KEYS_STAMP)
+            return stamp
+
+    async def api_keys(self) -> dict[str, str]:
+        with redis_errors(self.settings.url):
+            return dict(await self.redis.hgetall(keys.API_KEYS))
+
     async def run(self, operation: Operation[T]) -> T:
         script = load_script(operation.script)
         with redis_errors(self.settings.url):

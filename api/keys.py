@@ -123,6 +123,12 @@ def answer(question_id: str) -> str:
     return f"{PREFIX}answer:{question_id}"
 
 
+API_KEYS: Final = PREFIX + "keys"
+"""Hash key id -> an API key of the gateway, of the key itself a hash only; and :data:`API_KEYS_STAMP`."""
+API_KEYS_STAMP: Final = "stamp"
+"""The field of :data:`API_KEYS` that is another one after each change."""
+
+
 def slug(name: str) -> str:
     """Reversible, queue-safe spelling of a model's name: every other byte becomes ``_`` + two hex digits."""
     return "".join(chr(byte) if _SLUG_SAFE.fullmatch(chr(byte)) else f"_{byte:02x}" for byte in name.encode())

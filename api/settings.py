@@ -210,6 +210,9 @@ class GatewaySettings(FleetSettings):
         None,
         description="who may come in: what `pagefleet keys` writes; without it everybody who can connect",
     )
+    gateway_keys_redis: bool = Field(
+        False, description="who may come in stands in Redis: what `pagefleet keys --redis` writes"
+    )
     gateway_open: bool = Field(False, description="without keys also beyond this host")
     gateway_strict: bool = Field(False, description="unknown fields are refused, not ignored and named")
     gateway_cors_origins: list[str] = Field(

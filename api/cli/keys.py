@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.table import Table
 
 from pagefleet.api.cli.console import make_console
 from pagefleet.api.cli.model_names import complete_model
+from pagefleet.api.cli.options import redis_option
 from pagefleet.api.errors import ConfigurationError
 from pagefleet.api.settings import GatewaySettings
+
+if TYPE_CHECKING:
+    from pagefleet.api.gateway.api_keys import KeyFile
+    from pagefleet.api.gateway.redis_keys import RedisKeys
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _file_option(command: F) -> F:
-    return click.option(
+def _place_options(command: F) -> F:
+    file = click.option(
         "--file",
         "file",
         type=click.Path(dir_okay=False, path_type=Path),
         help="The file of keys.  [default: the setting gateway_keys_file]",
-    )(command)
+    )
+    in_redis = click.option(
+        "--redis", "in_redis", is_flag=True, help="In Redis.  [default: the setting gateway_keys_redis]"
+    )
+    return file(in_redis(redis_option(command)))
 
 
 @click.group()
@@ -34,6 +44,7 @@ def keys() -> None:
     pagefleet keys add --tenant acme --file keys.json
     pagefleet keys list --file keys.json
     pagefleet keys revoke 1a2b3c4d --file keys.json
+    pagefleet keys add --tenant acme --redis
     """
 
 
@@ -48,33 +59,41 @@ def keys() -> None:
 @click.option("--max-open", type=click.IntRange(1), help="Open jobs of the tenant in each queue.")
 @click.option("--requests-per-minute", type=click.IntRange(1), help="By default no limit.")
 @click.option("--tokens-per-minute", type=click.IntRange(1), help="Prompts and answers. By default no limit.")
-@_file_option
-def add(file: Path | None, tenant: str, models: tuple[str, ...], **limits: Any) -> None:
-    """Make a key and print it. It is written nowhere: the file has its hash.
+@_place_options
+def add(
+    file: Path | None,
+    in_redis: bool,
+    redis_url: str | None,
+    tenant: str,
+    models: tuple[str, ...],
+    **limits: Any,
+) -> None:
+    """Make a key and print it. It is written nowhere: the file, or Redis, has its hash.
 
     \b
     pagefleet keys add --tenant acme --file keys.json
     pagefleet keys add --tenant acme --model null --max-open 8 --requests-per-minute 60 --file keys.json
+    pagefleet keys add --tenant acme --redis
     """
-    from pagefleet.api.gateway.api_keys import KeyFile
-
-    token, key = KeyFile(_file(file)).add(tenant=tenant, models=list(models) or None, **limits)
+    with _place(file, in_redis, redis_url) as place:
+        token, key = place.add(tenant=tenant, models=list(models) or None, **limits)
     click.echo(f"key {key.key_id} of {key.tenant}, shown this once:", err=True)
     click.echo(token)
 
 
 @keys.command("list")
-@_file_option
-def list_keys(file: Path | None) -> None:
+@_place_options
+def list_keys(file: Path | None, in_redis: bool, redis_url: str | None) -> None:
     """Which keys there are, and what each may do.
 
     \b
     pagefleet keys list --file keys.json
+    pagefleet keys list --redis
     """
-    from pagefleet.api.gateway.api_keys import KeyFile
-
+    with _place(file, in_redis, redis_url) as place:
+        found = place.read()
     table = Table("id", "tenant", "models", "lane", "max open", "requests/min", "tokens/min", box=None)
-    for key in KeyFile(_file(file)).read():
+    for key in found:
         limits = (key.max_open, key.requests_per_minute, key.tokens_per_minute)
         shown = ("-" if limit is None else str(limit) for limit in limits)
         table.add_row(key.key_id, key.tenant, ", ".join(key.models or ["all"]), key.lane, *shown)
@@ -83,23 +102,40 @@ def list_keys(file: Path | None) -> None:
 
 @keys.command()
 @click.argument("key_id")
-@_file_option
-def revoke(file: Path | None, key_id: str) -> None:
+@_place_options
+def revoke(file: Path | None, in_redis: bool, redis_url: str | None, key_id: str) -> None:
     """Make a key worthless. What it has started goes on.
 
     \b
     pagefleet keys revoke 1a2b3c4d --file keys.json
+    pagefleet keys revoke 1a2b3c4d --redis
     """
-    from pagefleet.api.gateway.api_keys import KeyFile
-
-    path = _file(file)
-    if not KeyFile(path).revoke(key_id):
-        raise ConfigurationError(f"{path} has no key {key_id!r}.")
+    with _place(file, in_redis, redis_url) as place:
+        if not place.revoke(key_id):
+            raise ConfigurationError(f"{place.name} has no key {key_id!r}.")
     click.echo(f"revoked {key_id}", err=True)
 
 
-def _file(given: Path | None) -> Path:
-    path = given or GatewaySettings.from_files().gateway_keys_file
+@contextmanager
+def _place(file: Path | None, in_redis: bool, redis_url: str | None) -> Iterator[KeyFile | RedisKeys]:
+    """Where the keys stand: as it is asked for here, else as the gateway's settings say."""
+    # Only now: other commands need nothing of the gateway.
+    from pagefleet.api.gateway.api_keys import KeyFile
+    from pagefleet.api.gateway.redis_keys import RedisKeys
+
+    settings = GatewaySettings.from_files(redis_url=redis_url)
+    if in_redis and file is not None:
+        raise ConfigurationError("--file and --redis: keys stand in one place.")
+    if in_redis or (file is None and settings.gateway_keys_redis):
+        place = RedisKeys(settings)
+        try:
+            yield place
+        finally:
+            place.close()
+        return
+    path = file or settings.gateway_keys_file
     if path is None:
-        raise ConfigurationError("Name the file of keys: --file, or the setting gateway_keys_file.")
-    return path
+        raise ConfigurationError(
+            "Name the file of keys: --file, or the setting gateway_keys_file; or --redis."
+        )
+    yield KeyFile(path)

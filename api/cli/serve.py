@@ -21,16 +21,23 @@ from pagefleet.api.settings import GatewaySettings
     type=click.Path(dir_okay=False, path_type=Path),
     help="Who may come in: see `pagefleet keys`.  [default: everybody who can connect]",
 )
+@click.option("--keys-redis", is_flag=True, default=None, help="Who may come in stands in Redis.")
 @click.option("--strict", is_flag=True, default=None, help="Refuse unknown fields in place of naming them.")
 @redis_option
 def serve(
-    host: str | None, port: int | None, keys_file: Path | None, strict: bool | None, redis_url: str | None
+    host: str | None,
+    port: int | None,
+    keys_file: Path | None,
+    keys_redis: bool | None,
+    strict: bool | None,
+    redis_url: str | None,
 ) -> None:
     """Serve OpenAI's HTTP API over the fleet, until Ctrl-C. Any number of them serve any job.
 
     \b
     pagefleet serve
     pagefleet serve --host 0.0.0.0 --port 8000 --keys-file keys.json
+    pagefleet serve --host 0.0.0.0 --keys-redis
     pagefleet serve --strict --redis-url rediss://producer:...@redis:6379/0
     """
     # Only now: it comes with an extra.
@@ -43,6 +50,7 @@ def serve(
         gateway_host=host,
         gateway_port=port,
         gateway_keys_file=keys_file,
+        gateway_keys_redis=keys_redis,
         gateway_strict=strict,
     )
 

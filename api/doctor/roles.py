@@ -59,6 +59,7 @@ _JOBS: Final = (
     ("BLPOP", "pf:answer:doctor", "0.01"),
     ("GET", "celery-task-meta-doctor"),
 )
+_API_KEYS: Final = ("HGET", "pf:keys", "stamp")
 _REPLIES: Final = ("pf:reply:doctor", "pf:job-events:doctor", "celery-task-meta-doctor")
 _EVENTS: Final = "/{db}.celeryev/doctor"
 _CONTROL: Final = "/{db}.celery.pidbox"
@@ -67,9 +68,11 @@ ROLES: Final[Mapping[str, Role]] = {
     "worker": Role(
         "pf:client:doctor",
         _WORKER,
-        (*_KNOWN_BY_ALL, *_JOBS, ("HLEN", "pf:unacked:doctor")),
+        (*_KNOWN_BY_ALL, *_JOBS, _API_KEYS, ("HLEN", "pf:unacked:doctor")),
         (*_REPLIES, _EVENTS, _CONTROL),
     ),
-    "producer": Role("pf:client:doctor", _PRODUCER, (*_KNOWN_BY_ALL, *_JOBS), (*_REPLIES, _EVENTS)),
+    "producer": Role(
+        "pf:client:doctor", _PRODUCER, (*_KNOWN_BY_ALL, *_JOBS, _API_KEYS), (*_REPLIES, _EVENTS)
+    ),
     "monitor": Role("celeryev.doctor", _MONITOR, _KNOWN_BY_ALL, (_EVENTS, _CONTROL)),
 }

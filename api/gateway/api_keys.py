@@ -1,4 +1,4 @@
-"""API keys: a JSON file with what each may do, and of the key itself a hash only.
+"""API keys: what each may do, and of the key itself a hash only; in a JSON file, or in Redis (redis_keys.py).
 
 A key is ``pf-<id>-<secret>`` with 256 random bits in its secret: one round of SHA-256 is enough for it,
 nobody tries them all.
@@ -16,9 +16,9 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -50,6 +50,30 @@ class ApiKey(BaseModel):
         return self.models is None or not names.isdisjoint(self.models)
 
 
+def new_key(**fields: object) -> tuple[str, ApiKey]:
+    """The key itself, and what may be kept of it."""
+    key_id, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
+    token = f"pf-{key_id}-{secret}"
+    given = {name: value for name, value in fields.items() if value is not None}
+    return token, ApiKey.model_validate(
+        {**given, "key_id": key_id, "sha256": _hash(token), "created_at": int(time.time())}
+    )
+
+
+def find_key(known: Mapping[str, ApiKey], token: str) -> ApiKey | None:
+    """The key that this is, compared in constant time."""
+    key = known.get(token[3:11])
+    same = hmac.compare_digest(_hash(token), _NOBODY if key is None else key.sha256)
+    return key if same else None
+
+
+class Finder(Protocol):
+    """Where the keys stand is its own matter."""
+
+    def find(self, token: str) -> ApiKey | None:
+        """The key that this is. Raises: RedisUnavailable: nobody knows yet which there are."""
+
+
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid")
     keys: list[ApiKey] = Field(default_factory=list)
@@ -60,6 +84,10 @@ class KeyFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
 
     def read(self) -> list[ApiKey]:
         """Raises: ConfigurationError: it cannot be read or is none."""
@@ -74,12 +102,7 @@ class KeyFile:
 
     def add(self, **fields: object) -> tuple[str, ApiKey]:
         """The new key itself, which is written nowhere, and what is."""
-        key_id, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
-        token = f"pf-{key_id}-{secret}"
-        given = {name: value for name, value in fields.items() if value is not None}
-        key = ApiKey.model_validate(
-            {**given, "key_id": key_id, "sha256": _hash(token), "created_at": int(time.time())}
-        )
+        token, key = new_key(**fields)
         with self._locked():
             self._write([*(self.read() if self.path.exists() else []), key])
         return token, key
@@ -130,9 +153,7 @@ class Keyring:
     def find(self, token: str) -> ApiKey | None:
         """The key that this is, compared in constant time."""
         self._refresh()
-        key = self._keys.get(token[3:11])
-        same = hmac.compare_digest(_hash(token), _NOBODY if key is None else key.sha256)
-        return key if same else None
+        return find_key(self._keys, token)
 
     def _refresh(self) -> None:
         now = time.monotonic()

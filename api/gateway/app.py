@@ -27,12 +27,13 @@ from pagefleet.api.gateway import (
     page,
     tokenize,
 )
-from pagefleet.api.gateway.api_keys import Keyring
+from pagefleet.api.gateway.api_keys import Finder, Keyring
 from pagefleet.api.gateway.context import Gateway
 from pagefleet.api.gateway.errors import HANDLERS
 from pagefleet.api.gateway.local_only import LocalOnly
 from pagefleet.api.gateway.metrics import GatewayMetrics
 from pagefleet.api.gateway.rate_limit import RateLimit
+from pagefleet.api.gateway.redis_keys import RedisKeyring
 from pagefleet.api.settings import GatewaySettings
 
 ROUTES: Final = [
@@ -68,7 +69,7 @@ def make_app(settings: GatewaySettings, leaving: asyncio.Future[None] | None = N
     Raises:
         ConfigurationError: the file of keys cannot be read.
     """
-    keyring = None if settings.gateway_keys_file is None else Keyring(settings.gateway_keys_file)
+    keyring = _keyring(settings)
     metrics = GatewayMetrics()
 
     @contextlib.asynccontextmanager
@@ -79,7 +80,8 @@ def make_app(settings: GatewaySettings, leaving: asyncio.Future[None] | None = N
         with contextlib.suppress(RedisUnavailable):
             await fleet.open()
         until = asyncio.get_running_loop().create_future() if leaving is None else leaving
-        yield {"gateway": Gateway(settings, fleet, keyring, rate_limit, metrics, until)}
+        async with _following(keyring, fleet):
+            yield {"gateway": Gateway(settings, fleet, keyring, rate_limit, metrics, until)}
         await rate_limit.close()
         await fleet.close()
 
@@ -92,6 +94,28 @@ def make_app(settings: GatewaySettings, leaving: asyncio.Future[None] | None = N
     # It would send whoever asks to the host that the request names, before any key was seen.
     app.router.redirect_slashes = False
     return app
+
+
+def _keyring(settings: GatewaySettings) -> Finder | None:
+    if settings.gateway_keys_redis:
+        return RedisKeyring()
+    return None if settings.gateway_keys_file is None else Keyring(settings.gateway_keys_file)
+
+
+@contextlib.asynccontextmanager
+async def _following(keyring: Finder | None, fleet: AsyncFleetClient) -> AsyncIterator[None]:
+    """Keys that stand in Redis are looked at again and again; the others at a request."""
+    if not isinstance(keyring, RedisKeyring):
+        yield
+        return
+    with contextlib.suppress(RedisUnavailable):
+        await keyring.look(fleet)
+    following = asyncio.create_task(keyring.follow(fleet))
+    try:
+        yield
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
 
 def _cors(settings: GatewaySettings) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.requests import Request
 
-from pagefleet.api.gateway.api_keys import ApiKey, Keyring
+from pagefleet.api.gateway.api_keys import ApiKey, Finder
 from pagefleet.api.gateway.errors import ApiError
 from pagefleet.api.messages import ModelCard
 
@@ -12,8 +12,8 @@ ANYBODY = ApiKey.model_construct(key_id="anybody", sha256="", tenant="")
 """Who asks a gateway without keys: no tenant, no limit."""
 
 
-def authenticate(request: Request, keyring: Keyring | None) -> ApiKey:
-    """Raises: ApiError: no key, or one that there isn't."""
+def authenticate(request: Request, keyring: Finder | None) -> ApiKey:
+    """Raises: ApiError: no key, or one that there isn't; RedisUnavailable."""
     if keyring is None:
         return ANYBODY
     scheme, _, token = request.headers.get("authorization", "").partition(" ")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from pagefleet.api.async_client import AsyncFleetClient
-from pagefleet.api.gateway.api_keys import ApiKey, Keyring
+from pagefleet.api.gateway.api_keys import ApiKey, Finder
 from pagefleet.api.gateway.authentication import authenticate
 from pagefleet.api.gateway.metrics import GatewayMetrics
 from pagefleet.api.gateway.rate_limit import RateLimit
@@ -19,7 +19,7 @@ from pagefleet.api.settings import GatewaySettings
 class Gateway:
     settings: GatewaySettings
     fleet: AsyncFleetClient
-    keyring: Keyring | None
+    keyring: Finder | None
     rate_limit: RateLimit
     metrics: GatewayMetrics
     leaving: asyncio.Future[None]

@@ -105,12 +105,14 @@ def _listen(settings: GatewaySettings) -> socket.socket:
 
 
 def _check_exposure(settings: GatewaySettings) -> None:
-    if (
-        settings.gateway_keys_file is None
-        and not settings.gateway_open
-        and not is_local(settings.gateway_host)
-    ):
+    has_keys = settings.gateway_keys_redis or settings.gateway_keys_file is not None
+    if settings.gateway_keys_redis and settings.gateway_keys_file is not None:
+        raise ConfigurationError(
+            "gateway_keys_redis: there is a gateway_keys_file too; keys stand in one place."
+        )
+    if not has_keys and not settings.gateway_open and not is_local(settings.gateway_host):
         raise ConfigurationError(
             f"gateway_host: {settings.gateway_host} can be reached by others, and there are no keys: name a "
-            "gateway_keys_file (`pagefleet keys add` writes one), or set gateway_open."
+            "gateway_keys_file or set gateway_keys_redis (`pagefleet keys add` writes either), or set "
+            "gateway_open."
         )

@@ -150,7 +150,7 @@ def serve(line, folder, environment, keys):
     process = pagefleet(line, folder, environment)
     try:
         assert f":{port}" in process.stderr.readline()
-        headers = {"authorization": f"Bearer {keys[-1]}"} if "--keys-file" in line else {}
+        headers = {"authorization": f"Bearer {keys[-1]}"} if "--keys-" in line else {}
         reply = httpx.get(f"http://127.0.0.1:{port}/v1/models", headers=headers)
         assert reply.status_code == 200
     finally:

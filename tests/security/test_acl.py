@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import os
@@ -15,12 +16,13 @@ import redis
 from guarded_server import TEMPLATE, captured_events
 from prometheus_client import CollectorRegistry
 
-from pagefleet.api import FleetClient, keys
+from pagefleet.api import AsyncFleetClient, FleetClient, keys
 from pagefleet.api.celery_app import make_celery
 from pagefleet.api.errors import RedisUnavailable
 from pagefleet.api.exporter import FleetCollector
 from pagefleet.api.gateway.authentication import ANYBODY
 from pagefleet.api.gateway.rate_limit import take
+from pagefleet.api.gateway.redis_keys import RedisKeyring, RedisKeys
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.settings import FleetSettings
 from pagefleet.engine.backends.null import null_token
@@ -58,6 +60,13 @@ def producer(guarded):
         yield client
 
 
+async def keys_seen(url):
+    async with AsyncFleetClient(redis_url=url) as fleet:
+        ring = RedisKeyring()
+        await ring.look(fleet)
+        return ring._keys
+
+
 def test_a_fleet_lives_under_its_users(guarded, workers, producer):
     # A stream, an attached one, a cancel, a delete, a status: nothing is denied.
     assert producer.generate("x", max_tokens=20, seed=1, tenant="t").result().token_ids == expected(1, 20)
@@ -78,6 +87,12 @@ def test_a_fleet_lives_under_its_users(guarded, workers, producer):
     # What a worker is asked without a job.
     assert producer.detokenize(producer.tokenize("x").token_ids) == "<|bos|>x"
     store.close_connections()
+    # Keys in Redis: written by who may write all of ours, read by a gateway.
+    written = RedisKeys(FleetSettings(redis_url=guarded.url_of("worker")))
+    _, key = written.add(tenant="acme")
+    assert asyncio.run(keys_seen(guarded.url_of("producer"))) == {key.key_id: key}
+    assert written.revoke(key.key_id)
+    written.close()
     assert len(producer.status().workers) == 2
     # A worker dies with running streams, another leaves: the tokens go on.
     streams = [producer.generate("x", max_tokens=150, seed=index) for index in range(8)]
@@ -222,6 +237,7 @@ FORBIDDEN = [
     ("producer", "BRPOP", "null.interactive", "0.01"),
     ("producer", "BLPOP", "null.interactive", "0.01"),
     ("producer", "BLPOP", "pf:questions:null", "0.01"),
+    ("producer", "HSET", "pf:keys", "1a2b3c4d", "{}"),
     ("producer", "SCRIPT", "FLUSH"),
     ("producer", "EVAL", "return redis.call('GET', 'another-service')", "0"),
     ("producer", "ACL", "LIST"),
@@ -230,6 +246,7 @@ FORBIDDEN = [
     ("worker", "GET", "another-service"),
     ("worker", "SCRIPT", "FLUSH"),
     ("monitor", "SET", "pf:client:me", "1"),
+    ("monitor", "HMGET", "pf:keys", "stamp"),
     ("monitor", "HSET", "pf:job:a", "state", "D"),
     ("monitor", "HMGET", "pf:job:a", "state"),
     ("monitor", "GET", "celery-task-meta-a"),
