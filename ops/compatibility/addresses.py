@@ -15,6 +15,10 @@ def _lists_models(answer: Answer) -> bool:
     return answer.status == 200 and "null" in [each["id"] for each in answer.data["data"]]
 
 
+def _lists_jobs(answer: Answer) -> bool:
+    return answer.status == 200 and answer.data["object"] == "list"
+
+
 def _is_model(answer: Answer) -> bool:
     return answer.status == 200 and answer.data["object"] == "model"
 
@@ -37,7 +41,13 @@ def _is_well(answer: Answer) -> bool:
 
 # In this order: the job is deleted after it was read.
 ADDRESSES: Final = (
-    Address("GET", "/v1/models", "differs", _lists_models, "`created` is 0; context and aliases beside"),
+    Address(
+        "GET", "/v1/models", "differs", _lists_models, "`created` is 0; context, aliases and `ready` beside"
+    ),
+    Address("GET", "/v1/jobs", "yes", _lists_jobs, "ours: the newest of the tenant's"),
+    Address("POST", "/v1/jobs/{job}/cancel", "yes", _is_ended_job, "ours: what there is of it is kept"),
+    Address("GET", "/", "yes", _is_well, "ours: a page to chat with"),
+    Address("GET", "/page/index.html", "yes", _is_well, "its parts"),
     Address("GET", "/v1/models/null", "differs", _is_model, "by canonical name or alias"),
     Address("GET", "/v1/jobs/{job}", "yes", _is_ended_job, "ours: state, and the answer once there is one"),
     Address("GET", "/v1/jobs/{job}/stream", "yes", _streams, "ours: the rest after `Last-Event-ID`"),
@@ -46,8 +56,6 @@ ADDRESSES: Final = (
     Address("GET", "/ready", "yes", _is_well, "Redis answers, each model has a worker"),
     Address("GET", "/metrics", "yes", _is_well, "[for Prometheus](metrics.md)"),
     Address("GET", "/openapi.json", "yes", _is_well, "all of this for machines"),
-    _not_here("/tokenize", "vLLM's"),
-    _not_here("/detokenize", "vLLM's"),
     _not_here("/v1/embeddings"),
     _not_here("/v1/responses"),
     _not_here("/v1/files"),

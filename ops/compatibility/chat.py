@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final
 
 from ops.compatibility import shared
 from ops.compatibility.probe import SEED, TEXT, Endpoint, Probe, ignores, reaches, refuses, says
 
 _HI: Final = {"role": "user", "content": "Hi"}
-_IMAGE: Final = {"type": "image_url", "image_url": {"url": "data:,"}}
-_TOOL: Final = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+_X: Final = {"type": "object", "properties": {"x": {"const": 5}}, "required": ["x"]}
+_FUNCTION: Final = {"name": "f", "description": "It", "parameters": _X, "strict": True}
+_TOOL: Final = {"type": "function", "function": _FUNCTION}
 
 
 def _message(**fields: Any) -> dict[str, Any]:
@@ -20,6 +22,33 @@ def _ignored(name: str, value: Any, words: str = "ignored") -> Probe:
     return Probe(name, "no", {name: value}, ignores(name), words)
 
 
+def _called(**fields: Any) -> dict[str, Any]:
+    """A call and its result, before the answer."""
+    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"x": 5}'}} | fields
+    asked = {"role": "assistant", "content": None, "tool_calls": [call]}
+    return {"messages": [_HI, asked, {"role": "tool", "content": "4", "tool_call_id": "call_1"}]}
+
+
+def _call(answer: Any) -> Any:
+    return answer.job.messages[1].tool_calls[0]
+
+
+def _tooled(**fields: Any) -> dict[str, Any]:
+    return {"tools": [_TOOL], "max_tokens": 200, **fields}
+
+
+def _told(answer: Any) -> Any:
+    return answer.job.model_dump()["tools"][0]["function"]
+
+
+def _named(answer: Any) -> Any:
+    return answer.choices[0]["message"]["tool_calls"][0]["function"]["name"]
+
+
+def _arguments(answer: Any) -> Any:
+    return answer.choices[0]["message"]["tool_calls"][0]["function"]["arguments"]
+
+
 def _asked(answer: Any) -> Any:
     return answer.job.messages[0]
 
@@ -28,18 +57,54 @@ MESSAGES: Final = (
     Probe("messages", "yes", {"messages": []}, refuses("messages", "invalid_type"), "at least one"),
     Probe("messages[].role", "yes", _message(role="system"), says(lambda a: _asked(a).role == "system"),
           "whatever the model's template knows; `developer` is not made `system`"),
-    Probe("messages[].content", "differs", _message(content=[{"type": "text", "text": "Hi"}]),
-          says(lambda a: _asked(a).content == "Hi"), "a text, or parts of text, which are joined"),
-    Probe("messages[].content: images, audio, files", "no", _message(content=[_IMAGE]),
-          refuses("messages[0].content", "invalid_type"), "refused"),
+    Probe("messages[].content", "differs", {"messages": [{"role": "assistant", "content": None}, _HI]},
+          says(lambda a: a.job.messages[0].content == ""),
+          "a text, none, or parts of text, which are joined"),
+    Probe("messages[].content[].type", "differs", _message(content=[{"type": "image_url", "image_url": {}}]),
+          refuses("messages[0].content", "invalid_type"), "`text` and `refusal`; others are refused"),
+    Probe("messages[].content[].text", "yes", _message(content=[{"type": "text", "text": "Hi"}]),
+          says(lambda a: _asked(a).content == "Hi")),
+    Probe("messages[].content[].refusal", "yes",
+          _message(role="assistant", content=[{"type": "refusal", "refusal": "No"}]),
+          says(lambda a: _asked(a).content == "No")),
     Probe("messages[].name", "yes", _message(name="Ann"), says(lambda a: _asked(a).name == "Ann"),
           "where the model's template shows it"),
-    Probe("messages[].tool_calls", "no", _message(tool_calls=[{"id": "1"}]),
-          refuses("messages[0].tool_calls"), "refused"),
-    Probe("messages[].tool_call_id", "no", _message(tool_call_id="1"),
-          refuses("messages[0].tool_call_id"), "refused"),
+    Probe("messages[].tool_calls[].id", "yes", _called(), says(lambda a: _call(a).id == "call_1")),
+    Probe("messages[].tool_calls[].type", "yes", _called(type="custom"),
+          refuses("messages[1].tool_calls[0].type"), "`function` only"),
+    Probe("messages[].tool_calls[].function.name", "yes", _called(),
+          says(lambda a: _call(a).function.name == "f")),
+    Probe("messages[].tool_calls[].function.arguments", "yes", _called(),
+          says(lambda a: json.loads(_call(a).function.arguments) == {"x": 5})),
+    Probe("messages[].tool_call_id", "yes", _called(),
+          says(lambda a: a.job.messages[2].tool_call_id == "call_1")),
+    Probe("messages[].reasoning_content", "yes", _message(role="assistant", reasoning_content="Hm"),
+          says(lambda a: _asked(a).reasoning_content == "Hm"), "not OpenAI's: where the template shows it"),
     Probe("messages[].function_call", "no", _message(function_call={"name": "f"}),
-          refuses("messages[0].function_call"), "refused"),
+          refuses("messages[0].function_call"), "refused: `tool_calls` is its name now"),
+)  # fmt: skip
+
+TOOLS: Final = (
+    Probe("tools", "differs", _tooled(tool_choice="required"),
+          says(lambda a: _named(a) == "f" and a.choices[0]["finish_reason"] == "tool_calls"),
+          "128 at most; a model without a parser of its own writes generic JSON"),
+    Probe("tools[].type", "yes", {"tools": [{**_TOOL, "type": "custom"}]}, refuses("tools[0].type"),
+          "`function` only"),
+    Probe("tools[].function.name", "yes", {"tools": [_TOOL, _TOOL]},
+          refuses("tools[1].function.name", "invalid_value")),
+    Probe("tools[].function.description", "yes", _tooled(), says(lambda a: _told(a)["description"] == "It")),
+    Probe("tools[].function.parameters", "yes", _tooled(tool_choice="required"),
+          says(lambda a: json.loads(_arguments(a)) == {"x": 5})),
+    Probe("tools[].function.strict", "differs", _tooled(), says(lambda a: _told(a)["strict"] is True),
+          "calls that `tool_choice` demands always keep the schema, others never must"),
+    Probe("tool_choice.type", "yes", _tooled(tool_choice="none"), says(lambda a: a.job.tools is None),
+          "`none`, `auto`, `required`, `function`"),
+    Probe("tool_choice.function.name", "yes",
+          _tooled(tool_choice={"type": "function", "function": {"name": "f"}}),
+          says(lambda a: _named(a) == "f" and a.choices[0]["finish_reason"] == "stop"),
+          "`finish_reason` is `stop`, as OpenAI's"),
+    Probe("parallel_tool_calls", "yes", _tooled(tool_choice="required", parallel_tool_calls=False),
+          says(lambda a: len(a.choices[0]["message"]["tool_calls"]) == 1)),
 )  # fmt: skip
 
 OWN: Final = (
@@ -52,14 +117,11 @@ OWN: Final = (
 )  # fmt: skip
 
 NOT_HERE: Final = (
-    Probe("tools", "no", {"tools": [_TOOL]}, refuses("tools"), "refused"),
-    Probe("functions", "no", {"functions": [_TOOL["function"]]}, refuses("functions"), "refused"),
+    Probe("functions", "no", {"functions": [_FUNCTION]}, refuses("functions"), "refused"),
     Probe("audio", "no", {"audio": {"voice": "x"}}, refuses("audio"), "refused: only text is generated"),
     Probe("web_search_options", "no", {"web_search_options": {"a": 1}}, refuses("web_search_options"),
           "refused"),
-    _ignored("tool_choice", "auto", "ignored: there are no tools"),
-    _ignored("function_call", "auto", "ignored: there are no functions"),
-    _ignored("parallel_tool_calls", True, "ignored: there are no tools"),
+    Probe("function_call", "no", {"function_call": "auto"}, refuses("function_call"), "refused"),
     _ignored("modalities", ["text"], "ignored: always text"),
     _ignored("prediction", {"type": "content", "content": "x"}, "ignored: guesses are the engine's own"),
     _ignored("reasoning_effort", "low"),
@@ -74,17 +136,26 @@ NOT_HERE: Final = (
 
 OF_VLLM: Final = (
     _ignored("chat_template", "x", "ignored: the checkpoint's"),
-    _ignored("chat_template_kwargs", {"a": 1}),
+    Probe("chat_template_kwargs", "yes", {"chat_template_kwargs": {"a": 1}},
+          says(lambda a: a.job.chat_template_kwargs == {"a": 1})),
     _ignored("add_generation_prompt", True, "ignored: always"),
     _ignored("continue_final_message", False, "ignored: never"),
     _ignored("echo", True),
-)
+)  # fmt: skip
 
 CHAT: Final = Endpoint(
     "/v1/chat/completions",
     {"model": "null", "messages": [_HI], "max_tokens": 4, "seed": SEED},
     {
-        "OpenAI's": (*MESSAGES, *shared.OPENAI, *OWN, *shared.RESPONSE_FORMAT, *shared.NO_EFFECT, *NOT_HERE),
+        "OpenAI's": (
+            *MESSAGES,
+            *shared.OPENAI,
+            *OWN,
+            *TOOLS,
+            *shared.RESPONSE_FORMAT,
+            *shared.NO_EFFECT,
+            *NOT_HERE,
+        ),
         "vLLM's": (*shared.VLLM, *OF_VLLM),
         "Ours": shared.OURS,
     },

@@ -10,9 +10,10 @@ from ops.compatibility.addresses import ADDRESSES
 from ops.compatibility.chat import CHAT
 from ops.compatibility.completions import COMPLETIONS
 from ops.compatibility.probe import Endpoint, Probe
+from ops.compatibility.tokens import DETOKENIZE, TOKENIZE
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "compatibility.md"
-ENDPOINTS: Final = (CHAT, COMPLETIONS)
+ENDPOINTS: Final = (CHAT, COMPLETIONS, TOKENIZE, DETOKENIZE)
 _HEAD: Final = """\
 # What is compatible with OpenAI
 

@@ -146,6 +146,11 @@ def ignores(*names: str) -> Check:
     return shows
 
 
+def ignores_in(*names: str) -> Check:
+    """As :func:`ignores`, of an answer without choices."""
+    return lambda answer: answer.status == 200 and answer.headers.get(IGNORED_HEADER) == ", ".join(names)
+
+
 def has_no_effect(answer: Answer) -> bool:
     """Known and not named: the answer is what it is without."""
     return answer.status == 200 and IGNORED_HEADER not in answer.headers and answer.text == TEXT[:4]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
 from ops.compatibility.probe import (
     TEXT,
+    Answer,
     Probe,
     has_no_effect,
     ignores,
@@ -16,6 +18,15 @@ from ops.compatibility.probe import (
 
 _SCHEMA: Final = {"type": "object", "properties": {"x": {"enum": [5]}}, "required": ["x"]}
 _SCHEMA |= {"additionalProperties": False}
+
+
+def _format(**fields: object) -> dict[str, object]:
+    wanted = {"type": "json_schema", "json_schema": {"schema": _SCHEMA, **fields}}
+    return {"response_format": wanted, "max_tokens": 40}
+
+
+def _is_five(answer: Answer) -> bool:
+    return answer.status == 200 and json.loads(answer.text) == {"x": 5}
 
 
 def _own(name: str, value: object) -> Probe:
@@ -58,14 +69,11 @@ RESPONSE_FORMAT: Final = (
         says(lambda a: a.text.startswith("{")),
         "the messages need not ask for it",
     ),
-    Probe(
-        "response_format.json_schema",
-        "differs",
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": _SCHEMA}},
-         "max_tokens": 40},
-        says(lambda a: a.text.replace(" ", "").replace("\n", "") == '{"x":5}'),
-        "always strict; which schemas: structured-output.md",
-    ),
+    Probe("response_format.json_schema.schema", "yes", _format(), _is_five,
+          "which schemas: [structured-output.md](structured-output.md)"),
+    Probe("response_format.json_schema.name", "no", _format(name="x"), _is_five, "no effect"),
+    Probe("response_format.json_schema.description", "no", _format(description="x"), _is_five, "no effect"),
+    Probe("response_format.json_schema.strict", "differs", _format(strict=False), _is_five, "always kept"),
 )  # fmt: skip
 
 NO_EFFECT: Final = (
@@ -133,6 +141,8 @@ VLLM: Final = (
 
 OURS: Final = (
     _own("typical_p", 0.9),
+    Probe("kept_special_tokens", "yes", {"kept_special_tokens": ["<|bos|>"]},
+          reaches(kept_special_tokens=["<|bos|>"]), "special tokens that stand in the text all the same"),
     Probe(
         "background",
         "yes",
