@@ -9,6 +9,7 @@ import socket
 from http import HTTPStatus
 from typing import Any, ClassVar, Final, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pagefleet.api.gateway.errors import SERVER, ApiError
@@ -26,6 +27,8 @@ class GuardedProtocol(HttpToolsProtocol):
     _num_head_bytes = 0
     _in_head = True
     _head_timer: asyncio.TimerHandle | None = None
+    _send_timer: asyncio.TimerHandle | None = None
+    _offers_upgrade = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -39,6 +42,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        if self._send_timer is not None:
+            self._send_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -46,15 +51,38 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         # What is no body: a head, or the trailers that may follow a body in chunks.
         self._num_head_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._feed(data)
         if self._num_head_bytes > self.settings.gateway_max_header_bytes:
             self._refuse_head()
         elif self._head_timer is None and self._awaits_rest():
             self._expect_head()
 
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._go_on_as_http(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("")
+
+    def _go_on_as_http(self, rest: bytes) -> None:
+        """Who offers another protocol, as Java's client does with each request, may be answered in this one.
+        The parser would read no body behind such a head: a new one gets it again without the offer."""
+        method = self.parser.get_method()
+        if not self._offers_upgrade or method == b"CONNECT":
+            self.send_400_response("")
+            return
+        offers = (b"upgrade", b"connection", b"http2-settings")
+        headers = [name + b": " + value for name, value in self.headers if name not in offers]
+        head = b"\r\n".join([method + b" " + self.url + b" HTTP/1.1", *headers, b"", b""])
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._feed(head + rest)
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head = True
+        self._in_head, self._offers_upgrade = True, False
         self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore[dict-item]
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -69,6 +97,9 @@ class GuardedProtocol(HttpToolsProtocol):
         if size > self.settings.gateway_max_header_bytes:
             self._refuse_head()
             return
+        self._offers_upgrade = self.parser.should_upgrade()
+        if self._offers_upgrade:
+            return
         super().on_headers_complete()
         cast(dict[str, Any], self.scope["extensions"])[WRITE] = self.cycle.send
 
@@ -81,8 +112,25 @@ class GuardedProtocol(HttpToolsProtocol):
         # The next request's head may come in the same data, and be counted with it: it begins anew.
         self._num_head_bytes, self._in_head = 0, True
         self._stop_timer()
-        if self.cycle is not None:
+        if self.cycle is not None and not self._offers_upgrade:
             super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        # Anew with each: where nothing is taken, none comes to its end.
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+        self._watch_send()
+
+    def _watch_send(self, before: int | None = None) -> None:
+        """What of whole answers is not taken is not kept for ever: nor does closing wait for it."""
+        left = self.transport.get_write_buffer_size()
+        self._send_timer = None
+        if before is not None and left >= before:
+            self.transport.abort()
+        elif left:
+            most_s = self.settings.gateway_send_timeout_s
+            self._send_timer = self.loop.call_later(most_s, self._watch_send, left)
 
     def send_400_response(self, msg: str) -> None:
         if not self.transport.is_closing():

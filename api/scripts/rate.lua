@@ -25,11 +25,14 @@ for index, limit in ipairs({ ARGV[1], ARGV[2] }) do
     left[index] = filled - (ARGV[5] == '1' and wanted[index] or takes)
   end
 end
+-- Not forgotten before both are full again: until then it says less than a new one would.
+local keep_ms = 3600000
 for index, name in ipairs(names) do
   if limits[index] then
     redis.call('HSET', KEYS[1], name, tostring(math.min(left[index], limits[index])))
+    keep_ms = math.max(keep_ms, math.ceil((limits[index] - left[index]) * 60000 / limits[index]))
   end
 end
 redis.call('HSET', KEYS[1], 'at', now)
-redis.call('PEXPIRE', KEYS[1], 3600000)
+redis.call('PEXPIRE', KEYS[1], string.format('%.0f', keep_ms))
 return { 1, math.floor(left[1]), math.floor(left[2]) }

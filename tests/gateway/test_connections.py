@@ -135,6 +135,65 @@ def test_one_request_after_the_other_on_one_connection(gateway):
     assert seen.count(b'"chat.completion"') == 3
 
 
+OFFERS = {
+    "h2c": b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n",
+    "websocket": b"connection: upgrade\r\nupgrade: websocket\r\n",
+}
+
+
+@pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
+@pytest.mark.parametrize("at_once", [True, False])
+def test_who_offers_another_protocol_is_answered_in_this_one(gateway, offer, at_once):
+    """Java's client does so by default, and curl with --http2: the body is behind the offer."""
+    line, _, rest = request(max_tokens=1).partition(b"\r\n")
+    asked = line + b"\r\n" + offer + rest
+    with connect(gateway) as connection:
+        if at_once:
+            connection.sendall(asked + request(max_tokens=1))
+        else:
+            connection.sendall(asked[:-30])
+            time.sleep(0.05)
+            connection.sendall(asked[-30:] + request(max_tokens=1))
+        seen = b""
+        while seen.count(b'"chat.completion"') < 2 or not seen.endswith(b"}"):
+            part = connection.recv(65536)
+            assert part, seen
+            seen += part
+    assert seen.count(b"HTTP/1.1 200 OK") == 2
+
+
+def test_a_tunnel_is_refused(gateway):
+    with connect(gateway) as connection:
+        connection.sendall(b"CONNECT localhost:80 HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert status_and_code(read_all(connection))[0] in (400, 404, 405)
+
+
+def test_a_whole_answer_that_nobody_takes_is_not_kept(start_gateway):
+    """Three of them, some 700 kB each: more than the sockets' buffers hold."""
+    impatient = start_gateway(send_timeout_s=0.5)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(10)
+        connection.connect(("127.0.0.1", impatient.port))
+        mine = connection.getsockname()
+        big = {
+            "model": "null",
+            "messages": HI,
+            "max_tokens": 50,
+            "n": 60,
+            "logprobs": True,
+            "top_logprobs": 5,
+        }
+        connection.sendall(request(**big) * 3)
+        process = psutil.Process(impatient.pid)
+
+        def is_held():
+            return any(tuple(each.raddr) == mine for each in process.net_connections("tcp"))
+
+        assert wait_until(is_held, 5)
+        assert wait_until(lambda: not is_held(), 15)
+
+
 def test_a_connection_that_is_half_closed_is_a_client_that_has_left(gateway, jobs):
     with connect(gateway) as connection:
         connection.sendall(request(max_tokens=4000, stream=True))

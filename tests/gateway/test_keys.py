@@ -11,10 +11,12 @@ import openai
 import pytest
 from click.testing import CliRunner
 
+from pagefleet.api import keys
 from pagefleet.api.cli.main import main
 from pagefleet.api.errors import ConfigurationError
 from pagefleet.api.gateway import api_keys
 from pagefleet.api.gateway.api_keys import ApiKey, KeyFile, Keyring
+from pagefleet.api.gateway.rate_limit import take
 from pagefleet.workers.engine_loop import wait_until
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -141,6 +143,15 @@ def test_tokens_a_minute_are_settled_at_the_end(ask):
     assert wait_until(lambda: remaining(max_tokens=1) < 390, 5)
     reply = client.post(CHAT, json={**BODY, "max_tokens": 900})
     assert (code_of(reply), reply.json()["error"]["type"]) == ((429, "rate_limit_exceeded"), "tokens")
+
+
+def test_a_debt_is_not_forgotten_before_it_is_paid(store):
+    key = ApiKey(key_id="00000000", sha256="0" * 64, tenant="deep", tokens_per_minute=10)
+    for used, hours in ((5, 1), (1000, (1000 + 5) / 600)):
+        store.run(take(key, 0, used, anyway=True))
+        left_s = store.redis.pttl(keys.rate(key.key_id)) / 1000
+        assert hours * 3600 - 30 < left_s <= hours * 3600 + 1
+    assert store.run(take(key, 0, 1))[:2] == [0, "tokens"]
 
 
 def test_a_key_that_is_revoked_is_worth_nothing(ask, key_file, guarded_gateway):
