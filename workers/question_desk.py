@@ -119,9 +119,10 @@ class QuestionDesk:
         if question.messages is None:
             special = True if question.add_special_tokens is None else question.add_special_tokens
             return self._tokenizer.encode(question.prompt or "", add_special_tokens=special)
-        messages, _ = for_template(question.messages, None, self._tool_parser)
+        # Without tools there is one way.
+        (told,) = for_template(question.messages, None, self._tool_parser)
         token_ids = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=question.add_generation_prompt
+            told.messages, add_generation_prompt=question.add_generation_prompt
         )
         if not question.add_special_tokens:
             return token_ids
