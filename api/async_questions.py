@@ -24,13 +24,16 @@ class AsyncQuestions:
         deadline = time.monotonic() + ANSWER_WITHIN_S
         with redis_errors(self._store.settings.url):
             asked.check(await self._redis.llen(asked.waiting_list))
+            # Whoever asks where nobody answers keeps no connection from the others.
+            asked.check_served(await self._store.workers())
             pipeline = self._redis.pipeline(transaction=True)
             asked.put(pipeline)
             await pipeline.execute()
             while time.monotonic() < deadline:
                 popped = await self._redis.blpop([asked.answer_key], timeout=LOOK_AFTER_S)
                 if popped is not None:
-                    return asked.read(popped)
+                    # A long one takes a while: others go on.
+                    return await asyncio.to_thread(asked.read, popped)
                 asked.check_served(await self._store.workers())
                 pipeline = self._redis.pipeline(transaction=True)
                 asked.look(pipeline)

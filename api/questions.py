@@ -27,7 +27,7 @@ from pagefleet.api.wire_model import StoredModel
 ANSWER_WITHIN_S: Final = 10.0
 MAX_WAITING: Final = 64
 """Questions of one model at once."""
-MAX_BYTES: Final = 2**20
+MAX_BYTES: Final = 2**18
 """Of one question: an answer has a number for each few bytes of it, and is written and read at once."""
 LOOK_AFTER_S: Final = 0.5
 """After so long without an answer the asker looks whether there is a worker at all."""
@@ -171,6 +171,7 @@ def ask(store: JobStore, asked: Asked) -> Answer:
     deadline = time.monotonic() + ANSWER_WITHIN_S
     with redis_errors(store.settings.url):
         asked.check(store.redis.llen(asked.waiting_list))
+        asked.check_served(store.workers())
         pipeline = store.redis.pipeline(transaction=True)
         asked.put(pipeline)
         pipeline.execute()

@@ -66,16 +66,16 @@ def _begun_with(asked: str, messages: list[dict[str, Any]]) -> list[dict[str, An
 def _in_turns(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     """What a function returned is one turn with what the user says next to it: templates that know no tools
     often want the roles to alternate."""
-    turns: list[dict[str, Any]] = []
+    turns: list[tuple[dict[str, Any], list[str]]] = []
     was_result = False
     for message in messages:
         said, is_result = _plain(message), message.role == "tool"
-        if turns and turns[-1]["role"] == said["role"] == "user" and (is_result or was_result):
-            turns[-1]["content"] += f"\n\n{said['content']}"
+        if turns and turns[-1][0]["role"] == said["role"] == "user" and (is_result or was_result):
+            turns[-1][1].append(said["content"])
         else:
-            turns.append(said)
+            turns.append((said, [said["content"]]))
         was_result = is_result
-    return turns
+    return [{**said, "content": "\n\n".join(contents)} for said, contents in turns]
 
 
 def _plain(message: ChatMessage) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+import redis
 from pydantic import ValidationError
 
 from pagefleet.api import keys
@@ -69,28 +70,36 @@ class QuestionDesk:
             except RedisUnavailable as error:
                 logger.debug("no questions without Redis: %s", error)
                 self._stopping.wait(_WAIT_S)
-            except ProtocolError as error:
+            except (ProtocolError, redis.RedisError) as error:
                 logger.error("no questions this time: %s", error)
                 self._stopping.wait(_WAIT_S)
 
     def _answer_next(self) -> None:
-        redis = self._store.redis
+        server = self._store.redis
         with redis_errors(self._store.settings.url):
-            popped = redis.brpop([self._questions], timeout=_WAIT_S)
+            popped = server.brpop([self._questions], timeout=_WAIT_S)
             if popped is None:
                 return
             name = keys.question(popped[1])
-            pipeline = redis.pipeline(transaction=True)
+            pipeline = server.pipeline(transaction=True)
             pipeline.get(name)
             pipeline.delete(name)
             text = pipeline.execute()[0]
             if text is None:
                 # Nobody waits for it any more.
                 return
-            pipeline = redis.pipeline(transaction=True)
-            pipeline.lpush(keys.answer(popped[1]), self.answer(text).model_dump_json(exclude_defaults=True))
+            pipeline = server.pipeline(transaction=True)
+            pipeline.lpush(keys.answer(popped[1]), self._spelled(text))
             pipeline.pexpire(keys.answer(popped[1]), _ANSWER_TTL_MS)
             pipeline.execute()
+
+    def _spelled(self, text: str) -> str:
+        try:
+            return self.answer(text).model_dump_json(exclude_defaults=True)
+        except ValueError as error:
+            logger.error("an answer could not be spelled: %s", type(error).__name__)
+            failure = JobFailed("The tokenizer's answer cannot be said in JSON.")
+            return Answer(error=ErrorInfo.from_error(failure)).model_dump_json(exclude_defaults=True)
 
     def answer(self, text: str) -> Answer:
         begun_at = time.monotonic()

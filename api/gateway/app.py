@@ -87,7 +87,7 @@ def make_app(settings: GatewaySettings, leaving: asyncio.Future[None] | None = N
 
     middleware = [Middleware(_Counted, metrics=metrics)]
     if keyring is None and not settings.gateway_open:
-        middleware.append(Middleware(LocalOnly))
+        middleware.append(Middleware(LocalOnly, origins=settings.gateway_cors_origins))
     if settings.gateway_cors_origins:
         middleware.append(Middleware(CORSMiddleware, **_cors(settings)))
     app = Starlette(routes=ROUTES, middleware=middleware, exception_handlers=HANDLERS, lifespan=lifespan)

@@ -95,7 +95,7 @@ def joined(deltas: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             message[name] = message.get(name, "") + delta[name]
         for call in delta.get("tool_calls", ()):
             if "id" in call:
-                calls.append({name: call[name] for name in ("id", "type", "function")})
+                calls.append({"id": call["id"], "type": call["type"], "function": {**call["function"]}})
             else:
                 calls[-1]["function"]["arguments"] += call["function"]["arguments"]
     return {**message, "tool_calls": calls} if calls else message

@@ -1,12 +1,15 @@
 """LocalOnly: a gateway without keys answers to its own names only.
 
 A page from anywhere may have its own name point to 127.0.0.1 (DNS rebinding), and would then be this
-gateway's own origin to the visitor's browser. The name stands in ``Host``.
+gateway's own origin to the visitor's browser. The name stands in ``Host``. A page of somebody else's can send
+what needs no answer, as an order to cancel a job, wherever it likes: its name stands in ``Origin``.
 """
 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Collection
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -15,15 +18,26 @@ from pagefleet.api.gateway.errors import ApiError
 
 
 class LocalOnly:
-    def __init__(self, app: ASGIApp) -> None:
+    """
+    Args:
+        origins: from where others may ask all the same.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Collection[str] = ()) -> None:
         self._app = app
+        self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not is_local(_host(Headers(scope=scope).get("host", ""))):
+        if scope["type"] == "http" and not self._is_ours(Headers(scope=scope)):
             refusal = ApiError(403, "This address is not that of this gateway.", code="unknown_host")
             await refusal.response()(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+    def _is_ours(self, headers: Headers) -> bool:
+        origin = headers.get("origin")
+        is_known = origin is None or origin in self._origins or is_local(_origin_host(origin))
+        return is_known and is_local(_host(headers.get("host", "")))
 
 
 def is_local(host: str) -> bool:
@@ -39,3 +53,11 @@ def _host(value: str) -> str:
     if value.startswith("["):
         return value[1:].partition("]")[0]
     return value.partition(":")[0].lower()
+
+
+def _origin_host(origin: str) -> str:
+    """A name that is nobody's where it has none: a sandboxed page's origin is ``null``."""
+    try:
+        return urlsplit(origin).hostname or "null"
+    except ValueError:
+        return "null"

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from pagefleet.api.gateway.errors import ApiError
 
 _KINDS: Final = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+_PAGE: Final = "index.html"
 _POLICY: Final = (
     # Nothing but these files is code, and no text becomes markup.
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -38,11 +39,13 @@ class _Part(NamedTuple):
 
 
 async def show(request: Request) -> Response:
-    return _answer(request, "index.html")
+    return _answer(request, _PAGE)
 
 
 async def part(request: Request) -> Response:
-    return _answer(request, request.path_params["name"])
+    name = request.path_params["name"]
+    # The page itself stands at the root only: its links are relative.
+    return _answer(request, "" if name == _PAGE else name)
 
 
 def _answer(request: Request, name: str) -> Response:

@@ -21,7 +21,8 @@ def moved(schema: Any, place: str) -> Any:
         return [moved(each, place) for each in schema]
     if not isinstance(schema, Mapping):
         return schema
-    return {key: _moved_value(key, value, place) for key, value in schema.items()}
+    # Its own address would be what its references are relative to.
+    return {key: _moved_value(key, value, place) for key, value in schema.items() if key != "$id"}
 
 
 def _moved_value(key: str, value: Any, place: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 from pydantic import Field
@@ -59,7 +60,8 @@ async def tokenize(request: Request) -> Response:
         "tokens": found.token_ids,
         "token_strs": found.token_strs,
     }
-    return JSONResponse(told, headers={**headers, **ignored_headers(body)})
+    # Long ones take a while to spell: streams go on meanwhile.
+    return await asyncio.to_thread(JSONResponse, told, headers={**headers, **ignored_headers(body)})
 
 
 async def detokenize(request: Request) -> Response:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -224,3 +226,27 @@ def test_a_broken_tokenizer_file_is_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ModelLoadError, match=r"tokenizer\.json"):
         HFTokenizer(tmp_path)
+
+
+def test_a_long_text_does_not_hold_up_other_threads(tokenizer):
+    """A megabyte takes longer than a worker's lease: whoever beats it must go on."""
+    text = "word" + " word" * 99_999
+    (first,), (other,) = tokenizer.encode("word"), tokenizer.encode(" word")
+    gaps, stop = [], threading.Event()
+
+    def tick():
+        last = time.monotonic()
+        while not stop.is_set():
+            time.sleep(0.001)
+            gaps.append(time.monotonic() - last)
+            last = time.monotonic()
+
+    ticking = threading.Thread(target=tick)
+    ticking.start()
+    begun_at = time.monotonic()
+    token_ids = tokenizer.encode(text)
+    took_s = time.monotonic() - begun_at
+    stop.set()
+    ticking.join()
+    assert token_ids == [first, *[other] * 99_999]
+    assert max(gaps) < took_s / 2, (max(gaps), took_s)

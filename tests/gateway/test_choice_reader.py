@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from itertools import pairwise
 
 import pytest
@@ -304,3 +305,17 @@ def test_special_tokens_that_must_stay():
     assert "[TOOL_CALLS]" in special_tokens(Reading(tools="mistral"))
     assert {"<tool_call>", "<think>"} <= set(special_tokens(Reading(tools="hermes", reasoning="think")))
     assert special_tokens(Reading(tools="named")) == []
+
+
+@pytest.mark.parametrize(
+    "reading",
+    [*(Reading(tools=name, names=NAMES) for name in TOOL_PARSERS), Reading(reasoning="think")],
+)
+def test_blanks_take_no_more_than_their_time(reading):
+    """An answer of many is some tokens' work for a model, and everybody's stream waits while one is read."""
+    text = "<think>a" + 200_000 * " " + "x</think>b"
+    reader = ChoiceReader(reading, "job", 0)
+    begun_at = time.process_time()
+    deltas = [reader.feed(text), reader.end()]
+    assert time.process_time() - begun_at < 1
+    assert len(json.dumps(joined(deltas))) > 200_000, "nothing is lost"

@@ -280,6 +280,19 @@ def test_a_page_whose_name_was_made_to_point_here_is_not_answered(http, host):
     assert (reply.status_code, reply.json()["error"]["code"]) == (403, "unknown_host")
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://localhost:3000", 404), ("http://127.0.0.1", 404), ("https://evil.example", 403),
+        ("null", 403), ("http://[", 403),
+    ],
+)  # fmt: skip
+def test_a_page_of_somebody_elses_gives_no_orders(http, origin, status):
+    """A browser sends what asks for nothing special wherever a page wants, and says whose page it is."""
+    reply = http.post("/v1/jobs/order-17/cancel", headers={"origin": origin})
+    assert reply.status_code == status
+
+
 def test_without_keys_it_is_this_hosts_alone(null_stack):
     command = [sys.executable, "-m", "pagefleet.api.cli.main", "serve", "--host", "0.0.0.0", "--port", "0"]
     environment = {**os.environ, "REDIS_URL": null_stack.redis_url}

@@ -9,10 +9,12 @@ import pytest
 
 from ops.flower_browser import find_browser
 from ops.gateway_browser import gateway_window, running_browser
-from pagefleet.api.settings import GatewaySettings
+from pagefleet.api.job_store import JobStore
+from pagefleet.api.settings import FleetSettings, GatewaySettings
 from pagefleet.engine.backends.null import null_token
 from pagefleet.workers.engine_loop import wait_until
 from pagefleet.workers.gateway_process import GatewayProcess
+from pagefleet.workers.local_stack import WorkerProcess
 
 MARKUP = "<img/src=x/onerror=document.title='owned'>"
 LONG = "900"
@@ -35,7 +37,7 @@ def test_its_files(http):
         assert found.headers["content-security-policy"] == policy
         # Nothing is fetched from anywhere else.
         assert "//" not in found.text.replace("http://www.w3.org/2000/svg", "").replace("// ", "")
-    for name in ("page.py", "..%2fpage.py", "%2e%2e/page.py", "", "main"):
+    for name in ("index.html", "page.py", "..%2fpage.py", "%2e%2e/page.py", "", "main"):
         assert http.get(f"/page/{name}").status_code == 404
 
 
@@ -243,3 +245,35 @@ def test_it_fits_a_phone(gateway, chromium):
         window.page.locator("#job-rows tr").first.wait_for()
         for width in ("document.documentElement.scrollWidth", "document.getElementById('jobs').scrollWidth"):
             assert window.page.evaluate(width) <= 360
+
+
+@pytest.fixture
+def thinker(null_stack, tmp_path):
+    """A model that thinks aloud, and says what it is asked to."""
+    worker = WorkerProcess(
+        null_stack.redis_url,
+        ["--model", "thinker", "--backend", "null", "--null-recites", "--speculate", "0",
+         "--reasoning-parser", "think"],
+        log_file=tmp_path / "thinker.log",
+    )  # fmt: skip
+    worker.start()
+    try:
+        yield worker.wait_ready(60)
+    finally:
+        worker.terminate()
+        worker.wait(20)
+        store = JobStore(FleetSettings(redis_url=null_stack.redis_url))
+        store.remove_card("thinker")
+        store.close_connections()
+
+
+def test_what_a_model_thinks_stands_apart(thinker, window, http):
+    window.page.reload()
+    window.page.get_by_label("Model").select_option("thinker")
+    window.send("<recite><think>First <b>this</b>.</think>Then that.</recite>")
+    window.wait_end()
+    assert window.text == "Then that."
+    thoughts = window.answer.locator(".thinking .thought")
+    assert thoughts.text_content() == "First <b>this</b>."
+    window.page.reload()
+    assert thoughts.text_content() == "First <b>this</b>."

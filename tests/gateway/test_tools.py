@@ -26,6 +26,7 @@ ADD = {
         "name": "add",
         "parameters": {
             "type": "object",
+            "$id": "https://example.org/add.json",
             "properties": {"a": {"$ref": "#/$defs/number"}, "b": {"$ref": "#/$defs/number"}},
             "required": ["a", "b"],
             "$defs": {"number": {"type": "integer", "minimum": 0, "maximum": 9}},
@@ -127,8 +128,8 @@ def test_calls_in_each_notation(ai, jobs, model, content):
             answer.choices[0].message
         )
     num_pieces = sum(bool(chunk.choices[0].delta.tool_calls) for chunk in streamed)
-    # The worker of ``null`` guesses ahead: each event has several tokens.
-    assert num_pieces > (4 if model == "null" else 40), "they come as they are written"
+    # How many tokens an event has is the worker's and its machine's business.
+    assert num_pieces > 4, "they come as they are written"
     request = jobs.read(answer.id, with_log=False).request()
     assert ("[TOOL_CALLS]" in request.sampling.kept_special_tokens) is (model == "mistral")
     # It is what the model wrote that is counted, and its tokens that are shown.

@@ -88,20 +88,23 @@ function apply(answer, { id, data }, told) {
   }
   const choice = said.choices?.[0]
   const added = choice?.delta?.content ?? ''
+  const thought = choice?.delta?.reasoning_content ?? ''
   answer.text += added
+  if (thought) answer.thoughts = (answer.thoughts ?? '') + thought
   if (id !== null) {
     answer.last = id
     answer.tokens = Number.parseInt(id, 10)
   }
   if (answer.tokens > 0) {
     answer.firstAt ??= Date.now()
-    if (added || !answer.lastAt) answer.lastAt = Date.now()
+    if (added || thought || !answer.lastAt) answer.lastAt = Date.now()
   }
   if (choice?.finish_reason) {
     answer.finish = choice.finish_reason
     answer.stopReason = choice.stop_reason ?? null
   }
   if (said.usage) answer.promptTokens = said.usage.prompt_tokens
+  if (thought) told.thought(thought)
   if (added) told.text(added)
   else told.change()
 }

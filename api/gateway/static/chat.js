@@ -130,6 +130,12 @@ function listener(turn, mine) {
       if (stick) turns.scrollTop = turns.scrollHeight
       keepSoon()
     },
+    thought(added) {
+      const stick = turns.scrollHeight - turns.scrollTop - turns.clientHeight < 80
+      turn.view.thoughts.firstChild.appendData(added)
+      turn.view.thinking.hidden = false
+      if (stick) turns.scrollTop = turns.scrollHeight
+    },
     change() {
       refresh(turn)
       if (mine === running && turn.answer.tokens > 0) notice(null)
@@ -196,7 +202,10 @@ function show(turn) {
     error: element('p', 'error'),
     figures: element('p', 'figures'),
   }
-  view.article = element('article', 'turn assistant', view.text, view.error, view.figures)
+  view.thoughts = element('p', 'thought', turn.answer.thoughts ?? '')
+  view.thinking = element('details', 'thinking', element('summary', '', 'Thoughts'), view.thoughts)
+  view.thinking.hidden = !turn.answer.thoughts
+  view.article = element('article', 'turn assistant', view.thinking, view.text, view.error, view.figures)
   view.article.setAttribute('aria-label', `Answer of ${turn.model}`)
   // Not enumerable: what is kept is kept as JSON.
   Object.defineProperty(turn, 'view', { value: view, configurable: true })

@@ -19,6 +19,8 @@ _TOKEN: Final = re.compile(r'\s*([{}\[\]:,]|"[^"\\]*(?:\\.[^"\\]*)*")', re.DOTAL
 _MAYBE_TOKEN: Final = re.compile(r'\s*("[^"\\]*(?:\\.[^"\\]*)*\\?)?', re.DOTALL)
 _MAX_TOKEN: Final = 512
 """Characters of a name or a key, at most."""
+_MAX_BLANKS: Final = 512
+"""That are held back because a mark may follow."""
 
 Waiting = Generator[None, None, bool]
 """Yields where more text is needed."""
@@ -107,21 +109,25 @@ class TextReader(ABC):
     def _pass_until(self, *marks: str, kind: Kind = Kind.CONTENT) -> Generator[None, None, Mark | None]:
         """Passes on what stands before the first of these marks but for the blanks next to it, which stay in
         the rest with it. None: all has been passed on, and the text has ended."""
-        held = re.compile(r"\s*(?:" + "|".join(map(_prefixes, marks)) + r")?\Z")
         while True:
             places = [(at, mark) for mark in marks if (at := self._rest.find(mark)) >= 0]
             if places:
                 at, mark = min(places)
-                begin = len(self._rest[:at].rstrip())
+                begin = self._blanks_before(at)
                 self._take(begin, kind)
                 return Mark(at - begin, at - begin + len(mark), mark)
             if self._has_ended:
                 is_after_call = self._has_called and not self._rest.strip()
                 self._take(len(self._rest), Kind.MARKUP if is_after_call else kind)
                 return None
-            found = held.search(self._rest)
-            self._take(found.start() if found is not None else len(self._rest), kind)
+            self._take(self._blanks_before(len(self._rest) - _num_begun(self._rest, marks)), kind)
             yield
+
+    def _blanks_before(self, at: int) -> int:
+        """Where the blanks before a place in the rest begin: of very many the last ones, so that no text
+        costs more than its length."""
+        begin = max(0, at - _MAX_BLANKS)
+        return begin + len(self._rest[begin:at].rstrip())
 
     def _skip(self, *marks: str) -> Waiting:
         """Takes blanks and one of these marks, where they come next."""
@@ -155,9 +161,7 @@ class TextReader(ABC):
             yield
 
 
-def _prefixes(mark: str) -> str:
-    """A pattern of all beginnings of a mark, the longest first."""
-    pattern = ""
-    for char in reversed(mark[:-1]):
-        pattern = re.escape(char) + (f"(?:{pattern})?" if pattern else "")
-    return pattern
+def _num_begun(text: str, marks: Sequence[str]) -> int:
+    """How many characters at the text's end may be the beginning of a mark."""
+    beginnings = (count for mark in marks for count in range(1, len(mark)) if text.endswith(mark[:count]))
+    return max(beginnings, default=0)
