@@ -80,15 +80,16 @@ class AsyncConnections:
         when the server can be asked again."""
         if self.subscriber.hears(job_id):
             return
-        self._abandoned.add(job_id)
-        with contextlib.suppress(RedisUnavailable):
+        try:
             verdict = await self.store.run(operations.leave(job_id, self.client_id))
-            self._abandoned.discard(job_id)
-            if verdict is CancelVerdict.ENDED:
-                await asyncio.to_thread(self._closer.close, job_id)
-            elif self.subscriber.hears(job_id):
-                # Somebody came while this one left.
-                await self.store.run(operations.watch(job_id, self.client_id))
+        except RedisUnavailable:
+            self._abandoned.add(job_id)
+            return
+        if verdict is CancelVerdict.ENDED:
+            await asyncio.to_thread(self._closer.close, job_id)
+        elif self.subscriber.hears(job_id):
+            # Somebody came while this one left.
+            await self.store.run(operations.watch(job_id, self.client_id))
 
     async def expire(self, job_id: str) -> None:
         """SWEEP's part for a deadline (protocol line 13): with no worker alive nobody else would end it."""

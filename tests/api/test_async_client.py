@@ -19,6 +19,7 @@ from pagefleet.api import (
     JobNotFound,
     JobState,
     QueueFull,
+    RedisUnavailable,
     StreamTimeout,
     UnknownModel,
     UnknownParameter,
@@ -217,6 +218,24 @@ def test_nor_with_a_synchronous_one(fleet, jobs):
     with pytest.raises(JobLost):
         slow.result()
     assert jobs.read(slow.job_id) is None
+
+
+async def test_a_reader_that_leaves_while_redis_is_away_has_left_once_it_is_back(afleet, jobs, monkeypatch):
+    stream = await afleet.generate("Hello", max_tokens=4000)
+    await anext(stream)
+    await stream.close()
+
+    async def away(_):
+        raise RedisUnavailable("away")
+
+    monkeypatch.setattr(afleet._live.store, "run", away)
+    await afleet.abandon(stream.job_id)
+    monkeypatch.undo()
+    assert jobs.read(stream.job_id, with_log=False).state is JobState.RUNNING
+    ended = await asyncio.to_thread(
+        wait_until, lambda: jobs.read(stream.job_id, with_log=False).state is JobState.CANCELLED, 10
+    )
+    assert ended
 
 
 @pytest.mark.parametrize("wait", [lambda s: s.accepted(60), lambda s: s.result()], ids=["accepted", "result"])
