@@ -47,7 +47,7 @@ ADDRESSES: Final = (
     Address("GET", "/v1/jobs", "yes", _lists_jobs, "ours: the newest of the tenant's"),
     Address("POST", "/v1/jobs/{job}/cancel", "yes", _is_ended_job, "ours: what there is of it is kept"),
     Address("GET", "/", "yes", _is_well, "ours: a page to chat with"),
-    Address("GET", "/page/index.html", "yes", _is_well, "its parts"),
+    Address("GET", "/page/main.js", "yes", _is_well, "its parts"),
     Address("GET", "/v1/models/null", "differs", _is_model, "by canonical name or alias"),
     Address("GET", "/v1/jobs/{job}", "yes", _is_ended_job, "ours: state, and the answer once there is one"),
     Address("GET", "/v1/jobs/{job}/stream", "yes", _streams, "ours: the rest after `Last-Event-ID`"),

@@ -224,6 +224,8 @@ def test_a_garbled_field_makes_one_dead_letter(field, how, stack, fleet, raw, ap
     job_id, before = f"{how}-{field}".replace(":", "-"), num_bad(fleet)
     if how == "running":
         run(fleet, job_id).close()
+        # Else what is written below might be what stands there.
+        assert wait_until(lambda: int(raw.hget(keys.job(job_id), "n:0")) > int(UNREADABLE["n:0"]), 10)
     else:
         submit(fleet, job_id)
     raw.hset(keys.job(job_id), field, UNREADABLE[field])

@@ -107,7 +107,7 @@ def test_what_stands_inside_of_a_body_is_known_here():
 
 def test_every_address_has_a_row():
     probed = {endpoint.path for endpoint in ENDPOINTS} | {each.path for each in ADDRESSES}
-    spelled = {"{job_id:path}": "{job}", "{name:path}": "null", "{name}": "index.html"}
+    spelled = {"{job_id:path}": "{job}", "{name:path}": "null", "{name}": "main.js"}
     routes = {re.sub(r"\{.*?\}", lambda found: spelled[found[0]], route.path) for route in ROUTES}
     assert routes <= probed
     assert "no" in {each.support for each in ADDRESSES if each.path not in routes}
