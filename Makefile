@@ -8,12 +8,13 @@ DEV_STAMP := $(VENV)/.installed-dev
 # OpenMP threads that wait for each other sleep: these cores are shared (ops/decisions/0003).
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test check lint types imports pytest prometheus browser litellm screenshots protocol-check bench chaos
-.PHONY: chaos-model chaos-gateway soak garbage structured compose-test clean
+.PHONY: help demo test test-slow check lint types imports pytest pytest-slow prometheus browser litellm screenshots
+.PHONY: protocol-check bench chaos chaos-model chaos-gateway soak garbage structured compose-test clean
 
 help:
 	@echo "make demo    a Redis, a worker and a model; sixteen answers at once, live"
-	@echo "make test    install what is needed, run every check and test"
+	@echo "make test    install what is needed, run every check and test but the slow ones (about 10 minutes)"
+	@echo "make test-slow  the slow tests: chaos, containers, corpora, long searches (about 25 minutes)"
 	@echo "make check   ruff, mypy, import-linter only"
 	@echo "make bench   the engine and the whole fleet in turn (about 10 minutes)"
 	@echo "make protocol-check  the job protocol in every order of events, on a real server (about 2 minutes)"
@@ -46,6 +47,8 @@ demo: $(STAMP)
 
 test: check pytest
 
+test-slow: pytest-slow
+
 check: lint types imports
 
 lint: $(DEV_STAMP)
@@ -65,6 +68,8 @@ imports: $(DEV_STAMP)
 
 # Most tests wait more than they compute; those with a bar on the clock run by themselves afterwards.
 PYTEST_JOBS ?= 3
+PYTEST := $(BIN)/python -m pytest --durations=10
+PYTEST_PARALLEL := $(PYTEST) -n $(PYTEST_JOBS) --dist loadfile
 
 # Debian's Prometheus, unpacked and not installed: the tests of rules and dashboard skip without it.
 prometheus:
@@ -83,9 +88,13 @@ build/litellm/.installed:
 litellm: build/litellm/.installed
 
 pytest: $(DEV_STAMP) prometheus browser litellm
-	$(BIN)/python -m pytest -n $(PYTEST_JOBS) --dist loadfile -m 'not alone and not containers' $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -m alone $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -m containers $(PYTEST_ARGS)
+	$(PYTEST_PARALLEL) -m 'not (alone or slow or containers)' $(PYTEST_ARGS)
+	$(PYTEST) -m 'alone and not slow' $(PYTEST_ARGS)
+
+pytest-slow: $(DEV_STAMP) prometheus browser litellm
+	$(PYTEST_PARALLEL) -m 'slow and not alone' $(PYTEST_ARGS)
+	$(PYTEST) -m 'slow and alone' $(PYTEST_ARGS)
+	$(PYTEST) -m containers $(PYTEST_ARGS)
 
 protocol-check: $(DEV_STAMP)
 	$(BIN)/python tests/protocol/check.py

@@ -14,7 +14,7 @@ import pytest
 
 from pagefleet.api.job_store import CLIENT_LEASE_S
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 SILENCE_S, CLAIM_S, DRAIN_S, SWEPT_S = 3 * 4.0, 3 * 4.0, 3 * 0.5, 3 * 20.0

@@ -39,6 +39,7 @@ def test_there_are_a_hundred_real_ones():
     assert len({case.name for case in all_schemas()}) == len(all_schemas()) >= 120
 
 
+@pytest.mark.slow
 def test_any_text_under_any_schema_can_be_ended_and_is_valid(engine: LLMEngine):
     """No model: random tokens that the grammar allows, then the shortest way out."""
     faults = {}
