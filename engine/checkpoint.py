@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import re
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from pagefleet.engine.errors import (
     UnsafeCheckpointError,
 )
 from pagefleet.engine.gguf_header import GGUFHeader, read_gguf_header
+from pagefleet.engine.json_file import read_json_object
 from pagefleet.engine.model_cache import (
     default_cache_dir,
     entry_name,
@@ -134,12 +134,9 @@ def _unknown(model: str) -> UnknownModelError:
 
 
 def _open_folder(name: str, folder: Path, cache_dir: Path) -> Checkpoint:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelLoadError(f"{folder} has no config.json; is it a Hugging Face checkpoint?") from error
-    except ValueError as error:
-        raise ModelLoadError(f"{folder / 'config.json'} is not valid JSON ({error}).") from error
+    if not (folder / "config.json").is_file():
+        raise ModelLoadError(f"{folder} has no config.json; is it a Hugging Face checkpoint?")
+    config = read_json_object(folder / "config.json")
     if config.get("auto_map"):
         raise UnsafeCheckpointError(
             f"{name} needs code that comes with it (auto_map in config.json), which is never run; "

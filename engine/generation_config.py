@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pagefleet.engine.errors import InvalidRequestError
+from pagefleet.engine.json_file import read_optional_json_object
 from pagefleet.engine.sampling_params import SamplingParams
 
 __all__ = ["default_sampling", "read_generation_config"]
@@ -27,14 +27,11 @@ _NAMES = {
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
-    """The file as it is; {} where there is none, or none that can be read."""
-    path = folder / "generation_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        logger.warning("%s is no JSON and is passed over: %s", path, error)
-        return {}
-    return config if isinstance(config, dict) else {}
+    """Return the file's content, {} if there is no such file.
+
+    Raises ModelLoadError if it cannot be read: it may name the tokens that end an answer.
+    """
+    return read_optional_json_object(folder / "generation_config.json")
 
 
 def default_sampling(config: Mapping[str, Any]) -> dict[str, Any]:

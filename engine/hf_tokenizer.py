@@ -6,7 +6,6 @@ Not through transformers, whose import costs a starting worker seconds.
 from __future__ import annotations
 
 import codecs
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import tokenizers
 
 from pagefleet.engine.chat_template import ChatTemplate
 from pagefleet.engine.errors import InvalidRequestError, ModelLoadError
+from pagefleet.engine.json_file import read_json_object, read_optional_json_object
 from pagefleet.engine.tokenizer import TokenDecoder, Tokenizer
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class HFTokenizer(Tokenizer):
             raise ModelLoadError(f"{path} cannot be read as a tokenizer ({error}).") from error
         added = self._tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
-        self._is_byte_level = _is_byte_level(json.loads(path.read_text(encoding="utf-8")).get("decoder"))
+        self._is_byte_level = _is_byte_level(read_json_object(path).get("decoder"))
         templates = _chat_templates(folder)
         self._chat_template = templates.get("default")
         self._tool_template = templates.get("tool_use", self._chat_template)
@@ -211,21 +211,29 @@ def _is_byte_level(decoder: Mapping[str, Any] | None) -> bool:
 
 def _chat_templates(folder: Path) -> dict[str, ChatTemplate]:
     """By name: plain chat uses "default", one with tools "tool_use" where there is one."""
-    config = _read_json(folder / "tokenizer_config.json")
-    special_tokens = {name: _content(config[name]) for name in SPECIAL_TOKEN_NAMES if config.get(name)}
-    path = folder / "chat_template.jinja"
-    source = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
-    if isinstance(source, list):
-        sources = {entry["name"]: entry["template"] for entry in source}
-    else:
-        sources = {"default": source} if source else {}
+    config_path, path = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    config = read_optional_json_object(config_path)
+    try:
+        special_tokens = {name: _content(config[name]) for name in SPECIAL_TOKEN_NAMES if config.get(name)}
+        source = path.read_text(encoding="utf-8-sig") if path.is_file() else config.get("chat_template")
+        sources = _sources(source)
+    except (KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ModelLoadError(
+            f"{config_path}: a chat template or a special token has the wrong type ({error}); "
+            "fetch the file again."
+        ) from error
     return {name: ChatTemplate(each, special_tokens) for name, each in sources.items()}
+
+
+def _sources(source: Any) -> dict[str, str]:
+    """The templates by name: the file has one text, or a list of named ones."""
+    if not isinstance(source, list):
+        source = [{"name": "default", "template": source}] if source else []
+    sources = {entry["name"]: entry["template"] for entry in source}
+    if not all(isinstance(text, str) for pair in sources.items() for text in pair):
+        raise TypeError("chat_template is neither a text nor a list of named texts")
+    return sources
 
 
 def _content(token: str | Mapping[str, Any]) -> str:
     return token if isinstance(token, str) else str(token["content"])
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return content

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pagefleet.engine.json_file import read_json_object
 
 _DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -23,9 +24,9 @@ class ModelSize:
 def model_size(folder: Path, dtype: str = "auto") -> ModelSize:
     """`folder` holds config.json and *.safetensors.
 
-    Raises OSError, ValueError or KeyError where they don't do.
+    Raises ModelLoadError, OSError, ValueError or KeyError if they cannot be used.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json_object(folder / "config.json")
     stored = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
     num_bytes = _DTYPE_BYTES[stored if dtype == "auto" else dtype]
     on_disk = sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -6,7 +6,6 @@ Files are memory-mapped: a tensor's bytes are read from disk when a backend pack
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from pagefleet.engine.errors import ModelLoadError
+from pagefleet.engine.json_file import read_json_object
 
 NUM_SAMPLES = 256
 SAMPLE_BYTES = 4096
@@ -73,8 +73,10 @@ def weight_paths(folder: Path) -> list[Path]:
     """The weight files in a fixed order: those that the index names, else all *.safetensors."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        paths = [folder / name for name in names]
+        weight_map = read_json_object(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ModelLoadError(f"{index} has no weight_map of file names; fetch the file again.")
+        paths = [folder / name for name in sorted(set(weight_map.values()))]
     else:
         paths = sorted(folder.glob("*.safetensors"))
     missing = [path.name for path in paths if not path.is_file()]

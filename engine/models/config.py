@@ -61,6 +61,8 @@ class DecoderConfig:
             )
         except KeyError as error:
             raise ModelLoadError(f"config.json has no {error.args[0]!r}; is it a decoder's?") from error
+        except (TypeError, ValueError) as error:
+            raise ModelLoadError(f"config.json has a value of the wrong type ({error}).") from error
 
 
 def _refuse_unsupported(config: Mapping[str, Any]) -> None:

@@ -136,7 +136,15 @@ def test_custom_code_is_refused(tmp_path):
         resolve(str(tmp_path), tmp_path / "cache")
 
 
-@pytest.mark.parametrize(("config", "sentence"), [(None, "no config.json"), ("{", "not valid JSON")])
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (None, "no config.json"),
+        ("{", "not valid JSON"),
+        ("[]", "must hold a JSON object, not a list"),
+        ("null", "must hold a JSON object, not null"),
+    ],
+)
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path, config, sentence):
     if config is not None:
         (tmp_path / "config.json").write_text(config, encoding="utf-8")

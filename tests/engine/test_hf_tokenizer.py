@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -226,6 +227,33 @@ def test_a_broken_tokenizer_file_is_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ModelLoadError, match=r"tokenizer\.json"):
         HFTokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("[]", "must hold a JSON object, not a list"),
+        ("null", "must hold a JSON object, not null"),
+        ("{", "is not valid JSON"),
+        ('{"chat_template": 5}', "neither a text nor a list"),
+        ('{"chat_template": [{"name": "default"}]}', "'template'"),
+        ('{"chat_template": ["x"]}', "wrong type"),
+        ('{"bos_token": 7}', "wrong type"),
+        ('{"eos_token": {"text": "</s>"}}', "'content'"),
+    ],
+)
+def test_a_broken_tokenizer_config_is_named(byte_fallback, tmp_path, content, sentence):
+    shutil.copy(byte_fallback._path, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ModelLoadError, match=sentence) as caught:
+        HFTokenizer(tmp_path)
+    assert "tokenizer_config.json" in str(caught.value)
+
+
+def test_a_byte_order_mark_does_no_harm(byte_fallback, tmp_path):
+    shutil.copy(byte_fallback._path, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "hi"}', encoding="utf-8-sig")
+    assert HFTokenizer(tmp_path).chat_template == "hi"
 
 
 def test_a_long_text_does_not_hold_up_other_threads(tokenizer):

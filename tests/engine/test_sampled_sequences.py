@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pagefleet.engine import EngineConfig, EngineRequest, InvalidRequestError, LLMEngine, SamplingParams
 from pagefleet.engine.bad_words import bad_word_token_ids
+from pagefleet.engine.errors import ModelLoadError
 from pagefleet.engine.executor import LoadedModel
 from pagefleet.engine.generation_config import default_sampling, read_generation_config
 from pagefleet.engine.logit_rules import rules_of
@@ -191,5 +192,7 @@ def test_generation_config_gives_what_a_request_could_ask_for(tmp_path, caplog):
     file.write_text(json.dumps(theirs | others))
     assert default_sampling(read_generation_config(tmp_path)) == theirs | {"max_tokens": 2048}
     assert "min_p is passed over" in caplog.text
+    # It may name the tokens that end an answer, so a broken file is not passed over.
     file.write_text("{")
-    assert read_generation_config(tmp_path) == {}
+    with pytest.raises(ModelLoadError, match=r"generation_config\.json is not valid JSON"):
+        read_generation_config(tmp_path)

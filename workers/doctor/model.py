@@ -61,7 +61,7 @@ def memory(patient: Patient) -> Iterable[Finding]:
     try:
         folder = locate(chosen.model, chosen.cache_dir).folder
         size = None if folder is None else model_size(folder, chosen.dtype)
-    except (EngineError, OSError, ValueError, KeyError):
+    except (EngineError, OSError, ValueError, KeyError, TypeError):
         size = None
     if size is None:
         seen = f"{free / _GIB:.1f} GiB free; the model's need is known when it is here"
