@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
-from pathlib import Path
 from typing import Final, Self
 
 from pagefleet.api.settings import FlowerSettings
 from pagefleet.workers.child_process import ChildProcess
 from pagefleet.workers.ports import take_port
+from pagefleet.workers.secret_file import create_secret
 
 INSTALL_HINT: Final = "not installed: pip install 'pagefleet[monitor]'"
 _USER: Final = "admin"
@@ -46,20 +46,5 @@ class FlowerProcess(ChildProcess):
     def start(self) -> Self:
         """Makes a password first, where the user named no file of their own and there is none yet."""
         if self._makes_auth_file:
-            write_secret(self.auth_file, f"{_USER}:{secrets.token_urlsafe(16)}\n")
+            create_secret(self.auth_file, f"{_USER}:{secrets.token_urlsafe(16)}\n")
         return super().start()
-
-
-def write_secret(file: Path, text: str) -> None:
-    """For its owner's eyes, and complete from the first moment; a file that is there stays."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.{os.getpid()}")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    try:
-        os.link(part, file)
-    except FileExistsError:
-        pass
-    finally:
-        part.unlink()

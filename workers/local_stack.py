@@ -15,6 +15,8 @@ from pagefleet.api.messages import WorkerStatus
 from pagefleet.api.settings import FleetSettings
 from pagefleet.workers.child_process import ChildProcess
 from pagefleet.workers.redis_server import RedisServer
+from pagefleet.workers.secret_file import replace_secret
+from pagefleet.workers.server_endpoint import ServerEndpoint
 from pagefleet.workers.stack_guard import StackGuard
 
 _READY_POLL_S: Final = 0.05
@@ -92,7 +94,10 @@ class LocalStack:
     ) -> None:
         self.home = home
         self._guard = guard
-        self.server = None if redis_url else RedisServer(home / "redis")
+        self.endpoint = None if redis_url else ServerEndpoint.kept_in(home)
+        self.server = None
+        if self.endpoint is not None:
+            self.server = RedisServer(home / "redis", self.endpoint.port, password=self.endpoint.password)
         self.redis_url = redis_url or (self.server.url if self.server is not None else "")
         self._drain_s = drain_s
         arguments = [*worker_arguments, "--drain-seconds", str(drain_s)]
@@ -119,7 +124,8 @@ class LocalStack:
     def start(self, ready_timeout_s: float = 300.0) -> Self:
         """Starts everything and waits until every worker serves."""
         try:
-            if self.server is not None:
+            if self.endpoint is not None and self.server is not None:
+                self.endpoint.check_free()
                 # Known to the guard before it has read its data: that can take a while.
                 self.server.spawn()
                 self.watch()
@@ -158,8 +164,7 @@ class LocalStack:
 
     def write_stack_file(self, path: Path) -> None:
         """Lets ``FleetClient()`` and every command on this machine find the stack without a setting."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"redis_url": self.redis_url, "pid": os.getpid()}))
+        replace_secret(path, json.dumps({"redis_url": self.redis_url, "pid": os.getpid()}))
 
     def _log_file(self, index: int) -> Path:
         return self.home / f"worker-{index}.log"

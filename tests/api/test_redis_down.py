@@ -23,7 +23,9 @@ from pagefleet.api.messages import Fingerprint, GenerateRequest, LogEntry, Model
 from pagefleet.api.operations import Limits, StepItem, StepStatus
 from pagefleet.api.testing import fake_card
 from pagefleet.workers.local_stack import LocalStack
-from pagefleet.workers.redis_server import RedisServer, free_port
+from pagefleet.workers.ports import free_port
+from pagefleet.workers.redis_server import RedisServer
+from pagefleet.workers.server_endpoint import ServerEndpoint
 
 CONNECT_TIMEOUT_S = 1.0
 BAR_S = 3 * CONNECT_TIMEOUT_S
@@ -329,13 +331,15 @@ class TestAServerThatComesBack:
 
     def test_a_server_that_forgot_everything_gets_a_waiting_job_again(self, server_binary, tmp_path):
         """The same id, the same seed, so the same tokens, although the first server is gone for ever."""
-        first = RedisServer(tmp_path / "first").start()
+        endpoint = ServerEndpoint.kept_in(tmp_path / "second")
+        first = RedisServer(tmp_path / "first", endpoint.port, password=endpoint.password).start()
         store = JobStore(FleetSettings(redis_url=first.url))
         with FleetClient(redis_url=first.url) as fleet:
             store.publish_card(null_card())
             stream = fleet.generate("Hello", seed=7, max_tokens=16, timeout=60)
             first.kill()
-            with LocalStackAt(first.port, tmp_path / "second"):
+            worker = ["--model", "null", "--backend", "null", "--null-step-time", "0.005"]
+            with LocalStack(tmp_path / "second", worker):
                 result = stream.result()
         assert (result.job_id, result.text) == (stream.job_id, "f-)WMZsL2`QBIlih")
         store.close_connections()
@@ -346,14 +350,3 @@ def null_card():
         name="null", max_model_len=4096, vocab_size=259, max_queue_depth=10,
         fingerprint=Fingerprint(weights="null", tokenizer="bytes", dtype="none", backend="null", version="0"),
     )  # fmt: skip
-
-
-class LocalStackAt(LocalStack):
-    """A stack whose empty server listens where another did."""
-
-    def __init__(self, port, home):
-        super().__init__(home, ["--model", "null", "--backend", "null", "--null-step-time", "0.005"])
-        self.server = RedisServer(home / "redis", port)
-        for worker in self.workers:
-            worker.redis_url = self.server.url
-            worker._environment["PAGEFLEET_REDIS_URL"] = self.server.url

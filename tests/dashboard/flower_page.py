@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 
 from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.redis_server import free_port
+from pagefleet.workers.ports import free_port
 
 USER = "admin:sentinel-flower"
 

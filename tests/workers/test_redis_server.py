@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import psutil
 import pytest
 import redis
 
@@ -51,6 +52,15 @@ def test_a_server_that_reads_its_data_is_waited_for(tmp_path, monkeypatch):
 def test_a_taken_port_is_one_clear_error(tmp_path):
     with RedisServer(tmp_path / "one") as server, pytest.raises(RedisUnavailable, match="did not start"):
         RedisServer(tmp_path / "two", server.port).start()
+
+
+def test_a_password_is_wanted_and_on_no_command_line(tmp_path):
+    with RedisServer(tmp_path / "data", password="s3cret") as server:
+        assert "s3cret" not in " ".join(psutil.Process(server.pid).cmdline())
+        with redis.Redis(port=server.port) as client, pytest.raises(redis.AuthenticationError):
+            client.ping()
+        with redis.Redis.from_url(server.url) as client:
+            assert client.ping()
 
 
 def test_without_any_server_the_ways_to_get_one_are_named(monkeypatch):

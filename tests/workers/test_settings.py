@@ -8,7 +8,7 @@ from pagefleet.api.errors import ConfigurationError
 from pagefleet.api.settings import FlowerSettings
 from pagefleet.workers.flower_process import FlowerProcess
 from pagefleet.workers.local_stack import WorkerProcess
-from pagefleet.workers.redis_server import free_port
+from pagefleet.workers.ports import free_port
 from pagefleet.workers.settings import WorkerSettings, new_worker_id
 
 

@@ -24,7 +24,7 @@ from pagefleet.api.settings import FlowerSettings
 from pagefleet.workers.cli.up import _print_flower
 from pagefleet.workers.engine_loop import wait_until
 from pagefleet.workers.flower_process import FlowerProcess
-from pagefleet.workers.redis_server import free_port
+from pagefleet.workers.ports import free_port
 
 UP = [sys.executable, "-m", "pagefleet.api.cli.main", "up", "--workers", "2", "--flower-port", "0"]
 UP += ["--gateway-port", "0"]

@@ -115,8 +115,11 @@ def _stop_event() -> threading.Event:
 
 
 def _print_started(stack: LocalStack, worker_arguments: Sequence[str]) -> None:
-    if stack.server is not None:
-        click.echo(f"redis    {stack.redis_url}  pid {stack.server.pid}, data in {stack.server.data_dir}")
+    if stack.server is not None and stack.endpoint is not None:
+        click.echo(
+            f"redis    {safe_url(stack.redis_url)}  pid {stack.server.pid}, data in {stack.server.data_dir}"
+        )
+        click.echo(f"         the URL with its password, the same at each start: {stack.endpoint.file}")
     else:
         click.echo(f"redis    {safe_url(stack.redis_url)}  (not ours)")
     for worker in stack.workers:
