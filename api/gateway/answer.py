@@ -56,12 +56,21 @@ class Answer:
         """Waits for the workers' word, a second at most. Raises: FleetError: a job was rejected."""
         await together(stream.accepted(_ACCEPT_WITHIN_S) for stream in self.streams)
 
-    def stream(self, shape: Shape, *, include_usage: bool) -> Response:
+    def stream(self, shape: Shape, *, include_usage: bool, can_return: bool) -> Response:
+        """
+        Args:
+            can_return: see :class:`Relay`.
+        """
         position = sse.Position(
             [0] * (len(self.streams) * self.num_choices), include_usage, shape.wants_token_ids
         )
         relay = Relay(
-            self.streams, self.num_choices, shape, position, self.gateway.settings.gateway_keep_alive_s
+            self.streams,
+            self.num_choices,
+            shape,
+            position,
+            self.gateway.settings.gateway_keep_alive_s,
+            can_return=can_return,
         )
         return EventStream(self.gateway, relay, self.headers, self.on_gone, self.end)
 

@@ -140,7 +140,7 @@ async def create(request: Request) -> Response:
         answer.answer_id, card.name, echo=bool(body.echo), wants_token_ids=bool(body.return_token_ids)
     )
     if body.stream:
-        return answer.stream(shape, include_usage=body.includes_usage)
+        return answer.stream(shape, include_usage=body.includes_usage, can_return=body.includes_ids)
     if body.background:
         return await answer.later()
     return await answer.whole(request, shape)

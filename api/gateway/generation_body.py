@@ -26,6 +26,9 @@ Texts = Annotated[list[str], BeforeValidator(_texts, json_schema_input_type=str 
 
 class StreamOptions(RequestBody):
     include_usage: bool | None = None
+    include_ids: bool | None = Field(
+        None, description="each event has its position: as `position` in its data, and as its id"
+    )
 
 
 class JsonSchema(RequestBody):
@@ -105,6 +108,10 @@ class GenerationBody(RequestBody):
     @property
     def includes_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def includes_ids(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_ids)
 
     @property
     def asked_tokens(self) -> int | None:

@@ -79,7 +79,8 @@ async def stream(request: Request) -> Response:
     except BaseException:
         await _close(streams)
         raise
-    relay = Relay(streams, num_choices, shape, position, gateway.settings.gateway_keep_alive_s)
+    keep_alive_s = gateway.settings.gateway_keep_alive_s
+    relay = Relay(streams, num_choices, shape, position, keep_alive_s, can_return=True)
 
     async def end() -> None:
         await _close(streams)

@@ -25,6 +25,8 @@ class Relay:
         streams: the jobs, each with ``num_choices`` choices, in the order of the answer's choices.
         position: what the reader has already; an empty one begins with the openings.
         keep_alive_s: after this long without a token a comment is sent.
+        can_return: this reader can go on after a lost connection: it asked for positions (``include_ids``)
+            or reads a job by its id. Its events have ids; those of other readers are ``data:`` lines only.
     """
 
     def __init__(
@@ -34,9 +36,12 @@ class Relay:
         shape: Shape,
         position: sse.Position,
         keep_alive_s: float,
+        *,
+        can_return: bool,
     ) -> None:
         self.streams = streams
         self.num_choices = num_choices
+        self.can_return = can_return
         self._shape = shape
         self._position = position
         self._keep_alive_s = keep_alive_s
@@ -134,7 +139,10 @@ class Relay:
 
     async def _send(self, choices: list[dict[str, Any]], write: Write, **more: Any) -> None:
         data = {"choices": choices, **self._usage, **more}
-        await write(sse.event(data, self._position, head=self._head))
+        position = None
+        if self.can_return:
+            position = data["position"] = str(self._position)
+        await write(sse.event(data, position, head=self._head))
 
     def _used(self) -> dict[str, int]:
         return usage(

@@ -53,7 +53,7 @@ def parse_position(text: str) -> Position | None:
     return Position([int(count.rstrip("e")) for count in counts], **options, ended=ended)
 
 
-def event(data: dict[str, Any], event_id: object | None = None, *, head: str = "") -> bytes:
+def event(data: dict[str, Any], event_id: str | None = None, *, head: str = "") -> bytes:
     """JSON has no line breaks, and so has the event.
 
     Args:

@@ -64,7 +64,7 @@ def body_of(model: str, fields: dict[str, Any]) -> dict[str, Any]:
         "prompt": fields["prompt_token_ids"],
         "priority": _USUAL_PRIORITY - fields.get("priority", _USUAL_PRIORITY),
         "stream": True,
-        "stream_options": {"include_usage": True},
+        "stream_options": {"include_usage": True, "include_ids": True},
         "return_token_ids": True,
     }
 

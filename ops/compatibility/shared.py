@@ -35,12 +35,25 @@ def _own(name: str, value: object) -> Probe:
 
 OPENAI: Final = (
     Probe("model", "yes", {"model": "nobody"}, refuses("model", "model_not_found", 404), "or an alias of it"),
-    Probe("stream", "yes", {"stream": True}, says(lambda a: len(a.data) > 1), "each event has an id"),
+    Probe(
+        "stream",
+        "yes",
+        {"stream": True},
+        says(lambda a: len(a.data) > 1 and "position" not in a.data[0]),
+        "`data:` lines only, and a comment in a long silence",
+    ),
     Probe(
         "stream_options.include_usage",
         "yes",
         {"stream": True, "stream_options": {"include_usage": True}},
         says(lambda a: a.data[-1]["usage"]["completion_tokens"] == 4 and a.data[-1]["choices"] == []),
+    ),
+    Probe(
+        "stream_options.include_ids",
+        "yes",
+        {"stream": True, "stream_options": {"include_ids": True}},
+        says(lambda a: [each["position"] for each in a.data][-1] == "4"),
+        "ours: `position` in each event, and its id, to go on after",
     ),
     Probe(
         "stream_options.include_obfuscation",

@@ -17,14 +17,17 @@ from pagefleet.engine.backends.null import null_token
 from pagefleet.workers.engine_loop import wait_until
 
 HI = [{"role": "user", "content": "Hi"}]
+WHOLE = {"model": "null", "messages": HI}
 
 
 def expected(seed, count, choice=0):
     return "".join(chr(null_token(seed, choice, position)) for position in range(count))
 
 
-def chat(**options):
-    return {"model": "null", "messages": HI, "stream": True, **options}
+def chat(*, usage=False, **options):
+    """Of a reader that can return."""
+    asked = {"include_ids": True, "include_usage": usage}
+    return {"model": "null", "messages": HI, "stream": True, "stream_options": asked, **options}
 
 
 def take(events, count):
@@ -63,9 +66,7 @@ def test_every_event_has_an_id_that_says_how_far_the_reader_is(http):
     assert all(event.id for event in events)
 
 
-@pytest.mark.parametrize(
-    ("options", "by_header"), [({"n": 1}, True), ({"n": 3, "stream_options": {"include_usage": True}}, False)]
-)
+@pytest.mark.parametrize(("options", "by_header"), [({"n": 1}, True), ({"n": 3, "usage": True}, False)])
 def test_a_gateway_is_killed_in_mid_stream_and_another_goes_on(start_gateway, gateway, options, by_header):
     """kill -9: what the one said and what the other says after the last event's id is the whole answer."""
     doomed = start_gateway()
@@ -86,12 +87,13 @@ def test_a_gateway_is_killed_in_mid_stream_and_another_goes_on(start_gateway, ga
     finished = [each["index"] for event in rest for each in event.data["choices"] if each["finish_reason"]]
     assert sorted(finished) == list(range(options["n"]))
     used = [event.data["usage"] for event in rest if event.data.get("usage")]
-    assert [each["completion_tokens"] for each in used] == ([900] if "stream_options" in options else [])
+    assert [each["completion_tokens"] for each in used] == ([900] if "usage" in options else [])
     assert {event.data["created"] for event in seen + rest} == {seen[0].data["created"]}
 
 
 def test_a_stream_of_several_prompts_goes_on_too(gateway, http):
     body = {"model": "null", "prompt": ["a", "b"], "max_tokens": 200, "seed": 7, "stream": True}
+    body["stream_options"] = {"include_ids": True}
     with http.stream("POST", "/v1/completions", json={**body, "background": True}) as reply:
         seen = take(events_of(reply.iter_lines()), 20)
     answer_id = seen[0].data["id"]
@@ -125,6 +127,7 @@ def read_slowly(gateway, body, is_time):
 def test_a_slow_reader_of_several_prompts_goes_on_without_a_gap(gateway, http, jobs):
     """No event's id counts tokens of an event that still waits for the reader."""
     body = {"model": "null", "prompt": ["a"] * 8, "max_tokens": 400, "seed": 7, "logprobs": 2}
+    body["stream_options"] = {"include_ids": True}
 
     def all_have_ended(answer_id):
         assert wait_until(lambda: http.get(f"/v1/jobs/{answer_id}").json()["status"] == "completed", 20)
@@ -216,7 +219,7 @@ def test_also_where_the_last_one_leaves_before_the_death_of_its_gateway_is_known
 
 
 def test_one_that_does_not_stream_too(gateway, jobs, fleet):
-    body = {**chat(max_tokens=4000), "stream": False}
+    body = {**WHOLE, "max_tokens": 4000}
     before = {job.job_id for job in fleet.status().running}
     with httpx.Client(base_url=gateway.url, timeout=0.5) as client, pytest.raises(httpx.ReadTimeout):
         client.post("/v1/chat/completions", json=body)
@@ -232,7 +235,7 @@ def test_unless_it_asked_for_the_background(http, jobs):
 
 
 def test_who_does_not_wait_at_all(http, jobs):
-    reply = http.post("/v1/chat/completions", json={**chat(max_tokens=40, background=True), "stream": False})
+    reply = http.post("/v1/chat/completions", json={**WHOLE, "max_tokens": 40, "background": True})
     assert reply.status_code == 202
     assert is_gone(jobs, reply.json()["id"], (JobState.DONE,))
     assert http.get(reply.headers["location"]).json()["result"]["choices"][0]["finish_reason"] == "length"

@@ -140,6 +140,7 @@ def test_the_same_from_any_gateway_after_any_event(start_gateway, gateway, http)
     """What the first events said and what another gateway says after them is the whole."""
     text = f"<think>\nHm.\n</think>\n\n{WRITTEN['hermes']} <tool"
     body = {"model": "hermes", "messages": say(text), "tools": TOOLS, "stream": True}
+    body["stream_options"] = {"include_ids": True}
     with http.stream("POST", CHAT, json=body) as reply:
         events = answers(reply)
     whole = told(events)

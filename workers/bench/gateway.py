@@ -98,7 +98,14 @@ async def _stream(fleet: AsyncFleetClient, url: str, load: Load, seed: int) -> l
     transport, reader = await loop.create_connection(_EventReader, host, port)
     try:
         body = json.dumps(
-            {"model": "null", "prompt": "x", "max_tokens": load.num_tokens, "seed": seed, "stream": True}
+            {
+                "model": "null",
+                "prompt": "x",
+                "max_tokens": load.num_tokens,
+                "seed": seed,
+                "stream": True,
+                "stream_options": {"include_ids": True},
+            }
         )
         head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
