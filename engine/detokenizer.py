@@ -5,6 +5,7 @@ Knows nothing of stop tokens, lengths or the end-of-sequence token: the engine e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from pagefleet.engine.sampling_params import SamplingParams
@@ -36,14 +37,16 @@ class IncrementalDetokenizer:
         text so far   [ released ........ | held ]      held is a proper prefix of a stop string, or empty
         next token                               [ new ]
 
-    What token i adds is a function of tokens 0..i alone, so a stream that was cut anywhere goes on
-    identically after its tokens have been replayed. The stop string that ends first counts, and of
+    What token i adds is a function of the prompt and of tokens 0..i alone, so a stream that was cut anywhere
+    goes on identically after its tokens have been replayed. The stop string that ends first counts, and of
     several that end together the longest: what ends a text doesn't depend on how the tokenizer cuts it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, sampling_params: SamplingParams) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, sampling_params: SamplingParams, prompt_token_ids: Sequence[int] = ()
+    ) -> None:
         self._decoder: TokenDecoder = tokenizer.decoder(
-            sampling_params.skip_special_tokens, sampling_params.kept_special_tokens
+            sampling_params.skip_special_tokens, sampling_params.kept_special_tokens, prompt_token_ids
         )
         self._stop = sampling_params.stop
         self._include_stop = sampling_params.include_stop_str_in_output

@@ -6,6 +6,7 @@ Not through transformers, whose import costs a starting worker seconds.
 from __future__ import annotations
 
 import codecs
+import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,10 @@ REPLACEMENT = "\ufffd"
 
 _LONG_CHARS: Final = 4096
 """About a millisecond's work."""
+_NUM_CONTEXT_TOKENS: Final = 8
+"""Tokens of a prompt that decide how the text after it begins: more than a character has bytes."""
+_IN_CHARACTER: Final = re.compile(rb"[\x80-\xbf]")
+"""A byte that no character begins with."""
 
 
 class HFTokenizer(Tokenizer):
@@ -55,6 +60,7 @@ class HFTokenizer(Tokenizer):
             raise ModelLoadError(f"{path} cannot be read as a tokenizer ({error}).") from error
         added = self._tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._added = {token_id: token.content.encode("utf-8") for token_id, token in added.items()}
         self._is_byte_level = _is_byte_level(read_json_object(path).get("decoder"))
         templates = _chat_templates(folder)
         self._chat_template = templates.get("default")
@@ -75,6 +81,11 @@ class HFTokenizer(Tokenizer):
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        if self._is_byte_level:
+            # Not with the library: it reads added tokens in the byte alphabet too.
+            skipped = self._special_ids if skip_special_tokens else frozenset[int]()
+            spelled = (self.token_bytes(token_id) for token_id in token_ids if token_id not in skipped)
+            return b"".join(spelled).decode("utf-8", errors="replace")
         known = [token_id for token_id in token_ids if 0 <= token_id < self.vocab_size]
         return self._tokenizer.decode(known, skip_special_tokens=skip_special_tokens)
 
@@ -83,7 +94,8 @@ class HFTokenizer(Tokenizer):
         if token is None:
             return b""
         if self._is_byte_level:
-            return _spelled_bytes(token)
+            # An added token is spelled as plain text, though its letters may be in the byte alphabet.
+            return self._added.get(token_id) or _spelled_bytes(token)
         # SentencePiece's spelling: a byte that stands for itself, and blanks that can be seen.
         byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
         return bytes.fromhex(byte[1]) if byte is not None else token.replace("\u2581", " ").encode()
@@ -119,27 +131,37 @@ class HFTokenizer(Tokenizer):
 
         return LLTokenizer(str(self._path), n_vocab=vocab_size, eos_token=list(eos_token_ids) or None)
 
-    def decoder(self, skip_special_tokens: bool = True, kept: Collection[str] = ()) -> TokenDecoder:
+    def decoder(
+        self,
+        skip_special_tokens: bool = True,
+        kept: Collection[str] = (),
+        prompt_token_ids: Sequence[int] = (),
+    ) -> TokenDecoder:
         skipped = self._special_ids if skip_special_tokens else frozenset[int]()
         skipped = skipped.difference(map(self._tokenizer.token_to_id, kept))
-        if self._is_byte_level:
-            return _ByteLevelDecoder(self._tokenizer, skipped)
-        return _WindowDecoder(self, skipped)
+        decoder = _ByteLevelDecoder(self, skipped) if self._is_byte_level else _WindowDecoder(self, skipped)
+        for token_id in self._context(prompt_token_ids, skipped):
+            decoder.step(token_id)
+        return decoder
+
+    def _context(self, prompt_token_ids: Sequence[int], skipped: Collection[int]) -> list[int]:
+        """The prompt's last few tokens that are text, from where a character begins: the library would not
+        read the bytes of one that is cut in front, nor those behind it."""
+        text = (token_id for token_id in reversed(prompt_token_ids) if token_id not in skipped)
+        last = list(itertools.islice(text, _NUM_CONTEXT_TOKENS))[::-1]
+        return list(itertools.dropwhile(lambda each: _IN_CHARACTER.match(self.token_bytes(each)), last))
 
 
 class _ByteLevelDecoder(TokenDecoder):
     """For vocabularies whose tokens spell bytes (GPT-2's alphabet): the bytes of each, through UTF-8."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, skipped: frozenset[int]) -> None:
+    def __init__(self, tokenizer: HFTokenizer, skipped: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._skipped = skipped
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def step(self, token_id: int) -> str:
-        token = self._tokenizer.id_to_token(token_id) if token_id >= 0 else None
-        if token is None or token_id in self._skipped:
-            return ""
-        return self._utf8.decode(_spelled_bytes(token))
+        return "" if token_id in self._skipped else self._utf8.decode(self._tokenizer.token_bytes(token_id))
 
     def flush(self) -> str:
         return self._utf8.decode(b"", final=True)
@@ -194,7 +216,7 @@ _BYTES = _byte_alphabet()
 
 
 def _spelled_bytes(token: str) -> bytes:
-    """A token that isn't spelled in the alphabet was added as plain text."""
+    """Of a vocabulary's own token; one that isn't spelled in the alphabet is plain text."""
     try:
         return bytes(_BYTES[character] for character in token)
     except KeyError:

@@ -81,7 +81,7 @@ class SequenceFactory:
             choice=choice,
             priority=request.priority,
             cache_salt=request.cache_salt,
-            detokenizer=IncrementalDetokenizer(self._tokenizer, params),
+            detokenizer=IncrementalDetokenizer(self._tokenizer, params, prompt),
             logit_rules=rules_of(params, len(prompt), bad_words, ends),
             grammar=request.grammar.copy() if request.grammar is not None else None,
             proposer=NgramProposer(len(prompt)) if self._speculates and params.speculate else None,

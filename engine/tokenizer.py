@@ -84,8 +84,22 @@ class Tokenizer(ABC):
         """
 
     @abstractmethod
-    def decoder(self, skip_special_tokens: bool = True, kept: Collection[str] = ()) -> TokenDecoder:
-        """A decoder for one sequence, at its start. The special tokens in `kept` are never skipped."""
+    def decoder(
+        self,
+        skip_special_tokens: bool = True,
+        kept: Collection[str] = (),
+        prompt_token_ids: Sequence[int] = (),
+    ) -> TokenDecoder:
+        """Return a decoder for the tokens that follow `prompt_token_ids`.
+
+        Its text is what these tokens add to the prompt's: a SentencePiece token keeps the space before it
+        unless it begins the text, and a character that the prompt's last tokens begin comes whole.
+        The special tokens in `kept` are never skipped.
+        """
+
+    def decode_prompt(self, prompt_token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Return the prompt's text without a character that it only begins, which comes with what follows."""
+        return "".join(map(self.decoder(skip_special_tokens).step, prompt_token_ids))
 
 
 class ByteTokenizer(Tokenizer):
@@ -98,6 +112,7 @@ class ByteTokenizer(Tokenizer):
     BOS_TOKEN_ID = 256
     EOS_TOKEN_ID = 257
     PAD_TOKEN_ID = 258
+    _NUM_CONTEXT_TOKENS = 8
     SPECIAL_TOKENS = {BOS_TOKEN_ID: "<|bos|>", EOS_TOKEN_ID: "<|eos|>", PAD_TOKEN_ID: "<|pad|>"}  # noqa: RUF012
 
     def __init__(self, vocab_size: int = 259) -> None:
@@ -150,9 +165,17 @@ class ByteTokenizer(Tokenizer):
 
         return LLTokenizer(TokenizerWrapper(_Spelling()), n_vocab=vocab_size, eos_token=list(eos_token_ids))
 
-    def decoder(self, skip_special_tokens: bool = True, kept: Collection[str] = ()) -> TokenDecoder:
+    def decoder(
+        self,
+        skip_special_tokens: bool = True,
+        kept: Collection[str] = (),
+        prompt_token_ids: Sequence[int] = (),
+    ) -> TokenDecoder:
         skipped = {token_id for token_id, name in self.SPECIAL_TOKENS.items() if name not in kept}
-        return _ByteDecoder(skipped if skip_special_tokens else frozenset())
+        decoder = _ByteDecoder(skipped if skip_special_tokens else frozenset())
+        for token_id in prompt_token_ids[-self._NUM_CONTEXT_TOKENS :]:
+            decoder.step(token_id)
+        return decoder
 
 
 class _Spelling:

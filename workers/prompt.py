@@ -121,7 +121,7 @@ def echo_of(request: GenerateRequest, computed: EngineRequest, tokenizer: Tokeni
         return ""
     if request.prompt is not None and request.truncate_prompt_tokens is None:
         return request.prompt
-    return tokenizer.decode(list(computed.prompt_token_ids), request.sampling.skip_special_tokens)
+    return tokenizer.decode_prompt(list(computed.prompt_token_ids), request.sampling.skip_special_tokens)
 
 
 def _grammar(request: GenerateRequest, engine: LLMEngine) -> Grammar | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import hypothesis.strategies as st
 import pytest
@@ -23,7 +23,12 @@ class ChunkTokenizer(ByteTokenizer):
         super().__init__()
         self._pieces = pieces
 
-    def decoder(self, skip_special_tokens: bool = True, kept: Collection[str] = ()) -> TokenDecoder:
+    def decoder(
+        self,
+        skip_special_tokens: bool = True,
+        kept: Collection[str] = (),
+        prompt_token_ids: Sequence[int] = (),
+    ) -> TokenDecoder:
         return _ChunkDecoder(self._pieces)
 
 
@@ -138,6 +143,13 @@ def test_the_byte_tokenizer_covers_every_text(text: str):
     assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
 
 
+def test_a_character_that_the_prompt_begins_comes_whole_and_a_stop_string_is_found_behind_it():
+    prompt, output = "a猫".encode()[:-1], "猫"[-1:].encode()[-1:] + b"!x"
+    detokenizer = IncrementalDetokenizer(TOKENIZER, SamplingParams(stop=("!",)), list(prompt))
+    assert [detokenizer.append(byte) for byte in output[:2]] == [("猫", None), ("", "!")]
+    assert TOKENIZER.decode_prompt(list(prompt)) == "a"
+
+
 def oracle(text: str, stops: tuple[str, ...], include_stop: bool) -> tuple[str, str | None]:
     """The definition: the shortest beginning of the text that ends in a stop string, without it."""
     for end in range(len(text) + 1):
@@ -195,7 +207,10 @@ def test_cut_anywhere_and_replayed_the_texts_are_the_same(
     skip_special_tokens: bool,
 ):
     params = SamplingParams(stop=stops, min_tokens=min_tokens, skip_special_tokens=skip_special_tokens)
-    whole = IncrementalDetokenizer(TOKENIZER, params)
+    # The prompt may end within a character.
+    split = data.draw(st.integers(0, len(token_ids)))
+    prompt, token_ids = token_ids[:split], token_ids[split:]
+    whole = IncrementalDetokenizer(TOKENIZER, params, prompt)
     expected: list[Detokenized] = []
     for token_id in token_ids:
         expected.append(whole.append(token_id))
@@ -204,7 +219,7 @@ def test_cut_anywhere_and_replayed_the_texts_are_the_same(
     cut = data.draw(st.integers(0, len(expected)))
 
     # Another worker replays the tokens before the cut and goes on.
-    resumed = IncrementalDetokenizer(TOKENIZER, params)
+    resumed = IncrementalDetokenizer(TOKENIZER, params, prompt)
     replayed = [resumed.append(token_id) for token_id in token_ids[:cut]]
     assert replayed == expected[:cut]
     continued = [resumed.append(token_id) for token_id in token_ids[cut : len(expected)]]

@@ -131,6 +131,61 @@ def test_byte_fallback_waits_for_whole_characters(byte_fallback):
     assert byte_fallback.decode(token_ids) == "the cat猫🐈 the"
 
 
+def continued(tokenizer: HFTokenizer, token_ids: list[int], num_prompt_tokens: int, **options: Any) -> str:
+    decoder = tokenizer.decoder(**options, prompt_token_ids=token_ids[:num_prompt_tokens])
+    return "".join(map(decoder.step, token_ids[num_prompt_tokens:])) + decoder.flush()
+
+
+def test_the_first_word_after_a_prompt_keeps_its_space(byte_fallback):
+    """Unless it begins the text: after an empty prompt, which is the token `<s>` alone."""
+    start, the, cat = (byte_fallback._tokenizer.token_to_id(word) for word in ("<s>", "▁the", "▁cat"))
+    assert continued(byte_fallback, [start, the, cat], 2) == " cat"
+    assert continued(byte_fallback, [start, the, cat], 1) == "the cat"
+    assert continued(byte_fallback, [start, the, start, start, cat], 4) == " cat", "as if they were not there"
+    kept = byte_fallback.decoder(kept=["<s>"], prompt_token_ids=[the, start])
+    assert kept.step(cat) == " cat"
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.text("the cat猫é🐈 ", max_size=12), st.data(), st.booleans())
+def test_a_prompt_and_what_follows_add_up_to_the_whole_text(byte_fallback, text, data, skip_special_tokens):
+    token_ids = [1, *byte_fallback.encode(text), 2]
+    cut = data.draw(st.integers(0, len(token_ids)))
+    parts = [
+        byte_fallback.decode_prompt(token_ids[:cut], skip_special_tokens),
+        continued(byte_fallback, token_ids, cut, skip_special_tokens=skip_special_tokens),
+    ]
+    assert "".join(parts) == byte_fallback.decode(token_ids, skip_special_tokens)
+    assert "\ufffd" not in parts[1]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.integers(0, 300), max_size=20), st.data())
+def test_a_byte_level_prompt_and_what_follows_add_up_too(tokenizer, token_ids, data):
+    cut = data.draw(st.integers(0, len(token_ids)))
+    whole = tokenizer.decode(token_ids)
+    assert tokenizer.decode_prompt(token_ids[:cut]) + continued(tokenizer, token_ids, cut) == whole
+
+
+def test_added_tokens_are_plain_text_though_their_letters_may_spell_bytes(tmp_path):
+    """An "ö" is the byte 0xF6 in GPT-2's alphabet, "ą" the byte 0x05."""
+    vocab = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    library = tokenizers.Tokenizer(models.BPE(vocab, []))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    library.add_tokens(["größe", "są"])
+    library.add_special_tokens(["<|ü|>"])
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = HFTokenizer(tmp_path)
+    text = "die größe są ó <|ü|> Ġ"
+    token_ids = tokenizer.encode(text)
+    assert len(token_ids) < len(text.encode()) - 10, "the added tokens are tokens"
+    assert tokenizer.decode(token_ids, skip_special_tokens=False) == text
+    assert tokenizer.decode(token_ids) == text.replace("<|ü|>", "")
+    assert continued(tokenizer, token_ids, 0, skip_special_tokens=False) == text
+    assert b"".join(map(tokenizer.token_bytes, token_ids)).decode() == text
+
+
 def test_half_a_character_at_the_end_comes_as_a_replacement(byte_fallback, tokenizer):
     for any_tokenizer, token_ids in (
         (byte_fallback, [3 + 0xE7]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -397,7 +397,12 @@ def test_a_sequence_whose_logits_were_of_no_use_ends_alone():
 class PickyTokenizer(ByteTokenizer):
     """Fails on one token, as a tokenizer may that isn't ours."""
 
-    def decoder(self, skip_special_tokens: bool = True, kept: Collection[str] = ()) -> TokenDecoder:
+    def decoder(
+        self,
+        skip_special_tokens: bool = True,
+        kept: Collection[str] = (),
+        prompt_token_ids: Sequence[int] = (),
+    ) -> TokenDecoder:
         return _PickyDecoder()
 
 
