@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import ssl
 from functools import cached_property
 from pathlib import Path
@@ -75,6 +76,27 @@ class FleetSettings(BaseSettings):
         if url is not None and "ssl_" in url.partition("?")[2]:
             raise PydanticCustomError(
                 "tls", "no ssl_ options in the URL: certificates are always checked, redis_ca names the CA"
+            )
+        return url
+
+    @field_validator("redis_url")
+    @classmethod
+    def _nothing_that_one_client_misreads(cls, url: str | None) -> str | None:
+        """redis-py and kombu disagree on options and on database names, and fail at the first connection."""
+        try:
+            parts = urlsplit(url or DEFAULT_REDIS_URL)
+        except ValueError:
+            return url  # the connection's own error says what is wrong with it
+        if parts.scheme == "unix":
+            raise PydanticCustomError("url", "Unix sockets are not supported; use redis://host:port/0")
+        if parts.scheme in ("redis", "rediss") and not re.fullmatch(r"/?[0-9]*", parts.path):
+            raise PydanticCustomError("url", "the database must be a number, as in redis://host:port/0")
+        if option := re.match("[^=&]*", parts.query)[0]:  # type: ignore[index]
+            raise PydanticCustomError(
+                "url",
+                "the URL has the option {option}, but takes none; remove it (timeouts are settings: "
+                "connect_timeout_s, socket_timeout_s)",
+                {"option": repr(option)},
             )
         return url
 

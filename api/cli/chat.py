@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from pagefleet.api.cli.options import given, make_client, redis_option, sampling_options
+from pagefleet.api.cli.waiting import WaitingNotice
+from pagefleet.api.errors import FleetError
 from pagefleet.api.fleet import Fleet
+from pagefleet.api.model_cards import CardIndex
+
+_HELP: Final = """\
+/help          list the commands
+/model [NAME]  answer with another model; without NAME, list the models
+/reset         begin a new conversation
+/quit          leave, as /exit and Ctrl-D do; Ctrl-C stops an answer"""
 
 
 @click.command()
@@ -15,39 +24,77 @@ from pagefleet.api.fleet import Fleet
 @click.option("--system", metavar="TEXT", help="A system message to begin with.")
 @redis_option
 def chat(redis_url: str | None, system: str | None, **options: Any) -> None:
-    """Talk to a model. Ctrl-C stops an answer, Ctrl-D (or /exit) leaves, /reset begins anew.
+    """Talk to a model. Ctrl-C stops an answer; /help lists what else you can type.
 
     \b
     pagefleet chat
     pagefleet chat --system "Answer in one sentence." --temperature 0.7
     """
-    beginning = [{"role": "system", "content": system}] if system else []
-    messages = list(beginning)
     with make_client(redis_url) as fleet:
+        conversation = _Conversation(fleet, system, given(options))
+        click.echo(f"Chatting with {conversation.model}. /help lists the commands, /quit leaves.")
         while True:
             try:
                 text = click.prompt(click.style("you", bold=True), prompt_suffix="> ")
             except click.Abort:
                 click.echo()
                 return
-            if text.strip() == "/exit":
+            if text.strip() in ("/quit", "/exit"):
                 return
-            if text.strip() == "/reset":
-                messages = list(beginning)
-                continue
-            messages.append({"role": "user", "content": text})
-            messages.append({"role": "assistant", "content": _answer(fleet, messages, given(options))})
+            try:
+                conversation.take(text)
+            except FleetError as error:
+                click.echo(f"Error: {error.message}", err=True)
 
 
-def _answer(fleet: Fleet, messages: list[dict[str, str]], options: dict[str, Any]) -> str:
-    """Streams one answer to the terminal; Ctrl-C cancels it and keeps what there is."""
-    stream = fleet.chat(messages, **options)
-    parts = []
-    try:
-        for chunk in stream:
-            parts.append(chunk.text)
-            click.echo(chunk.text, nl=False)
-    except KeyboardInterrupt:
-        stream.cancel()
-    click.echo()
-    return "".join(parts)
+class _Conversation:
+    """What was said so far, and which model answers.
+
+    Raises:
+        UnknownModel: the fleet has no such model, or several and none is named.
+    """
+
+    def __init__(self, fleet: Fleet, system: str | None, options: dict[str, Any]) -> None:
+        self._fleet = fleet
+        self._beginning = [{"role": "system", "content": system}] if system else []
+        self._messages = list(self._beginning)
+        self._options = options
+        self.model = ""
+        self._use_model(options.pop("model", None))
+
+    def take(self, text: str) -> None:
+        """Run a command, or have a message answered."""
+        command, _, argument = text.strip().partition(" ")
+        if not command.startswith("/"):
+            self._answer(text)
+        elif command == "/help":
+            click.echo(_HELP)
+        elif command == "/reset":
+            self._messages = list(self._beginning)
+        elif command == "/model" and argument.strip():
+            self._use_model(argument.strip())
+            click.echo(f"{self.model} answers from now on.")
+        elif command == "/model":
+            for card in self._fleet.models():
+                click.echo(f"{'*' if card.name == self.model else ' '} {card.name}")
+        else:
+            click.echo(f"Unknown command {command}; /help lists the commands.")
+
+    def _use_model(self, name: str | None) -> None:
+        self.model = CardIndex(self._fleet.models()).resolve(name).name
+
+    def _answer(self, text: str) -> None:
+        """Stream one answer to the terminal; Ctrl-C cancels it and keeps what there is."""
+        messages = [*self._messages, {"role": "user", "content": text}]
+        stream = self._fleet.chat(messages, model=self.model, **self._options)
+        parts = []
+        try:
+            with WaitingNotice(self._fleet, stream) as notice:
+                for chunk in stream:
+                    notice.heard()
+                    parts.append(chunk.text)
+                    click.echo(chunk.text, nl=False)
+        except KeyboardInterrupt:
+            stream.cancel()
+        click.echo()
+        self._messages = [*messages, {"role": "assistant", "content": "".join(parts)}]

@@ -9,6 +9,7 @@ import click
 
 from pagefleet.api.cli.options import given, make_client, redis_option, sampling_options
 from pagefleet.api.cli.structured import structured_options, structured_outputs
+from pagefleet.api.cli.waiting import WaitingNotice
 
 
 @click.command()
@@ -40,9 +41,11 @@ def generate(
     with make_client(redis_url) as fleet:
         stream = fleet.generate(text, stop=list(stop), structured_outputs=structured, **given(options))
         try:
-            for chunk in stream:
-                if not as_json:
-                    click.echo(chunk.text, nl=False)
+            with WaitingNotice(fleet, stream) as notice:
+                for chunk in stream:
+                    notice.heard()
+                    if not as_json:
+                        click.echo(chunk.text, nl=False)
         except KeyboardInterrupt:
             stream.cancel()
             raise

@@ -17,19 +17,23 @@ from pagefleet.api.job_store import JobStore
 from pagefleet.api.settings import FleetSettings
 
 
-@click.group()
-def models() -> None:
-    """The models that the fleet knows: those with a worker, and those that had one.
+@click.group(invoke_without_command=True)
+@click.pass_context
+def models(context: click.Context) -> None:
+    """List the models that the fleet knows: those with a worker, and those that had one.
 
     \b
-    pagefleet models list
+    pagefleet models
+    pagefleet models list --json
     """
+    if context.invoked_subcommand is None:
+        context.invoke(list_models)
 
 
 @models.command(name="list")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
 @redis_option
-def list_models(redis_url: str | None, as_json: bool) -> None:
+def list_models(redis_url: str | None = None, as_json: bool = False) -> None:
     """Show each model with its context and its live workers.
 
     \b

@@ -35,6 +35,13 @@ async def read_body(request: Request, model: type[B], settings: GatewaySettings)
         raise ApiError(
             415, "Send the body as `Content-Type: application/json`.", code="unsupported_content_type"
         )
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", ""):
+        raise ApiError(
+            415,
+            f"Content-Encoding {encoding[:32]!r} is not supported; send the body uncompressed.",
+            code="unsupported_content_encoding",
+        )
     try:
         async with asyncio.timeout(settings.gateway_body_timeout_s):
             content = await _read(request, settings.gateway_max_body_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -16,8 +17,10 @@ from importlib.metadata import version
 import pytest
 from click.testing import CliRunner
 
-from pagefleet.api import FleetSettings
+from pagefleet.api import FleetClient, FleetSettings, keys
 from pagefleet.api.cli.main import main
+from pagefleet.api.cli.waiting import reason_to_wait
+from pagefleet.api.fleet import QueueStatus, RefusedJob, RunningJob
 from pagefleet.api.job_store import JobStore
 
 SEED_7 = "f-)WMZsL2`QBIlih"
@@ -152,6 +155,39 @@ class TestGenerate:
         assert done.output.startswith(sentence)
         assert len(done.output.splitlines()) == 1
 
+    def test_it_says_what_it_waits_for(self, null_stack, ghost, url):
+        """No worker serves the model; then its job is cancelled from elsewhere, so that the command ends."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pagefleet.api.cli.main", "generate", "Hello", "--model", ghost],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        told = process.stderr.readline()
+        assert (
+            told == f"waiting: no worker serves {ghost}; start one with `pagefleet worker --model {ghost}`.\n"
+        )
+        with FleetClient(redis_url=url) as fleet:
+            store = JobStore(FleetSettings(redis_url=url))
+            (job_id,) = store.redis.zrange(keys.open_jobs(keys.queue(ghost, "interactive")), 0, -1)
+            store.close_connections()
+            fleet.cancel(job_id)
+        assert process.communicate(timeout=20) == ("\n", "")
+
+    @pytest.mark.parametrize(
+        ("changes", "sentence"),
+        [
+            ({}, "no worker serves m; start one"),
+            ({"workers": True}, "the job is queued; 7 messages wait for m."),
+            ({"workers": True, "running": [RunningJob("j", "m", "w", 0, 1, 2.0)]}, "a worker has the job"),
+            ({"workers": True, "refused": [RefusedJob("j", "m", "other weights")]}, "back: other weights."),
+        ],
+    )
+    def test_each_reason_has_a_sentence(self, null_stack, fleet, changes, sentence):
+        now = fleet.status()
+        workers = [worker.model_copy(update={"model": "m"}) for worker in now.workers]
+        queues = [QueueStatus("q", "m", "interactive", 7, 8), QueueStatus("p", "other", "batch", 9, 9)]
+        changes |= {"workers": workers if changes.pop("workers", False) else [], "queues": queues}
+        assert sentence in reason_to_wait(dataclasses.replace(now, **changes), "m", "j")
+
     def test_ctrl_c_cancels_the_job(self, url, fleet):
         process = subprocess.Popen(
             [sys.executable, "-m", "pagefleet.api.cli.main", "generate", "Hello", "--max-tokens", "3000"],
@@ -197,6 +233,9 @@ class TestStatusAndModels:
         assert ghost_line.rstrip(" │┃").endswith("0")
         assert null_line.rstrip(" │┃").endswith("1")
 
+    def test_models_alone_lists_them(self, url, ghost):
+        assert pagefleet("models").output == pagefleet("models", "list").output
+
     def test_models_list_as_json(self, url, ghost):
         assert [card["name"] for card in json.loads(pagefleet("models", "list", "--json").output)] == [
             "ghost",
@@ -232,7 +271,32 @@ class TestChat:
         typed = "Hi\n/reset\nHi\n/exit\n"
         done = pagefleet("chat", "--seed", 7, "--max-tokens", 16, input=typed)
         assert done.exit_code == 0
+        assert done.output.startswith("Chatting with null. /help lists the commands, /quit leaves.\n")
         assert done.output.count(SEED_7) == 2
+
+    def test_its_commands(self, url, ghost):
+        typed = "/help\n/nonsense\n/model\n/model spirit\n/model nobody\n/model null\nHi\n/quit\n"
+        done = pagefleet("chat", "--model", "null", "--seed", 7, "--max-tokens", 4, input=typed)
+        assert done.exit_code == 0
+        for wanted in (
+            "/model [NAME]",
+            "Unknown command /nonsense",
+            "* null\n",
+            f"  {ghost}\n",
+            f"{ghost} answers from now on.",
+            "Error: No worker ever served the model 'nobody'",
+            f"null answers from now on.\nyou> Hi\n{SEED_7[:4]}",
+        ):
+            assert wanted in done.output
+
+    def test_an_error_ends_no_conversation(self, url):
+        """A message that is too long is refused, and the next one is answered as if it had not been sent."""
+        done = pagefleet("chat", "--seed", 7, "--max-tokens", 4, input="x" * 5000 + "\nHi\n/quit\n")
+        alone = pagefleet("chat", "--seed", 7, "--max-tokens", 4, input="Hi\n/quit\n")
+        assert "Error: The prompt has" in done.output
+        assert SEED_7[:4] in done.output
+        assert SEED_7[:4] in alone.output
+        assert done.exit_code == alone.exit_code == 0
 
     def test_the_end_of_the_input_ends_it(self, url):
         assert pagefleet("chat", input="").exit_code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -179,6 +180,20 @@ class TestWrongAddresses:
     def test_a_url_that_is_none_of_redis(self, url):
         with pytest.raises(ConfigurationError, match="is not a Redis URL"):
             FleetClient(redis_url=url).models()
+
+    @pytest.mark.parametrize(
+        ("url", "sentence"),
+        [
+            ("redis://127.0.0.1:6379/0?banana=1", "the URL has the option 'banana', but takes none"),
+            ("redis://127.0.0.1:6379/0?socket_timeout=2", "the option 'socket_timeout'"),
+            ("redis://localhost/abc", "the database must be a number"),
+            ("redis://localhost/-1", "the database must be a number"),
+            ("unix:///run/redis.sock", "Unix sockets are not supported"),
+        ],
+    )
+    def test_a_url_that_redis_clients_read_differently(self, url, sentence):
+        with pytest.raises(ConfigurationError, match=f"redis_url: .*{re.escape(sentence)}"):
+            FleetClient(redis_url=url)
 
     def test_a_password_is_never_shown(self):
         port = free_port()

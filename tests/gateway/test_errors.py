@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import httpx
@@ -81,6 +82,14 @@ def test_what_is_not_sent_as_json(http):
     """A page of somebody else's could send a form, or plain text, from a visitor's browser."""
     reply = http.post(CHAT, content=json.dumps({"model": "null", "messages": HI}))
     assert (reply.status_code, error_of(reply)["code"]) == (415, "unsupported_content_type")
+
+
+def test_a_compressed_body_is_refused_by_name(http):
+    content = gzip.compress(json.dumps({"model": "null", "messages": HI}).encode())
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    reply = http.post(CHAT, content=content, headers=headers)
+    assert (reply.status_code, error_of(reply)["code"]) == (415, "unsupported_content_encoding")
+    assert "'gzip'" in error_of(reply)["message"]
 
 
 @pytest.mark.parametrize(
