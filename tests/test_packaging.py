@@ -11,8 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
+CONSTRAINTS = [ROOT / "constraints.txt", ROOT / "tests/gateway/clients/litellm-constraints.txt"]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = PYPROJECT["tool"]["setuptools"]["packages"]
 
@@ -57,12 +60,17 @@ def test_the_wheel_has_every_module_script_and_marker(wheel):
                 assert f"pagefleet/{path.relative_to(ROOT)}" in names
 
 
+@pytest.mark.slow
 def test_the_wheel_alone_is_a_producer(wheel, tmp_path):
     """Installed without extras into an empty environment: the client imports, and a command whose extra is
     missing names the pip command."""
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", str(wheel)], check=True, timeout=300)
+    subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "--constraint", str(CONSTRAINTS[0]), str(wheel)],
+        check=True,
+        timeout=300,
+    )
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([python, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=60)
@@ -78,3 +86,32 @@ def test_the_wheel_alone_is_a_producer(wheel, tmp_path):
     assert refused.returncode == 1
     assert "`pagefleet worker` is not installed: run pip install 'pagefleet[worker]'" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def pins(path: Path) -> dict[str, str]:
+    """The version of each name; the file has no other line."""
+    versions = {}
+    for line in path.read_text().splitlines():
+        if not line.startswith("#"):
+            requirement = Requirement(line)
+            (specifier,) = requirement.specifier
+            assert specifier.operator == "==", line
+            assert requirement.url is None
+            assert not requirement.extras, line
+            versions[canonicalize_name(requirement.name)] = specifier.version
+    return versions
+
+
+@pytest.mark.parametrize("path", CONSTRAINTS, ids=lambda path: path.name)
+def test_constraints_serve_every_index(path):
+    """No URLs and no local labels, which one index has; nothing that only a machine with CUDA installs."""
+    assert not {mark for mark in ("://", "+", "*") if mark in path.read_text()}
+    assert not [name for name in pins(path) if name.startswith(("nvidia", "cuda")) or name == "pagefleet"]
+
+
+def test_constraints_have_each_requirement_in_its_range():
+    versions = pins(ROOT / "constraints.txt")
+    project = PYPROJECT["project"]
+    asked = sum(project["optional-dependencies"].values(), project["dependencies"])
+    for each in map(Requirement, [*asked, *PYPROJECT["build-system"]["requires"]]):
+        assert each.specifier.contains(versions[canonicalize_name(each.name)]), each

@@ -1,8 +1,8 @@
 #!/bin/sh
-# pip into /opt/pagefleet: from wheels/ alone where all that is asked for lies there, else from the index too.
+# pip into /opt/pagefleet, the versions of constraints.txt: from wheels/ alone where all that is asked for lies there, else from the index too.
 #   install.sh REQUIREMENT ...
 set -eu
-install="pip --python /opt/pagefleet install --no-compile --find-links wheels"
+install="pip --python /opt/pagefleet install --no-compile --find-links wheels --constraint constraints.txt"
 if ! $install --no-index "$@"; then
     echo "not all of it is in wheels/: asking the index"
     $install "$@"
