@@ -25,6 +25,8 @@ class Block:
     hash: bytes | None = None
     promised: bytes | None = None
     """The hash that it will have: its owner is about to compute it."""
+    promised_priority: int = 0
+    """How urgent the owner was that promised it."""
 
 
 def hash_block(parent: bytes, token_ids: list[int]) -> bytes:
@@ -96,12 +98,16 @@ class BlockManager:
         return matched
 
     def is_prefix_promised(self, sequence: Sequence) -> bool:
-        """Whether another sequence is about to compute the block that this one would compute first."""
+        """Whether another sequence is about to compute the block that this one would compute first.
+
+        A less urgent one does not count: it may wait long for its own turn.
+        """
         if sequence.needs_prompt_logits:
             return False
         num_matched = len(self.match_prefix(sequence))
         hashes = sequence.block_hashes[num_matched : (sequence.num_tokens - 1) // self.block_size]
-        return bool(hashes) and hashes[0] in self._promised
+        promised = self._promised.get(hashes[0]) if hashes else None
+        return promised is not None and self._blocks[promised].promised_priority >= sequence.priority
 
     def can_allocate(self, sequence: Sequence, num_spare: int = 0) -> bool:
         """Whether all of the sequence's tokens fit and `num_spare` blocks stay free."""
@@ -109,6 +115,30 @@ class BlockManager:
         # A match that nobody uses right now leaves the free list too.
         num_shared = sum(1 for block_id in matched if self._blocks[block_id].ref_count > 0)
         return self.num_required_blocks(sequence.num_tokens) - num_shared + num_spare <= len(self._free)
+
+    def num_to_free(self, sequence: Sequence, victims: Iterable[Sequence], num_spare: int) -> int:
+        """How many of `victims`, in their order, must be freed until the sequence fits.
+
+        0 if it does not fit even without all of them. `num_spare` blocks must stay free, one less for each
+        sequence that is freed.
+        """
+        victims = list(victims)
+        matched = set(self.match_prefix(sequence))
+        num_shared = sum(1 for block_id in matched if self._blocks[block_id].ref_count > 0)
+        num_missing = self.num_required_blocks(sequence.num_tokens) - num_shared + num_spare - len(self._free)
+        # Cheap, and true of most that do not fit.
+        if len(set().union(*(victim.block_table for victim in victims))) + len(victims) < num_missing:
+            return 0
+        uses: Counter[int] = Counter()
+        for num_freed, victim in enumerate(victims, 1):
+            num_missing -= 1
+            for block_id in victim.block_table:
+                uses[block_id] += 1
+                if uses[block_id] == self._blocks[block_id].ref_count and block_id not in matched:
+                    num_missing -= 1
+            if num_missing <= 0:
+                return num_freed
+        return 0
 
     def allocate(self, sequence: Sequence) -> None:
         """Give blocks for all of the sequence's tokens; those of the prefix hit count as computed.
@@ -213,8 +243,13 @@ class BlockManager:
         for index in range(num_cached, num_full):
             block = self._blocks[sequence.block_table[index]]
             block_hash = sequence.block_hashes[index]
-            if self._promised.setdefault(block_hash, block.block_id) == block.block_id:
-                block.promised = block_hash
+            other = self._promised.get(block_hash)
+            if other is not None:
+                if self._blocks[other].promised_priority >= sequence.priority:
+                    continue
+                self._unpromise(self._blocks[other])
+            self._promised[block_hash] = block.block_id
+            block.promised, block.promised_priority = block_hash, sequence.priority
 
     def _unpromise(self, block: Block) -> None:
         if block.promised is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pagefleet.engine.outputs import Sampled
-from pagefleet.engine.scheduler import ScheduledSequence
+from pagefleet.engine.scheduler_output import ScheduledSequence
 from pagefleet.engine.step_trace import NO_TRACE, StepTrace
 from pagefleet.engine.tokenizer import Tokenizer
 

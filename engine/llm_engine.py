@@ -15,7 +15,8 @@ from pagefleet.engine.errors import EngineAsleepError, InvalidRequestError
 from pagefleet.engine.executor import LoadedModel, ModelInfo, Report
 from pagefleet.engine.grammar import Grammar, GrammarCompiler
 from pagefleet.engine.outputs import EngineStats, FinishReason, Sampled, SequenceOutput, TokenLogprobs
-from pagefleet.engine.scheduler import Scheduler, SchedulerOutput
+from pagefleet.engine.scheduler import Scheduler
+from pagefleet.engine.scheduler_output import SchedulerOutput
 from pagefleet.engine.sequence import Sequence, SequenceStatus
 from pagefleet.engine.sequence_factory import SequenceFactory
 from pagefleet.engine.step_budget import StepBudget
@@ -100,12 +101,17 @@ class LLMEngine:
 
     @property
     def token_budget(self) -> int:
-        """Tokens that a step computes at most; may be set between steps. Raises ValueError below 1."""
+        """Tokens that the next step computes at most.
+
+        Setting it between steps limits all later steps; `max_step_s` may keep the budget below that. Raise
+        ValueError below 1.
+        """
         return self._scheduler.token_budget
 
     @token_budget.setter
     def token_budget(self, value: int) -> None:
-        self._scheduler.token_budget = value
+        self._budget.limit(value)
+        self._scheduler.token_budget = self._budget.num_tokens
 
     def prepare_grammars(self) -> None:
         """Do now what the first grammar would wait for: a second for 50,000 tokens, in which no other thread

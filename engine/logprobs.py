@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from pagefleet.engine.outputs import TokenLogprobs
-from pagefleet.engine.scheduler import ScheduledSequence
+from pagefleet.engine.scheduler_output import ScheduledSequence
 
 __all__ = ["PromptRows", "prompt_rows", "token_logprobs"]
 

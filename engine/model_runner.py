@@ -20,7 +20,7 @@ from pagefleet.engine.models.decoder import Decoder
 from pagefleet.engine.outputs import Sampled, TokenLogprobs
 from pagefleet.engine.sampler import Sampler, SamplingRow
 from pagefleet.engine.sampling_params import SamplingParams
-from pagefleet.engine.scheduler import ScheduledSequence
+from pagefleet.engine.scheduler_output import ScheduledSequence
 from pagefleet.engine.token_masks import TokenMasks
 from pagefleet.engine.verification import agreed, logit_rows, sampling_rows
 

@@ -5,54 +5,19 @@ Knows nothing of tensors, text or why a sequence ends: it is told.
 
 from __future__ import annotations
 
+import math
 from bisect import insort
-from collections.abc import Collection, Iterable
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Iterator
+from itertools import takewhile
 
 from pagefleet.engine.block_manager import BlockManager
 from pagefleet.engine.errors import InvalidRequestError
 from pagefleet.engine.outputs import FinishReason
+from pagefleet.engine.scheduler_output import ScheduledSequence, SchedulerOutput
 from pagefleet.engine.sequence import Sequence, SequenceStatus
 from pagefleet.engine.speculation import Speculation
 
-__all__ = ["ScheduledSequence", "Scheduler", "SchedulerOutput"]
-
-
-class ScheduledSequence(NamedTuple):
-    """A sequence and how many of its tokens, from `num_computed_tokens` on, the step computes (>= 1).
-
-    known    [ ............................ )
-                                            num_tokens
-    step              [ num_new_tokens .............. )
-                      num_computed_tokens     drafts
-    """
-
-    sequence: Sequence
-    num_new_tokens: int
-
-    @property
-    def is_sampled(self) -> bool:
-        """Whether the step comes to the last token that is known, and finds what follows."""
-        return self._end >= self.sequence.num_tokens
-
-    @property
-    def draft_token_ids(self) -> list[int]:
-        """The guesses at what follows that the step computes too."""
-        return self.sequence.draft_token_ids[: max(0, self._end - self.sequence.num_tokens)]
-
-    @property
-    def _end(self) -> int:
-        return self.sequence.num_computed_tokens + self.num_new_tokens
-
-
-class SchedulerOutput(NamedTuple):
-    """One step."""
-
-    scheduled: list[ScheduledSequence]
-    preempted: list[Sequence]
-    """Sent back to wait, their blocks given up; a later step computes them again."""
-    first_prefills: list[Sequence]
-    """Scheduled for the first time on this engine, without any output token."""
+__all__ = ["Scheduler"]
 
 
 class Scheduler:
@@ -68,7 +33,10 @@ class Scheduler:
     running sequence of lowest priority that came last gives its blocks up and waits, at the place that its
     arrival gives it: the front of its class. The first in the order can take everybody's blocks and fits
     alone (`add` saw to it), so each step makes progress and every sequence ends. A waiting sequence takes
-    seat and blocks only from running ones of strictly lower priority.
+    seat and blocks only from running ones of strictly lower priority, and only if they are enough for it.
+
+    A budget smaller than the number of running sequences goes round among those of one priority: the least
+    recently computed go first, so none gets a second turn before each of the others has had one.
 
     A waiting sequence whose next block a running one is about to compute waits for that block: a prefix that
     many share is computed once, also when they come together. Only then others of its priority may pass it.
@@ -92,17 +60,14 @@ class Scheduler:
         self.num_accepted_tokens = 0
         self._speculation = Speculation(block_manager, max_num_drafts, max_num_seqs)
         self._num_arrivals = 0
+        self._num_turns = 0
         # Both sorted by _urgency.
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
 
     @property
     def token_budget(self) -> int:
-        """Tokens that a step computes at most.
-
-        With fewer than there are running sequences, only the first of them advance; keep it above
-        `max_num_seqs` unless the step's time demands otherwise.
-        """
+        """Tokens that a step computes at most. Running sequences take turns if it is less than one each."""
         return self._token_budget
 
     @token_budget.setter
@@ -180,6 +145,7 @@ class Scheduler:
         """Decide the next step. Blocks are assigned; nothing counts as computed before `update`."""
         output = SchedulerOutput([], [], [])
         self._yield_to_urgent(output)
+        self._seat_urgent(output)
         num_tokens_left = self._schedule_running(output)
         num_tokens_left = self._admit_waiting(output, num_tokens_left)
         self._speculation.invite(output.scheduled, num_tokens_left)
@@ -233,34 +199,54 @@ class Scheduler:
     def _yield_to_urgent(self, output: SchedulerOutput) -> None:
         """Make room for the first in the waiting line, at the cost of lower priorities only.
 
-        Before anything is scheduled, so that no victim is in the step already.
+        Nobody gives way if all of them together are not enough. Before anything is scheduled, so that no
+        victim is in the step already.
         """
-        while (
-            self._waiting
-            and self._running
-            and self._waiting[0].priority > self._running[-1].priority
-            and not self.block_manager.is_prefix_promised(self._waiting[0])
-            and not self._has_room_for(self._waiting[0])
+        if not self._waiting or not self._running:
+            return
+        urgent = self._waiting[0]
+        if (
+            urgent.priority <= self._running[-1].priority
+            or self.block_manager.is_prefix_promised(urgent)
+            or self._has_room_for(urgent)
         ):
+            return
+        victims = takewhile(
+            lambda sequence: sequence.priority < urgent.priority, reversed(list(self._running))
+        )
+        for _ in range(self.block_manager.num_to_free(urgent, victims, num_spare=len(self._running))):
             self._preempt_last(output)
+
+    def _seat_urgent(self, output: SchedulerOutput) -> None:
+        """Seat those that are more urgent than a running sequence: they get their tokens before it does."""
+        if self._running:
+            for _ in self._seat_waiting(output, above=self._running[-1].priority):
+                pass
 
     def _schedule_running(self, output: SchedulerOutput) -> int:
         """Schedule the running in their order; returns the tokens left of the budget."""
         num_tokens_left = self._token_budget
-        index = 0
-        # Preemption shortens the list from its end.
-        while index < len(self._running) and num_tokens_left > 0:
-            sequence = self._running[index]
-            # A long chunk leaves a token for each one behind it: streams don't stall for a prompt.
-            num_later = len(self._running) - index - 1
-            num_new_tokens = min(
-                len(sequence.token_ids) - sequence.num_computed_tokens, max(1, num_tokens_left - num_later)
-            )
-            if not self._grow(sequence, sequence.num_computed_tokens + num_new_tokens, output):
+        num_later = len(self._running)
+        takes_turns = num_tokens_left < num_later
+        # A prompt among many streams: a token each turn would be next to nothing.
+        longest = num_tokens_left // 2 if takes_turns else 1
+        for sequence in sorted(self._running, key=_turn) if takes_turns else list(self._running):
+            if num_tokens_left == 0:
                 break
-            output.scheduled.append(ScheduledSequence(sequence, num_new_tokens))
-            num_tokens_left -= num_new_tokens
-            index += 1
+            num_later -= 1
+            if sequence.status is not SequenceStatus.RUNNING:
+                # It gave its blocks to one before it.
+                continue
+            num_new_tokens = len(sequence.token_ids) - sequence.num_computed_tokens
+            if num_new_tokens > 1:
+                # A long chunk leaves a token for each one behind it: streams don't stall for a prompt.
+                most = max(1, min(longest, num_tokens_left), num_tokens_left - num_later)
+                num_new_tokens = min(num_new_tokens, most)
+            if self._grow(sequence, sequence.num_computed_tokens + num_new_tokens, output):
+                self._put(sequence, num_new_tokens, output)
+                num_tokens_left -= num_new_tokens
+                if takes_turns:
+                    self._end_turn(sequence)
         return num_tokens_left
 
     def _grow(self, sequence: Sequence, num_tokens: int, output: SchedulerOutput) -> bool:
@@ -275,32 +261,46 @@ class Scheduler:
 
     def _admit_waiting(self, output: SchedulerOutput, num_tokens_left: int) -> int:
         """Schedule the first of those who wait; returns the tokens left of the budget."""
+        seated = self._seat_waiting(output)
+        while num_tokens_left > 0 and (sequence := next(seated, None)) is not None:
+            num_new_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, num_tokens_left)
+            self._put(sequence, num_new_tokens, output)
+            num_tokens_left -= num_new_tokens
+        return num_tokens_left
+
+    def _seat_waiting(self, output: SchedulerOutput, above: float = -math.inf) -> Iterator[Sequence]:
+        """Seat those of the waiting whose priority is `above`, in their order, one each time it is asked."""
         index = 0
         # Each one that is passed over was looked at: with thousands in line, not more than could be seated.
-        while num_tokens_left > 0 and index < min(len(self._waiting), self.max_num_seqs):
+        while index < min(len(self._waiting), self.max_num_seqs):
             sequence = self._waiting[index]
             # Who gave way in this step would only get blocks back to lose them again.
             if sequence in output.preempted or sequence.priority < self._waiting[0].priority:
                 break
+            if sequence.priority <= above:
+                break
             if self.block_manager.is_prefix_promised(sequence):
                 index += 1
             elif self._has_room_for(sequence):
-                num_tokens_left -= self._admit(index, output, num_tokens_left)
+                del self._waiting[index]
+                self.block_manager.allocate(sequence)
+                sequence.status = SequenceStatus.RUNNING
+                insort(self._running, sequence, key=_urgency)
+                self._end_turn(sequence)
+                yield sequence
             else:
                 break
-        return num_tokens_left
 
-    def _admit(self, index: int, output: SchedulerOutput, num_tokens_left: int) -> int:
-        """Seat a waiting sequence; returns how many of its tokens the step computes."""
-        sequence = self._waiting.pop(index)
-        self.block_manager.allocate(sequence)
-        sequence.status = SequenceStatus.RUNNING
-        insort(self._running, sequence, key=_urgency)
+    def _put(self, sequence: Sequence, num_new_tokens: int, output: SchedulerOutput) -> None:
         if not sequence.was_scheduled:
             self._count_first_admission(sequence, output)
-        num_new_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, num_tokens_left)
         output.scheduled.append(ScheduledSequence(sequence, num_new_tokens))
-        return num_new_tokens
+
+    def _end_turn(self, sequence: Sequence) -> None:
+        """The others of its priority come before its next one. A step in which all have a turn changes no
+        order."""
+        self._num_turns += 1
+        sequence.last_turn = self._num_turns
 
     def _has_room_for(self, sequence: Sequence) -> bool:
         """A seat, blocks for every token known, and a block of growth for each one that runs already.
@@ -327,8 +327,20 @@ class Scheduler:
         insort(self._waiting, sequence, key=_urgency)
         self.num_preemptions += 1
         output.preempted.append(sequence)
+        self._take_back(sequence, output)
         return sequence
+
+    def _take_back(self, sequence: Sequence, output: SchedulerOutput) -> None:
+        """Who comes last may have had its turn in this step before the one that takes its blocks."""
+        output.scheduled[:] = [entry for entry in output.scheduled if entry.sequence is not sequence]
+        if sequence in output.first_prefills:
+            output.first_prefills.remove(sequence)
+            sequence.was_scheduled = False
 
 
 def _urgency(sequence: Sequence) -> tuple[int, int]:
     return -sequence.priority, sequence.arrival
+
+
+def _turn(sequence: Sequence) -> tuple[int, int, int]:
+    return -sequence.priority, sequence.last_turn, sequence.arrival

@@ -67,6 +67,8 @@ class Sequence:
     status: SequenceStatus = SequenceStatus.WAITING
     finish_reason: FinishReason | None = None
     was_scheduled: bool = False
+    last_turn: int = 0
+    """Of all turns that the scheduler gave, the number of its last one."""
     max_num_tokens: int = 0
     """Prompt and output never become more."""
     num_computed_tokens: int = 0

@@ -7,13 +7,11 @@ that are free, and leave with the step. They never cost anybody blocks, a seat o
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from pagefleet.engine.block_manager import BlockManager
+from pagefleet.engine.scheduler_output import ScheduledSequence
 from pagefleet.engine.sequence import Sequence
-
-if TYPE_CHECKING:
-    from pagefleet.engine.scheduler import ScheduledSequence
 
 __all__ = ["Speculation", "num_agreed"]
 

@@ -27,6 +27,13 @@ class StepBudget:
         self._max_step_s = max_step_s
         self.num_tokens = most if max_step_s is None else min(most, _FIRST)
 
+    def limit(self, most: int) -> None:
+        """Set the largest budget, in tokens, from now on. Raise ValueError below 1."""
+        if most < 1:
+            raise ValueError(f"token_budget must be at least 1, not {most}: no step would advance.")
+        self._most = most
+        self.num_tokens = most if self._max_step_s is None else min(most, self.num_tokens)
+
     def observe(self, num_tokens: int, step_s: float) -> None:
         """A step of `num_tokens` lasted `step_s` seconds."""
         if self._max_step_s is None:

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
-from pagefleet.engine.scheduler import SchedulerOutput
+from pagefleet.engine.scheduler_output import SchedulerOutput
 
 __all__ = ["NO_TRACE", "StepTrace"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pagefleet.engine.scheduler import ScheduledSequence
+from pagefleet.engine.scheduler_output import ScheduledSequence
 from pagefleet.engine.sequence import Sequence
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pagefleet.engine.outputs import Sampled
 from pagefleet.engine.sampler import SamplingRow
-from pagefleet.engine.scheduler import ScheduledSequence
+from pagefleet.engine.scheduler_output import ScheduledSequence
 from pagefleet.engine.speculation import num_agreed
 
 __all__ = ["agreed", "logit_rows", "sampling_rows"]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from pagefleet.engine import EngineRequest, InvalidRequestError, LLMEngine, SequenceOutput
-from pagefleet.engine.scheduler import SchedulerOutput
+from pagefleet.engine.scheduler_output import SchedulerOutput
 from pagefleet.workers.loop_thread import LoopThread
 from pagefleet.workers.solo_gate import SoloGate
 

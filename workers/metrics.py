@@ -20,7 +20,7 @@ from pagefleet.api.job_record import JobRecord
 from pagefleet.api.keys import LANES, Lane
 from pagefleet.api.messages import JobState
 from pagefleet.engine import SequenceOutput
-from pagefleet.engine.scheduler import SchedulerOutput
+from pagefleet.engine.scheduler_output import SchedulerOutput
 from pagefleet.workers import buckets
 from pagefleet.workers.active_job import ActiveJob
 from pagefleet.workers.interval_histogram import IntervalHistogram

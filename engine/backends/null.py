@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pagefleet.engine.config import MIN_NULL_VOCAB_SIZE, EngineConfig
 from pagefleet.engine.executor import Executor, Fingerprint, LoadedModel, ModelInfo, Report
 from pagefleet.engine.outputs import Sampled, TokenLogprobs
-from pagefleet.engine.scheduler import ScheduledSequence
+from pagefleet.engine.scheduler_output import ScheduledSequence
 from pagefleet.engine.sequence import Sequence
 from pagefleet.engine.speculation import num_agreed
 from pagefleet.engine.tokenizer import ByteTokenizer

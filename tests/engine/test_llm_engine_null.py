@@ -28,7 +28,7 @@ from pagefleet.engine.backends.null import null_token
 from pagefleet.engine.errors import EngineAsleepError
 from pagefleet.engine.executor import Executor
 from pagefleet.engine.outputs import Sampled
-from pagefleet.engine.scheduler import ScheduledSequence
+from pagefleet.engine.scheduler_output import ScheduledSequence
 from pagefleet.engine.speculation import num_agreed
 from pagefleet.engine.structured_output import StructuredOutput
 from pagefleet.engine.tokenizer import ByteTokenizer, TokenDecoder
@@ -475,13 +475,29 @@ def test_the_figures_add_up():
     assert engine.stats().num_generation_tokens == 6
 
 
-def test_the_token_budget_can_be_set_while_it_runs():
+def test_the_token_budget_can_be_set_while_it_runs_and_stays():
     engine = make_engine(max_num_batched_tokens=8)
-    engine.add_request(EngineRequest("a", [1] * 30, SamplingParams(max_tokens=1)))
+    engine.add_request(EngineRequest("a", [1] * 100, SamplingParams(max_tokens=1)))
     assert engine.token_budget == 8
     assert engine.schedule().scheduled[0].num_new_tokens == 8
     engine.token_budget = 20
-    assert engine.schedule().scheduled[0].num_new_tokens == 20
+    for _ in range(3):
+        output = engine.schedule()
+        assert output.scheduled[0].num_new_tokens == 20
+        engine.execute(output)
+    assert engine.token_budget == 20
+    with pytest.raises(ValueError, match="at least 1, not 0"):
+        engine.token_budget = 0
+
+
+def test_the_token_budget_limits_what_the_time_of_a_step_allows():
+    engine = make_engine(max_num_batched_tokens=64, max_step_s=10.0)
+    engine.add_request(EngineRequest("a", [1] * 500, SamplingParams(max_tokens=1)))
+    engine.token_budget = 20
+    for _ in range(3):
+        output = engine.schedule()
+        assert output.scheduled[0].num_new_tokens == 20
+        engine.execute(output)
 
 
 def test_steps_last_as_long_as_they_are_told():

@@ -18,7 +18,8 @@ from pagefleet.engine.errors import InvalidRequestError
 from pagefleet.engine.ngram import NgramProposer
 from pagefleet.engine.outputs import FinishReason
 from pagefleet.engine.sampling_params import SamplingParams
-from pagefleet.engine.scheduler import ScheduledSequence, Scheduler, SchedulerOutput
+from pagefleet.engine.scheduler import Scheduler
+from pagefleet.engine.scheduler_output import ScheduledSequence, SchedulerOutput
 from pagefleet.engine.sequence import Sequence, SequenceStatus
 from pagefleet.engine.speculation import num_agreed
 

@@ -19,7 +19,7 @@ from pagefleet.api.messages import LogEntry
 from pagefleet.api.operations import StepItem
 from pagefleet.engine import SequenceOutput
 from pagefleet.engine.backends.null import null_token
-from pagefleet.engine.scheduler import ScheduledSequence, SchedulerOutput
+from pagefleet.engine.scheduler_output import ScheduledSequence, SchedulerOutput
 from pagefleet.workers.active_job import ActiveJob
 from pagefleet.workers.engine_loop import wait_until
 from pagefleet.workers.local_stack import WorkerProcess
