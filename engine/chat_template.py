@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
@@ -19,6 +19,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pagefleet.engine.errors import InvalidRequestError
+
+_THOUGHTS: Final = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTemplate:
@@ -44,7 +46,8 @@ class ChatTemplate:
         """
         # Templates test whether a key is there; clients send null for keys they leave out.
         present = [
-            {key: value for key, value in message.items() if value is not None} for message in messages
+            _with_thoughts({key: value for key, value in message.items() if value is not None})
+            for message in messages
         ]
         if not present:
             raise _failure("A conversation needs at least one message.")
@@ -82,6 +85,14 @@ class _GenerationBlock(Extension):
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _with_thoughts(message: dict[str, Any]) -> dict[str, Any]:
+    """Under each name that templates read them by, as transformers does."""
+    thoughts = next((message[name] for name in _THOUGHTS if name in message), None)
+    if thoughts is None:
+        return message
+    return {"thinking": thoughts, **message, "reasoning_content": thoughts}
 
 
 def _failure(message: str) -> InvalidRequestError:

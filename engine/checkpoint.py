@@ -37,7 +37,16 @@ from pagefleet.engine.model_cache import (
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
-SLOW_TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json", "config.json")
+SLOW_TOKENIZER_FILES = (
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
 GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """As GGUF names them; Mistral's checkpoints call themselves llama."""
 WORKER_COMMAND = "pip install 'pagefleet[worker]'"

@@ -14,23 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import tokenizers
 
-from pagefleet.engine.chat_template import ChatTemplate
 from pagefleet.engine.errors import InvalidRequestError, ModelLoadError
-from pagefleet.engine.json_file import read_json_object, read_optional_json_object
+from pagefleet.engine.json_file import read_json_object
+from pagefleet.engine.template_files import read_chat_templates
 from pagefleet.engine.tokenizer import TokenDecoder, Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
-SPECIAL_TOKEN_NAMES = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "pad_token",
-    "sep_token",
-    "cls_token",
-    "mask_token",
-)
 REPLACEMENT = "\ufffd"
 
 
@@ -43,7 +34,7 @@ _IN_CHARACTER: Final = re.compile(rb"[\x80-\xbf]")
 
 
 class HFTokenizer(Tokenizer):
-    """Reads `tokenizer.json` and, where there are, `tokenizer_config.json` and `chat_template.jinja`.
+    """Reads `tokenizer.json` and the chat templates.
 
     Raises ModelLoadError for a folder whose tokenizer.json is missing or can't be read.
     """
@@ -62,7 +53,7 @@ class HFTokenizer(Tokenizer):
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._added = {token_id: token.content.encode("utf-8") for token_id, token in added.items()}
         self._is_byte_level = _is_byte_level(read_json_object(path).get("decoder"))
-        templates = _chat_templates(folder)
+        templates = read_chat_templates(folder)
         self._chat_template = templates.get("default")
         self._tool_template = templates.get("tool_use", self._chat_template)
 
@@ -229,33 +220,3 @@ def _is_byte_level(decoder: Mapping[str, Any] | None) -> bool:
     if decoder["type"] == "Sequence":
         return all(_is_byte_level(part) for part in decoder["decoders"])
     return bool(decoder["type"] == "ByteLevel")
-
-
-def _chat_templates(folder: Path) -> dict[str, ChatTemplate]:
-    """By name: plain chat uses "default", one with tools "tool_use" where there is one."""
-    config_path, path = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    config = read_optional_json_object(config_path)
-    try:
-        special_tokens = {name: _content(config[name]) for name in SPECIAL_TOKEN_NAMES if config.get(name)}
-        source = path.read_text(encoding="utf-8-sig") if path.is_file() else config.get("chat_template")
-        sources = _sources(source)
-    except (KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ModelLoadError(
-            f"{config_path}: a chat template or a special token has the wrong type ({error}); "
-            "fetch the file again."
-        ) from error
-    return {name: ChatTemplate(each, special_tokens) for name, each in sources.items()}
-
-
-def _sources(source: Any) -> dict[str, str]:
-    """The templates by name: the file has one text, or a list of named ones."""
-    if not isinstance(source, list):
-        source = [{"name": "default", "template": source}] if source else []
-    sources = {entry["name"]: entry["template"] for entry in source}
-    if not all(isinstance(text, str) for pair in sources.items() for text in pair):
-        raise TypeError("chat_template is neither a text nor a list of named texts")
-    return sources
-
-
-def _content(token: str | Mapping[str, Any]) -> str:
-    return token if isinstance(token, str) else str(token["content"])

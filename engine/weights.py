@@ -14,10 +14,11 @@ from safetensors import SafetensorError, safe_open
 
 from pagefleet.engine.errors import ModelLoadError
 from pagefleet.engine.json_file import read_json_object
+from pagefleet.engine.template_files import SPECIAL_TOKENS_MAP, TEMPLATE, TEMPLATE_FOLDER, TOKENIZER_CONFIG
 
 NUM_SAMPLES = 256
 SAMPLE_BYTES = 4096
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+TOKENIZER_FILES = ("tokenizer.json", TOKENIZER_CONFIG, TEMPLATE)
 
 
 class WeightReader:
@@ -114,4 +115,9 @@ def fingerprint_tokenizer(folder: Path) -> str:
         path = folder / name
         content = path.read_bytes() if path.is_file() else b""
         digest.update(len(content).to_bytes(8, "little") + content)
+    # Only where there are such files: the others keep their fingerprint, and with it their running jobs.
+    for path in [folder / SPECIAL_TOKENS_MAP, *sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))]:
+        if path.is_file():
+            content = path.read_bytes()
+            digest.update(path.name.encode() + len(content).to_bytes(8, "little") + content)
     return digest.hexdigest()[:32]

@@ -294,7 +294,7 @@ def test_a_broken_tokenizer_file_is_named(tmp_path):
         ('{"chat_template": [{"name": "default"}]}', "'template'"),
         ('{"chat_template": ["x"]}', "wrong type"),
         ('{"bos_token": 7}', "wrong type"),
-        ('{"eos_token": {"text": "</s>"}}', "'content'"),
+        ('{"eos_token": {"text": "</s>"}}', "wrong type"),
     ],
 )
 def test_a_broken_tokenizer_config_is_named(byte_fallback, tmp_path, content, sentence):
