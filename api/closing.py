@@ -40,10 +40,7 @@ class JobCloser:
             return None
         with redis_errors(self._store.settings.url):
             self._write_result(record)
-        if self._store.close(job_id, queue or record.queue) == "missing":
-            # Deleted since it was read: the result must not outlive it.
-            with redis_errors(self._store.settings.url):
-                self._backend.forget(job_id)
+        self._store.close(job_id, queue or record.queue)
         return record
 
     def delete(self, job_id: str) -> bool:
@@ -53,8 +50,6 @@ class JobCloser:
             return False
         if self._store.delete(job_id, record.queue) is DeleteVerdict.ENDED:
             self.close(job_id)
-        with redis_errors(self._store.settings.url):
-            self._backend.forget(job_id)
         return True
 
     def _write_result(self, record: JobRecord) -> None:

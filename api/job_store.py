@@ -7,7 +7,7 @@ it does not know Celery, models or engines.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import redis
@@ -80,9 +80,23 @@ class JobStore:
             )
         )
 
-    def claim(self, job_ids: Sequence[str], worker_id: str, fingerprint_json: str) -> list[Claim]:
-        """Line 4, CLAIM: takes jobs for a worker, in one round trip."""
-        calls = [operations.claim(job_id, worker_id, fingerprint_json) for job_id in job_ids]
+    def claim(
+        self,
+        job_ids: Sequence[str],
+        worker_id: str,
+        fingerprint_json: str,
+        started: Mapping[str, str] | None = None,
+    ) -> list[Claim]:
+        """Line 4, CLAIM: takes jobs for a worker, in one round trip.
+
+        Args:
+            started: by job, Celery's result from now on, as JSON.
+        """
+        ttl_s, started = self.settings.result_ttl_s, started or {}
+        calls = [
+            operations.claim(job_id, worker_id, fingerprint_json, started.get(job_id, ""), ttl_s)
+            for job_id in job_ids
+        ]
         return self.run_many(calls, unreadable=Claim(ClaimVerdict.UNREADABLE))
 
     def mark(self, worker_id: str, epochs: dict[str, int]) -> set[str]:

@@ -39,6 +39,12 @@ def log(job_id: str) -> str:
     return f"{PREFIX}log:{job_id}"
 
 
+def result(job_id: str) -> str:
+    """String with an expiry: the state or result of a job as Celery's Redis backend stores it. Each write is
+    published on a channel of the same name."""
+    return f"celery-task-meta-{job_id}"
+
+
 def open_jobs(queue: str) -> str:
     """Sorted set job id -> milliseconds at which it was enqueued: the ledger of jobs not yet closed.
 

@@ -154,11 +154,14 @@ def _flat(fields: Mapping[str, str | int]) -> list[str | int]:
     return [item for pair in fields.items() for item in pair]
 
 
-def claim(job_id: str, worker_id: str, fingerprint_json: str) -> Operation[Claim]:
+def claim(
+    job_id: str, worker_id: str, fingerprint_json: str, started_json: str = "", ttl_s: int = 3600
+) -> Operation[Claim]:
+    """``started_json`` is Celery's result while the job runs; without it none is stored."""
     return Operation(
         "claim",
-        [keys.job(job_id), keys.lease(worker_id), keys.DEAD],
-        [job_id, worker_id, fingerprint_json],
+        [keys.job(job_id), keys.lease(worker_id), keys.DEAD, keys.result(job_id)],
+        [job_id, worker_id, fingerprint_json, started_json, ttl_s * 1000],
         _parse_claim,
     )
 
@@ -244,7 +247,7 @@ def callbacks(job_id: str) -> Operation[bool]:
 def close(job_id: str, queue: str, ttl_s: int, dead_ttl_s: int) -> Operation[str]:
     return Operation(
         "close",
-        [keys.job(job_id), keys.log(job_id), keys.open_jobs(queue)],
+        [keys.job(job_id), keys.log(job_id), keys.open_jobs(queue), keys.result(job_id)],
         [job_id, ttl_s * 1000, dead_ttl_s * 1000],
         str,
     )
@@ -268,7 +271,7 @@ def cancel(job_id: str, *, only_queued: bool = False) -> Operation[CancelVerdict
 def delete(job_id: str, queue: str) -> Operation[DeleteVerdict]:
     return Operation(
         "delete",
-        [keys.job(job_id), keys.log(job_id), keys.open_jobs(queue), keys.DEAD],
+        [keys.job(job_id), keys.log(job_id), keys.open_jobs(queue), keys.DEAD, keys.result(job_id)],
         [job_id],
         DeleteVerdict,
     )

@@ -23,6 +23,7 @@ from pagefleet.api.operations import Claim, ClaimVerdict, Submitted
 from pagefleet.api.requests import check_size, invalid_request
 from pagefleet.engine import EngineRequest, LLMEngine
 from pagefleet.workers.active_job import ActiveJob, JobMessage
+from pagefleet.workers.celery_results import ResultForm
 from pagefleet.workers.insist import Insist
 from pagefleet.workers.job_log import job_fields
 from pagefleet.workers.job_times import JobTimes
@@ -82,7 +83,9 @@ class Admission:
         engine: LLMEngine,
         insist: Insist,
         holder: Holder,
+        results: ResultForm,
     ) -> None:
+        self._results = results
         self._store = store
         self._worker_id = worker_id
         self._card = card
@@ -132,8 +135,11 @@ class Admission:
             if not batch or self._stopping:
                 continue
             job_ids = [message.job_id for message in batch]
+            started = {
+                message.job_id: self._results.started(message.job_id, message.context) for message in batch
+            }
             claims = self._insist(
-                functools.partial(self._store.claim, job_ids, self._worker_id, self._fingerprint)
+                functools.partial(self._store.claim, job_ids, self._worker_id, self._fingerprint, started)
             )
             for message, claim in zip(batch, claims, strict=True):
                 self._handle(message, claim)

@@ -27,6 +27,7 @@ from pagefleet.engine import EngineRequest, InvalidRequestError, LLMEngine, Sequ
 from pagefleet.workers.active_job import ActiveJob, JobMessage
 from pagefleet.workers.admission import Admission, Holder
 from pagefleet.workers.auditor import AUDIT_EVERY_S, Auditor
+from pagefleet.workers.celery_results import ResultForm
 from pagefleet.workers.condemner import Condemner
 from pagefleet.workers.engine_loop import EngineLoop
 from pagefleet.workers.figures import Figures
@@ -113,7 +114,8 @@ class FleetWorker(Holder):
             on_unreadable=self._on_unreadable,
             trace=engine.trace,
         )
-        self.admission = Admission(store, worker_id, self.card, engine, self.insist, self)
+        results = ResultForm(app, f"{settings.name}@{worker_id}")
+        self.admission = Admission(store, worker_id, self.card, engine, self.insist, self, results)
         self.questions = QuestionDesk(
             store,
             self.card,

@@ -1,14 +1,16 @@
 -- CLAIM (protocol line 4): a worker takes a job that its queue gave it, with a new epoch.
--- KEYS: job hash, lease of the claiming worker, dead letters
--- ARGV: id, worker, fingerprint (JSON)
+-- KEYS: job hash, lease of the claiming worker, dead letters, Celery's result
+-- ARGV: id, worker, fingerprint (JSON), Celery's result STARTED (JSON) or '', ttl in ms where the job has none
 -- -> {'missing'} | {'unreadable'} | {'final'} | {'no-lease'} | {'elsewhere'} | {'ended'} | {'refused', reason}
 --    | {'claimed', epoch, attempts, solo, taken over from a dead worker, ms since it was enqueued, request, num_choices,
 --       n:0, n:1, ...}
 local MAX_BLAME, MAX_FRUITLESS = 3, 10
-local id, worker, fingerprint = ARGV[1], ARGV[2], ARGV[3]
+-- A job may run for longer than its result is kept. STARTED holds nothing of the job: a day is the least.
+local MIN_STARTED_MS = 86400000
+local id, worker, fingerprint, started, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local readable, mine = pcall(cjson.decode, fingerprint)
-if not readable or type(mine) ~= 'table' then
-  return redis.error_reply('ERR claim: the fingerprint is no JSON')
+if not readable or type(mine) ~= 'table' or not ttl then
+  return redis.error_reply('ERR claim: a fingerprint as JSON and a ttl')
 end
 local key, dead_letters = KEYS[1], KEYS[3]
 local job = redis.call('HMGET', key, 'state', 'owner', 'cancel', 'deadline', 'request', 'num_choices',
@@ -112,6 +114,9 @@ local attempts = redis.call('HINCRBY', key, 'attempts', 1)
 redis.call('HSET', key, 'state', 'R', 'owner', worker, 'claimed_at', now, 'suspect', '0',
   'fingerprint', fingerprint)
 redis.call('HDEL', key, 'refused')
+if started ~= '' then
+  store_result(KEYS[4], started, math.max(tonumber(redis.call('HGET', key, 'ttl')) or ttl, MIN_STARTED_MS))
+end
 local waited = now - (tonumber(job[10]) or now)
 return { 'claimed', epoch, attempts, redis.call('HGET', key, 'solo') == '1' and 1 or 0, taken_over and 1 or 0, waited,
   job[5], #counts, unpack(counts) }

@@ -1,5 +1,5 @@
 -- CLOSE (protocol line 9), last part: the result is written, the job leaves its ledgers and may expire.
--- KEYS: job hash, log, open ledger of its queue
+-- KEYS: job hash, log, open ledger of its queue, Celery's result
 -- ARGV: id, ttl in ms where the job has none of its own, ttl in ms of a dead letter
 -- -> 'closed' | 'missing' | 'open' (not final: nothing was done)
 local job = redis.call('HMGET', KEYS[1], 'state', 'ttl', 'tenant_ledger')
@@ -8,6 +8,10 @@ if state and not is_final(state) then
   return 'open'
 end
 redis.call('ZREM', KEYS[3], ARGV[1])
+-- Deleted: the result must not outlive it, whoever wrote it last.
+if not state or ttl == '0' then
+  redis.call('DEL', KEYS[4])
+end
 if not state then
   return 'missing'
 end

@@ -41,6 +41,28 @@ local function recent_jobs(tenant)
   return 'pf:recent:' .. (tenant or '')
 end
 
+-- Celery's state of a job, in the form of its Redis backend: stored and published, never over a final state.
+-- What cannot be read was written by another program and stays. Returns whether it was stored.
+local FINAL_RESULTS = { SUCCESS = true, FAILURE = true, REVOKED = true }
+
+local function has_final_result(key)
+  local stored = redis.pcall('GET', key)
+  if not stored then
+    return false
+  end
+  local readable, meta = pcall(cjson.decode, stored)
+  return not readable or type(meta) ~= 'table' or FINAL_RESULTS[meta.status] or false
+end
+
+local function store_result(key, meta, ttl)
+  if has_final_result(key) then
+    return false
+  end
+  redis.call('SET', key, meta, 'PX', ttl)
+  redis.call('PUBLISH', key, meta)
+  return true
+end
+
 local function clear_suspect(key, id, owner)
   redis.call('HSET', key, 'suspect', '0')
   redis.call('SREM', suspects_of(owner), id)

@@ -75,6 +75,25 @@ MISTAKES = [
         "a final state changed",
     ),
     Mistake(
+        "CLAIM stores STARTED over a final result",
+        (Broken("claim", "if has_final_result(key) then", "if false then"),),
+        unattended("foreign revoke"),
+        "the result went from REVOKED to STARTED",
+    ),
+    Mistake(
+        "CLAIM stores STARTED before it looks whether the job is there",
+        (Broken("claim", "local key, dead_letters = KEYS[1], KEYS[3]",
+                "local key, dead_letters = KEYS[1], KEYS[3]\nstore_result(KEYS[4], started, ttl)"),),
+        unattended("delete"),
+        "a job that has ended or is gone became STARTED",
+    ),
+    Mistake(
+        "CLOSE of a deleted job leaves its result",
+        (Broken("close", "redis.call('DEL', KEYS[4])", ""),),
+        unattended("delete"),
+        "a job that is gone is STARTED for ever",
+    ),
+    Mistake(
         "STEP does not clear the suspicion with the first token",
         (Broken("step", "if job[12] == '1' then", "if false then"),),
         unattended(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final
 
 from protocol.world import JOB_IDS, NUM_TOKENS, WORKER_IDS
@@ -21,6 +22,11 @@ _LEASE_S: Final = 60.0
 _TTL_S, _DEAD_TTL_S = 60, 600
 
 
+def result_meta(status: str) -> str:
+    """As much of Celery's result as matters here."""
+    return json.dumps({"status": status})
+
+
 def client_id(job: int) -> str:
     return f"client-{JOB_IDS[job]}"
 
@@ -33,7 +39,8 @@ def submit(job: int) -> Operation[Any]:
 
 
 def claim(worker: int, job: int) -> Operation[Any]:
-    return operations.claim(JOB_IDS[job], WORKER_IDS[worker], _FINGERPRINT)
+    started = result_meta("STARTED")
+    return operations.claim(JOB_IDS[job], WORKER_IDS[worker], _FINGERPRINT, started, _TTL_S)
 
 
 def mark(worker: int, job: int, epoch: int) -> Operation[Any]:

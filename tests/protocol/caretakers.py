@@ -77,7 +77,7 @@ class Sweeper(Actor):
             yield Move(name("forgets"), STEP, self.call(state, calls.close, job)[0])
             return
         if fields["state"] in FINAL:
-            after = filed(state, job, fields)
+            after = filed(self.server, state, job, fields)
             if after != state:
                 yield Move(name("writes the result of"), STEP, after)
             else:

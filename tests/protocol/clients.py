@@ -73,11 +73,17 @@ class Fate(Actor):
                 late = self.server.with_fields(state.keyspace, keys.job(job_id), deadline=PAST)
                 after = state.spend("deadline")._replace(keyspace=late)
                 yield Move(f"job {job_id}: ITS DEADLINE PASSES", FAULT, after)
+            if state.may("foreign revoke") and not self.keyspace(state).result(job_id):
+                # Celery's own revoke reads the state, and writes where the task has not started.
+                name, meta = keys.result(job_id), calls.result_meta("REVOKED")
+                after = state.spend("foreign revoke")
+                after = after._replace(keyspace=self.server.with_string(after.keyspace, name, meta))
+                yield Move(f"job {job_id}: A FOREIGN WORKER STORES REVOKED", FAULT, after)
             if state.may("duplicate"):
                 yield Move(f"job {job_id}: MESSAGE TWICE", FAULT, state.spend("duplicate").enqueue(job))
 
     def _sync(self, state: State) -> Move:
-        kept = Snapshot(state.keyspace, state.queue, state.unacked, state.results)
+        kept = Snapshot(state.keyspace, state.queue, state.unacked)
         return Move("server: synced to disk for the last time", CHANCE, state._replace(snapshot=kept))
 
     def _roll_back(self, state: State, kept: Snapshot) -> Move:

@@ -149,8 +149,9 @@ class Explorer:
 def describe(server: ScriptServer, state: State) -> str:
     jobs = [server[state.keyspace].job(job_id) for job_id in ("a", "b")]
     states = [job and (job["state"], job.get("owner", "-")) for job in jobs]
+    results = [server[state.keyspace].result(job_id) for job_id in ("a", "b")]
     return (
-        f"jobs {states}, queue {state.queue}, unacked {state.unacked}, results {state.results}, "
+        f"jobs {states}, queue {state.queue}, unacked {state.unacked}, results {results}, "
         f"workers {[(w.mode, w.runs) for w in state.workers]}, clients {[tuple(c) for c in state.clients]}"
     )
 

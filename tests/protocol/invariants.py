@@ -8,7 +8,7 @@ from functools import cache
 
 from protocol import calls
 from protocol.script_server import Keyspace, ScriptServer
-from protocol.world import FINAL, GONE, JOB_IDS, LEFT, NUM_TOKENS, UP, WORKER_IDS, State
+from protocol.world import FINAL, GONE, JOB_IDS, LEFT, NUM_TOKENS, RESULT_OF, UP, WORKER_IDS, State
 
 from pagefleet.api import keys
 from pagefleet.api.operations import StepStatus
@@ -46,6 +46,7 @@ class Invariants:
             return
         old, new = self.server[before.keyspace], self.server[after.keyspace]
         for job, job_id in enumerate(JOB_IDS[: len(before.queue)]):
+            yield from _of_result(old.result(job_id), new.result(job_id), new.job(job_id))
             was, now = old.job(job_id), new.job(job_id)
             if was is None or now is None:
                 continue
@@ -113,7 +114,20 @@ class Invariants:
             return False
         if not (client.end or client.phase == LEFT):
             return False
-        return fields is None or (fields["state"] in FINAL and state.results[job] == fields["state"])
+        result = keyspace.result(JOB_IDS[job])
+        if fields is None:
+            return not result
+        return fields["state"] in FINAL and result == RESULT_OF[fields["state"]]
+
+
+def _of_result(old: str, new: str, fields: Mapping[str, str] | None) -> Iterator[str]:
+    """STARTED is what a claim of a job that goes on stores, where no final result stands."""
+    if new == old or new != "STARTED":
+        return
+    if old:
+        yield f"the result went from {old} to STARTED"
+    if fields is None or fields["state"] in FINAL:
+        yield "a job that has ended or is gone became STARTED"
 
 
 def can_recover(state: State) -> bool:
@@ -139,6 +153,8 @@ def _of_keyspace(keyspace: Keyspace) -> Iterator[str]:
         if fields is None:
             if keyspace.log(job_id):
                 yield "a log without its hash"
+            if keyspace.result(job_id) == "STARTED":
+                yield "a job that is gone is STARTED for ever"
             continue
         yield from _of_log(keyspace, job_id, fields)
         yield from _of_ledgers(keyspace, job_id, fields)

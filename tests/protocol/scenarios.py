@@ -73,7 +73,7 @@ ONE_FAULT = [
     Scenario((event,) if event else ())
     for event in (
         "", "death", "drain", "drop", "wedge", "duplicate", "lost reply", "cancel", "revoke", "delete",
-        "deadline", "client death", "client drop",
+        "deadline", "client death", "client drop", "foreign revoke",
     )
 ]  # fmt: skip
 """Exhaustive, in every test run."""
@@ -95,6 +95,8 @@ LONG = [
         "client death", "client drop",
     )),
     Scenario(("cancel", "delete")),
+    Scenario(("foreign revoke", "delete")),
+    Scenario(("foreign revoke", "death")),
     Scenario(("cancel", "lost reply")),
     Scenario(("cancel", "deadline")),
     Scenario(("duplicate", "drain")),

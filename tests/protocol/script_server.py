@@ -11,6 +11,7 @@ Time stands still: timestamps are written as 1, a deadline is far away or past, 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -86,6 +87,11 @@ class Keyspace:
         key = self.by_name.get(name)
         return () if key is None else key.value
 
+    def result(self, job_id: str) -> str:
+        """Celery's state of a job; '' where none is stored."""
+        stored = self.members(keys.result(job_id))
+        return json.loads(stored[0])["status"] if stored else ""
+
     def expires(self, name: str) -> bool:
         return self.by_name[name].expires
 
@@ -153,10 +159,10 @@ class ScriptServer:
             content.append(key)
         return self._number(tuple(content))
 
-    def with_string(self, number: int, name: str) -> int:
+    def with_string(self, number: int, name: str, value: str = "1") -> int:
         """A key that is there until it expires."""
-        content = (*self[number].content, Key(name, "string", True, ("1",)))
-        return self._number(tuple(sorted(content)))
+        others = [key for key in self[number].content if key.name != name]
+        return self._number(tuple(sorted([*others, Key(name, "string", True, (value,))])))
 
     def _number(self, content: tuple[Key, ...]) -> int:
         number = self._numbers.setdefault(content, len(self._keyspaces))

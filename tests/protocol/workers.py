@@ -7,6 +7,7 @@ from collections.abc import Callable
 from protocol import calls
 from protocol.actor import CHANCE, FAULT, STEP, Actor, Move, Moves
 from protocol.clients import drop_connection
+from protocol.script_server import ScriptServer
 from protocol.world import (
     CLAIMED,
     CLOSED,
@@ -20,6 +21,7 @@ from protocol.world import (
     JOB_IDS,
     NUM_TOKENS,
     PAUSED,
+    RESULT_OF,
     RUNNING,
     UP,
     WEDGED,
@@ -228,7 +230,7 @@ class Worker(Actor):
         fields = self.job(state, job)
         if fields is None or fields["state"] not in FINAL:
             return self._drop(state, job)
-        return filed(state, job, fields).with_run(self.index, job, run._replace(stage=FILED))
+        return filed(self.server, state, job, fields).with_run(self.index, job, run._replace(stage=FILED))
 
     def _close(self, state: State, job: int) -> State:
         run = state.workers[self.index].runs[job]
@@ -267,8 +269,9 @@ class Worker(Actor):
         return state.with_run(self.index, job, None)
 
 
-def filed(state: State, job: int, fields) -> State:
+def filed(server: ScriptServer, state: State, job: int, fields) -> State:
     """CLOSE, first part: Celery's result, unless nothing is to be kept."""
     if fields.get("ttl") == "0":
         return state
-    return state._replace(results=put(state.results, job, fields["state"]))
+    name, meta = keys.result(JOB_IDS[job]), calls.result_meta(RESULT_OF[fields["state"]])
+    return state._replace(keyspace=server.with_string(state.keyspace, name, meta))

@@ -1,8 +1,8 @@
 """The world in which the protocol is checked: its actors' memories, its messages, and what the server holds.
 
 A state is a value. What the server holds is a number of :class:`~protocol.script_server.ScriptServer`; the
-rest stands here. Celery's part of the server (queue, unacknowledged messages, results) is modelled, because
-kombu moves it and no script of ours does: a message is the job that it names, and none is told from another.
+rest stands here. Celery's part of the server (queue, unacknowledged messages) is modelled, because kombu
+moves it and no script of ours does: a message is the job that it names, and none is told from another.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ JOB_IDS: Final = ("a", "b")
 WORKER_IDS: Final = ("w1", "w2")
 NUM_TOKENS: Final = 2
 FINAL: Final = "DFCX"
+RESULT_OF: Final = {"D": "SUCCESS", "F": "FAILURE", "X": "FAILURE", "C": "REVOKED"}
+"""Celery's state of an ended job."""
 
 UP, PAUSED, WEDGED, DRAINING, DEAD, GONE = "up", "paused", "wedged", "draining", "dead", "gone"
 NEW, SUBMITTED, READING, LEFT = "new", "submitted", "reading", "left"
@@ -63,7 +65,6 @@ class Snapshot(NamedTuple):
     keyspace: int
     queue: tuple[int, ...]
     unacked: tuple[tuple[int, ...], ...]
-    results: tuple[str, ...]
 
 
 class State(NamedTuple):
@@ -72,7 +73,6 @@ class State(NamedTuple):
     keyspace: int
     queue: tuple[int, ...]
     unacked: tuple[tuple[int, ...], ...]
-    results: tuple[str, ...]
     workers: tuple[Worker, ...]
     clients: tuple[Client, ...]
     events: tuple[tuple[str, int], ...]
@@ -122,7 +122,6 @@ def first_state(keyspace: int, num_jobs: int, events: dict[str, int]) -> State:
         keyspace,
         queue=none,
         unacked=(none,) * len(WORKER_IDS),
-        results=("",) * num_jobs,
         workers=(Worker(UP, (None,) * num_jobs),) * len(WORKER_IDS),
         clients=(Client(),) * num_jobs,
         events=tuple(sorted(events.items())),

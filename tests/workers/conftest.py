@@ -2,7 +2,43 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from pagefleet.workers.engine_loop import wait_until
+
+TESTS = Path(__file__).parents[1]
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def foreign_worker(null_stack, tmp_path_factory):
+    """A plain Celery worker of ``tests/foreign_app.py`` on the stack's Redis, beside the fleet's: its log."""
+    log = tmp_path_factory.mktemp("foreign") / "worker.log"
+    command = [
+        "worker",
+        "--pool",
+        "solo",
+        "--without-gossip",
+        "--without-mingle",
+        "--hostname",
+        "foreign@here",
+    ]
+    command += ["--loglevel", "INFO"]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "celery", "--app", "foreign_app", *command],
+            env={**os.environ, "FOREIGN_URL": null_stack.redis_url, "PYTHONPATH": str(TESTS)},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        assert wait_until(lambda: "foreign@here ready" in log.read_text(), 60), log.read_text()
+        yield log
+    finally:
+        process.terminate()
+        process.wait(30)

@@ -9,7 +9,9 @@ import threading
 import celery
 import kombu
 import pytest
-from celery.backends.base import Backend
+from celery.app.trace import build_tracer
+from celery.backends.base import Backend, BaseKeyValueStoreBackend
+from celery.backends.redis import RedisBackend
 from celery.concurrency.base import BasePool, apply_target
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.request import Request
@@ -18,6 +20,8 @@ from kombu.asynchronous import Hub
 from kombu.message import Message
 from kombu.transport import virtual
 from kombu.transport.redis import Channel, MultiChannelPoller, QoS
+
+from pagefleet.api import keys
 
 
 def test_the_versions_are_those_that_the_pool_was_written_against():
@@ -88,6 +92,20 @@ def test_a_restore_puts_messages_at_the_front_where_brpop_takes_them():
 def test_results_can_be_signalled_without_being_stored():
     for name in ("mark_as_done", "mark_as_failure", "mark_as_revoked"):
         assert "store_result" in inspect.signature(getattr(Backend, name)).parameters
+
+
+def test_a_result_is_stored_in_this_form():
+    """workers/celery_results.py makes it, scripts store it."""
+    stored = inspect.getsource(BaseKeyValueStoreBackend._store_result)
+    for use in (
+        "self._get_result_meta(result=result, state=state,",
+        "meta['task_id'] = bytes_to_str(task_id)",
+        "self._set_with_state(self.get_key_for_task(task_id), self.encode(meta), state)",
+    ):
+        assert use in stored, use
+    assert "pipe.publish(key, value)" in inspect.getsource(RedisBackend._set)
+    assert BaseKeyValueStoreBackend.task_keyprefix + "x" == keys.result("x")
+    assert "{'pid': pid, 'hostname': hostname}, STARTED," in inspect.getsource(build_tracer)
 
 
 def test_small_tasks_of_celerys_own_run_through_apply_target():

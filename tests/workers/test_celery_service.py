@@ -10,7 +10,7 @@ import pytest
 from celery import Celery, chain, group, signature
 from celery.exceptions import TaskRevokedError
 
-from pagefleet.api import FleetClient, JobState
+from pagefleet.api import FleetClient, JobState, keys
 from pagefleet.api.errors import UnknownParameter
 from pagefleet.workers.engine_loop import wait_until
 
@@ -77,6 +77,40 @@ def test_revoke_of_a_running_task(service, null_stack, terminate):
         result = fleet.attach(sent.id).result()
     assert result.state is JobState.CANCELLED
     assert len(result.token_ids) < 600
+
+
+def test_a_foreign_workers_revoke_leaves_what_runs(service, foreign_worker):
+    """It stores REVOKED for a task that has not started, as far as the result backend says."""
+    sent = send(service, max_tokens=500)
+    assert wait_until(lambda: sent.state == "STARTED", 15)
+    assert sent.info["hostname"].startswith("null@")
+    assert sent.info["pid"]
+    sent.revoke()
+    assert wait_until(lambda: f"flagged as revoked: {sent.id}" in foreign_worker.read_text(), 5)
+    seen = set()
+    while not sent.ready():
+        seen.add(sent.state)
+    assert seen == {"STARTED"}
+    assert len(sent.get()["choices"][0]["token_ids"]) == 500
+
+
+def test_started_expires_and_is_replaced_by_the_result(service, null_stack, fleet):
+    stream = fleet.generate("hello", max_tokens=300, result_ttl_s=50)
+    result = service.AsyncResult(stream.job_id)
+    assert wait_until(lambda: result.state == "STARTED", 15)
+    redis = fleet._live.store.redis
+    assert 0 < redis.ttl(keys.result(stream.job_id)) <= 86400
+    assert result.get(timeout=15)["state"] == "D"
+    assert 0 < redis.ttl(keys.result(stream.job_id)) <= 50
+    fleet.delete(stream.job_id)
+    assert service.AsyncResult(stream.job_id).state == "PENDING"
+
+
+def test_a_running_job_that_is_deleted_leaves_no_result(service, fleet):
+    stream = fleet.generate("hello", max_tokens=2000)
+    assert wait_until(lambda: service.AsyncResult(stream.job_id).state == "STARTED", 15)
+    fleet.delete(stream.job_id)
+    assert wait_until(lambda: service.AsyncResult(stream.job_id).state == "PENDING", 5)
 
 
 @pytest.mark.parametrize("terminate", [True, False])
