@@ -16,7 +16,7 @@ import tokenizers
 
 from pagefleet.engine.errors import InvalidRequestError, ModelLoadError
 from pagefleet.engine.json_file import read_json_object
-from pagefleet.engine.template_files import read_chat_templates
+from pagefleet.engine.template_files import read_chat_templates, read_special_tokens
 from pagefleet.engine.tokenizer import TokenDecoder, Tokenizer
 
 if TYPE_CHECKING:
@@ -53,7 +53,9 @@ class HFTokenizer(Tokenizer):
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._added = {token_id: token.content.encode("utf-8") for token_id, token in added.items()}
         self._is_byte_level = _is_byte_level(read_json_object(path).get("decoder"))
-        templates = read_chat_templates(folder)
+        special_tokens = read_special_tokens(folder)
+        self._eos_token = special_tokens.get("eos_token")
+        templates = read_chat_templates(folder, special_tokens)
         self._chat_template = templates.get("default")
         self._tool_template = templates.get("tool_use", self._chat_template)
 
@@ -93,6 +95,29 @@ class HFTokenizer(Tokenizer):
 
     def token_name(self, token_id: int) -> str:
         return (self._tokenizer.id_to_token(token_id) if token_id >= 0 else None) or ""
+
+    @property
+    def end_token_ids(self) -> Sequence[int]:
+        """`eos_token`, and the token with which the chat template closes an assistant's message."""
+        eos = None if self._eos_token is None else self._tokenizer.token_to_id(self._eos_token)
+        closing = self._closing_token_id()
+        return [token_id for token_id in (eos, closing) if token_id is not None]
+
+    def _closing_token_id(self) -> int | None:
+        said = "pagefleet"
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
+        if self._chat_template is None:
+            return None
+        try:
+            text = self._chat_template.render(turns, add_generation_prompt=False)
+        except InvalidRequestError:
+            return None
+        _, found, behind = text.rpartition(said)
+        first = self.encode(behind.lstrip(), add_special_tokens=False)[:1] if found else []
+        return first[0] if first and self.is_added(first[0]) else None
+
+    def is_added(self, token_id: int) -> bool:
+        return token_id in self._added
 
     @property
     def chat_template(self) -> str | None:

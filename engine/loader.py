@@ -31,6 +31,7 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
         import torch
 
         from pagefleet.engine.checkpoint import resolve
+        from pagefleet.engine.end_tokens import end_token_ids
         from pagefleet.engine.hf_tokenizer import HFTokenizer
         from pagefleet.engine.kv_sizing import num_kv_blocks, spare_memory
         from pagefleet.engine.model_runner import ModelRunner
@@ -47,7 +48,7 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
     with stages.time("tokenizer"):
         tokenizer = HFTokenizer(checkpoint.tokenizer_folder)
     generation = read_generation_config(checkpoint.folder)
-    eos_token_ids = _eos_token_ids(generation, checkpoint.config)
+    eos_token_ids = end_token_ids(generation, checkpoint.config, tokenizer)
     with stages.time("weights"):
         source = ModelSource(checkpoint.folder, checkpoint.config, device, dtype)
         runner = ModelRunner(source, eos_token_ids)
@@ -115,11 +116,3 @@ def _dtype(name: str, config: Mapping[str, Any], device: torch.device) -> torch.
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype
-
-
-def _eos_token_ids(generation: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[int, ...]:
-    """generation_config.json knows the chat model's ends of turn; config.json often only the base model's."""
-    eos = generation.get("eos_token_id", config.get("eos_token_id"))
-    if eos is None:
-        return ()
-    return tuple(eos) if isinstance(eos, list) else (int(eos),)

@@ -36,12 +36,11 @@ _CLASS_DEFAULTS: Final[Mapping[str, Mapping[str, str]]] = {
 """Special tokens that a tokenizer class of transformers has unless its configuration names others."""
 
 
-def read_chat_templates(folder: Path) -> dict[str, ChatTemplate]:
+def read_chat_templates(folder: Path, special_tokens: Mapping[str, str]) -> dict[str, ChatTemplate]:
     """Return the templates by name: "default", and "tool_use" for a conversation with tools.
 
     Raises ModelLoadError for a file that cannot be read as what it should be.
     """
-    special_tokens = read_special_tokens(folder)
     return {name: ChatTemplate(source, special_tokens) for name, source in _sources(folder).items()}
 
 

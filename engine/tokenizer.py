@@ -56,6 +56,15 @@ class Tokenizer(ABC):
         """Its source, where there is one."""
         return None
 
+    @property
+    def end_token_ids(self) -> Sequence[int]:
+        """Ids of the tokens that end a text or an assistant's message, if the tokenizer's files say so."""
+        return ()
+
+    def is_added(self, token_id: int) -> bool:
+        """Whether the token was added to the vocabulary, as all special tokens are."""
+        return False
+
     @abstractmethod
     def token_name(self, token_id: int) -> str:
         """The vocabulary's own spelling of the token, perhaps not its text; "" for ids that mean nothing."""
@@ -141,6 +150,9 @@ class ByteTokenizer(Tokenizer):
         if 0 <= token_id < self.NUM_BYTES:
             return chr(token_id) if 0x20 < token_id < 0x7F else f"<0x{token_id:02X}>"
         return self.SPECIAL_TOKENS.get(token_id, "")
+
+    def is_added(self, token_id: int) -> bool:
+        return token_id in self.SPECIAL_TOKENS
 
     def apply_chat_template(
         self,
