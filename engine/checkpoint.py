@@ -33,6 +33,7 @@ from pagefleet.engine.model_cache import (
     known_hash,
     list_cached,
 )
+from pagefleet.engine.requirements import install_command
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -49,7 +50,6 @@ SLOW_TOKENIZER_FILES = (
 )
 GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """As GGUF names them; Mistral's checkpoints call themselves llama."""
-WORKER_COMMAND = "pip install 'pagefleet[worker]'"
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def _run_conversion(*arguments: str) -> None:
     """In a process of its own: the memory goes back, and transformers stays out of the worker."""
     for package in ("transformers", "gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
-            raise MissingDependencyError(package, WORKER_COMMAND)
+            raise MissingDependencyError(package, install_command(package))
     command = [sys.executable, "-m", "pagefleet.engine.convert", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:

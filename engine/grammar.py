@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pagefleet.engine.deep_stack import on_deep_stack
 from pagefleet.engine.errors import InvalidRequestError, MissingDependencyError
+from pagefleet.engine.requirements import install_command
 from pagefleet.engine.schema_patterns import with_rust_patterns
 from pagefleet.engine.structured_output import PARAM, StructuredOutput
 from pagefleet.engine.tokenizer import Tokenizer
@@ -109,7 +110,7 @@ class GrammarCompiler:
                 try:
                     self._vocabulary = self._tokenizer.for_grammars(self._vocab_size, self._eos_token_ids)
                 except ModuleNotFoundError as error:
-                    raise MissingDependencyError("llguidance", "pip install 'pagefleet[worker]'") from error
+                    raise MissingDependencyError("llguidance", install_command("llguidance")) from error
             return self._vocabulary
 
     def compile(self, wanted: StructuredOutput) -> Grammar:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
 import venv
 import zipfile
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from pagefleet.api.extras import _MODULES
 
 ROOT = Path(__file__).parent.parent
 CONSTRAINTS = [ROOT / "constraints.txt", ROOT / "tests/gateway/clients/litellm-constraints.txt"]
@@ -35,6 +38,17 @@ def test_every_command_exists():
         module = target.partition(":")[0]
         path = ROOT / Path(*module.removeprefix("pagefleet.").split(".")).with_suffix(".py")
         assert path.exists(), target
+
+
+@pytest.mark.parametrize("extra", ["worker", "local", "gateway", "monitor"])
+def test_an_extra_is_looked_for_by_each_of_its_modules(extra):
+    provided = packages_distributions()
+    probed = {name.lower().replace("_", "-") for module in _MODULES[extra] for name in provided[module]}
+    wanted = {
+        re.match(r"[\w.-]+", line)[0].lower().replace("_", "-")
+        for line in PYPROJECT["project"]["optional-dependencies"][extra]
+    }
+    assert wanted <= probed
 
 
 def test_the_version_is_one():
@@ -81,11 +95,21 @@ def test_the_wheel_alone_is_a_producer(wheel, tmp_path):
     assert run("-c", "import torch").returncode != 0
     help_text = run("-m", "pagefleet.api.cli.main", "--help").stdout
     assert "worker" in help_text
-    assert "Not installed: run pip install 'pagefleet[worker]'" in " ".join(help_text.split())
+    # The command installs from where this was installed from: no index has the package.
+    command = f"pip install '{wheel}[worker]'"
+    assert "Not installed: `pagefleet worker` says how" in help_text
     refused = run("-m", "pagefleet.api.cli.main", "worker", "--model", "x")
     assert refused.returncode == 1
-    assert "`pagefleet worker` is not installed: run pip install 'pagefleet[worker]'" in refused.stderr
+    assert f"`pagefleet worker` is not installed: run {command}" in refused.stderr
     assert "Traceback" not in refused.stderr
+    # Some modules of an extra come with other packages: a part of it is not the extra.
+    (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    (site / "starlette").mkdir()
+    (site / "starlette" / "__init__.py").touch()
+    refused = run("-m", "pagefleet.api.cli.main", "serve")
+    assert refused.returncode == 1
+    command = f"pip install '{wheel}[gateway]'"
+    assert refused.stderr == f"Error: `pagefleet serve` is not installed: run {command}\n"
 
 
 def pins(path: Path) -> dict[str, str]:

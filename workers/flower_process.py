@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import secrets
 from typing import Final, Self
@@ -12,12 +11,7 @@ from pagefleet.workers.child_process import ChildProcess
 from pagefleet.workers.ports import take_port
 from pagefleet.workers.secret_file import create_secret
 
-INSTALL_HINT: Final = "not installed: pip install 'pagefleet[monitor]'"
 _USER: Final = "admin"
-
-
-def has_flower() -> bool:
-    return importlib.util.find_spec("flower") is not None
 
 
 class FlowerProcess(ChildProcess):

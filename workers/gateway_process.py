@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import time
 import urllib.request
@@ -15,7 +14,6 @@ from pagefleet.api.settings import GatewaySettings
 from pagefleet.workers.child_process import ChildProcess
 from pagefleet.workers.ports import take_port
 
-INSTALL_HINT: Final = "not installed: pip install 'pagefleet[gateway]'"
 _POLL_S: Final = 0.02
 
 
@@ -23,10 +21,6 @@ class GatewayStartError(FleetError):
     """A gateway ended before it answered."""
 
     code = "gateway_start"
-
-
-def has_gateway() -> bool:
-    return importlib.util.find_spec("starlette") is not None
 
 
 class GatewayProcess(ChildProcess):

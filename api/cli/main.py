@@ -54,6 +54,7 @@ def _not_installed(name: str, extras: list[str]) -> click.Command:
     @click.command(
         name,
         help=f"Not installed: run {install}",
+        short_help=f"Not installed: `pagefleet {name}` says how",
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )
     def explain() -> None:

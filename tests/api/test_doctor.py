@@ -19,6 +19,7 @@ from pagefleet.api import FleetSettings
 from pagefleet.api.cli.main import main
 from pagefleet.api.doctor import examination, fleet, process, server
 from pagefleet.api.doctor.finding import CheckGroup, Finding, Level, Patient
+from pagefleet.api.extras import pip_command
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import Fingerprint, WorkerStatus
 from pagefleet.workers.redis_server import RedisServer
@@ -71,7 +72,7 @@ class TestAGoodServer:
         (index,) = (i for i, line in enumerate(lines) if line.startswith("warning  workers"))
         assert lines[index + 1].strip() == "→ start one: pagefleet worker --model ..."
         (engine,) = (line for line in lines if line.startswith("skipped  engine"))
-        assert "pip install 'pagefleet[worker]'" in engine
+        assert pip_command(["worker"]) in engine
         assert lines[-1] == "0 wrong, 1 to watch."
         assert not any("\x1b" in line or line != line.rstrip() for line in lines)
 

@@ -39,8 +39,9 @@ def python_of(page):
 
 def test_nothing_is_left_out():
     assert {block.language for block in BLOCKS} == {"bash", "python", ""}
-    assert {line.program for line in LINES} == {"make", "docker", "curl", "pagefleet"}
-    assert {line.page for line in lines_of("pagefleet")} == {"docs/gateway.md"}, "else more must run there"
+    assert {line.program for line in LINES} == {"make", "source", "docker", "curl", "pagefleet"}
+    elsewhere = {line.command for line in lines_of("pagefleet") if line.page != "docs/gateway.md"}
+    assert elsewhere == {"pagefleet up"}, "else more must run there"
     # Pictures: of a job's path, of the house, and the table of commands.
     assert [block.text.split()[0] for block in BLOCKS if not block.language] == ["your", "pagefleet", "api/"]
 
@@ -68,6 +69,16 @@ def test_curl(gateway, job_id, line):
 def test_make(line):
     done = subprocess.run([*line.split(), "--dry-run"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_source():
+    """The environment that `make` leaves has an activation script, and the command in it."""
+    (line,) = [line.command for line in lines_of("source")]
+    if not (ROOT / ".venv").exists():
+        pytest.skip("the tests run in another environment")
+    script = f"{line} && command -v pagefleet"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == str(ROOT / ".venv/bin/pagefleet")
 
 
 def test_docker():
@@ -131,6 +142,8 @@ def test_pagefleet(null_stack, tmp_path):
     environment = {**os.environ, "REDIS_URL": null_stack.redis_url}
     keys = []
     for line in [line.command for line in lines_of("pagefleet")]:
+        if line == "pagefleet up":
+            continue  # tests/workers/test_up.py runs it
         if "serve" in line:
             serve(line, tmp_path, environment, keys)
             continue

