@@ -21,7 +21,7 @@ from pagefleet.api.fleet import (
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.keys import Lane
 from pagefleet.api.messages import MAX_SEED, ModelCard, SamplingOptions, WorkerStatus
-from pagefleet.api.operations import Operation
+from pagefleet.api.operations import Charge, Operation
 from pagefleet.api.questions import Asked, TokenizedPrompt, detokenize_question, tokenize_question
 from pagefleet.api.requests import as_list, as_messages
 from pagefleet.api.settings import FleetSettings
@@ -245,6 +245,7 @@ class AsyncFleetClient:
         *,
         job_id: str | None = None,
         max_open: int | None = None,
+        charge: Charge | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         keep: bool = True,
     ) -> AsyncTokenStream:
@@ -254,6 +255,7 @@ class AsyncFleetClient:
         Args:
             max_open: so many open jobs may the request's tenant have in its queue, if the model's card does
                 not allow fewer.
+            charge: who pays for it at its end, in place of what was reserved.
             keep: false where nobody will ask for the result: the stream then forgets what it has given.
 
         Raises:
@@ -266,8 +268,7 @@ class AsyncFleetClient:
         prepared = prepare(
             index, job_id, fields, secrets.randbelow(MAX_SEED), self.settings.max_request_bytes
         )
-        if max_open is not None:
-            prepared = replace(prepared, max_open=max_open)
+        prepared = replace(prepared, max_open=max_open, charge=charge)
         source = AsyncOwnSource(live, prepared)
         if not await source.submit():
             await source.close()

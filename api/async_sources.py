@@ -43,6 +43,7 @@ class AsyncOwnSource(AsyncSource):
                     channel=live.channel,
                     limits=prepared.limits,
                     client_id=live.client_id,
+                    charge=prepared.charge,
                 )
             )
             check_depth(submitted, prepared)

@@ -19,7 +19,7 @@ from pagefleet.api.messages import (
     WorkerStatus,
 )
 from pagefleet.api.model_cards import CardIndex, check_fits
-from pagefleet.api.operations import Limits, Submitted
+from pagefleet.api.operations import Charge, Limits, Submitted
 from pagefleet.api.questions import (
     Answer,
     Asked,
@@ -88,6 +88,7 @@ class Prepared:
     card: ModelCard
     max_open: int | None = None
     """How many open jobs its tenant may have in its queue, where that is fewer than the card allows."""
+    charge: Charge | None = None
 
     @property
     def queue(self) -> str:

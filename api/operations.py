@@ -115,8 +115,28 @@ class Limits(NamedTuple):
     max_tenant_depth: int
 
 
+class Charge(NamedTuple):
+    """Who pays for a job: an API key, how many tokens of its minute are reserved, and its limits."""
+
+    key_id: str
+    num_reserved: int
+    requests_per_minute: int | None
+    tokens_per_minute: int
+
+    def __str__(self) -> str:
+        requests = "-" if self.requests_per_minute is None else self.requests_per_minute
+        return f"{self.key_id} {self.num_reserved} {requests} {self.tokens_per_minute}"
+
+
 def submit(
-    job_id: str, request: GenerateRequest, *, queue: str, channel: str, limits: Limits, client_id: str = ""
+    job_id: str,
+    request: GenerateRequest,
+    *,
+    queue: str,
+    channel: str,
+    limits: Limits,
+    client_id: str = "",
+    charge: Charge | None = None,
 ) -> Operation[Submitted]:
     deadline_ms = "" if request.deadline_s is None else int(request.deadline_s * 1000)
     fields: dict[str, str | int] = {
@@ -131,6 +151,8 @@ def submit(
         fields["ttl"] = request.result_ttl_s * 1000
     if request.tenant is not None:
         fields["tenant"] = request.tenant
+    if charge is not None:
+        fields["charge"] = str(charge)
     touched = [keys.job(job_id), keys.log(job_id), keys.open_jobs(queue), keys.recent_jobs(request.tenant)]
     touched += [keys.tenant_jobs(queue, request.tenant)] if request.tenant is not None else []
     return Operation(

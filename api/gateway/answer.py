@@ -15,17 +15,17 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pagefleet.api.errors import FleetError
+from pagefleet.api.errors import FleetError, RedisUnavailable
 from pagefleet.api.gateway import sse
 from pagefleet.api.gateway.api_keys import ApiKey
-from pagefleet.api.gateway.authentication import check_model, tenant_of
+from pagefleet.api.gateway.authentication import card_for, tenant_of
 from pagefleet.api.gateway.body import ignored_headers
 from pagefleet.api.gateway.context import Gateway
 from pagefleet.api.gateway.errors import ApiError
 from pagefleet.api.gateway.event_stream import EventStream, disconnected
 from pagefleet.api.gateway.generation_body import GenerationBody
 from pagefleet.api.gateway.job_ids import jobs_of, new_id
-from pagefleet.api.gateway.rate_limit import ESTIMATED_TOKENS, rate_headers
+from pagefleet.api.gateway.rate_limit import ESTIMATED_TOKENS, charge_of, rate_headers
 from pagefleet.api.gateway.relay import Relay
 from pagefleet.api.gateway.shape import Shape
 from pagefleet.api.gateway.together import together
@@ -34,8 +34,6 @@ from pagefleet.api.token_stream import AsyncTokenStream
 
 JOB_HEADER: Final = "x-pagefleet-job"
 _ACCEPT_WITHIN_S: Final = 1.0
-_CHARS_PER_TOKEN: Final = 4
-"""Of English text, on average."""
 
 
 @dataclass(slots=True)
@@ -43,14 +41,11 @@ class Answer:
     """The jobs of one request that this process follows."""
 
     gateway: Gateway
-    key: ApiKey
     answer_id: str
     streams: list[AsyncTokenStream]
     num_choices: int
     background: bool
-    reserved: int
     headers: dict[str, str] = field(default_factory=dict)
-    _settled: bool = False
 
     async def accepted(self) -> None:
         """Waits for the workers' word, a second at most. Raises: FleetError: a job was rejected."""
@@ -99,7 +94,6 @@ class Answer:
 
     async def later(self) -> Response:
         """The answer to who does not wait for it."""
-        self._settled = True
         await self.end()
         place = f"/v1/jobs/{self.answer_id}"
         body = {"id": self.answer_id, "object": "job", "status": "queued"}
@@ -113,23 +107,14 @@ class Answer:
     async def on_gone(self) -> None:
         """Nobody reads any more."""
         if self.background:
-            # Who knows how much is still to come: what was reserved is what it costs.
-            self._settled = True
-        else:
-            await self._leave()
-
-    async def _leave(self) -> None:
+            return
         for stream in self.streams:
             with suppress(FleetError):
                 await stream.close()
                 await self.gateway.fleet.abandon(stream.job_id)
 
     async def end(self) -> None:
-        """Stops listening, and settles what was used with what was reserved."""
-        if not self._settled:
-            self._settled = True
-            used = sum((stream.num_prompt_tokens or 0) + stream.num_tokens for stream in self.streams)
-            self.gateway.rate_limit.settle(self.key, used - self.reserved)
+        """Stops listening."""
         for stream in self.streams:
             await stream.close()
 
@@ -168,41 +153,45 @@ async def start(
         ApiError, FleetError.
     """
     await gateway.fleet.open()
-    card = await gateway.fleet.card(body.model)
-    check_model(key, card)
-    _check_depth(key, card, len(requests))
-    fields = _complete(body, card, default_max_tokens)
-    num_choices = body.n or 1
-    reserved = len(requests) * max(1, num_choices) * max(1, body.asked_tokens or ESTIMATED_TOKENS)
-    if body.background:
-        # Nobody settles it: it costs the most that it can.
-        most = fields.get("max_tokens", card.default_sampling.max_tokens) or card.max_model_len
-        reserved = sum(_num_prompt_tokens({**fields, **each}) + num_choices * most for each in requests)
-    if key.tokens_per_minute is not None:
-        reserved = min(reserved, key.tokens_per_minute)
-    allowance = await gateway.rate_limit.admit(key, reserved)
-    answer = Answer(
-        gateway,
-        key,
-        new_id(prefix, len(requests)),
-        [],
-        num_choices,
-        bool(body.background),
-        reserved,
-        {**rate_headers(key, allowance), **ignored_headers(body)},
-    )
+    num_choices = max(1, body.n or 1)
+    share = num_choices * max(1, body.asked_tokens or default_max_tokens or ESTIMATED_TOKENS)
+    shares = _shares(key, share, len(requests))
+    allowance = await gateway.rate_limit.admit(key, sum(shares))
+    headers = {**rate_headers(key, allowance), **ignored_headers(body)}
+    answer = Answer(gateway, new_id(prefix, len(requests)), [], num_choices, bool(body.background), headers)
     answer.headers[JOB_HEADER] = answer.answer_id
     try:
-        for job_id, own in zip(jobs_of(answer.answer_id), requests, strict=True):
-            answer.streams.append(
-                await _submit(gateway, key, job_id, {**fields, **own}, keep=not body.stream)
+        card = await card_for(gateway.fleet, key, body.model)
+        _check_depth(key, card, len(requests))
+        fields = {**_in_lane(key), **_complete(body, card, default_max_tokens), "tenant": tenant_of(key)}
+        for job_id, own, num_reserved in zip(jobs_of(answer.answer_id), requests, shares, strict=True):
+            stream = await gateway.fleet.start(
+                {**fields, **own},
+                job_id=job_id,
+                max_open=key.max_open,
+                charge=charge_of(key, num_reserved),
+                timeout=None,
+                keep=not body.stream,
             )
+            answer.streams.append(stream)
         await answer.accepted()
-    except BaseException:
+    except BaseException as error:
         await answer.cancel()
         await answer.end()
+        if isinstance(error, ApiError | FleetError) and not isinstance(error, RedisUnavailable):
+            # For those jobs that there are, it is settled at their ends.
+            gateway.rate_limit.give_back(key, sum(shares[len(answer.streams) :]))
         raise
     return answer, card
+
+
+def _shares(key: ApiKey, share: int, num_jobs: int) -> list[int]:
+    """How many tokens each job reserves: all together no more than the key can have."""
+    total = share * num_jobs
+    if key.tokens_per_minute is not None:
+        total = min(total, key.tokens_per_minute)
+    each, rest = divmod(total, num_jobs)
+    return [each + (index < rest) for index in range(num_jobs)]
 
 
 def _check_depth(key: ApiKey, card: ModelCard, num_jobs: int) -> None:
@@ -228,20 +217,8 @@ def _complete(body: GenerationBody, card: ModelCard, default_max_tokens: int | N
     return fields
 
 
-def _num_prompt_tokens(request: Mapping[str, Any]) -> int:
-    """About: only a worker can count those of a text."""
-    if "prompt_token_ids" in request:
-        return len(request["prompt_token_ids"])
-    texts = [str(message.get("content") or "") for message in request.get("messages", ())]
-    return sum(map(len, [*texts, request.get("prompt", "")])) // _CHARS_PER_TOKEN
-
-
-async def _submit(
-    gateway: Gateway, key: ApiKey, job_id: str, fields: dict[str, Any], *, keep: bool
-) -> AsyncTokenStream:
-    if key.lane != "interactive":
-        # A job of the batch lane lives alone unless somebody says otherwise: here the client decides.
-        fields = {"detached": False, **fields, "lane": key.lane}
-    return await gateway.fleet.start(
-        {**fields, "tenant": tenant_of(key)}, job_id=job_id, max_open=key.max_open, timeout=None, keep=keep
-    )
+def _in_lane(key: ApiKey) -> dict[str, Any]:
+    if key.lane == "interactive":
+        return {}
+    # A job of the batch lane lives alone unless somebody says otherwise: here the client decides.
+    return {"detached": False, "lane": key.lane}

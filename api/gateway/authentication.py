@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from starlette.requests import Request
 
+from pagefleet.api.async_client import AsyncFleetClient
+from pagefleet.api.errors import UnknownModel
 from pagefleet.api.gateway.api_keys import ApiKey, Finder
 from pagefleet.api.gateway.errors import ApiError
 from pagefleet.api.messages import ModelCard
 
+_MAX_NAME_CHARS: Final = 128
 ANYBODY = ApiKey.model_construct(key_id="anybody", sha256="", tenant="")
 """Who asks a gateway without keys: no tenant, no limit."""
 
@@ -33,8 +38,16 @@ def may_use(key: ApiKey, card: ModelCard) -> bool:
     return key.may_use({card.name, *card.aliases})
 
 
-def check_model(key: ApiKey, card: ModelCard) -> None:
-    """Raises: ApiError."""
+async def card_for(fleet: AsyncFleetClient, key: ApiKey, name: str | None) -> ModelCard:
+    """The card of a model that the key may use; with None, of the only one there is.
+
+    Raises:
+        ApiError (403, 404), RedisUnavailable.
+    """
+    try:
+        card = await fleet.card(name)
+    except UnknownModel:
+        raise _no_model(name) from None
     if not may_use(key, card):
         raise ApiError(
             403,
@@ -42,6 +55,18 @@ def check_model(key: ApiKey, card: ModelCard) -> None:
             param="model",
             code="model_not_found",
         )
+    return card
+
+
+def _no_model(name: str | None) -> ApiError:
+    """Without the names of others, which the key may not use."""
+    where = "`GET /v1/models` lists those that you can use"
+    if name is None:
+        message = f"model: it is missing, and there is not exactly one model; {where}."
+    else:
+        name = name[:_MAX_NAME_CHARS]
+        message = f"The model `{name}` does not exist or you do not have access to it; {where}."
+    return ApiError(404, message, param="model", code="model_not_found")
 
 
 def _refusal(message: str, code: str | None) -> ApiError:

@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pagefleet.api.gateway.authentication import check_model, may_use
+from pagefleet.api.gateway.authentication import card_for, may_use
 from pagefleet.api.gateway.context import Gateway, who_asks
 from pagefleet.api.messages import ModelCard
 
@@ -22,8 +22,7 @@ async def show_all(request: Request) -> Response:
 
 async def show(request: Request) -> Response:
     gateway, key = who_asks(request)
-    card = await gateway.fleet.card(request.path_params["name"])
-    check_model(key, card)
+    card = await card_for(gateway.fleet, key, request.path_params["name"])
     return JSONResponse(_shown(card, await _served(gateway)))
 
 

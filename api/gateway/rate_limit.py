@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Coroutine
 from typing import Any, NamedTuple
 
 from pagefleet.api import keys
@@ -13,7 +12,7 @@ from pagefleet.api.async_client import AsyncFleetClient
 from pagefleet.api.errors import FleetError
 from pagefleet.api.gateway.api_keys import ApiKey
 from pagefleet.api.gateway.errors import ApiError
-from pagefleet.api.operations import Operation
+from pagefleet.api.operations import Charge, Operation
 
 ESTIMATED_TOKENS = 256
 """Reserved for an answer whose length the request does not bound."""
@@ -27,12 +26,12 @@ class Allowance(NamedTuple):
 
 
 class RateLimit:
-    """A request takes its ``max_tokens`` from the bucket at once; what it really used is settled at its end,
-    the prompt included. A gateway that dies in between has reserved too much for a minute, no more."""
+    """A request takes its ``max_tokens`` from the bucket at once. Each of its jobs carries its share: whoever
+    closes the job charges what it used instead, the prompt included, whatever became of this gateway."""
 
     def __init__(self, fleet: AsyncFleetClient) -> None:
         self._fleet = fleet
-        self._settling: set[asyncio.Task[None]] = set()
+        self._giving_back: set[asyncio.Task[None]] = set()
 
     async def admit(self, key: ApiKey, num_tokens: int) -> Allowance:
         """Raises: ApiError (429), RedisUnavailable."""
@@ -48,22 +47,26 @@ class RateLimit:
             )
         )
 
-    def settle(self, key: ApiKey, num_tokens: int) -> None:
-        """Takes what was used beyond what was reserved; gives back where it is negative."""
+    def give_back(self, key: ApiKey, num_tokens: int) -> None:
+        """Tokens that were reserved for jobs that there never were."""
         if key.tokens_per_minute is not None and num_tokens:
-            self._spawn(self._settle(key, num_tokens))
+            task = asyncio.create_task(self._give_back(key, num_tokens))
+            self._giving_back.add(task)
+            task.add_done_callback(self._giving_back.discard)
 
     async def close(self) -> None:
-        await asyncio.gather(*self._settling)
+        await asyncio.gather(*self._giving_back)
 
-    async def _settle(self, key: ApiKey, num_tokens: int) -> None:
+    async def _give_back(self, key: ApiKey, num_tokens: int) -> None:
         with contextlib.suppress(FleetError):
-            await self._fleet.run(take(key, 0, num_tokens, anyway=True))
+            await self._fleet.run(take(key, 0, -num_tokens, anyway=True))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
+
+def charge_of(key: ApiKey, num_reserved: int) -> Charge | None:
+    """None where tokens are not counted."""
+    if key.tokens_per_minute is None:
+        return None
+    return Charge(key.key_id, num_reserved, key.requests_per_minute, key.tokens_per_minute)
 
 
 def rate_headers(key: ApiKey, allowance: Allowance) -> dict[str, str]:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pagefleet.api.gateway.api_keys import ApiKey
-from pagefleet.api.gateway.authentication import check_model
+from pagefleet.api.gateway.authentication import card_for
 from pagefleet.api.gateway.body import RequestBody, ignored_headers, read_body, refuse
 from pagefleet.api.gateway.chat_message import Message
 from pagefleet.api.gateway.context import Gateway, who_asks
@@ -73,6 +73,7 @@ async def detokenize(request: Request) -> Response:
 
 
 async def _admit(gateway: Gateway, key: ApiKey, model: str | None) -> dict[str, str]:
-    """A request of the key's minute, and none of its tokens. Raises: ApiError, FleetError."""
-    check_model(key, await gateway.fleet.card(model))
-    return rate_headers(key, await gateway.rate_limit.admit(key, 0))
+    """A request of the key's minute, and none of its tokens. Raises: ApiError, RedisUnavailable."""
+    headers = rate_headers(key, await gateway.rate_limit.admit(key, 0))
+    await card_for(gateway.fleet, key, model)
+    return headers

@@ -2,7 +2,7 @@
 -- KEYS: job hash, log, open ledger of its queue, Celery's result
 -- ARGV: id, ttl in ms where the job has none of its own, ttl in ms of a dead letter
 -- -> 'closed' | 'missing' | 'open' (not final: nothing was done)
-local job = redis.call('HMGET', KEYS[1], 'state', 'ttl', 'tenant_ledger')
+local job = redis.call('HMGET', KEYS[1], 'state', 'ttl', 'tenant_ledger', 'charge', 'num_choices', 'num_prompt_tokens')
 local state, ttl = job[1], job[2] or ARGV[2]
 if state and not is_final(state) then
   return 'open'
@@ -17,6 +17,20 @@ if not state then
 end
 if job[3] and job[3] ~= '' then
   redis.call('ZREM', job[3], ARGV[1])
+end
+-- The API key pays for what was computed in place of what was reserved, once, however the job ended and whoever
+-- sees it. What cannot be read costs what was reserved.
+local function charge()
+  local key_id, reserved, requests, tokens = string.match(job[4], '^(%S+) (%d+) (%S+) (%S+)$')
+  local used = tonumber(job[6]) or 0
+  for choice = 0, tonumber(job[5]) - 1 do
+    used = used + (tonumber(redis.call('HGET', KEYS[1], 'n:' .. choice)) or 0)
+  end
+  take('pf:rate:' .. key_id, { tonumber(requests), tonumber(tokens) }, { 0, used - tonumber(reserved) }, true)
+end
+if job[4] and job[4] ~= '' then
+  redis.call('HSET', KEYS[1], 'charge', '')
+  pcall(charge)
 end
 if state == 'X' and ttl ~= '0' then
   ttl = ARGV[3]

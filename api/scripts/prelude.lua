@@ -16,6 +16,7 @@
 --   cancel      1: to be cancelled by its owner                   deadline  ms, Redis clock
 --   fingerprint of the last claim, fingerprints (JSON, all different ones), refused: why a worker gave it back
 --   num_prompt_tokens, error (JSON), callbacks (marker)
+--   charge      API key that pays, tokens reserved, its limits of requests and tokens; '' once CLOSE has charged it
 --   enqueued_at, claimed_at, first_token_at, ended_at             ms, Redis clock
 
 local function now_ms()
@@ -131,4 +132,39 @@ local function cancel_job(key, id)
   end
   end_job(key, id, 'C', 'cancelled', '')
   return 'ended'
+end
+
+-- Takes from the two buckets of an API key, `requests` and `tokens`, that fill continuously, up to one minute's
+-- worth each. `limits` are those of a minute, nil for none. Where there is not enough nothing is taken, but
+-- `anyway`: what was used more than was reserved may empty them below zero.
+-- -> {1, requests left, tokens left} | {0, 'requests' or 'tokens', ms until there is enough}; -1 left: no limit
+local function take(key, limits, wanted, anyway)
+  local names = { 'requests', 'tokens' }
+  local found = redis.call('HMGET', key, 'requests', 'tokens', 'at')
+  local now = now_ms()
+  local passed = math.max(0, now - (tonumber(found[3]) or now))
+  local left = { -1, -1 }
+  for index = 1, 2 do
+    local full = limits[index]
+    if full then
+      local filled = math.min(full, (tonumber(found[index]) or full) + passed * full / 60000)
+      -- More than a minute's worth takes all of it, or it would never be had.
+      local takes = math.min(wanted[index], full)
+      if not anyway and filled < takes then
+        return { 0, names[index], math.ceil((takes - filled) * 60000 / full) }
+      end
+      left[index] = filled - (anyway and wanted[index] or takes)
+    end
+  end
+  -- Not forgotten before both are full again: until then it says less than a new one would.
+  local keep_ms = 3600000
+  for index, name in ipairs(names) do
+    if limits[index] then
+      redis.call('HSET', key, name, tostring(math.min(left[index], limits[index])))
+      keep_ms = math.max(keep_ms, math.ceil((limits[index] - left[index]) * 60000 / limits[index]))
+    end
+  end
+  redis.call('HSET', key, 'at', now)
+  redis.call('PEXPIRE', key, string.format('%.0f', keep_ms))
+  return { 1, math.floor(left[1]), math.floor(left[2]) }
 end

@@ -32,7 +32,7 @@ class Refused(Waiting):
 @pytest.mark.parametrize("wait", [Answer.accepted, Answer._results])
 def test_nobody_waits_on_when_one_of_several_is_refused(wait):
     async def left_over():
-        answer = Answer(None, None, "id", [Waiting(), Refused()], 1, background=False, reserved=0)
+        answer = Answer(None, "id", [Waiting(), Refused()], 1, background=False)
         with pytest.raises(InvalidRequest):
             await wait(answer)
         return asyncio.all_tasks() - {asyncio.current_task()}

@@ -36,7 +36,7 @@ def a_point(said):
 
 def a_refusal(said):
     status, message = said
-    return status == 404 and "The model does not exist" in message
+    return status == 404 and "The model `nobody` does not exist" in message
 
 
 ABILITIES = {"answer": an_answer, "stream": a_stream, "parsed": a_point, "refused": a_refusal}

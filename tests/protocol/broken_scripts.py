@@ -152,6 +152,25 @@ MISTAKES = [
         "differ",
     ),
     Mistake(
+        "CLOSE charges a job each time",
+        (Broken("close", "redis.call('HSET', KEYS[1], 'charge', '')", ""),),
+        unattended("lost reply"),
+        "tokens were charged where",
+    ),
+    Mistake(
+        "CLOSE gives back what was reserved and charges nothing",
+        (Broken("close", "{ 0, used - tonumber(reserved) }", "{ 0, - tonumber(reserved) }"),),
+        unattended(),
+        "tokens were charged where",
+    ),
+    Mistake(
+        "CLOSE does not charge what is deleted",
+        (Broken("close", "if job[4] and job[4] ~= '' then",
+                "if job[4] and job[4] ~= '' and ttl ~= '0' then"),),
+        unattended("delete"),
+        "tokens were charged where",
+    ),
+    Mistake(
         "CLOSE forgets the tenant's ledger",
         (Broken("close", "redis.call('ZREM', job[3], ARGV[1])", ""),),
         unattended(),

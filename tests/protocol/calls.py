@@ -8,8 +8,10 @@ from typing import Any, Final
 from protocol.world import JOB_IDS, NUM_TOKENS, WORKER_IDS
 
 from pagefleet.api import keys, operations
+from pagefleet.api.gateway.api_keys import ApiKey
+from pagefleet.api.gateway.rate_limit import take
 from pagefleet.api.messages import Fingerprint, GenerateRequest, JobState, LogEntry, WorkerStatus
-from pagefleet.api.operations import Limits, Operation, StepItem
+from pagefleet.api.operations import Charge, Limits, Operation, StepItem
 
 QUEUE: Final = "m.interactive"
 TENANT: Final = "t"
@@ -18,6 +20,7 @@ _LIMITS: Final = Limits(max_depth=10, max_tenant_depth=10)
 _FINGERPRINT: Final = Fingerprint(
     weights="w", tokenizer="t", dtype="d", backend="b", version="v"
 ).model_dump_json()
+CHARGE: Final = Charge("k", num_reserved=5, requests_per_minute=None, tokens_per_minute=1000)
 _LEASE_S: Final = 60.0
 _TTL_S, _DEAD_TTL_S = 60, 600
 
@@ -34,8 +37,20 @@ def client_id(job: int) -> str:
 def submit(job: int) -> Operation[Any]:
     me = client_id(job)
     return operations.submit(
-        JOB_IDS[job], _REQUEST, queue=QUEUE, channel=keys.reply_channel(me), limits=_LIMITS, client_id=me
+        JOB_IDS[job],
+        _REQUEST,
+        queue=QUEUE,
+        channel=keys.reply_channel(me),
+        limits=_LIMITS,
+        client_id=me,
+        charge=CHARGE,
     )
+
+
+def reserve() -> Operation[Any]:
+    """What a gateway does before it submits a job."""
+    key = ApiKey.model_construct(key_id=CHARGE.key_id, tokens_per_minute=CHARGE.tokens_per_minute)
+    return take(key, 1, CHARGE.num_reserved)
 
 
 def claim(worker: int, job: int) -> Operation[Any]:

@@ -45,6 +45,7 @@ class Invariants:
         if before.keyspace == after.keyspace or name.startswith("server:"):
             return
         old, new = self.server[before.keyspace], self.server[after.keyspace]
+        yield from _of_charges(old, new)
         for job, job_id in enumerate(JOB_IDS[: len(before.queue)]):
             yield from _of_result(old.result(job_id), new.result(job_id), new.job(job_id))
             was, now = old.job(job_id), new.job(job_id)
@@ -130,6 +131,20 @@ def _of_result(old: str, new: str, fields: Mapping[str, str] | None) -> Iterator
         yield "a job that has ended or is gone became STARTED"
 
 
+def _of_charges(old: Keyspace, new: Keyspace) -> Iterator[str]:
+    """An API key pays for each job once, and for what was computed."""
+    owed = 0
+    for job_id in JOB_IDS:
+        was, now = old.job(job_id), new.job(job_id)
+        if was is not None and was["charge"] and (now is None or not now["charge"]):
+            owed += old.num_tokens(job_id) - calls.CHARGE.num_reserved
+            if was["state"] not in FINAL:
+                yield "a job was charged before its end"
+    charged = old.num_left(calls.CHARGE.key_id) - new.num_left(calls.CHARGE.key_id)
+    if charged != owed:
+        yield f"{charged} tokens were charged where {owed} were owed"
+
+
 def can_recover(state: State) -> bool:
     """Some worker lives; without one, nothing is promised."""
     return any(worker.mode == UP for worker in state.workers)
@@ -186,6 +201,8 @@ def _of_ledgers(keyspace: Keyspace, job_id: str, fields: Mapping[str, str]) -> I
         yield "a job is not among its tenant's newest, or is although it was deleted"
     if newest in keyspace.by_name and not keyspace.expires(newest):
         yield "the list of a tenant's newest jobs never expires"
+    if fields["charge"] and not is_open:
+        yield "a job was closed and never charged"
     if fields["state"] not in FINAL and not is_open:
         yield "a job that has not ended left its ledger"
     for name in (keys.job(job_id), keys.log(job_id)):

@@ -36,6 +36,7 @@ class Scenario:
     def first_state(self, server: ScriptServer) -> State:
         keyspace = server.empty
         for job in range(self.num_jobs):
+            keyspace = server.run(keyspace, calls.reserve).keyspace
             keyspace = server.with_string(keyspace, keys.client(calls.client_id(job)))
         if self.is_attended:
             return first_state(keyspace, self.num_jobs, Counter(self.events))

@@ -6,7 +6,8 @@ server, the script runs, and what the server then holds is read back: one round 
 nothing but the keyspace, their arguments and whether a deadline is past, so the same call on the same
 keyspace runs only once: 150,000 states ask the server a few thousand times.
 
-Time stands still: timestamps are written as 1, a deadline is far away or past, and an expiry is a yes or no.
+Time stands still: timestamps are written as 1, a deadline is far away or past, an expiry is a yes or no, and
+an API key's tokens do not come back.
 """
 
 from __future__ import annotations
@@ -79,6 +80,10 @@ class Keyspace:
 
     def num_tokens(self, job_id: str) -> int:
         return int((self.job(job_id) or {}).get("n:0", "0"))
+
+    def num_left(self, key_id: str) -> int:
+        """Tokens of an API key's minute."""
+        return int(self._hashes[keys.rate(key_id)]["tokens"])
 
     def log(self, job_id: str) -> tuple[str, ...]:
         return self.members(keys.log(job_id))
@@ -213,6 +218,8 @@ def _key(name: str, kind: str, expires: int, value: Any) -> Key:
 
 
 def _timeless(field: str, value: str) -> str:
+    if field == "at":
+        return FAR
     if field == "deadline":
         return PAST if value == PAST else FAR
     return "1" if field in _TIMES else value
