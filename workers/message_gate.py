@@ -25,6 +25,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, NaiveDatetime,
 
 from pagefleet.api import keys
 from pagefleet.api.fleet import JOB_ID
+from pagefleet.workers.unacked import put_back
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +140,12 @@ class MessageGate:
             else:
                 passes = self._passes("a control message is dropped", check_command, message)
             if not passes:
+                return
+            if queue not in transport._callbacks:
+                # Its consumer was cancelled while the reply was on its way. kombu would warn, and put the
+                # message to the back of the queue. A command was for a worker that listened: it is dropped.
+                if queue in queues:
+                    put_back(channel, message)
                 return
             try:
                 deliver(message, queue)

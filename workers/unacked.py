@@ -50,6 +50,14 @@ def guard_channel(channel: Any) -> None:
     qos.append = MethodType(append, qos)
 
 
+def put_back(channel: Any, raw_message: Any) -> None:
+    """Return a message that was just taken to the front of its queue."""
+    message = channel.Message(raw_message, channel=channel)
+    channel.qos.append(message, message.delivery_tag)
+    channel.qos.restore_by_tag(message.delivery_tag)
+    VirtualQoS.ack(channel.qos, message.delivery_tag)
+
+
 def restore_unacked(
     channel: Any,
     worker_id: str,

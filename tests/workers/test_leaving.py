@@ -82,6 +82,7 @@ def test_up_says_how_to_use_it_and_ctrl_c_drains(server_binary, tmp_path, monkey
         process.kill()
     assert process.returncode == 0, output
     assert "from pagefleet.api import FleetClient" in output
-    assert "redis://127.0.0.1:" in output
+    assert "redis://:***@127.0.0.1:" in output
+    assert str(tmp_path / "redis_url") in output
     assert output.rstrip().endswith("stopped")
     assert not (tmp_path / "stack.json").exists()

@@ -1,0 +1,54 @@
+"""A message that arrives when its consumer has just been cancelled, as at a worker's stop."""
+
+from __future__ import annotations
+
+import logging
+
+from pagefleet.api import keys
+from pagefleet.api.celery_app import make_celery
+from pagefleet.api.connections import send_message
+from pagefleet.workers.message_gate import MessageGate
+
+QUEUE = keys.queue("null", "interactive")
+
+
+def test_it_returns_to_the_front_of_its_queue_without_a_warning(store, caplog):
+    """Two messages wait; the first is popped, and nobody consumes the queue any more."""
+    app = make_celery(store.settings, worker_id="leaving")
+    send_message(app, "first", QUEUE, 5)
+    send_message(app, "second", QUEUE, 5)
+    with app.connection() as connection, connection.channel() as channel:
+        MessageGate(2**20).guard(channel, [QUEUE], [keys.GENERATE_TASK])
+        before = store.redis.keys("*")
+        (waiting,) = [key for key in before if key.startswith(QUEUE)]
+        second, _first = store.redis.lrange(waiting, 0, -1)
+        with caplog.at_level(logging.WARNING):
+            message = channel._get(QUEUE)
+            assert store.redis.lrange(waiting, 0, -1) == [second]
+            connection.transport._deliver(message, QUEUE)
+        assert caplog.text == ""
+        left = store.redis.lrange(waiting, 0, -1)
+        assert [entry.count(job_id) > 0 for entry, job_id in zip(left, ("second", "first"), strict=True)] == [
+            True,
+            True,
+        ]
+        # And it is not held as unacknowledged.
+        assert set(store.redis.keys("*")) == set(before)
+    app.close()
+
+
+def test_a_command_is_dropped(store, caplog):
+    app = make_celery(store.settings, worker_id="leaving")
+    with app.connection() as connection, connection.channel() as channel:
+        gate = MessageGate(2**20)
+        gate.guard(channel, [QUEUE], [keys.GENERATE_TASK])
+        app.control.broadcast("ping", connection=connection)
+        envelope = channel.prepare_message(
+            '{"method": "ping", "arguments": {}, "destination": null}', headers={"clock": 1},
+            content_type="application/json", content_encoding="utf-8",
+            properties={"delivery_info": {}, "delivery_tag": "1"},
+        )  # fmt: skip
+        with caplog.at_level(logging.WARNING):
+            connection.transport._deliver(envelope, "celery.pidbox")
+        assert (caplog.text, gate.num_bad) == ("", 0)
+    app.close()
