@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 
@@ -40,12 +41,13 @@ def test_a_command_is_dropped(store, caplog):
     with app.connection() as connection, connection.channel() as channel:
         gate = MessageGate(2**20)
         gate.guard(channel, [QUEUE], [keys.GENERATE_TASK])
-        app.control.broadcast("ping", connection=connection)
-        envelope = channel.prepare_message(
-            '{"method": "ping", "arguments": {}, "destination": null}', headers={"clock": 1},
-            content_type="application/json", content_encoding="utf-8",
-            properties={"delivery_info": {}, "delivery_tag": "1"},
-        )  # fmt: skip
+        envelope = {
+            "body": base64.b64encode(b'{"method": "ping", "arguments": {}}').decode(),
+            "headers": {"clock": 1},
+            "content-type": "application/json",
+            "content-encoding": "utf-8",
+            "properties": {"delivery_info": {}, "delivery_tag": "1", "body_encoding": "base64"},
+        }
         with caplog.at_level(logging.WARNING):
             connection.transport._deliver(envelope, "celery.pidbox")
         assert (caplog.text, gate.num_bad) == ("", 0)
