@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import Any, Self, TypeVar, Unpack
 from pagefleet.api import operations
 from pagefleet.api.async_connections import AsyncConnections
 from pagefleet.api.async_sources import AsyncAttachedSource, AsyncOwnSource
-from pagefleet.api.connections import job_not_found
+from pagefleet.api.connections import about, job_not_found
 from pagefleet.api.fleet import (
     DEFAULT_TIMEOUT_S,
     FleetStatus,
@@ -130,18 +129,20 @@ class AsyncFleetClient:
             keep: false where nobody will ask for the result: the stream then forgets what it has given.
         """
         live = self._live
-        await live.open()
-        if not await live.store.run(operations.watch(job_id, live.client_id)):
-            raise job_not_found(job_id)
-        source = AsyncAttachedSource(live, job_id)
-        await source.open()
-        record = await live.store.read(job_id)
-        if record is None:
-            await source.close()
-            raise job_not_found(job_id)
-        state = StreamState(job_id, after=after, keep=keep)
-        state.feed_record(record)
-        return AsyncTokenStream(state, source, record.model, timeout)
+        with about(job_id):
+            await live.open()
+            # First: whoever leaves now sees that somebody reads.
+            source = AsyncAttachedSource(live, job_id)
+            is_there = await live.store.run(operations.watch(job_id, live.client_id))
+            if is_there:
+                await source.open()
+            record = await live.store.read(job_id) if is_there else None
+            if record is None:
+                await source.close()
+                raise job_not_found(job_id)
+            state = StreamState(job_id, after=after, keep=keep)
+            state.feed_record(record)
+            return AsyncTokenStream(state, source, record.model, timeout)
 
     async def job(self, job_id: str, *, with_log: bool = True) -> JobRecord:
         """What the server knows of a job now. Raises: JobNotFound."""
@@ -162,10 +163,10 @@ class AsyncFleetClient:
         """See :meth:`pagefleet.api.fleet.Fleet.cancel`."""
         return await self._live.cancel(job_id)
 
-    async def abandon(self, job_id: str) -> None:
-        """Whoever read the job through this client has gone: unless it is detached, or somebody else reads
-        it, it is cancelled."""
-        await self._live.abandon(job_id)
+    def discard(self, job_id: str) -> None:
+        """Cancels a job that nobody has been told of, if it exists. Returns at once; a server that is away is
+        told when it is back."""
+        self._live.readers.orphan(job_id)
 
     async def delete(self, job_id: str) -> None:
         """See :meth:`pagefleet.api.fleet.Fleet.delete`."""
@@ -221,7 +222,7 @@ class AsyncFleetClient:
         return await self._live.store.run(operation)
 
     async def status(self) -> FleetStatus:
-        return await asyncio.to_thread(read_status, self._live.sync_store)
+        return await self._live.in_thread(read_status, self._live.sync_store)
 
     async def open(self) -> None:
         """Connects, if it is not yet. Raises: RedisUnavailable."""
@@ -248,6 +249,7 @@ class AsyncFleetClient:
         charge: Charge | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         keep: bool = True,
+        is_drawn: bool = False,
     ) -> AsyncTokenStream:
         """A job from the fields of a request, ``echo`` and sampling parameters among them: what
         :meth:`generate` and :meth:`chat` do, for who relays requests of others.
@@ -257,6 +259,7 @@ class AsyncFleetClient:
                 not allow fewer.
             charge: who pays for it at its end, in place of what was reserved.
             keep: false where nobody will ask for the result: the stream then forgets what it has given.
+            is_drawn: nobody but the caller knows ``job_id``: where it is cancelled meanwhile, the job is too.
 
         Raises:
             InvalidRequest, ContextTooLong, UnknownModel, QueueFull, RedisUnavailable.
@@ -269,7 +272,7 @@ class AsyncFleetClient:
             index, job_id, fields, secrets.randbelow(MAX_SEED), self.settings.max_request_bytes
         )
         prepared = replace(prepared, max_open=max_open, charge=charge)
-        source = AsyncOwnSource(live, prepared)
+        source = AsyncOwnSource(live, prepared, is_drawn=is_drawn or job_id is None)
         if not await source.submit():
             await source.close()
             return await self.attach(prepared.job_id, timeout=timeout, keep=keep)

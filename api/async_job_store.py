@@ -34,6 +34,12 @@ class AsyncJobStore:
             queue_read(pipeline, job_id, with_log)
             return parse_record(job_id, await pipeline.execute())
 
+    async def reply_channel(self, job_id: str) -> str | None:
+        """On which its producer listens: whose job it is."""
+        with redis_errors(self.settings.url):
+            channel: str | None = await self.redis.hget(keys.job(job_id), "channel")
+            return channel
+
     async def recent_jobs(self, tenant: str | None) -> list[str]:
         """The ids of a tenant's newest jobs, or of nobody's; the newest first."""
         with redis_errors(self.settings.url):

@@ -93,4 +93,7 @@ def _transport_options(settings: FleetSettings, worker_id: str | None) -> dict[s
         "health_check_interval": 5,
         "max_retries": 0,
     }
-    return options if worker_id is None else options | keys.unacked(worker_id)
+    if worker_id is None:
+        # A producer only sends: without it, one whose server falls silent would wait for ever.
+        return options | {"socket_timeout": settings.socket_timeout_s}
+    return options | keys.unacked(worker_id)

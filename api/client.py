@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import secrets
 import threading
 import weakref
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
-from pagefleet.api.connections import Connections, job_not_found
+from pagefleet.api.connections import Connections, about, job_not_found
 from pagefleet.api.fleet import DEFAULT_TIMEOUT_S, Fleet, FleetStatus, prepare
 from pagefleet.api.messages import MAX_SEED, ModelCard
 from pagefleet.api.questions import Answer, Asked, ask
@@ -38,22 +37,23 @@ class FleetClient(Fleet):
         self.settings = settings or FleetSettings.load(redis_url=redis_url)
         self._lock = threading.Lock()
         self._connections: Connections | None = None
-        os.register_at_fork(after_in_child=functools.partial(_forget_in_child, weakref.ref(self)))
+        _CLIENTS.add(self)
 
     def attach(
         self, job_id: str, *, after: int = 0, timeout: float | None = DEFAULT_TIMEOUT_S
     ) -> TokenStream:
         live = self._live
-        if not live.store.watch(job_id, live.client_id):
-            raise job_not_found(job_id)
-        source = AttachedSource(live, job_id)
-        state = StreamState(job_id, after=after)
-        record = live.store.read(job_id)
-        if record is None:
-            source.close()
-            raise job_not_found(job_id)
-        state.feed_record(record)
-        return TokenStream(state, source, record.model, timeout)
+        with about(job_id):
+            # First: whoever leaves now sees that somebody reads.
+            source = AttachedSource(live, job_id)
+            state = StreamState(job_id, after=after)
+            is_there = live.store.watch(job_id, live.client_id)
+            record = live.store.read(job_id) if is_there else None
+            if record is None:
+                source.close()
+                raise job_not_found(job_id)
+            state.feed_record(record)
+            return TokenStream(state, source, record.model, timeout)
 
     def cancel(self, job_id: str) -> bool:
         return self._live.cancel(job_id)
@@ -95,7 +95,7 @@ class FleetClient(Fleet):
         prepared = prepare(
             cards, job_id, fields, secrets.randbelow(MAX_SEED), self.settings.max_request_bytes
         )
-        source = OwnSource(live, prepared)
+        source = OwnSource(live, prepared, is_drawn=job_id is None)
         if not source.submit():
             source.close()
             return self.attach(prepared.job_id, timeout=timeout)
@@ -114,7 +114,13 @@ class FleetClient(Fleet):
         self._connections = None
 
 
-def _forget_in_child(client: weakref.ref[FleetClient]) -> None:
-    alive = client()
-    if alive is not None:
-        alive._forget()
+_CLIENTS: Final[weakref.WeakSet[FleetClient]] = weakref.WeakSet()
+"""Of this process. A hook at fork is never given back: there is one for all of them."""
+
+
+def _forget_in_child() -> None:
+    for client in list(_CLIENTS):
+        client._forget()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
+import os
 import time
 import uuid
+import weakref
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import redis
 
-from pagefleet.api import keys
+from pagefleet.api import keys, operations
 from pagefleet.api.arguments import HIDDEN
 from pagefleet.api.celery_app import broker_priority, make_celery, make_queue
 from pagefleet.api.closing import JobCloser
-from pagefleet.api.connection import safe_url
-from pagefleet.api.errors import JobNotFound, RedisUnavailable, StorageFull
+from pagefleet.api.connection import redis_errors, safe_url
+from pagefleet.api.errors import FleetError, JobNotFound, RedisUnavailable, StorageFull
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import ModelCard
 from pagefleet.api.model_cards import CardIndex
 from pagefleet.api.operations import CancelVerdict
+from pagefleet.api.readers import Departure, Readers
 from pagefleet.api.settings import FleetSettings
-from pagefleet.api.subscriber import Subscriber
+from pagefleet.api.subscriber import BEAT_EVERY_S, Subscriber
 
 if TYPE_CHECKING:
     from celery import Celery
+
+logger = logging.getLogger(__name__)
 
 
 class CardCache:
@@ -84,6 +92,45 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+class Settler:
+    """Tells the server which jobs have lost their last reader here. The subscriber's thread calls it, and
+    keeps nothing else of a client that was dropped."""
+
+    def __init__(self, store: JobStore, closer: JobCloser, client_id: str) -> None:
+        self.readers = Readers()
+        self._store = store
+        self._closer = closer
+        self._client_id = client_id
+        self._not_before = 0.0
+
+    def settle(self) -> None:
+        if time.monotonic() < self._not_before:
+            return
+        for departure in self.readers.departures():
+            try:
+                self._tell(departure)
+            except RedisUnavailable:
+                self.readers.put_back(departure)
+                self._not_before = time.monotonic() + BEAT_EVERY_S
+                return
+            except FleetError as error:
+                logger.debug("job %s has lost its reader: %s", departure.job_id, error)
+
+    def _tell(self, departure: Departure) -> None:
+        job_id = departure.job_id
+        if departure.is_orphan:
+            verdict = self._store.cancel(job_id)
+            if verdict is CancelVerdict.MISSING and time.monotonic() < departure.at:
+                self.readers.put_back(departure)
+        else:
+            verdict = self._store.run(operations.leave(job_id, self._client_id))
+            if verdict is CancelVerdict.READ and self.readers.reads(job_id):
+                # Somebody came while this one left.
+                self._store.watch(job_id, self._client_id)
+        if verdict is CancelVerdict.ENDED:
+            self._closer.close(job_id)
+
+
 class Connections:
     """Everything that a forked child must not share with its parent."""
 
@@ -94,10 +141,18 @@ class Connections:
         self.cards = CardCache(settings.card_ttl_s)
         self.client_id = uuid.uuid4().hex
         self.channel = keys.reply_channel(self.client_id)
+        settler = Settler(self.store, self.closer, self.client_id)
+        self.readers = settler.readers
         self.subscriber = Subscriber(
-            settings, self.channel, functools.partial(self.store.beat_client, self.client_id)
+            settings,
+            self.channel,
+            functools.partial(self.store.beat_client, self.client_id),
+            settler.settle,
+            functools.partial(_wake, self.store, self.channel),
         )
         self.subscriber.open()
+        # Of a client that was dropped and not closed, once its last stream is gone too.
+        self._stop = weakref.finalize(self, _stop_here, os.getpid(), self.subscriber)
 
     def close(self) -> None:
         self.subscriber.close()
@@ -129,6 +184,27 @@ class Connections:
         """Raises: JobNotFound."""
         if not self.closer.delete(job_id):
             raise job_not_found(job_id)
+
+
+def _wake(store: JobStore, channel: str) -> None:
+    with contextlib.suppress(RedisUnavailable), redis_errors(store.settings.url):
+        store.redis.publish(channel, "")
+
+
+def _stop_here(pid: int, subscriber: Subscriber) -> None:
+    """Not in a forked child, which has no such thread, and where a lock may be held for ever."""
+    if os.getpid() == pid:
+        subscriber.stop()
+
+
+@contextlib.contextmanager
+def about(job_id: str) -> Iterator[None]:
+    """Every error in it names the job."""
+    try:
+        yield
+    except FleetError as error:
+        error.job_id = error.job_id or job_id
+        raise
 
 
 def job_not_found(job_id: str) -> JobNotFound:

@@ -227,6 +227,12 @@ class JobStore:
             queue_read(pipeline, job_id, with_log)
             return parse_record(job_id, pipeline.execute())
 
+    def reply_channel(self, job_id: str) -> str | None:
+        """On which its producer listens: whose job it is."""
+        with redis_errors(self.settings.url):
+            channel: str | None = self.redis.hget(keys.job(job_id), "channel")
+            return channel
+
     def watch(self, job_id: str, client_id: str = "") -> bool:
         """Line 15, ATTACH: the job publishes on its own channel too, and lives as long as this client;
         false where there is no such job."""

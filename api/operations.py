@@ -34,6 +34,10 @@ class Submitted(NamedTuple):
     depth: int | None = None
     tenant_depth: int | None = None
 
+    @property
+    def exists(self) -> bool:
+        return not self.created and self.depth is None and self.tenant_depth is None
+
 
 class ClaimVerdict(StrEnum):
     CLAIMED = "claimed"

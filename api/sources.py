@@ -2,61 +2,108 @@
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import time
 import weakref
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
-from pagefleet.api import keys
+import redis
+
+from pagefleet.api import keys, operations
 from pagefleet.api.arguments import shown_request
 from pagefleet.api.connection import connect, redis_errors
 from pagefleet.api.connections import Connections, send_message
-from pagefleet.api.errors import JobNotFound, RedisUnavailable
+from pagefleet.api.errors import FleetError, JobNotFound, RedisUnavailable
 from pagefleet.api.fleet import Prepared, check_depth
+from pagefleet.api.inbox import Inbox
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.last_seen import RESUBMIT_AFTER_S, LastSeen
 from pagefleet.api.messages import split_events
-from pagefleet.api.subscriber import Inbox
+from pagefleet.api.operations import Operation, Submitted
+from pagefleet.api.readers import Reader
 from pagefleet.api.token_stream import LiveEvent, Resync, Source
+
+SETTLE_FOR_S: Final = 1.0
+"""For so long a submit whose outcome is unknown is sent again, under the same id."""
+SETTLE_AGAIN_S: Final = 0.1
+
+
+def leave_when_dropped(source: object, reader: Reader) -> Callable[[], object]:
+    """A stream that its caller dropped half way has left."""
+    finalizer = weakref.finalize(source, reader.leave)
+    finalizer.atexit = False
+    return finalizer
+
+
+def submit_operation(prepared: Prepared, channel: str, client_id: str) -> Operation[Submitted]:
+    return operations.submit(
+        prepared.job_id,
+        prepared.request,
+        queue=prepared.queue,
+        channel=channel,
+        limits=prepared.limits,
+        client_id=client_id,
+        charge=prepared.charge,
+    )
+
+
+def may_have_arrived(error: RedisUnavailable) -> bool:
+    """Whether a call that failed so may have been obeyed: no reply came. What the server refuses it does not
+    do."""
+    return isinstance(error.__cause__, redis.ConnectionError | redis.TimeoutError | OSError)
+
+
+def outcome_unknown(error: RedisUnavailable, job_id: str) -> RedisUnavailable:
+    return RedisUnavailable(
+        f"{error.message} The job may have been submitted. Call again with job_id={job_id!r}: that reads the "
+        "job, or submits it if it is not there.",
+        job_id=job_id,
+    )
 
 
 class OwnSource(Source):
-    """A job that this process submitted: events come over the process's reply channel."""
+    """A job that this process submitted: events come over the process's reply channel.
 
-    def __init__(self, live: Connections, prepared: Prepared) -> None:
+    Args:
+        is_drawn: the caller gave no id and knows none before :meth:`submit` returns.
+    """
+
+    def __init__(self, live: Connections, prepared: Prepared, *, is_drawn: bool = False) -> None:
         self._live = live
         self._prepared = prepared
-        self._inbox: Inbox = queue.SimpleQueue()
+        self._is_drawn = is_drawn
+        self._inbox = Inbox()
         self._seen = LastSeen(live.store.settings.result_ttl_s)
-        self._deliver = self._seen.on_the_way_to(self._inbox.put)
-        self._listen()
+        self._reader = live.readers.add(prepared.job_id)
+        leave_when_dropped(self, self._reader)
+        routes, deliver = live.subscriber, self._seen.on_the_way_to(self._inbox.put)
+        routes.add(prepared.job_id, deliver)
+        # A stream that its caller dropped half way must not leave its inbox behind, to be filled.
+        self._stop_listening = weakref.finalize(self, routes.remove, prepared.job_id, deliver)
 
     def submit(self) -> bool:
-        """SUBMIT and ENQUEUE. False where the id existed already."""
-        prepared, live = self._prepared, self._live
+        """SUBMIT and ENQUEUE. False where the id existed already.
+
+        Raises:
+            RedisUnavailable: it names the job, and says so where it may have been submitted all the same.
+        """
         try:
-            submitted = live.store.submit(
-                prepared.job_id,
-                prepared.request,
-                queue=prepared.queue,
-                channel=live.channel,
-                limits=prepared.limits,
-                client_id=live.client_id,
-            )
-            check_depth(submitted, prepared)
-            if submitted.created:
-                self._enqueue()
-        except Exception:
+            return self._send()
+        except FleetError as error:
             self.close()
+            error.job_id = error.job_id or self._prepared.job_id
             raise
-        return submitted.created
+        except BaseException:
+            # Ctrl-C, or a time limit that a signal enforces: the caller gets no stream.
+            if self._is_drawn:
+                self.close()
+                self._live.readers.orphan(self._prepared.job_id)
+            else:
+                self.leave()
+            raise
 
     def wait(self, timeout_s: float) -> LiveEvent | Resync | None:
-        try:
-            return self._inbox.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
+        return self._inbox.get(timeout_s)
 
     def read(self) -> JobRecord | None:
         record = self._live.store.read(self._prepared.job_id)
@@ -69,8 +116,7 @@ class OwnSource(Source):
         time.sleep(RESUBMIT_AFTER_S)
         if not self._seen.was_lost:
             return False
-        self._listen()
-        self.submit()
+        self._send()
         return True
 
     def expire(self) -> None:
@@ -82,14 +128,43 @@ class OwnSource(Source):
     def delete(self) -> None:
         self._live.delete(self._prepared.job_id)
 
-    def close(self) -> None:
-        self._stop_listening()
+    def stay(self, stays: bool) -> None:
+        self._reader.stays = stays
 
-    def _listen(self) -> None:
-        routes = self._live.subscriber
-        routes.add(self._prepared.job_id, self._deliver)
-        # A stream that its caller dropped half way must not leave its inbox behind, to be filled.
-        self._stop_listening = weakref.finalize(self, routes.remove, self._prepared.job_id, self._deliver)
+    def leave(self) -> None:
+        self._stop_listening()
+        self._reader.leave()
+
+    def close(self) -> None:
+        self.stay(True)
+        self.leave()
+
+    def _send(self) -> bool:
+        submitted = self._submit()
+        check_depth(submitted, self._prepared)
+        if submitted.created:
+            self._enqueue()
+        return submitted.created
+
+    def _submit(self) -> Submitted:
+        prepared, store = self._prepared, self._live.store
+        submit = submit_operation(prepared, self._live.channel, self._live.client_id)
+        try:
+            return store.run(submit)
+        except RedisUnavailable as error:
+            if not may_have_arrived(error):
+                raise
+        until = time.monotonic() + SETTLE_FOR_S
+        while True:
+            try:
+                submitted = store.run(submit)
+                if submitted.exists and store.reply_channel(prepared.job_id) == self._live.channel:
+                    return Submitted(created=True)
+                return submitted
+            except RedisUnavailable as error:
+                if time.monotonic() > until:
+                    raise outcome_unknown(error, prepared.job_id) from error
+                time.sleep(SETTLE_AGAIN_S)
 
     def _enqueue(self) -> None:
         prepared = self._prepared
@@ -101,10 +176,14 @@ class OwnSource(Source):
                 prepared.request.priority,
                 shown=shown_request(prepared.request, self._live.store.settings.prompt_chars),
             )
-        except RedisUnavailable:
+        except RedisUnavailable as error:
             # The caller is told that nothing was enqueued; make it true if the store can be reached.
-            with contextlib.suppress(RedisUnavailable, JobNotFound):
+            try:
                 self._live.delete(prepared.job_id)
+            except JobNotFound:
+                pass
+            except RedisUnavailable:
+                raise outcome_unknown(error, prepared.job_id) from error
             raise
 
 
@@ -115,6 +194,8 @@ class AttachedSource(Source):
         self._live = live
         self._job_id = job_id
         self._url = live.store.settings.url
+        self._reader = live.readers.add(job_id)
+        leave_when_dropped(self, self._reader)
         client: Any = connect(live.store.settings)
         self._redis = client
         with redis_errors(self._url):
@@ -152,6 +233,14 @@ class AttachedSource(Source):
     def delete(self) -> None:
         self._live.delete(self._job_id)
 
-    def close(self) -> None:
+    def stay(self, stays: bool) -> None:
+        self._reader.stays = stays
+
+    def leave(self) -> None:
         self._pubsub.close()
         self._redis.close()
+        self._reader.leave()
+
+    def close(self) -> None:
+        self.stay(True)
+        self.leave()

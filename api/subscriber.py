@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import queue
+import logging
 import threading
 import time
 from collections import Counter
@@ -21,12 +21,15 @@ from pagefleet.api.settings import FleetSettings
 from pagefleet.api.token_stream import LiveEvent, Resync
 
 Deliver = Callable[[LiveEvent | Resync], None]
-Inbox = queue.SimpleQueue[LiveEvent | Resync]
+
+logger = logging.getLogger(__name__)
 
 BEAT_EVERY_S: Final = 2.5
 """A quarter of a client's lease."""
 _CANCEL_AGAIN_S: Final = 0.1
 _POLL_S: Final = 1.0
+_DEPARTURES_EVERY_S: Final = 0.25
+_FAILED: Final = "the subscriber failed; until it listens again, streams read their jobs' logs"
 _MAX_BACKOFF_S: Final = 2.0
 
 
@@ -72,35 +75,57 @@ class _Routes:
 class Subscriber:
     """Listens in a daemon thread; :meth:`open` returns once the server confirmed the subscription.
 
+    An unexpected error is logged and the thread listens anew: a reader without it would hear nothing more.
+
     Args:
         beat: tells the server that this client lives; called every few seconds, may fail with the server.
+        settle: tells the server which jobs have lost their readers; called more often, may fail with it.
+        wake: makes :meth:`close` quick: publishes something to the channel.
     """
 
-    def __init__(self, settings: FleetSettings, channel: str, beat: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: FleetSettings,
+        channel: str,
+        beat: Callable[[], None],
+        settle: Callable[[], None] = lambda: None,
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
         self._settings = settings
         self._channel = channel
         self._beat = beat
+        self._settle = settle
+        self._wake = wake
         self._routes = _Routes()
         self._ready = threading.Event()
         self._closed = threading.Event()
-        self._failure: RedisUnavailable | None = None
+        self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, daemon=True, name="pagefleet-subscriber")
         self.add = self._routes.add
         self.remove = self._routes.remove
 
     def open(self) -> None:
-        """Raises: RedisUnavailable, within the connect timeout."""
+        """Raises: RedisUnavailable, within the connect timeout; what else the thread failed with."""
         self._thread.start()
         deadline = time.monotonic() + 2 * self._settings.connect_timeout_s
         while not self._ready.wait(0.02):
             if self._failure is not None or time.monotonic() > deadline:
-                self.close()
+                self.stop()
                 raise self._failure or RedisUnavailable(
                     f"Redis did not confirm a subscription within {self._settings.connect_timeout_s:g} s."
                 )
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """Ends the thread soon; returns at once."""
         self._closed.set()
+
+    def close(self) -> None:
+        """Returns when the thread has ended: only then may what it uses be closed."""
+        self.stop()
+        if self._ready.is_set():
+            self._wake()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
     def _run(self) -> None:
         backoff_s = 0.05
@@ -109,7 +134,9 @@ class Subscriber:
             try:
                 with redis_errors(self._settings.url):
                     self._listen(client)
-            except RedisUnavailable as error:
+            except Exception as error:
+                if not isinstance(error, RedisUnavailable):
+                    logger.exception(_FAILED)
                 self._failure = error
                 backoff_s = 0.05 if self._ready.is_set() else min(2 * backoff_s, _MAX_BACKOFF_S)
                 self._ready.clear()
@@ -124,7 +151,8 @@ class Subscriber:
                 if time.monotonic() >= beat_at:
                     beat_at = time.monotonic() + BEAT_EVERY_S
                     self._beat()
-                message = pubsub.get_message(timeout=_POLL_S)
+                self._settle()
+                message = pubsub.get_message(timeout=_DEPARTURES_EVERY_S)
                 if message is None:
                     continue
                 if message["type"] == "subscribe":
@@ -132,6 +160,8 @@ class Subscriber:
                     self._routes.resync()
                 elif message["type"] == "message":
                     self._routes.dispatch(message["data"])
+            # What left with the client itself.
+            self._settle()
 
 
 class AsyncSubscriber:
@@ -150,6 +180,7 @@ class AsyncSubscriber:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leaving: set[asyncio.Future[None]] = set()
         self._ready = asyncio.Event()
+        self._failure: Exception | None = None
         self._task: asyncio.Task[None] | None = None
         self.add = self._routes.add
         self.remove = self._routes.remove
@@ -163,12 +194,13 @@ class AsyncSubscriber:
         except BaseException:
             await client.aclose()
             raise
+        self._failure = None
         self._task = asyncio.create_task(self._run(client), name="pagefleet-subscriber")
         try:
             await asyncio.wait_for(self._ready.wait(), self._settings.connect_timeout_s)
         except TimeoutError:
             await self.close()
-            raise RedisUnavailable(
+            raise self._failure or RedisUnavailable(
                 f"Redis did not confirm a subscription within {self._settings.connect_timeout_s:g} s."
             ) from None
 
@@ -179,6 +211,8 @@ class AsyncSubscriber:
             task.cancel()
             await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
         self._ready.clear()
+        if self._leaving:
+            await asyncio.wait(self._leaving)
 
     def hears(self, job_id: str) -> bool:
         """Whether somebody in this process listens to it."""
@@ -225,8 +259,12 @@ class AsyncSubscriber:
         try:
             while True:
                 try:
-                    await self._listen(client)
-                except (redis.ConnectionError, redis.TimeoutError, RedisUnavailable, OSError):
+                    with redis_errors(self._settings.url):
+                        await self._listen(client)
+                except Exception as error:
+                    if not isinstance(error, RedisUnavailable):
+                        logger.exception(_FAILED)
+                    self._failure = error
                     backoff_s = 0.05 if self._ready.is_set() else min(2 * backoff_s, _MAX_BACKOFF_S)
                     self._ready.clear()
                     await asyncio.sleep(backoff_s)

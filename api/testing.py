@@ -15,6 +15,7 @@ import itertools
 import queue
 import re
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -162,6 +163,7 @@ class _Job:
         self.prepared = prepared
         self.state = JobState.QUEUED
         self.inboxes: list[queue.SimpleQueue[LiveEvent]] = []
+        self.staying: set[int] = set()
         self._entries: list[LogEntry] = []
         self._num_choices = prepared.request.sampling.n
         self._reasons: dict[int, str] = {}
@@ -194,6 +196,14 @@ class _Job:
             return False
         self._end(JobState.CANCELLED, "cancelled", None)
         return True
+
+    def leave(self, inbox: queue.SimpleQueue[LiveEvent]) -> None:
+        """The last reader takes the job with it, unless it is detached."""
+        if inbox not in self.inboxes:
+            return
+        self.inboxes.remove(inbox)
+        if not self.inboxes and id(inbox) not in self.staying and not self.prepared.request.lives_alone:
+            self.cancel()
 
     def expire(self) -> None:
         deadline_s = self.prepared.request.deadline_s
@@ -275,6 +285,7 @@ class _JobSource(Source):
         self._job = job
         self._inbox: queue.SimpleQueue[LiveEvent] = queue.SimpleQueue()
         job.inboxes.append(self._inbox)
+        weakref.finalize(self, job.leave, self._inbox)
 
     def wait(self, timeout_s: float) -> LiveEvent | Resync | None:
         try:
@@ -297,6 +308,15 @@ class _JobSource(Source):
     def delete(self) -> None:
         self._fleet.delete(self._job.prepared.job_id)
 
+    def stay(self, stays: bool) -> None:
+        if stays:
+            self._job.staying.add(id(self._inbox))
+        else:
+            self._job.staying.discard(id(self._inbox))
+
+    def leave(self) -> None:
+        self._job.leave(self._inbox)
+
     def close(self) -> None:
-        if self._inbox in self._job.inboxes:
-            self._job.inboxes.remove(self._inbox)
+        self.stay(True)
+        self.leave()

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from pagefleet.api.errors import FleetError, JobLost, RedisUnavailable, StreamTimeout
@@ -58,7 +59,16 @@ class Source(ABC):
     def delete(self) -> None: ...
 
     @abstractmethod
-    def close(self) -> None: ...
+    def stay(self, stays: bool) -> None:
+        """Whether the job goes on although its reader leaves, also one that is dropped."""
+
+    @abstractmethod
+    def leave(self) -> None:
+        """Stops listening; the job ends if this was its last reader, unless it is detached."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stops listening; the job goes on."""
 
 
 class AsyncSource(ABC):
@@ -83,6 +93,13 @@ class AsyncSource(ABC):
     async def delete(self) -> None: ...
 
     @abstractmethod
+    def stay(self, stays: bool) -> None: ...
+
+    @abstractmethod
+    async def leave(self, after_s: float = 0.0) -> None:
+        """Args: after_s: the job only ends where nobody has come to read it after so long."""
+
+    @abstractmethod
     async def close(self) -> None: ...
 
 
@@ -90,15 +107,20 @@ class _Patience:
     """How long a reader still waits for its next chunk: ``timeout_s``, forever if None.
 
     What the caller does between two chunks is not waiting: the clock starts anew with each of its calls.
+
+    Args:
+        stay: is told whether the job goes on although its reader leaves: at the end of the patience.
     """
 
-    def __init__(self, job_id: str, timeout_s: float | None) -> None:
+    def __init__(self, job_id: str, timeout_s: float | None, stay: Callable[[bool], None]) -> None:
         self._job_id = job_id
         self._timeout_s = timeout_s
+        self._stay = stay
         self.renew()
 
     def renew(self) -> None:
         self._since = time.monotonic()
+        self._stay(False)
 
     def next_wait(self) -> float:
         """Seconds to wait for the next event.
@@ -110,6 +132,7 @@ class _Patience:
             return SILENCE_S
         left = self._since + self._timeout_s - time.monotonic()
         if left <= 0:
+            self._stay(True)
             raise StreamTimeout(
                 f"Nothing came from job {self._job_id} for {self._timeout_s:g} s; it is still queued or "
                 "running and can be read later with attach().",
@@ -133,11 +156,13 @@ def _take(state: StreamState, event: LiveEvent | Resync | None) -> None:
 
 
 class _StreamBase:
-    def __init__(self, state: StreamState, model: str, timeout_s: float | None) -> None:
+    def __init__(
+        self, state: StreamState, source: Source | AsyncSource, model: str, timeout_s: float | None
+    ) -> None:
         self.job_id = state.job_id
         self.model = model
         self._state = state
-        self._patience = _Patience(state.job_id, timeout_s)
+        self._patience = _Patience(state.job_id, timeout_s, source.stay)
         self._closed = False
         self._cancelled = False
 
@@ -177,16 +202,27 @@ class TokenStream(_StreamBase, Iterator[Chunk]):
     """The tokens of one job, each exactly once, whatever happens to workers and connections.
 
     Iterating raises the job's error at the end if it failed, :class:`~pagefleet.api.errors.StreamTimeout`
-    after the caller's timeout without a chunk, and nothing for a cancelled job. Leaving the iteration
-    leaves the job running; :meth:`cancel` stops it.
+    after the caller's timeout without a chunk, and nothing for a cancelled job.
+
+    A job ends with its last reader, unless it is detached: :meth:`close`, the end of a ``with`` block and the
+    collection of a stream that nobody holds any more all leave it. After a ``StreamTimeout`` and after
+    :meth:`leave_running` the job goes on.
     """
 
     def __init__(self, state: StreamState, source: Source, model: str, timeout_s: float | None) -> None:
-        super().__init__(state, model, timeout_s)
+        super().__init__(state, source, model, timeout_s)
         self._source = source
 
     def __iter__(self) -> Self:
         return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def __next__(self) -> Chunk:
         self._patience.renew()
@@ -226,7 +262,7 @@ class TokenStream(_StreamBase, Iterator[Chunk]):
 
     def delete(self) -> None:
         """Removes the job, its prompt, its tokens and its result; stops it first where it has not ended."""
-        self.close()
+        self.leave_running()
         self._source.delete()
 
     def _cancel_again(self) -> None:
@@ -235,12 +271,20 @@ class TokenStream(_StreamBase, Iterator[Chunk]):
             self._source.cancel()
 
     def close(self) -> None:
-        """Stops listening; the job goes on."""
+        """Stops reading; the job ends if nobody else reads it, unless it is detached. Returns at once: the
+        client tells the server."""
+        self._closed = True
+        self._source.leave()
+
+    def leave_running(self) -> str:
+        """Stops reading; the job goes on, and :meth:`attach` of this client or another one reads it by the id
+        that is returned. It goes on for as long as this client lives: only a detached one needs nobody."""
         self._closed = True
         self._source.close()
+        return self.job_id
 
     def _end(self) -> None:
-        self.close()
+        self.leave_running()
         if self._state.error is not None:
             raise self._state.error
 
@@ -264,11 +308,19 @@ class AsyncTokenStream(_StreamBase, AsyncIterator[Chunk]):
     """:class:`TokenStream` for ``async for``."""
 
     def __init__(self, state: StreamState, source: AsyncSource, model: str, timeout_s: float | None) -> None:
-        super().__init__(state, model, timeout_s)
+        super().__init__(state, source, model, timeout_s)
         self._source = source
 
     def __aiter__(self) -> Self:
         return self
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
 
     async def __anext__(self) -> Chunk:
         self._patience.renew()
@@ -355,20 +407,34 @@ class AsyncTokenStream(_StreamBase, AsyncIterator[Chunk]):
 
     async def delete(self) -> None:
         """Removes the job, its prompt, its tokens and its result; stops it first where it has not ended."""
-        await self.close()
+        await self.leave_running()
         await self._source.delete()
 
     async def _cancel_again(self) -> None:
         with suppress(FleetError):
             await self._source.cancel()
 
-    async def close(self) -> None:
-        """Stops listening; the job goes on."""
+    async def close(self, *, after_s: float = 0.0) -> None:
+        """See :meth:`TokenStream.close`.
+
+        Args:
+            after_s: the job only ends where nobody has come to read it after so long.
+        """
+        self._closed = True
+        await self._source.leave(after_s)
+
+    async def aclose(self) -> None:
+        """For ``contextlib.aclosing``."""
+        await self.close()
+
+    async def leave_running(self) -> str:
+        """See :meth:`TokenStream.leave_running`."""
         self._closed = True
         await self._source.close()
+        return self.job_id
 
     async def _end(self) -> None:
-        await self.close()
+        await self.leave_running()
         if self._state.error is not None:
             raise self._state.error
 

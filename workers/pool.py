@@ -11,7 +11,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import redis
@@ -207,9 +207,11 @@ class EnginePool(BasePool):  # type: ignore[misc]
         self, target: Callable[..., Any], args: Any = (), kwargs: Any = None, **callbacks: Any
     ) -> Any:
         if args[0] != keys.GENERATE_TASK:
-            return self._side_pool.submit(
+            task = self._side_pool.submit(
                 apply_target, target, args, kwargs, callbacks["callback"], callbacks["accept_callback"]
             )
+            task.add_done_callback(_report)
+            return task
         message = PooledMessage(self, next(self._slots), args[2], callbacks)
         held = self._messages.get(message.job_id)
         if held is not None:
@@ -268,3 +270,9 @@ def _exception_info(error: Exception) -> Any:
         raise error
     except type(error):
         return ExceptionInfo()
+
+
+def _report(task: Future[Any]) -> None:
+    """Nobody asks a small task of Celery's for its result."""
+    if not task.cancelled() and task.exception() is not None:
+        logger.error("a task beside the engine failed", exc_info=task.exception())

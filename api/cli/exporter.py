@@ -47,7 +47,10 @@ def exporter(host: str, port: int, redis_url: str | None) -> None:
         raise ConfigurationError(f"{host}:{port} cannot be had ({error.strerror or error}).") from error
     click.echo(f"metrics of the fleet at {safe_url(store.settings.url)}: ", nl=False, err=True)
     click.echo(f"http://{host}:{server.server_port}/metrics", err=True)
-    stop.wait()
+    while thread.is_alive() and not stop.wait(1.0):
+        pass
+    if not stop.is_set():
+        raise ConfigurationError("The thread that serves the metrics has ended; its error is above.")
     server.shutdown()
     server.server_close()
     thread.join()

@@ -42,11 +42,11 @@ def top(redis_url: str | None, interval: float, sort: str, once: bool) -> None:
     """
     store = JobStore(FleetSettings.from_files(redis_url=redis_url))
     console = make_console(piped_width=120)
+    if not once and console.is_terminal:
+        _watch(store, console, interval, sort)
+        return
     try:
-        if once or not console.is_terminal:
-            _print_once(store, console, sort)
-        else:
-            _watch(store, console, interval, sort)
+        _print_once(store, console, sort)
     finally:
         store.close_connections()
 
@@ -74,6 +74,9 @@ def _watch(store: JobStore, console: Console, interval_s: float, sort: str) -> N
         pass  # the other way to leave
     finally:
         watcher.stop()
+        # One that hangs in a connection ends with the process.
+        if not watcher.is_running:
+            store.close_connections()
 
 
 def _frame(watcher: Watcher, server: str, console: Console, sort: str) -> RenderableType:

@@ -56,6 +56,9 @@ def _bounded(check: Check, patient: Patient, limit_s: float) -> list[Finding]:
             found.append(no_answer(error))
         except (FleetError, redis.RedisError, OSError) as error:
             found.append(Finding.wrong(name, f"{error}".rstrip("."), "the check itself failed"))
+        except Exception as error:  # noqa: BLE001
+            # A check that says nothing would look like one that found nothing.
+            found.append(Finding.wrong(name, f"{type(error).__name__}: {error}", "the check itself failed"))
         finally:
             done.set()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -99,30 +98,29 @@ class Answer:
         body = {"id": self.answer_id, "object": "job", "status": "queued"}
         return JSONResponse(body, 202, {**self.headers, "location": place})
 
-    async def cancel(self) -> None:
+    def cancel(self) -> None:
+        """Its client has been told of none of its jobs."""
         for stream in self.streams:
-            with suppress(FleetError):
-                await stream.cancel()
+            if not stream.has_ended:
+                self.gateway.fleet.discard(stream.job_id)
 
     async def on_gone(self) -> None:
         """Nobody reads any more."""
         if self.background:
             return
         for stream in self.streams:
-            with suppress(FleetError):
-                await stream.close()
-                await self.gateway.fleet.abandon(stream.job_id)
+            await stream.close()
 
     async def end(self) -> None:
         """Stops listening."""
         for stream in self.streams:
-            await stream.close()
+            await stream.leave_running()
 
     async def _results(self) -> list[JobResult]:
         try:
             return await together(stream.result() for stream in self.streams)
         except FleetError:
-            await self.cancel()
+            self.cancel()
             raise
 
     def _too_late(self) -> ApiError:
@@ -172,11 +170,15 @@ async def start(
                 charge=charge_of(key, num_reserved),
                 timeout=None,
                 keep=not body.stream,
+                is_drawn=True,
             )
             answer.streams.append(stream)
         await answer.accepted()
     except BaseException as error:
-        await answer.cancel()
+        answer.cancel()
+        if isinstance(error, RedisUnavailable) and error.job_id is not None:
+            # It may have been submitted, and its client is told of an error.
+            gateway.fleet.discard(error.job_id)
         await answer.end()
         if isinstance(error, ApiError | FleetError) and not isinstance(error, RedisUnavailable):
             # For those jobs that there are, it is settled at their ends.

@@ -6,13 +6,12 @@ The id is that of a completion, or of any job of the tenant's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pagefleet.api.errors import FleetError, JobNotFound, ProtocolError
+from pagefleet.api.errors import JobNotFound, ProtocolError
 from pagefleet.api.gateway import chat_completions, completions, sse
 from pagefleet.api.gateway.api_keys import ApiKey
 from pagefleet.api.gateway.authentication import tenant_of
@@ -77,26 +76,21 @@ async def stream(request: Request) -> Response:
             keep = shape.reader(0) is not None
             streams.append(await gateway.fleet.attach(job_id, after=after, timeout=None, keep=keep))
     except BaseException:
-        await _close(streams)
+        for each in streams:
+            await each.leave_running()
         raise
     keep_alive_s = gateway.settings.gateway_keep_alive_s
     relay = Relay(streams, num_choices, shape, position, keep_alive_s, can_return=True)
 
     async def end() -> None:
-        await _close(streams)
+        for each in streams:
+            await each.leave_running()
 
     async def leave() -> None:
-        await _close(streams)
         for each in streams:
-            with suppress(FleetError):
-                await gateway.fleet.abandon(each.job_id)
+            await each.close()
 
     return EventStream(gateway, relay, {}, leave, end)
-
-
-async def _close(streams: Sequence[AsyncTokenStream]) -> None:
-    for each in streams:
-        await each.close()
 
 
 async def _records(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pagefleet.api import keys
 from pagefleet.api.async_client import AsyncFleetClient
@@ -13,6 +14,8 @@ from pagefleet.api.errors import FleetError
 from pagefleet.api.gateway.api_keys import ApiKey
 from pagefleet.api.gateway.errors import ApiError
 from pagefleet.api.operations import Charge, Operation
+
+_LOG: Final = logging.getLogger(__name__)
 
 ESTIMATED_TOKENS = 256
 """Reserved for an answer whose length the request does not bound."""
@@ -55,7 +58,9 @@ class RateLimit:
             task.add_done_callback(self._giving_back.discard)
 
     async def close(self) -> None:
-        await asyncio.gather(*self._giving_back)
+        for failure in await asyncio.gather(*self._giving_back, return_exceptions=True):
+            if failure is not None:
+                _LOG.error("Tokens could not be given back", exc_info=failure)
 
     async def _give_back(self, key: ApiKey, num_tokens: int) -> None:
         with contextlib.suppress(FleetError):

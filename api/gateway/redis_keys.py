@@ -82,6 +82,9 @@ class RedisKeyring:
                 await self.look(fleet)
             except FleetError as error:
                 _LOG.debug("The keys stay as they were: %s", error)
+            except Exception:  # noqa: BLE001
+                # A task that ended here would leave revoked keys valid, and nobody would know.
+                _LOG.error("The keys stay as they were", exc_info=True)
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def look(self, fleet: AsyncFleetClient) -> None:

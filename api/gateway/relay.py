@@ -77,6 +77,8 @@ class Relay:
         for stream in self.streams:
             with suppress(FleetError):
                 await stream.cancel()
+            # At the latest when the server can be asked again.
+            await stream.close()
 
     async def _open(self, write: Write) -> None:
         for choice, count in enumerate(self._position.counts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -12,6 +13,9 @@ from pagefleet.api.job_store import JobStore
 from pagefleet.api.top.fleet_view import FleetView, read_view
 
 _HISTORY: Final = 30
+_JOIN_S: Final = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 class Watcher:
@@ -25,6 +29,7 @@ class Watcher:
         self._store = store
         self._interval_s = interval_s
         self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
         self.view: FleetView | None = None
         self.problem: str | None = None
         self.read_at = time.time()
@@ -32,11 +37,16 @@ class Watcher:
         self.history: deque[float] = deque(maxlen=_HISTORY)
 
     def start(self) -> None:
-        # Nobody waits for it at the end: it may hang in a connection for as long as that may take.
-        threading.Thread(target=self._run, name="watcher", daemon=True).start()
+        self._thread.start()
 
     def stop(self) -> None:
+        """Returns when the thread has ended, or hangs in a connection for longer than a user waits."""
         self._stopping.set()
+        self._thread.join(_JOIN_S)
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
 
     def read(self) -> None:
         """Once; a server that does not answer is a state to show, no failure."""
@@ -44,6 +54,10 @@ class Watcher:
             view = read_view(self._store)
         except FleetError as error:
             self.problem = error.message
+        except Exception as error:
+            # What is not expected is shown too: a dead thread would show old figures for ever.
+            logger.debug("the fleet cannot be read", exc_info=True)
+            self.problem = f"The fleet cannot be read: {type(error).__name__}: {error}"
         else:
             self.view, self.problem, self.read_at = view, None, time.time()
             self.history.append(view.generation_tok_s)

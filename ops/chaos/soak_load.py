@@ -103,7 +103,7 @@ class Load:
         return None
 
     def _leave(self, rng: random.Random) -> str | None:
-        """The caller drops the stream half way; the job goes on."""
+        """The caller drops the stream half way: the job ends, unless it is one of the batch lane."""
         next(self._send(rng, rng.randint(10, 120)))
         return None
 

@@ -23,7 +23,7 @@ from pagefleet.api import (
     StreamTimeout,
     UnknownModel,
     UnknownParameter,
-    async_sources,
+    inbox,
     subscriber,
 )
 from pagefleet.api.job_store import JobStore
@@ -118,10 +118,10 @@ async def test_a_text_that_turns_out_too_long_is_rejected_by_the_worker(afleet):
 
 
 async def test_a_full_queue(afleet, ghost):
-    for _ in range(3):
-        await afleet.generate("Hello", model=ghost)
+    waiting = [await afleet.generate("Hello", model=ghost) for _ in range(3)]
     with pytest.raises(QueueFull, match="holds 3 jobs"):
         await afleet.generate("Hello", model=ghost)
+    assert all([await stream.leave_running() for stream in waiting])
 
 
 async def test_the_same_id_reads_the_first_calls_job_and_the_first_stream_stays_live(afleet):
@@ -186,18 +186,18 @@ async def test_a_stream_that_no_worker_serves_gives_up(afleet, ghost):
 
 async def test_what_a_slow_reader_does_not_read_is_not_kept(afleet, monkeypatch):
     """It lives off the log, and loses nothing."""
-    monkeypatch.setattr(async_sources, "_MAX_UNREAD", 10)
+    monkeypatch.setattr(inbox.AsyncInbox.__init__, "__defaults__", (10,))
     stream = await afleet.generate("Hello", seed=7, max_tokens=60)
     await anext(stream)
     while (await afleet.job(stream.job_id, with_log=False)).state is not JobState.DONE:
-        assert len(stream._source._inbox._events) <= 10
+        assert len(stream._source._inbox) <= 10
         await asyncio.sleep(0.02)
     assert len(await stream.text()) == 60
 
 
 @pytest.mark.parametrize("how", ["deleted", "expired"])
 async def test_a_job_that_is_gone_does_not_come_back_with_its_slow_reader(afleet, jobs, monkeypatch, how):
-    monkeypatch.setattr(async_sources, "_MAX_UNREAD", 10)
+    monkeypatch.setattr(inbox.AsyncInbox.__init__, "__defaults__", (10,))
     slow = await afleet.generate("Hello", max_tokens=60, result_ttl_s=1 if how == "expired" else None)
     await anext(slow)
     if how == "deleted":
@@ -223,13 +223,15 @@ def test_nor_with_a_synchronous_one(fleet, jobs):
 async def test_a_reader_that_leaves_while_redis_is_away_has_left_once_it_is_back(afleet, jobs, monkeypatch):
     stream = await afleet.generate("Hello", max_tokens=4000)
     await anext(stream)
-    await stream.close()
+    is_asked = asyncio.Event()
 
     async def away(_):
+        is_asked.set()
         raise RedisUnavailable("away")
 
     monkeypatch.setattr(afleet._live.store, "run", away)
-    await afleet.abandon(stream.job_id)
+    await stream.close()
+    await asyncio.wait_for(is_asked.wait(), 5)
     monkeypatch.undo()
     assert jobs.read(stream.job_id, with_log=False).state is JobState.RUNNING
     ended = await asyncio.to_thread(
@@ -296,7 +298,7 @@ async def test_a_reader_that_is_cancelled_leaves_the_stream_usable(afleet):
 
 
 async def test_a_stream_that_was_dropped_half_way_leaves_nothing_behind(afleet):
-    stream = await afleet.generate("Hello", max_tokens=100)
+    stream = await afleet.generate("Hello", max_tokens=100, detached=True)
     job_id = stream.job_id
     await anext(stream)
     routes = afleet._live.subscriber._routes._deliver

@@ -263,8 +263,9 @@ class TestStatusAndModels:
         assert [card.name for card in fleet.models()] == ["null"]
 
     def test_force_removes_it_anyway(self, url, ghost, fleet):
-        fleet.generate("Hello", model="ghost")
+        stream = fleet.generate("Hello", model="ghost")
         assert pagefleet("models", "remove", "ghost", "--force").output == "removed ghost\n"
+        stream.leave_running()
 
 
 class TestChat:

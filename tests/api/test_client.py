@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from pagefleet.api import (
     StreamTimeout,
     UnknownModel,
     UnknownParameter,
+    inbox,
     keys,
 )
 from pagefleet.api.celery_app import make_celery
@@ -419,8 +421,8 @@ class TestTime:
 
 class TestAbandoned:
     def test_a_stream_that_was_dropped_half_way_leaves_nothing_behind(self, fleet):
-        """A service whose users go away must not collect their tokens for ever. The job goes on."""
-        stream = fleet.generate("Hello", seed=7, max_tokens=100)
+        """A service whose users go away must not collect their tokens for ever. A detached job goes on."""
+        stream = fleet.generate("Hello", seed=7, max_tokens=100, detached=True)
         job_id = stream.job_id
         next(stream)
         routes = fleet._connections.subscriber._routes._deliver
@@ -430,12 +432,51 @@ class TestAbandoned:
         assert job_id not in routes
         assert len(fleet.attach(job_id).text()) == 100
 
-    def test_a_stream_that_was_closed_ends_and_its_job_goes_on(self, fleet):
+    def test_a_stream_that_is_left_running_ends_and_its_job_goes_on(self, fleet):
         stream = fleet.generate("Hello", seed=7, max_tokens=100)
         next(stream)
-        stream.close()
+        assert stream.leave_running() == stream.job_id
         assert list(stream) == []
         assert len(fleet.attach(stream.job_id).text()) == 100
+
+
+class TestWhatAClientHolds:
+    def test_its_thread_has_ended_when_close_returns(self, null_stack):
+        client = FleetClient(redis_url=null_stack.redis_url)
+        client.models()
+        thread = client._connections.subscriber._thread
+        assert thread.is_alive()
+        begun_at = time.monotonic()
+        client.close()
+        assert not thread.is_alive()
+        assert time.monotonic() - begun_at < 1
+
+    def test_its_thread_ends_with_a_client_that_nobody_closes(self, null_stack):
+        stream = FleetClient(redis_url=null_stack.redis_url).generate("Hello", seed=7, max_tokens=16)
+        thread = stream._source._live.subscriber._thread
+        gc.collect()
+        assert stream.text() == SEED_7
+        del stream
+        gc.collect()
+        thread.join(5)
+        assert not thread.is_alive()
+
+    def test_no_hook_at_fork_that_is_its_own(self, null_stack, monkeypatch):
+        """Such a hook is never given back."""
+        hooks = []
+        monkeypatch.setattr(os, "register_at_fork", lambda **hook: hooks.append(hook))
+        for _ in range(3):
+            FleetClient(redis_url=null_stack.redis_url)
+        assert hooks == []
+
+    def test_what_a_slow_reader_does_not_read_is_not_kept(self, fleet, server, monkeypatch):
+        monkeypatch.setattr(inbox.Inbox.__init__, "__defaults__", (10,))
+        stream = fleet.generate("Hello", seed=7, max_tokens=60)
+        next(stream)
+        while server.read(stream.job_id, with_log=False).state is not JobState.DONE:
+            assert len(stream._source._inbox) <= 10
+            time.sleep(0.02)
+        assert len(stream.text()) == 60
 
 
 class TestStatus:
@@ -456,9 +497,10 @@ class TestStatus:
 
     @pytest.mark.parametrize("priority", [0, 5, 9])
     def test_a_waiting_job_of_any_priority_is_counted(self, fleet, ghost, priority):
-        fleet.generate("Hello", model=ghost, priority=priority)
+        waiting = fleet.generate("Hello", model=ghost, priority=priority)
         (queue,) = [queue for queue in fleet.status().queues if queue.name == "ghost.interactive"]
         assert queue.num_queued == 1
+        waiting.close()
 
 
 def test_a_fleet_is_found_without_a_setting(null_stack, monkeypatch, tmp_path):

@@ -158,7 +158,7 @@ def summarise(seed):
 
 @app.task
 def enqueue():
-    return fleet.generate("Hello", seed=7, max_tokens=16).job_id
+    return fleet.generate("Hello", seed=7, max_tokens=16, detached=True).job_id
 """
 
 

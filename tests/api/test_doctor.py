@@ -243,8 +243,12 @@ class TestTheExamination:
         def fails(_patient):
             raise OSError("no such thing")
 
-        group = CheckGroup((hangs, fails), limit_s=0.1)
-        slow, broken = examination._run(group, patient)
+        def surprises(_patient):
+            raise AttributeError("nobody expected this")
+
+        group = CheckGroup((hangs, fails, surprises), limit_s=0.1)
+        slow, broken, surprising = examination._run(group, patient)
+        assert (surprising.level, "nobody expected this" in surprising.seen) == ("wrong", True)
         assert (slow.check, slow.level, broken.check, broken.level) == ("hangs", "wrong", "fails", "wrong")
         assert "no such thing" in broken.seen
 

@@ -126,10 +126,11 @@ class TestTenants:
             first = fleet.generate("x", model=ghost, tenant="a")
             with pytest.raises(QueueFull, match="1 jobs of the tenant 'a'"):
                 fleet.generate("x", model=ghost, tenant="a")
-            fleet.generate("x", model=ghost, tenant="b")
-            fleet.generate("x", model=ghost)
+            others = [fleet.generate("x", model=ghost, tenant="b"), fleet.generate("x", model=ghost)]
             first.cancel()
             # What has ended does not count.
             fleet.generate("x", model=ghost, tenant="a").cancel()
+            for stream in others:
+                stream.leave_running()
             for name in store.redis.keys("pf:tenant:ghost*"):
                 store.redis.delete(name)

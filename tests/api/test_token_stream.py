@@ -39,6 +39,12 @@ class Script(Source):
     def delete(self):
         pass
 
+    def stay(self, stays):
+        pass
+
+    def leave(self):
+        pass
+
     def close(self):
         pass
 
@@ -63,6 +69,12 @@ class AsyncScript(AsyncSource):
         self.script.cancel()
 
     async def delete(self):
+        pass
+
+    def stay(self, stays):
+        pass
+
+    async def leave(self, after_s=0.0):
         pass
 
     async def close(self):

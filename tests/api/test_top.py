@@ -25,6 +25,7 @@ from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import Fingerprint, ModelCard, WorkerStatus
 from pagefleet.api.top.fleet_view import FleetView, GoneWorker, QueueView, WorkerView, read_view
 from pagefleet.api.top.screen import SORTS, draw
+from pagefleet.api.top.watcher import Watcher
 from pagefleet.workers.engine_loop import wait_until
 from pagefleet.workers.redis_server import RedisServer
 
@@ -105,6 +106,22 @@ class TestTheScreen:
         assert "0 workers" in text
         assert "No worker holds a lease." in text
         assert "No model is known yet." in text
+
+
+class TestTheWatcher:
+    def test_an_error_that_nobody_expected_is_shown_and_it_reads_on(self, store, monkeypatch):
+        watcher = Watcher(store, 0.01)
+        cards = store.cards
+        monkeypatch.setattr(store, "cards", lambda: {}["no such key"])
+        watcher.start()
+        try:
+            assert wait_until(lambda: watcher.problem is not None, 5)
+            assert "KeyError" in watcher.problem
+            monkeypatch.setattr(store, "cards", cards)
+            assert wait_until(lambda: watcher.problem is None and watcher.view is not None, 5)
+        finally:
+            watcher.stop()
+        assert not watcher.is_running
 
 
 class TestWhatIsRead:

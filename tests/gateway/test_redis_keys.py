@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from pagefleet.api import AsyncFleetClient, FleetSettings, keys
 from pagefleet.api.cli.main import main
 from pagefleet.api.errors import ConfigurationError, RedisUnavailable
+from pagefleet.api.gateway import redis_keys
 from pagefleet.api.gateway.redis_keys import RedisKeyring, RedisKeys
 from pagefleet.api.gateway.server import serve
 from pagefleet.api.settings import GatewaySettings
@@ -105,6 +106,32 @@ def test_one_that_cannot_be_read_lets_nobody_in_and_keeps_nobody_out(store, plac
     assert [bool(ring.find(each)) for each in (token, broken, moved)] == [True, False, False]
     assert caplog.text.count("cannot be read") == 2
     assert token not in caplog.text
+
+
+async def test_an_error_that_nobody_expected_does_not_end_the_looking(store, place, caplog, monkeypatch):
+    """A key that is revoked later must still be seen."""
+    monkeypatch.setattr(redis_keys, "_LOOK_EVERY_S", 0.01)
+    token, _key = place.add(tenant="acme")
+    ring, num_looks = RedisKeyring(), 0
+    look = ring.look
+
+    async def fail_first(fleet):
+        nonlocal num_looks
+        num_looks += 1
+        if num_looks == 1:
+            raise AttributeError("nobody expected this")
+        await look(fleet)
+
+    ring.look = fail_first
+    async with AsyncFleetClient(store.settings) as fleet:
+        following = asyncio.create_task(ring.follow(fleet))
+        async with asyncio.timeout(5):
+            while num_looks < 3:
+                await asyncio.sleep(0.01)
+        following.cancel()
+        await asyncio.wait([following])
+    assert ring.find(token) is not None
+    assert "nobody expected this" in caplog.text
 
 
 def test_a_server_that_lost_its_keys_lets_nobody_in(store, place):

@@ -22,10 +22,12 @@ CLIENT = f"""
 import time
 from pagefleet.api import FleetClient
 fleet = FleetClient()
-for job_id, options in {{
-    "alone": {{}}, "read": {{}}, "detached": {{"detached": True}}, "batch": {{"lane": "batch"}},
-}}.items():
+streams = [
     fleet.generate("x", job_id=job_id, max_tokens={NUM_TOKENS}, **options)
+    for job_id, options in {{
+        "alone": {{}}, "read": {{}}, "detached": {{"detached": True}}, "batch": {{"lane": "batch"}},
+    }}.items()
+]
 print("sent", flush=True)
 time.sleep(1000)
 """

@@ -1,0 +1,257 @@
+"""A submit that is broken off, or whose reply is lost: no job runs of which its caller knows nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from ops.chaos.proxy import Proxy
+from pagefleet.api import (
+    AsyncFleetClient,
+    FleetClient,
+    FleetSettings,
+    JobState,
+    RedisUnavailable,
+    async_sources,
+    keys,
+    sources,
+)
+from pagefleet.api.testing import fake_card
+from pagefleet.workers.engine_loop import wait_until
+
+QUEUE = "fake.interactive"
+TIMEOUT_S = 0.3
+HI = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture
+def proxy(redis_server):
+    proxy = Proxy(redis_server.port).start()
+    yield proxy
+    proxy.heal(reset=False)
+    proxy.stop()
+
+
+@pytest.fixture
+def near(store, proxy):
+    """Settings of a client behind the proxy, which does not wait for long."""
+    store.publish_card(fake_card())
+    return FleetSettings(
+        redis_url=proxy.url, connect_timeout_s=1.0, socket_timeout_s=TIMEOUT_S, card_ttl_s=60
+    )
+
+
+@pytest.fixture
+def fleet(near):
+    with FleetClient(near) as fleet:
+        # So that nothing but the submit itself is asked of a server that does not answer.
+        fleet.generate("x", model="fake").close()
+        yield fleet
+
+
+@pytest.fixture
+async def afleet(near):
+    async with AsyncFleetClient(near) as fleet:
+        await (await fleet.generate("x", model="fake")).close()
+        yield fleet
+
+
+def generate(fleet, **options):
+    return fleet.generate("Hello", model="fake", **options)
+
+
+def chat(fleet, **options):
+    return fleet.chat(HI, model="fake", **options)
+
+
+CALLS = pytest.mark.parametrize("call", [generate, chat], ids=["generate", "chat"])
+
+
+def open_jobs(store):
+    """But for those whose end is not in their books yet."""
+    records = [store.read(job_id) for job_id in store.redis.zrange(keys.open_jobs(QUEUE), 0, -1)]
+    return {
+        record.job_id: record.state for record in records if record is not None and not record.state.is_final
+    }
+
+
+def nothing_open(store):
+    return wait_until(lambda: not open_jobs(store), 15)
+
+
+def only_left_is_closed(store):
+    assert nothing_open(store)
+
+
+class TestTheReplyIsLost:
+    @CALLS
+    def test_it_is_asked_for_again(self, fleet, store, proxy, call):
+        only_left_is_closed(store)
+        proxy.cut(to_server=False, to_client=True)
+        threading.Timer(2 * TIMEOUT_S, proxy.heal, kwargs={"reset": True}).start()
+        stream = call(fleet)
+        assert open_jobs(store) == {stream.job_id: JobState.QUEUED}
+        assert store.redis.keys(f"{QUEUE}*"), "it was enqueued"
+        stream.cancel()
+        assert stream.result().finish_reason == "cancelled"
+
+    @CALLS
+    def test_else_the_error_names_the_job_and_a_retry_reads_it(self, fleet, store, proxy, call):
+        only_left_is_closed(store)
+        proxy.cut(to_server=False, to_client=True)
+        with pytest.raises(RedisUnavailable, match="may have been submitted") as raised:
+            call(fleet)
+        job_id = raised.value.job_id
+        assert repr(job_id) in raised.value.message
+        proxy.heal(reset=True)
+        assert open_jobs(store) == {job_id: JobState.QUEUED}
+        again = call(fleet, job_id=job_id)
+        assert again.job_id == job_id
+        assert open_jobs(store) == {job_id: JobState.QUEUED}
+        again.close()
+        assert nothing_open(store)
+
+    @CALLS
+    async def test_the_async_client_asks_again(self, afleet, store, proxy, call):
+        await asyncio.to_thread(only_left_is_closed, store)
+        proxy.cut(to_server=False, to_client=True)
+        asyncio.get_running_loop().call_later(2 * TIMEOUT_S, lambda: proxy.heal(reset=True))
+        stream = await call(afleet)
+        assert open_jobs(store) == {stream.job_id: JobState.QUEUED}
+        await stream.cancel()
+        assert (await stream.result()).finish_reason == "cancelled"
+
+    @CALLS
+    async def test_else_the_async_error_names_the_job(self, afleet, store, proxy, call):
+        await asyncio.to_thread(only_left_is_closed, store)
+        proxy.cut(to_server=False, to_client=True)
+        with pytest.raises(RedisUnavailable, match="may have been submitted") as raised:
+            await call(afleet)
+        job_id = raised.value.job_id
+        proxy.heal(reset=True)
+        again = await call(afleet, job_id=job_id)
+        assert again.job_id == job_id
+        assert open_jobs(store) == {job_id: JobState.QUEUED}
+        await again.close()
+        assert await asyncio.to_thread(nothing_open, store)
+
+    def test_a_message_that_the_broker_may_have_taken_or_not(self, fleet, store, proxy, monkeypatch):
+        only_left_is_closed(store)
+        send = sources.send_message
+
+        def cut_first(*args, **options):
+            proxy.cut(to_server=False, to_client=True)
+            send(*args, **options)
+
+        monkeypatch.setattr(sources, "send_message", cut_first)
+        with pytest.raises(RedisUnavailable) as raised:
+            generate(fleet)
+        proxy.heal(reset=True)
+        job_id = raised.value.job_id
+        if "may have been submitted" in raised.value.message:
+            assert generate(fleet, job_id=job_id).job_id == job_id
+        else:
+            assert store.read(job_id) is None
+
+
+class TestTheCallerIsCancelled:
+    async def test_while_the_submit_is_under_way(self, afleet, store, proxy):
+        await asyncio.to_thread(only_left_is_closed, store)
+        proxy.cut(to_server=False, to_client=True)
+        submitting = asyncio.create_task(generate(afleet))
+        assert await asyncio.to_thread(wait_until, lambda: open_jobs(store), 5)
+        submitting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await submitting
+        proxy.heal(reset=True)
+        assert await asyncio.to_thread(nothing_open, store)
+
+    @pytest.mark.parametrize("options", [{}, {"detached": True}, {"lane": "batch"}], ids=str)
+    async def test_between_submit_and_enqueue(self, afleet, store, monkeypatch, options):
+        """Nobody else can know the id: a job that needs no reader ends too."""
+        await asyncio.to_thread(only_left_is_closed, store)
+        sending, go_on = threading.Event(), threading.Event()
+        send = async_sources.send_message
+
+        def wait_first(*args, **more):
+            sending.set()
+            go_on.wait(10)
+            send(*args, **more)
+
+        monkeypatch.setattr(async_sources, "send_message", wait_first)
+        job = asyncio.create_task(generate(afleet, **options))
+        assert await asyncio.to_thread(sending.wait, 10)
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+        go_on.set()
+        assert await asyncio.to_thread(wait_until, lambda: cancelled(store) == 1, 10)
+
+    async def test_whose_client_is_closed_at_once(self, near, store, monkeypatch):
+        sending = threading.Event()
+        send = async_sources.send_message
+
+        def slowly(*args, **more):
+            sending.set()
+            threading.Event().wait(0.3)
+            send(*args, **more)
+
+        monkeypatch.setattr(async_sources, "send_message", slowly)
+        async with AsyncFleetClient(near) as fleet:
+            job = asyncio.create_task(generate(fleet))
+            assert await asyncio.to_thread(sending.wait, 10)
+            job.cancel()
+        assert cancelled(store) == 1
+
+    async def test_one_with_an_id_of_its_callers_ends_as_others_do(self, afleet, store, monkeypatch):
+        """Its caller knows the id: one that needs no reader stays."""
+        await asyncio.to_thread(only_left_is_closed, store)
+        sending = threading.Event()
+        send = async_sources.send_message
+
+        def tell(*args, **more):
+            sending.set()
+            threading.Event().wait(0.2)
+            send(*args, **more)
+
+        monkeypatch.setattr(async_sources, "send_message", tell)
+        for job_id, options in {"alone": {}, "detached": {"detached": True}}.items():
+            job = asyncio.create_task(generate(afleet, job_id=job_id, **options))
+            assert await asyncio.to_thread(sending.wait, 10)
+            sending.clear()
+            job.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await job
+
+        def states():
+            return [store.read(job_id, with_log=False).state for job_id in ("alone", "detached")]
+
+        assert await asyncio.to_thread(
+            wait_until, lambda: states() == [JobState.CANCELLED, JobState.QUEUED], 10
+        )
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+    def test_the_sync_caller_is_broken_off(self, fleet, store, monkeypatch, error):
+        only_left_is_closed(store)
+
+        def break_off(*args, **options):
+            raise error
+
+        monkeypatch.setattr(sources, "send_message", break_off)
+        with pytest.raises(error):
+            generate(fleet, detached=True)
+        assert wait_until(lambda: cancelled(store) == 1, 10)
+
+
+def cancelled(store):
+    """Jobs that were cancelled, but for the one that warmed the client up."""
+    records = [store.read(name.removeprefix("pf:job:")) for name in store.redis.keys("pf:job:*")]
+    return sum(
+        record.state is JobState.CANCELLED and record.request().prompt == "Hello" for record in records
+    )

@@ -1,0 +1,91 @@
+"""A subscriber whose thread or task meets an error that nobody expected: it says so, and listens on."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from pagefleet.api.subscriber import AsyncSubscriber, Subscriber
+from pagefleet.api.token_stream import LiveEvent
+from pagefleet.workers.engine_loop import wait_until
+
+CHANNEL = "pf:reply:test"
+
+
+class Beat:
+    """Fails once, with what no server's absence raises."""
+
+    def __init__(self, *fails_at):
+        self.num_beats = 0
+        self._fails_at = fails_at
+
+    def __call__(self):
+        self.num_beats += 1
+        if self.num_beats in self._fails_at:
+            raise AttributeError("nobody expected this")
+
+    async def awaited(self):
+        self()
+
+
+@pytest.fixture(autouse=True)
+def beats_often(monkeypatch):
+    monkeypatch.setattr("pagefleet.api.subscriber.BEAT_EVERY_S", 0.0)
+
+
+def reports(caplog):
+    return [record for record in caplog.records if record.exc_info and record.levelname == "ERROR"]
+
+
+def test_a_thread(store, caplog):
+    beat, heard = Beat(2), []
+    subscriber = Subscriber(store.settings, CHANNEL, beat)
+    subscriber.add("a", heard.append)
+    subscriber.open()
+    try:
+        assert wait_until(lambda: beat.num_beats > 2 and subscriber._ready.is_set(), 10)
+        store.redis.publish(CHANNEL, "a t {}")
+        assert wait_until(lambda: LiveEvent("t", "{}") in heard, 5)
+    finally:
+        subscriber.close()
+    (report,) = reports(caplog)
+    assert "nobody expected this" in report.exc_text
+
+
+async def test_a_task(store, caplog):
+    beat, heard = Beat(2), []
+    subscriber = AsyncSubscriber(store.settings, CHANNEL, beat.awaited)
+    subscriber.add("a", heard.append)
+    await subscriber.open()
+    try:
+        async with asyncio.timeout(10):
+            while beat.num_beats <= 2 or not subscriber._ready.is_set():
+                await asyncio.sleep(0.01)
+            store.redis.publish(CHANNEL, "a t {}")
+            while LiveEvent("t", "{}") not in heard:
+                await asyncio.sleep(0.01)
+    finally:
+        await subscriber.close()
+    (report,) = reports(caplog)
+    assert "nobody expected this" in report.exc_text
+
+
+def test_one_that_cannot_begin_says_why(store):
+    subscriber = Subscriber(store.settings, CHANNEL, Beat(1, *range(1, 1000)))
+    with pytest.raises(AttributeError, match="nobody expected this"):
+        subscriber.open()
+    subscriber.close()
+    assert subscriber._thread not in threading.enumerate()
+
+
+def test_one_that_is_closed_uses_nothing_any_more(store):
+    """What it beats on may be closed as soon as ``close`` has returned."""
+    beat = Beat()
+    subscriber = Subscriber(store.settings, CHANNEL, beat)
+    subscriber.open()
+    subscriber.close()
+    num_beats = beat.num_beats
+    assert subscriber._thread not in threading.enumerate()
+    assert beat.num_beats == num_beats
