@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# Read when torch is imported. Threads that wait for each other sleep: the tests share their cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 
 from pagefleet.api import FleetClient, FleetSettings, keys

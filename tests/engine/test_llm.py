@@ -13,7 +13,6 @@ from pagefleet.engine import LLM, EngineRequest, InvalidRequestError, LLMEngine,
 from pagefleet.engine.executor import LoadedModel
 from pagefleet.engine.outputs import FinishReason
 
-NUM_TOKENS = 64
 NEAR_TIE = 1e-3
 PREAMBLE = (
     "You are reading a small collection of beginnings. Each of them is to be continued in plain words, "
@@ -29,27 +28,29 @@ BEGINNINGS = [
     "The three laws of thermodynamics are",
     "In 1969, for the first time,",
 ]
-PROMPTS = BEGINNINGS + [PREAMBLE + beginning for beginning in BEGINNINGS]
-GREEDY = SamplingParams(max_tokens=NUM_TOKENS, temperature=0.0, ignore_eos=True)
 
 Compare = Callable[[list[list[int]]], None]
 
 
 class Reference:
-    """What transformers says about PROMPTS, in one dtype."""
+    """What transformers says about `num` beginnings, without and with the preamble, in one dtype."""
 
-    def __init__(
-        self, transformers: Any, folder: Path, dtype: torch.dtype, num: int, num_tokens: int
-    ) -> None:
+    def __init__(self, transformers: Any, folder: Path, dtype: str, num: int, num_tokens: int) -> None:
         self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
-        self.prompts = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS[-num:]]
-        batch = tokenizer(PROMPTS[-num:], return_tensors="pt", padding=True)
+        texts = BEGINNINGS[:num] + [PREAMBLE + beginning for beginning in BEGINNINGS[:num]]
+        self.num_tokens = num_tokens
+        self.prompts = [tokenizer(text)["input_ids"] for text in texts]
+        batch = tokenizer(texts, return_tensors="pt", padding=True)
         # Left to itself, it would end at the end-of-sequence token.
         self.model.generation_config.eos_token_id = None
         with torch.inference_mode():
             output = self.model.generate(**batch, max_new_tokens=num_tokens, do_sample=False)
         self.token_ids = output[:, batch["input_ids"].shape[1] :].tolist()
+
+    def requests(self) -> list[EngineRequest]:
+        greedy = SamplingParams(max_tokens=self.num_tokens, temperature=0.0, ignore_eos=True)
+        return [EngineRequest(str(index), prompt, greedy) for index, prompt in enumerate(self.prompts)]
 
     @torch.inference_mode()
     def gap(self, index: int, position: int) -> float:
@@ -59,9 +60,9 @@ class Reference:
         return first - second
 
 
-@pytest.fixture(scope="module")
-def reference(transformers: Any, smollm2_folder: Path) -> Reference:
-    return Reference(transformers, smollm2_folder, "float32", len(PROMPTS), NUM_TOKENS)
+@pytest.fixture(scope="module", params=[(4, 32), pytest.param((8, 64), marks=pytest.mark.slow)], ids=str)
+def reference(request: pytest.FixtureRequest, transformers: Any, smollm2_folder: Path) -> Reference:
+    return Reference(transformers, smollm2_folder, "float32", *request.param)
 
 
 @pytest.fixture
@@ -70,9 +71,9 @@ def assert_equal(reference: Reference, record_property: Callable[[str, object], 
 
     def compare(outputs: list[list[int]]) -> None:
         for index, (actual, expected) in enumerate(zip(outputs, reference.token_ids, strict=True)):
-            assert len(actual) == NUM_TOKENS
+            assert len(actual) == reference.num_tokens
             if actual != expected:
-                position = next(i for i in range(NUM_TOKENS) if actual[i] != expected[i])
+                position = next(i for i in range(reference.num_tokens) if actual[i] != expected[i])
                 gap = reference.gap(index, position)
                 assert gap < NEAR_TIE, f"prompt {index} differs at {position}, where the lead is {gap}"
                 record_property("near_tie", f"prompt {index}, token {position}, lead {gap:.2e}")
@@ -93,30 +94,26 @@ def run(engine: LLMEngine, requests: Iterable[EngineRequest]) -> dict[str, list[
     return tokens
 
 
-def greedy_requests(reference: Reference) -> list[EngineRequest]:
-    return [EngineRequest(str(index), prompt, GREEDY) for index, prompt in enumerate(reference.prompts)]
-
-
 def test_alone_each_prompt_goes_on_as_in_transformers(engine_with, smollm2_float32, reference, assert_equal):
     engine = engine_with(smollm2_float32, enable_prefix_caching=False)
-    outputs = [run(engine, [request]) for request in greedy_requests(reference)]
+    outputs = [run(engine, [request]) for request in reference.requests()]
     assert_equal([tokens for output in outputs for tokens in output.values()])
 
 
 def test_in_one_batch(engine_with, smollm2_float32, reference, assert_equal):
     engine = engine_with(smollm2_float32, max_num_batched_tokens=2048, enable_prefix_caching=False)
-    outputs = run(engine, greedy_requests(reference))
+    outputs = run(engine, reference.requests())
     assert_equal(list(outputs.values()))
-    assert engine.stats().num_steps == NUM_TOKENS, "they ran as one batch, prompts and all"
+    assert engine.stats().num_steps == reference.num_tokens, "they ran as one batch, prompts and all"
 
 
 def test_with_prompts_cut_into_chunks(engine_with, smollm2_float32, reference, assert_equal):
     engine = engine_with(
         smollm2_float32, max_num_batched_tokens=64, enable_prefix_caching=False, num_speculative_tokens=0
     )
-    outputs = run(engine, greedy_requests(reference))
+    outputs = run(engine, reference.requests())
     assert_equal(list(outputs.values()))
-    assert engine.stats().num_steps > NUM_TOKENS + sum(map(len, reference.prompts)) // 64 - 2
+    assert engine.stats().num_steps > reference.num_tokens + sum(map(len, reference.prompts)) // 64 - 2
 
 
 def test_with_hits_in_the_prefix_cache(engine_with, smollm2_float32, reference, assert_equal):
@@ -125,40 +122,40 @@ def test_with_hits_in_the_prefix_cache(engine_with, smollm2_float32, reference, 
     one_token = SamplingParams(max_tokens=1, temperature=0.0)
     run(engine, [EngineRequest(str(i), prompt, one_token) for i, prompt in enumerate(reference.prompts)])
     hits = engine.stats().prefix_cache_hits
-    outputs = run(engine, greedy_requests(reference))
+    outputs = run(engine, reference.requests())
     assert_equal(list(outputs.values()))
     # Nearly all of a prompt is found: whole blocks, but never its last token.
     block_size = engine.info.block_size
     expected = sum((len(prompt) - 1) // block_size * block_size for prompt in reference.prompts)
-    assert engine.stats().prefix_cache_hits - hits == expected > 300
+    assert engine.stats().prefix_cache_hits - hits == expected >= 32 * len(reference.prompts) // 2
 
 
 def test_after_preemption(engine_with, smollm2_float32, reference, assert_equal):
     """Given blocks for about half of the batch, sequences lose theirs and are computed again."""
+    block_size = smollm2_float32.info.block_size
+    needed = sum(-(-(len(prompt) + reference.num_tokens) // block_size) for prompt in reference.prompts)
     engine = engine_with(
-        smollm2_float32, num_blocks=60, enable_prefix_caching=False, num_speculative_tokens=0
+        smollm2_float32, num_blocks=needed // 2, enable_prefix_caching=False, num_speculative_tokens=0
     )
-    outputs = run(engine, greedy_requests(reference))
-    assert engine.stats().num_preemptions > 3
+    outputs = run(engine, reference.requests())
+    assert engine.stats().num_preemptions > 1
     assert_equal(list(outputs.values()))
 
 
+@pytest.mark.parametrize(("num", "num_tokens"), [(1, 16), pytest.param(2, 24, marks=pytest.mark.slow)])
 def test_in_float64_not_even_a_near_tie_falls_the_other_way(
-    engine_with, smollm2_float64, smollm2_folder, transformers
+    engine_with, smollm2_float64, smollm2_folder, transformers, num, num_tokens
 ):
-    num, num_tokens = 4, 24
     reference = Reference(transformers, smollm2_folder, "float64", num, num_tokens)
     engine = engine_with(smollm2_float64, max_num_batched_tokens=40)
-    params = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
-    requests = [EngineRequest(str(i), prompt, params) for i, prompt in enumerate(reference.prompts)]
-    assert list(run(engine, requests).values()) == reference.token_ids
+    assert list(run(engine, reference.requests()).values()) == reference.token_ids
 
 
 def test_sampling_goes_on_identically_from_any_token_in_any_company(engine_with, smollm2_float64):
     """Given one sampled text, restarts from each of its prefixes, among strangers, all end as it did."""
     tokenizer = smollm2_float64.tokenizer
     prompt = tokenizer.encode(PREAMBLE + BEGINNINGS[1])
-    params = SamplingParams(max_tokens=16, temperature=0.9, top_p=0.95, seed=1234, ignore_eos=True)
+    params = SamplingParams(max_tokens=10, temperature=0.9, top_p=0.95, seed=1234, ignore_eos=True)
     alone = engine_with(smollm2_float64)
     whole = run(alone, [EngineRequest("whole", prompt, params)])["whole"]
     assert len(set(whole)) > 5
@@ -174,7 +171,7 @@ def test_sampling_goes_on_identically_from_any_token_in_any_company(engine_with,
     assert {cut: whole[:cut] + outputs[str(cut)] for cut in range(len(whole))} == dict.fromkeys(
         range(len(whole)), whole
     )
-    other_seed = SamplingParams(max_tokens=16, temperature=0.9, top_p=0.95, seed=1235, ignore_eos=True)
+    other_seed = SamplingParams(max_tokens=10, temperature=0.9, top_p=0.95, seed=1235, ignore_eos=True)
     assert run(alone, [EngineRequest("other", prompt, other_seed)])["other"] != whole
 
 

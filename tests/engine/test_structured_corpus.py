@@ -61,7 +61,7 @@ def test_the_way_out_is_short_whatever_the_model_likes(engine: LLMEngine):
     assert 0 < max(lengths) < 1.15 * min(lengths)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.5])
+@pytest.mark.parametrize("temperature", [0.0, pytest.param(1.5, marks=pytest.mark.slow)])
 def test_what_the_model_writes_is_whole_and_valid(engine: LLMEngine, temperature: float):
     cases = [case for case in all_schemas() if ALL or case.name in FEW]
     assert ALL or len(cases) == len(FEW)

@@ -298,8 +298,10 @@ def person(
     return EngineRequest(name, prompt, params, logs=[log], grammar=grammar)
 
 
+@pytest.mark.slow
 class TestRealModel:
-    """SmolLM2 in float64: the same tokens to the last, whatever happens on the way."""
+    """SmolLM2 in float64: the same tokens to the last, whatever happens on the way. test_mixtures.py does the
+    same with a tiny model."""
 
     def test_it_goes_on_from_the_log_at_any_token(self, smollm2: Callable[..., LLMEngine]):
         engine = smollm2()
