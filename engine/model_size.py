@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pagefleet.engine.json_file import read_json_object
+from pagefleet.engine.weight_files import weight_paths
 
 _DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -29,7 +30,7 @@ def model_size(folder: Path, dtype: str = "auto") -> ModelSize:
     config = read_json_object(folder / "config.json")
     stored = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
     num_bytes = _DTYPE_BYTES[stored if dtype == "auto" else dtype]
-    on_disk = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    on_disk = sum(path.stat().st_size for path in weight_paths(folder))
     return ModelSize(
         weight_bytes=on_disk * num_bytes // _DTYPE_BYTES[stored],
         kv_bytes_per_token=_kv_elements(config) * num_bytes,

@@ -6,6 +6,8 @@ Files are memory-mapped: a tensor's bytes are read from disk when a backend pack
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from pagefleet.engine.errors import ModelLoadError
-from pagefleet.engine.json_file import read_json_object
 from pagefleet.engine.template_files import SPECIAL_TOKENS_MAP, TEMPLATE, TEMPLATE_FOLDER, TOKENIZER_CONFIG
+from pagefleet.engine.weight_files import weight_paths
+
+logger = logging.getLogger(__name__)
 
 NUM_SAMPLES = 256
 SAMPLE_BYTES = 4096
+_NUM_NAMED = 3
 TOKENIZER_FILES = ("tokenizer.json", TOKENIZER_CONFIG, TEMPLATE)
 
 
@@ -28,12 +33,24 @@ class WeightReader:
     """
 
     def __init__(self, folder: Path) -> None:
-        files = [_open(path) for path in weight_paths(folder)]
+        paths = weight_paths(folder)
+        if ignored := [path.name for path in sorted(folder.glob("*.safetensors")) if path not in paths]:
+            logger.warning("%s: not read: %s; the model is in %s", folder, ", ".join(ignored), paths[0].name)
+        files = [_open(path) for path in paths]
         self._owners: dict[str, Any] = {name: file for file in files for name in file.keys()}  # noqa: SIM118
         self._untaken = set(self._owners)
 
     def __contains__(self, name: str) -> bool:
         return name in self._owners
+
+    def assert_complete(self, required: Iterable[str]) -> None:
+        """Raises ModelLoadError that names the tensors that are missing."""
+        if missing := [name for name in required if name not in self._owners]:
+            raise ModelLoadError(
+                f"The checkpoint has no {', '.join(missing[:_NUM_NAMED])}"
+                f"{' and more' if len(missing) > _NUM_NAMED else ''} ({len(missing)} tensors are missing); "
+                "fetch the model again."
+            )
 
     def take(self, name: str) -> torch.Tensor:
         """The tensor of that name, on the CPU, in the dtype it is stored in; ModelLoadError if missing."""
@@ -68,22 +85,6 @@ def _open(path: Path) -> Any:
         raise ModelLoadError(
             f"{path} cannot be read as safetensors ({error}); fetch the model again."
         ) from error
-
-
-def weight_paths(folder: Path) -> list[Path]:
-    """The weight files in a fixed order: those that the index names, else all *.safetensors."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        weight_map = read_json_object(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise ModelLoadError(f"{index} has no weight_map of file names; fetch the file again.")
-        paths = [folder / name for name in sorted(set(weight_map.values()))]
-    else:
-        paths = sorted(folder.glob("*.safetensors"))
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing or not paths:
-        raise ModelLoadError(f"{folder} has no {missing[0] if missing else '*.safetensors file'}.")
-    return paths
 
 
 def fingerprint_weights(folder: Path) -> str:

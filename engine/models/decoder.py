@@ -59,6 +59,7 @@ class Decoder:
         self.embedding = backend.pack_vector(embedding)
         self.layers = [self._load_layer(weights, index) for index in range(config.num_layers)]
         self.norm = backend.pack_vector(weights.take("model.norm.weight"))
+        # Some files have a copy of the tied head.
         head = weights.take_optional("lm_head.weight")
         tied = config.tie_word_embeddings or head is None
         self.head = backend.pack_linear([embedding if tied or head is None else head], None)

@@ -9,6 +9,7 @@ from pagefleet.engine.backends.base import Backend
 from pagefleet.engine.errors import ModelLoadError
 from pagefleet.engine.models.config import DecoderConfig
 from pagefleet.engine.models.decoder import Decoder
+from pagefleet.engine.models.required_tensors import required_tensors
 from pagefleet.engine.weights import WeightReader
 
 _DECODERS: Mapping[str, str] = {
@@ -36,4 +37,8 @@ def load_model(config: Mapping[str, Any], weights: WeightReader, backend: Backen
     Raises ModelLoadError for an architecture or feature that is not supported.
     """
     check_supported(config)
-    return Decoder(DecoderConfig.from_hf(config), weights, backend)
+    architectures = config.get("architectures") or [_DECODERS[config["model_type"]]]
+    family = next(family for family, name in _DECODERS.items() if name in architectures)
+    decoder = DecoderConfig.from_hf(config)
+    weights.assert_complete(required_tensors(family, config, decoder))
+    return Decoder(decoder, weights, backend)

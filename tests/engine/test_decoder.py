@@ -146,3 +146,57 @@ def test_a_shard_that_is_missing_is_named(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-2.safetensors"}}')
     with pytest.raises(ModelLoadError, match=r"model-2\.safetensors"):
         WeightReader(tmp_path)
+
+
+# -- which files, and what must be in them ---------------------------------------------------------------
+
+
+def test_the_files_that_transformers_would_take_are_read(tiny_checkpoints, tmp_path, caplog):
+    """model.safetensors goes before an index, an index before anything else; what is not read is named."""
+    source = tiny_checkpoints["llama"] / "model.safetensors"
+    right = fingerprint_weights(source.parent)
+    shutil.copy(source, tmp_path / "model_new.safetensors")
+    assert fingerprint_weights(tmp_path) == right, "the only one"
+    shutil.copy(source, tmp_path / "model.safetensors")
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in load_file(source).items()}
+    save_file(zeros, tmp_path / "model_new.safetensors", metadata={"format": "pt"})
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model_new.safetensors"}}')
+    assert fingerprint_weights(tmp_path) == right
+    norm = WeightReader(tmp_path).take("model.norm.weight")
+    assert torch.equal(norm, load_file(source)["model.norm.weight"])
+    assert "not read: model_new.safetensors; the model is in model.safetensors" in caplog.text
+    (tmp_path / "model.safetensors").unlink()
+    assert fingerprint_weights(tmp_path) != right
+
+
+def test_several_files_without_an_index_are_refused(tiny_checkpoints, tmp_path):
+    for name in ("a", "b"):
+        shutil.copy(tiny_checkpoints["llama"] / "model.safetensors", tmp_path / f"{name}.safetensors")
+    with pytest.raises(ModelLoadError, match=r"several \(a\.safetensors, b\.safetensors\)"):
+        WeightReader(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "missing"),
+    [
+        ("llama", "lm_head.weight"),
+        ("llama", "model.norm.weight"),
+        ("llama-tied-biased", "model.layers.1.self_attn.q_proj.bias"),
+        ("llama-tied-biased", "model.layers.1.self_attn.o_proj.bias"),
+        ("llama-tied-biased", "model.layers.2.mlp.gate_proj.bias"),
+        ("qwen2", "model.layers.0.self_attn.q_proj.bias"),
+        ("qwen3", "model.layers.2.self_attn.q_norm.weight"),
+        ("mistral", "model.layers.2.mlp.down_proj.weight"),
+    ],
+)
+def test_a_tensor_that_is_missing_is_named(tiny_checkpoints, tmp_path, checkpoint, missing):
+    """Left out, the model would talk on without it."""
+    folder = tiny_checkpoints[checkpoint]
+    weights = load_file(folder / "model.safetensors")
+    # All of a kind: a first layer without one is taken for a model without them.
+    kind = missing.split(".", 3)[-1] if "layers" in missing else missing
+    left = {name: tensor for name, tensor in weights.items() if not name.endswith(kind)}
+    save_file(left, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = read_json(folder / "config.json")
+    with pytest.raises(ModelLoadError, match=rf"has no .*{kind}.*\({len(weights) - len(left)} tensors"):
+        load_model(config, WeightReader(tmp_path), ReferenceBackend(torch.device("cpu"), torch.float32))
