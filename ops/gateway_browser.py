@@ -52,7 +52,9 @@ class GatewayBrowser:
 
     @property
     def text(self) -> str:
-        return self.answer.locator(".text").text_content() or ""
+        """What the last answer's Markdown was rendered from: every character that came."""
+        source: str = self.answer.locator(".text").evaluate("place => place.source")
+        return source
 
     @property
     def notice(self) -> str:
@@ -67,7 +69,7 @@ class GatewayBrowser:
     def wait_text(self, num_characters: int, timeout_s: float = 30) -> None:
         """Until the last answer has so many."""
         self.page.wait_for_function(
-            "count => [...document.querySelectorAll('.assistant .text')].at(-1)?.textContent.length >= count",
+            "count => [...document.querySelectorAll('.assistant .text')].at(-1)?.source.length >= count",
             arg=num_characters,
             timeout=timeout_s * 1000,
         )

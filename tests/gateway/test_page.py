@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 
 import httpx
 import pytest
@@ -142,6 +143,89 @@ def test_a_gateway_that_dies_and_comes_back_is_noticed_and_no_more(null_stack, c
         assert window.notice == ""
     gateway.terminate()
     gateway.wait(20)
+
+
+def test_it_says_when_its_gateway_is_down(null_stack, chromium, tmp_path):
+    """With no answer under way, and until it is back."""
+    gateway = GatewayProcess(null_stack.redis_url, GatewaySettings(), 0, log_file=tmp_path / "gateway.log")
+    gateway.start().wait_ready()
+    with gateway_window(chromium, gateway.url) as window:
+        window.page.locator("#model-state", has_text="Ready").wait_for()
+        gateway.send_signal(signal.SIGKILL)
+        gateway.wait(5)
+        window.wait_notice(f"The gateway at 127.0.0.1:{gateway.port} does not answer.")
+        gateway.start().wait_ready()
+        window.page.locator("#notice").wait_for(state="hidden", timeout=20_000)
+    gateway.terminate()
+    gateway.wait(20)
+
+
+MARKDOWN = """\
+# Title
+Some *soft*, **loud** and `code`; a_name_stays, 2 * 3 * 4 too.
+A new line, a [link](https://example.com/a_b), [none](javascript:alert(1)) and https://example.com/x.
+
+- one
+- two
+  1. inner
+  2. more
+
+  after a gap
+- three
+
+> quoted **text**
+
+| a | b |
+|---|---|
+| 1 | `x` |
+
+```python
+if a < b:  # <b>not bold</b>
+    print("**")
+```
+---
+<script>alert(1)</script> \\*plain\\*"""
+
+SHOWN = """\
+<h3>Title</h3>\
+<p>Some <em>soft</em>, <strong>loud</strong> and <code>code</code>; a_name_stays, 2 * 3 * 4 too.
+A new line, a <a href="https://example.com/a_b">link</a>, [none](javascript:alert(1)) and \
+<a href="https://example.com/x">https://example.com/x</a>.</p>\
+<ul><li><span>one</span></li><li><span>two</span><ol start="1"><li><span>inner</span></li>\
+<li><span>more</span></li></ol><p>after a gap</p></li><li><span>three</span></li></ul>\
+<blockquote><span>quoted <strong>text</strong></span></blockquote>\
+<div class="wide"><table><thead><tr><th>a</th><th>b</th></tr></thead>\
+<tbody><tr><td>1</td><td><code>x</code></td></tr></tbody></table></div>\
+<pre class="code" tabindex="0" data-language="python"><code>if a &lt; b:  # &lt;b&gt;not bold&lt;/b&gt;
+    print("**")</code></pre><hr><p>&lt;script&gt;alert(1)&lt;/script&gt; *plain*</p>"""
+
+RENDER = """async ([text, cuts]) => {
+  const { showMarkdown } = await import('./page/markdown.js')
+  const whole = document.createElement('div'), grown = document.createElement('div')
+  showMarkdown(whole, text)
+  for (const cut of cuts) showMarkdown(grown, text.slice(0, cut))
+  showMarkdown(grown, text)
+  return [whole.innerHTML, grown.innerHTML]
+}"""
+
+
+def test_an_answer_is_shown_as_markdown(window):
+    whole, grown = window.page.evaluate(RENDER, [MARKDOWN, list(range(len(MARKDOWN)))])
+    target = ' target="_blank" rel="noopener noreferrer nofollow"'
+    assert whole.replace(target, "") == SHOWN
+    assert whole.count(target) == 2
+    assert grown == whole, "as it streams in, character by character"
+
+
+@pytest.mark.parametrize(
+    "piece", ["*", "`", "[", "](", "**a ", "_a", "> ", "- ", "|", "~~", "<", "a_ *b", "``a`"]
+)
+def test_no_text_takes_longer_than_its_length(window, piece):
+    """Twenty thousand marks without an end, on one line and as lines of their own."""
+    for text in (piece * 20_000, f"{piece}\n" * 2_000):
+        begun_at = time.monotonic()
+        window.page.evaluate(RENDER, [text, []])
+        assert time.monotonic() - begun_at < 3
 
 
 def test_without_a_worker_it_says_so_and_waits(window, http, ghost):

@@ -1,7 +1,8 @@
-// The conversation on the page. Whatever a model wrote is text here, never markup.
+// The conversation on the page.
 
 import { Refusal, askJson } from './api.js'
 import { cancel, follow, newAnswer, submit } from './answer.js'
+import { showMarkdown } from './markdown.js'
 import { element, figures, notice } from './page.js'
 import { request } from './settings.js'
 import { keep, keepSoon, kept } from './store.js'
@@ -113,6 +114,7 @@ async function run(turn, body) {
       prompt.focus()
     }
     if (!mine.abort.signal.aborted) {
+      showSoon(turn)
       status.textContent = answer.error ? 'The answer failed.' : 'The answer is complete.'
       keep()
       refresh(turn)
@@ -122,12 +124,10 @@ async function run(turn, body) {
 
 function listener(turn, mine) {
   return {
-    text(added) {
-      const stick = turns.scrollHeight - turns.scrollTop - turns.clientHeight < 80
-      turn.view.text.firstChild.appendData(added)
+    text() {
+      showSoon(turn)
       refresh(turn)
       if (mine === running) notice(null)
-      if (stick) turns.scrollTop = turns.scrollHeight
       keepSoon()
     },
     thought(added) {
@@ -198,7 +198,7 @@ function show(turn) {
     return
   }
   const view = {
-    text: element('p', 'text', turn.answer.text),
+    text: element('div', 'text'),
     error: element('p', 'error'),
     figures: element('p', 'figures'),
   }
@@ -209,8 +209,25 @@ function show(turn) {
   view.article.setAttribute('aria-label', `Answer of ${turn.model}`)
   // Not enumerable: what is kept is kept as JSON.
   Object.defineProperty(turn, 'view', { value: view, configurable: true })
+  showMarkdown(view.text, turn.answer.text)
   turns.append(view.article)
   refresh(turn)
+}
+
+// At most once for each picture that the screen shows, however many events come between two.
+function showSoon(turn) {
+  if (turn.view.isDue) return
+  turn.view.isDue = true
+  const show = () => {
+    if (!turn.view.isDue) return
+    turn.view.isDue = false
+    const stick = turns.scrollHeight - turns.scrollTop - turns.clientHeight < 80
+    showMarkdown(turn.view.text, turn.answer.text)
+    if (stick) turns.scrollTop = turns.scrollHeight
+  }
+  // A page in the background shows no pictures.
+  requestAnimationFrame(show)
+  setTimeout(show, 250)
 }
 
 function refresh(turn) {

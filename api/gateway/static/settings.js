@@ -11,6 +11,7 @@ const NUMBERS = { temperature: 'temperature', 'top-p': 'top_p', 'max-tokens': 'm
 const AGAIN_MS = 5000
 
 let timer = 0
+let isDown = false
 
 export function openSettings(onKey) {
   for (const id of [...Object.keys(NUMBERS), 'system']) {
@@ -65,13 +66,20 @@ async function loadModels() {
   timer = setTimeout(refreshModels, AGAIN_MS)
 }
 
-// Later on only their states: a notice may stand there that somebody else put up.
+// Later on only their states, and whether the gateway is there. Other notices are left alone.
 async function refreshModels() {
   if (model.options.length === 0) return loadModels()
   try {
-    if (!document.hidden) showModels((await askJson('v1/models')).data)
-  } catch {
-    // Whatever is asked next says so.
+    if (!document.hidden) {
+      showModels((await askJson('v1/models')).data)
+      if (isDown) notice(null)
+      isDown = false
+    }
+  } catch (error) {
+    if (error.status === 0) {
+      isDown = true
+      notice(`The gateway at ${location.host} does not answer. This page tries again every ${AGAIN_MS / 1000} s.`)
+    }
   }
   timer = setTimeout(refreshModels, AGAIN_MS)
 }
