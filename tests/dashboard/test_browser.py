@@ -69,6 +69,7 @@ def flagged_at(redis, job_id):
     return int(fields[1])
 
 
+@pytest.mark.slow
 def test_32_jobs_stream_and_the_buttons_work(watched, crowd, browser):
     interactive, batch = crowd.add(NUM_JOBS - 2), crowd.add(2, "batch")
     for stream in crowd.streams:

@@ -18,7 +18,8 @@ from schemathesis.specs.openapi import checks as openapi_checks
 
 from pagefleet.api.gateway.openapi import document
 
-EXAMPLES = {"post": 30, "get": 6, "delete": 6}
+FEW = {"post": 10, "get": 3, "delete": 3}
+MANY = {"post": 60, "get": 10, "delete": 10}
 CHECKS = [
     not_a_server_error,
     openapi_checks.status_code_conformance,
@@ -61,15 +62,18 @@ def what_is_there(gateway, path):
     return {"name": "null"} if "{name}" in path else None
 
 
+@pytest.mark.parametrize(
+    "num_examples", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"]
+)
 @pytest.mark.parametrize("is_there", [True, False], ids=["is there", "random"])
 @pytest.mark.parametrize(("method", "path", "mode"), ASKED)
-def test_it_answers_as_its_document_says(gateway, schema, method, path, mode, is_there):
+def test_it_answers_as_its_document_says(gateway, schema, method, path, mode, is_there, num_examples):
     named = what_is_there(gateway, path) if is_there else None
     statuses = Counter()
     operation = schema[path][method]
 
     @settings(
-        max_examples=EXAMPLES[method], derandomize=True, database=None, deadline=None,
+        max_examples=num_examples[method], derandomize=True, database=None, deadline=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(case=operation.as_strategy(generation_mode=mode, path_parameters=named))

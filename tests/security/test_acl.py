@@ -150,7 +150,7 @@ def test_a_monitor_sees_status_events_and_workers(guarded, workers, producer):
         assert wait_until(lambda: any(event["type"] == "worker-heartbeat" for event in seen), 15)
         producer.generate("x", max_tokens=3).result()
         assert wait_until(lambda: any(event["type"] == "task-succeeded" for event in seen), 10)
-        assert len(app.control.inspect(timeout=2.0).ping()) == 2
+        assert len(app.control.inspect(timeout=10.0, limit=len(workers)).ping()) == 2
     app.close()
     assert guarded.denied() == []
 
@@ -212,7 +212,7 @@ def test_the_control_channel_tells_a_monitor_no_prompt(guarded, workers, produce
     assert wait_until(lambda: len(producer.status().running) == 1, 10)
     app.close()
     monitor = make_celery(FleetSettings(redis_url=guarded.url_of("monitor")))
-    inspect = monitor.control.inspect(timeout=2.0)
+    inspect = monitor.control.inspect(timeout=10.0, limit=len(workers))
     active = inspect.active()
     told = [active, inspect.active(safe=True), inspect.reserved(), inspect.scheduled(), inspect.stats()]
     told += [inspect.query_task(sent.id), inspect.report(), inspect.conf(with_defaults=True)]

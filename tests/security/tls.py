@@ -99,8 +99,10 @@ class TlsFront:
                 target.settimeout(0.05)
 
     def close(self):
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
+        # A thread that waits for a socket wakes when it is shut down, not when another thread closes it.
+        for each in self._sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
         for each in self._sockets:
             with contextlib.suppress(OSError):
                 each.close()

@@ -11,7 +11,7 @@ from pagefleet.workers.bench.report import run_round
 from pagefleet.workers.bench.workload import Workload
 from pagefleet.workers.local_stack import LocalStack
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.slow]
 
 MODEL = "smollm2-135m-instruct"
 LEAST_SHARE = 0.85

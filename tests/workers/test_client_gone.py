@@ -39,6 +39,7 @@ def stack(server_binary, tmp_path):
         yield stack
 
 
+@pytest.mark.slow
 def test_a_dead_clients_jobs(stack, monkeypatch):
     monkeypatch.setenv("REDIS_URL", stack.redis_url)
     client = subprocess.Popen([sys.executable, "-c", CLIENT], stdout=subprocess.PIPE)

@@ -8,7 +8,7 @@ from pagefleet.api import FleetClient
 from pagefleet.workers.local_stack import LocalStack
 
 LEASE_S = 1.5
-NUM_PROMPT_TOKENS = 4000
+NUM_PROMPT_TOKENS = 1500
 # In steps of 512 tokens, the default, each would last 2 s.
 TOKEN_S = 0.004
 
@@ -21,7 +21,7 @@ def stack(server_binary, tmp_path):
         yield stack
 
 
-def test_a_prompt_of_4000_tokens_is_not_taken_over(stack):
+def test_a_prompt_of_four_leases_is_not_taken_over(stack):
     with FleetClient(redis_url=stack.redis_url) as fleet:
         result = fleet.generate(prompt_token_ids=[65] * NUM_PROMPT_TOKENS, max_tokens=8, seed=1).result()
         assert (len(result.token_ids), result.attempts) == (8, 1)
