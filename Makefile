@@ -76,7 +76,7 @@ imports: $(DEV_STAMP)
 # Most tests wait more than they compute; those with a bar on the clock run by themselves afterwards.
 PYTEST_JOBS ?= 3
 PYTEST := $(BIN)/python -m pytest --durations=10
-PYTEST_PARALLEL := $(PYTEST) -n $(PYTEST_JOBS) --dist loadfile
+PYTEST_PARALLEL := $(PYTEST) -n $(PYTEST_JOBS) --dist loadfile --no-loadscope-reorder
 
 # Debian's Prometheus, unpacked and not installed: the tests of rules and dashboard skip without it.
 prometheus:

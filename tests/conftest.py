@@ -9,6 +9,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
+from reaper import reaper
 
 from pagefleet.api import FleetClient, FleetSettings, keys
 from pagefleet.api.errors import ConfigurationError
@@ -18,6 +19,25 @@ from pagefleet.workers.local_stack import LocalStack
 from pagefleet.workers.redis_server import RedisServer, find_server_binary
 
 NULL_WORKER = ["--model", "null", "--backend", "null", "--null-step-time", "0.005", "--null-recites"]
+
+
+# A file's tests run in one process (make pytest): the longest start first, or the others wait at the end.
+LONGEST_FILES = (
+    "engine/test_llm.py",
+    "workers/test_model_fleet.py",
+    "workers/test_mixed_fleet.py",
+    "workers/test_takeover.py",
+    "garbage/test_stored_garbage.py",
+    "security/test_acl.py",
+    "engine/test_checkpoint.py",
+    "gateway/test_page.py",
+    "engine/test_sampler.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {str(Path(__file__).parent / name): rank for rank, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: ranks.get(str(item.path), len(ranks)))
 
 
 def missing_service(reason: str) -> None:
@@ -34,7 +54,13 @@ def give_up():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_environment(tmp_path_factory):
+def no_process_is_left():
+    with reaper():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_environment(no_process_is_left, tmp_path_factory):
     """No test finds a developer's Redis, settings or running stack."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):

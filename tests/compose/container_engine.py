@@ -9,6 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import reaper
+
 ROOT = Path(__file__).parents[2]
 LAB_SCRIPT = ROOT / "ops" / "container-lab.sh"
 _TIMEOUT_S = 900
@@ -45,6 +47,8 @@ class Lab:
     def __init__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="pf-lab-"))
         self._environment = {**os.environ, "LAB": str(self.folder), "PYTHON": sys.executable}
+        # The reaper would kill it before it has taken down anything.
+        self._environment.pop(reaper.RUN, None)
         self._down = subprocess.Popen(
             ["sh", "-c", 'cat >/dev/null; exec "$0" down', LAB_SCRIPT],
             env=self._environment,
