@@ -35,6 +35,8 @@ class NullOptions:
     """Its answers repeat themselves after so many tokens. None: never."""
     recites: bool = False
     """Where a prompt has `<recite>`, the answer is what stands between the last one and `</recite>`."""
+    faults: bool = False
+    """A prompt with `<fault step>` makes every step that it is in fail; `<fault device>` loses the device."""
 
     def __post_init__(self) -> None:
         if self.period is not None:

@@ -3,6 +3,7 @@
     EngineError
     ├── ConfigError (also a ValueError)   an EngineConfig that can't be
     ├── EngineAsleepError                 a step was asked of an engine that sleeps
+    ├── EngineFailedError                 nothing can be computed any more; no request is to blame
     ├── InvalidRequestError               one request's mistake; the engine goes on
     ├── MissingDependencyError            a package that this feature needs; names the pip command
     └── ModelLoadError                    the model can't be served
@@ -15,10 +16,13 @@ ours is an assertion.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
     "ConfigError",
     "EngineAsleepError",
     "EngineError",
+    "EngineFailedError",
     "InvalidRequestError",
     "MissingDependencyError",
     "ModelLoadError",
@@ -40,6 +44,21 @@ class EngineAsleepError(EngineError):
 
     def __init__(self) -> None:
         super().__init__("The engine sleeps: call wake() before the next step.")
+
+
+class EngineFailedError(EngineError):
+    """The device is lost, or no sequence of a step can be computed. Start the engine anew.
+
+    `request_ids` are the requests of the step that failed.
+    """
+
+    def __init__(self, message: str, request_ids: Sequence[str] = ()) -> None:
+        super().__init__(message, request_ids)
+        self.message = message
+        self.request_ids = list(request_ids)
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class InvalidRequestError(EngineError):

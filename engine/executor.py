@@ -65,9 +65,14 @@ class Executor(ABC):
         drafts as come true, and one token more. Changes no sequence.
 
         The result of an entry doesn't depend on the others. An id outside of the vocabulary says that this
-        entry's logits were of no use (NaN): the engine ends that sequence and goes on with the rest.
-        An exception fails the step as a whole; the step can then be tried again.
+        entry's logits were of no use (NaN), or that its grammar or parameters could not be applied: the
+        engine ends that sequence and goes on with the rest.
+        An exception fails the step as a whole; the step, or parts of it, can then be tried again.
         """
+
+    def has_lost_device(self, error: Exception) -> bool:
+        """Return whether `execute` will fail from now on, whatever the batch, because it raised `error`."""
+        return False
 
     @abstractmethod
     def sleep(self) -> None:

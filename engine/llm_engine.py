@@ -11,7 +11,7 @@ import time
 from pagefleet.engine.block_manager import BlockManager
 from pagefleet.engine.config import EngineConfig
 from pagefleet.engine.engine_request import EngineRequest
-from pagefleet.engine.errors import EngineAsleepError, InvalidRequestError
+from pagefleet.engine.errors import EngineAsleepError, EngineFailedError, InvalidRequestError
 from pagefleet.engine.executor import LoadedModel, ModelInfo, Report
 from pagefleet.engine.grammar import Grammar, GrammarCompiler
 from pagefleet.engine.outputs import EngineStats, FinishReason, Sampled, SequenceOutput, TokenLogprobs
@@ -181,7 +181,8 @@ class LLMEngine:
     def execute(self, scheduler_output: SchedulerOutput) -> list[SequenceOutput]:
         """Compute a step that `schedule` decided; outputs in its order.
 
-        What the executor raises is passed on: no sequence has changed then, and stepping again is safe.
+        What the executor raises is passed on: no sequence has changed then, and stepping again is safe
+        (isolation.py does it). Raise EngineFailedError if the step was computed and could not be booked.
         """
         step = scheduler_output._replace(
             scheduled=[entry for entry in scheduler_output.scheduled if _is_running(entry.sequence)]
@@ -191,6 +192,15 @@ class LLMEngine:
         ended_at_add = [output for outputs in self._ended_at_add.values() for output in outputs]
         self._ended_at_add.clear()
         return ended_at_add + outputs
+
+    def has_lost_device(self, error: Exception) -> bool:
+        """Return whether no step can be computed any more, because `execute` raised `error`."""
+        return self._executor.has_lost_device(error)
+
+    def fail(self, sequence: Sequence, sentence: str) -> SequenceOutput:
+        """End a sequence that is in the engine; return its last output, which has no token."""
+        self._finish(sequence, FinishReason.ERROR)
+        return _output(sequence, [], failed(sentence))
 
     def stats(self) -> EngineStats:
         scheduler = self._scheduler
@@ -254,18 +264,27 @@ class LLMEngine:
         self._budget.observe(num_tokens, time.monotonic() - begun_at)
         self._scheduler.token_budget = self._budget.num_tokens
         with self.trace.span("advance"):
-            for entry, found in zip(step.scheduled, sampled, strict=True):
-                _note_prompt_logprobs(entry.sequence, found)
-            self._scheduler.update(step, [found.token_ids for found in sampled])
-            outputs = [
-                self._advance(entry.sequence, found)
-                for entry, found in zip(step.scheduled, sampled, strict=True)
-                if found.token_ids
-            ]
+            try:
+                outputs = self._book(step, sampled)
+            except Exception as error:
+                raise EngineFailedError(
+                    f"A step could not be booked: {error!r}",
+                    [entry.sequence.request_id for entry in step.scheduled],
+                ) from error
         self._num_steps += 1
         self._last_step_num_seqs = len(outputs)
         self._num_generation_tokens += sum(len(output.token_ids) for output in outputs)
         return outputs
+
+    def _book(self, step: SchedulerOutput, sampled: list[Sampled]) -> list[SequenceOutput]:
+        for entry, found in zip(step.scheduled, sampled, strict=True):
+            _note_prompt_logprobs(entry.sequence, found)
+        self._scheduler.update(step, [found.token_ids for found in sampled])
+        return [
+            self._advance(entry.sequence, found)
+            for entry, found in zip(step.scheduled, sampled, strict=True)
+            if found.token_ids
+        ]
 
     def _advance(self, sequence: Sequence, found: Sampled) -> SequenceOutput:
         """Turn the tokens just found into an output, and end the sequence where one was its last."""
@@ -296,9 +315,11 @@ class LLMEngine:
             )
         try:
             return self._stop_checker.check(sequence, num_tokens)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             # The tokenizer is not ours: what it throws at one sequence's tokens is no reason to
-            # take the others of the batch down.
+            # take the others of the batch down. A panic of its Rust code is no Exception.
             logger.exception("request %s: its token could not be turned into text", sequence.request_id)
             return failed(f"The tokenizer failed on the generated tokens: {error}")
 

@@ -79,7 +79,8 @@ class LogitRules:
             return None
         for index in range(self._num_counted, len(token_ids)):
             counts.add(token_ids[index], is_output=index >= self._num_prompt_tokens)
-        self._num_counted = len(token_ids)
+            # Not after all of them: whatever stops this, none is counted twice by the next try.
+            self._num_counted = index + 1
         return counts
 
     def looking_ahead(self, token_ids: Sequence[int]) -> LogitRules:

@@ -6,6 +6,7 @@ Knows no requests, no stops and no text. Host work is vectorised: no Python loop
 from __future__ import annotations
 
 import contextlib
+import logging
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from pagefleet.engine.sampling_params import SamplingParams
 from pagefleet.engine.scheduler_output import ScheduledSequence
 from pagefleet.engine.token_masks import TokenMasks
 from pagefleet.engine.verification import agreed, logit_rows, sampling_rows
+
+logger = logging.getLogger(__name__)
 
 NUM_PROMPT_ROWS = 64
 """Rows of a prompt whose logits are in memory at once."""
@@ -91,6 +94,19 @@ class ModelRunner(Executor):
                 self._add_prompt_logprobs(found, hidden[len(sampled_rows) :], prompts)
         return found
 
+    def has_lost_device(self, error: Exception) -> bool:
+        """See `Executor.has_lost_device`. An error on a GPU poisons its context for the whole process; one
+        that does not (memory that is short) lets the device be waited for."""
+        if isinstance(error, torch.AcceleratorError):
+            return True
+        if self.device.type == "cpu":
+            return False
+        try:
+            torch.accelerator.synchronize(self.device)
+        except RuntimeError:
+            return True
+        return False
+
     @torch.inference_mode()
     def warm_up(self, query_lens: list[int]) -> None:
         """Computes one step of sequences of these lengths, all in block 0, which nobody owns yet."""
@@ -128,7 +144,7 @@ class ModelRunner(Executor):
         self, hidden: torch.Tensor, rows: list[SamplingRow], allowed: NDArray[np.int32] | None
     ) -> list[Sampled]:
         logits = self._model.logits(hidden)
-        token_ids = self.sampler.sample(logits, rows, allowed)
+        token_ids = self._token_ids(logits, rows, allowed)
         found = [Sampled((token_id,)) for token_id in token_ids]
         asking = [
             index
@@ -141,6 +157,26 @@ class ModelRunner(Executor):
             for index, logprobs in zip(asking, token_logprobs(logits[asking], chosen, num_top), strict=True):
                 found[index] = found[index]._replace(logprobs=(logprobs,))
         return found
+
+    def _token_ids(
+        self, logits: torch.Tensor, rows: list[SamplingRow], allowed: NDArray[np.int32] | None
+    ) -> list[int]:
+        """What is sampled; no token, the id `vocab_size`, for a row whose parameters cannot be applied."""
+        try:
+            return self.sampler.sample(logits, rows, allowed)
+        except Exception as error:
+            if self.has_lost_device(error):
+                raise
+            if len(rows) > 1:
+                # The forward pass is not to blame: only the rows are sampled one by one.
+                return [
+                    self._token_ids(
+                        logits[at : at + 1], [row], None if allowed is None else allowed[at : at + 1]
+                    )[0]
+                    for at, row in enumerate(rows)
+                ]
+            logger.exception("a token of seed %d could not be sampled", rows[0].seed)
+            return [int(logits.shape[-1])]
 
     def _add_prompt_logprobs(self, found: list[Sampled], hidden: torch.Tensor, prompts: PromptRows) -> None:
         logprobs: list[TokenLogprobs] = []

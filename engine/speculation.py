@@ -6,6 +6,7 @@ that are free, and leave with the step. They never cost anybody blocks, a seat o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable
 from typing import Final
 
@@ -14,6 +15,8 @@ from pagefleet.engine.scheduler_output import ScheduledSequence
 from pagefleet.engine.sequence import Sequence
 
 __all__ = ["Speculation", "num_agreed"]
+
+logger = logging.getLogger(__name__)
 
 _NUM_FREE_TOKENS: Final = 20
 """Tokens that a step could compute in the time it takes anyway, to read the weights: measured 20 to 35 with
@@ -59,7 +62,15 @@ class Speculation:
             if not entry.is_sampled:
                 continue
             sequence = entry.sequence
-            sequence.draft_token_ids = self._draft(sequence, num_tokens_left, load)
+            try:
+                sequence.draft_token_ids = self._draft(sequence, num_tokens_left, load)
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException:
+                # A grammar is not ours: what it throws at guesses costs this sequence guesses alone. A panic
+                # of its Rust code is no Exception.
+                logger.exception("request %s: nothing is guessed any more", sequence.request_id)
+                sequence.proposer, sequence.draft_token_ids = None, []
             if num_drafts := len(sequence.draft_token_ids):
                 has_grown = self._block_manager.append(sequence, sequence.num_tokens + num_drafts)
                 assert has_grown, sequence.request_id

@@ -5,7 +5,8 @@ Packed, one bit a token: bit t % 32 of word t // 32 for token t. Knows sequences
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,8 @@ from pagefleet.engine.sequence import Sequence
 
 if TYPE_CHECKING:
     from pagefleet.engine.grammar import Grammar
+
+logger = logging.getLogger(__name__)
 
 Packed = NDArray[np.int32]
 
@@ -77,34 +80,58 @@ class TokenMasks:
             self._library = LLExecutor()
         # Together what is known of all; with drafts, the tokens behind them once more, and so on.
         while places:
+            self._compute_rows(places, packed)
+            places = [place for place in places if self._finish(packed, place)]
+            places = [behind for place in places if (behind := _behind_draft(packed, place)) is not None]
+        return packed
+
+    def _compute_rows(self, places: list[_Place], packed: Packed) -> None:
+        """All at once; if the library fails on that, one by one, and the row that it fails on alone allows
+        nothing."""
+        try:
             entries = [(place.grammar.matcher, place.row) for place in places]
             self._library.unsafe_compute_mask_ptr(
                 entries, packed.ctypes.data, packed.shape[1] * 4, len(packed)
             )
+        # A panic in the library's Rust code is no Exception.
+        except BaseException as error:  # noqa: BLE001
+            if len(places) == 1:
+                _give_up(packed, places[0], error)
+                return
             for place in places:
-                self._finish(packed[place.row], place)
-            places = list(_behind_drafts(places))
-        return packed
+                self._compute_rows([place], packed)
 
-    def _finish(self, mask: NDArray[np.int32], place: _Place) -> None:
-        params = place.sequence.sampling_params
+    def _finish(self, packed: Packed, place: _Place) -> bool:
+        """Narrow a row; return whether that was possible."""
+        mask, params = packed[place.row], place.sequence.sampling_params
         must_go_on = params.ignore_eos or place.position < params.min_tokens
         if must_go_on and (others := mask & self._no_end).any():
             # Else it can only end, and does.
             mask[:] = others
-        place.grammar.narrow(mask, place.position)
+        try:
+            place.grammar.narrow(mask, place.position)
+        except BaseException as error:  # noqa: BLE001
+            _give_up(packed, place, error)
+            return False
+        return True
 
 
-def _behind_drafts(places: list[_Place]) -> Iterator[_Place]:
-    """The rows behind these places' first drafts, as far as anything can follow them."""
-    for place in places:
-        if place.drafts:
-            # A copy takes the draft: whether it comes true is not known yet.
-            grammar = place.grammar.copy()
-            if grammar.accept(place.drafts[0]) is None and not grammar.is_finished:
-                yield place._replace(
-                    row=place.row + 1,
-                    grammar=grammar,
-                    position=place.position + 1,
-                    drafts=place.drafts[1:],
-                )
+def _give_up(packed: Packed, place: _Place, error: BaseException) -> None:
+    """Allow nothing here and behind these drafts: the sampler finds no token, the sequence ends alone."""
+    logger.error("request %s: its grammar failed: %r", place.sequence.request_id, error)
+    packed[place.row : place.row + 1 + len(place.drafts)] = 0
+
+
+def _behind_draft(packed: Packed, place: _Place) -> _Place | None:
+    """The row behind a place's first draft, if anything can follow it."""
+    if not place.drafts:
+        return None
+    behind = place._replace(row=place.row + 1, position=place.position + 1, drafts=place.drafts[1:])
+    try:
+        # A copy takes the draft: whether it comes true is not known yet.
+        grammar = place.grammar.copy()
+        can_follow = grammar.accept(place.drafts[0]) is None and not grammar.is_finished
+    except BaseException as error:  # noqa: BLE001
+        _give_up(packed, behind, error)
+        return None
+    return behind._replace(grammar=grammar) if can_follow else None

@@ -83,6 +83,7 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
             token_time_s=settings.null_token_time_s,
             period=settings.null_period,
             recites=settings.null_recites,
+            faults=settings.null_faults,
             weights=settings.null_weights,
             version=settings.null_version,
         ),

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from pagefleet.engine import EngineRequest, InvalidRequestError, LLMEngine, SequenceOutput
+from pagefleet.engine.errors import EngineFailedError
+from pagefleet.engine.isolation import StepIsolation
 from pagefleet.engine.scheduler_output import SchedulerOutput
 from pagefleet.workers.loop_thread import LoopThread
 from pagefleet.workers.solo_gate import SoloGate
@@ -32,7 +34,12 @@ class Listener(Protocol):
 
     def on_refused(self, request_id: str, error: InvalidRequestError) -> None: ...
 
-    def on_failed(self, request_ids: Sequence[str], error: Exception) -> None: ...
+    def on_failed(self, request_id: str, error: Exception) -> None:
+        """This request alone cannot be computed."""
+
+    def on_engine_failed(self, suspect_ids: Sequence[str], error: EngineFailedError) -> None:
+        """The engine computes nothing any more, and the loop ends. No request is to blame for sure; the
+        suspects were in its last step."""
 
 
 class Meter(Protocol):
@@ -73,6 +80,7 @@ class EngineLoop:
 
     def __init__(self, engine: LLMEngine, listener: Listener, lease: Beat, meter: Meter) -> None:
         self._engine = engine
+        self._steps = StepIsolation(engine)
         self._listener = listener
         self._lease = lease
         self._meter = meter
@@ -125,7 +133,7 @@ class EngineLoop:
 
     def _step(self) -> None:
         begun_at = time.monotonic()
-        plan = self._engine.schedule()
+        plan = self._steps.schedule()
         # A request's other choices begin after its first one, which has shown that the prompt is harmless.
         first = dict.fromkeys(sequence.request_id for sequence in plan.first_prefills)
         request_ids = [each for each in first if self._starts.is_beginning(each)]
@@ -133,15 +141,17 @@ class EngineLoop:
             for request_id in self._listener.before_prefill(request_ids):
                 self._abort(request_id)
         try:
-            outputs = self._engine.execute(plan)
-        except Exception as error:
-            logger.exception("a step of %d sequences failed", len(plan.scheduled))
-            self._fail([entry.sequence.request_id for entry in plan.scheduled], error)
+            outputs = self._steps.execute(plan)
+        except EngineFailedError as error:
+            self._stopping = True
+            self._listener.on_engine_failed(self._starts.suspects(error.request_ids), error)
             return
         self._count(outputs)
         self._meter.on_step(begun_at, plan, outputs)
         for output in outputs:
             self._starts.passed(output.request_id)
+            if output.finish_reason is not None:
+                self._starts.ended(output.request_id)
         if outputs:
             self._listener.on_outputs(outputs)
         heard = {output.request_id for output in outputs}
@@ -165,18 +175,14 @@ class EngineLoop:
         except Exception as error:
             # A tokenizer or a grammar is not ours: what it throws at one request must not end the others'.
             logger.exception("request %s could not be added", request.request_id)
-            self._listener.on_failed([request.request_id], error)
+            self._listener.on_failed(request.request_id, error)
             return False
         return True
 
     def _abort(self, request_id: str) -> None:
         self._engine.abort(request_id)
         self._starts.passed(request_id)
-
-    def _fail(self, request_ids: Sequence[str], error: Exception) -> None:
-        for request_id in request_ids:
-            self._abort(request_id)
-        self._listener.on_failed(request_ids, error)
+        self._starts.ended(request_id)
 
     def _stop(self) -> None:
         self._stopping = True

@@ -6,6 +6,7 @@ message -> Admission -> EngineLoop -> Publisher -> Finisher -> message
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -24,6 +25,7 @@ from pagefleet.api.messages import WorkerStatus
 from pagefleet.api.operations import CancelVerdict, StepStatus
 from pagefleet.api.status import num_queued
 from pagefleet.engine import EngineRequest, InvalidRequestError, LLMEngine, SequenceOutput
+from pagefleet.engine.errors import EngineFailedError
 from pagefleet.workers.active_job import ActiveJob, JobMessage
 from pagefleet.workers.admission import Admission, Holder
 from pagefleet.workers.auditor import AUDIT_EVERY_S, Auditor
@@ -37,6 +39,7 @@ from pagefleet.workers.job_log import job_fields, log_end
 from pagefleet.workers.lanes import Yielder
 from pagefleet.workers.lease import Lease
 from pagefleet.workers.live_state import LiveState
+from pagefleet.workers.loop_thread import end_process
 from pagefleet.workers.message_gate import MessageGate
 from pagefleet.workers.metrics import FOLD_EVERY_S, Metrics
 from pagefleet.workers.model_card import make_card
@@ -257,9 +260,27 @@ class FleetWorker(Holder):
     def on_refused(self, request_id: str, error: InvalidRequestError) -> None:
         self.publisher.fail_ids([request_id], fleet_error(error))
 
-    def on_failed(self, request_ids: Sequence[str], error: Exception) -> None:
-        failure: FleetError = JobFailed(f"The engine failed on this job's batch: {error}")
-        self.publisher.fail_ids(request_ids, failure)
+    def on_failed(self, request_id: str, error: Exception) -> None:
+        failure: FleetError = JobFailed(f"The engine could not take this job: {error}")
+        self.publisher.fail_ids([request_id], failure)
+
+    def on_engine_failed(self, suspect_ids: Sequence[str], error: EngineFailedError) -> None:
+        """No job fails by it: the suspects are left as by a death (BLAME, protocol line 12), all others are
+        released (line 8), and the process ends. The reaper of another worker restores the messages."""
+        logger.critical("the engine failed: %s", error, exc_info=error)
+        self._draining = True
+        self.insist.at_most(self.settings.lease_s)
+        for duty in self._duties:
+            duty.stop()
+        # RedisUnavailable: the lease runs out, and what was held comes back by that.
+        with contextlib.suppress(RedisUnavailable):
+            self.publisher.abandon(suspect_ids)
+            for job in self.admission.give_up_compiling():
+                self.publisher.release(job)
+        self.publisher.stop()
+        self.finisher.stop()
+        self.lease.give_up()
+        end_process(f"its engine computes nothing any more, no job was failed for it: {error}")
 
     # What becomes of jobs, in the publisher's and the admission's threads.
 

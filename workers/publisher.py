@@ -137,19 +137,39 @@ class Publisher:
         latest = {job.job_id: job for job in sorted(jobs, key=lambda job: job.serial)}
         epochs = {job_id: job.epoch for job_id, job in latest.items()}
         lost = set(request_ids) - {job.request_id for job in latest.values()}
-        marked = threading.Event()
 
         def mark() -> None:
             self._flush()
             fenced = self._insist(lambda: self._store.mark(self._worker_id, epochs))
             lost.update(latest[job_id].request_id for job_id in fenced)
-            marked.set()
 
-        self._notes.put(mark)
-        while not marked.wait(_QUIET_S):
+        self._wait_for(mark)
+        return lost
+
+    def abandon(self, request_ids: Sequence[str]) -> None:
+        """MARK these as suspects and leave them as a death would: nothing is sent for them any more. The
+        caller waits. Raise RedisUnavailable as `mark` does."""
+        self.mark(request_ids)
+        jobs = [job for each in request_ids if (job := self._jobs.get(each)) is not None]
+
+        def forget() -> None:
+            for job in jobs:
+                self._forget(job)
+
+        self._wait_for(forget)
+
+    def _wait_for(self, do: Callable[[], object]) -> None:
+        """Do something in the publisher's thread, after what was published before."""
+        is_done = threading.Event()
+
+        def note() -> None:
+            do()
+            is_done.set()
+
+        self._notes.put(note)
+        while not is_done.wait(_QUIET_S):
             if not self._thread.is_alive():
                 raise RedisUnavailable("The publisher left before the server answered.")
-        return lost
 
     def _run(self) -> None:
         while not self._stopping:

@@ -77,6 +77,11 @@ class WorkerSettings(FleetSettings):
         description="backend null: where a prompt has <recite>, its answer is what stands between the last "
         "one and </recite>",
     )
+    null_faults: bool = Field(
+        False,
+        description="backend null: a prompt with <fault step> fails every step that it is in, one with "
+        "<fault device> loses the device",
+    )
     null_weights: str = Field("null", description="backend null: which weights it pretends to have")
     null_version: str | None = Field(None, description="backend null: which version it pretends to be")
 

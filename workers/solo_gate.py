@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from pagefleet.engine import EngineRequest
 
@@ -24,8 +24,11 @@ class SoloGate:
         self._waiting: deque[tuple[EngineRequest, bool]] = deque()
         self._beginning: set[str] = set()
         self._solo: str | None = None
+        self._were_solo: set[str] = set()
 
     def put(self, request: EngineRequest, solo: bool) -> None:
+        if solo:
+            self._were_solo.add(request.request_id)
         if any(log is None or log for log in request.logs):
             self._admit(request)
             return
@@ -45,6 +48,20 @@ class SoloGate:
         elif self._waiting:
             self._waiting = deque(entry for entry in self._waiting if entry[0].request_id != request_id)
             self._open()
+
+    def suspects(self, request_ids: Iterable[str]) -> list[str]:
+        """Of the requests in a step that failed as a whole, those that may be its cause.
+
+        Those that begin: the others were computed before. If none begins, all of them, but for those that
+        were suspects before: they would be blamed for what is not known to be theirs.
+        """
+        request_ids = list(request_ids)
+        beginning = [each for each in request_ids if each in self._beginning]
+        return beginning or [each for each in request_ids if each not in self._were_solo]
+
+    def ended(self, request_id: str) -> None:
+        """The request is out of the engine."""
+        self._were_solo.discard(request_id)
 
     def _open(self) -> None:
         while self._waiting and self._solo is None:

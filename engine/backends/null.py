@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["NullExecutor", "load", "null_token"]
 
 BEGIN_RECITAL, END_RECITAL = b"<recite>", b"</recite>"
+FAIL_STEP, LOSE_DEVICE = b"<fault step>", b"<fault device>"
 FIRST_PRINTABLE = 0x20
 NUM_PRINTABLE = 95
 
@@ -40,8 +41,11 @@ class NullExecutor(Executor):
         vocab_size: int = MIN_NULL_VOCAB_SIZE,
         period: int | None = None,
         recites: bool = False,
+        faults: bool = False,
     ) -> None:
         self._recites = recites
+        self._faults = faults
+        self._is_lost = False
         self._step_time_s = step_time_s
         self._period = period
         self._token_time_s = token_time_s
@@ -51,7 +55,13 @@ class NullExecutor(Executor):
 
     def execute(self, scheduled: list[ScheduledSequence]) -> list[Sampled]:
         self._wait_for_end_of_step(sum(entry.num_new_tokens for entry in scheduled))
+        if self._faults:
+            self._fail(scheduled)
         return [self._sample(entry) for entry in scheduled]
+
+    def has_lost_device(self, error: Exception) -> bool:
+        """See `Executor.has_lost_device`."""
+        return self._is_lost
 
     def sleep(self) -> None:
         """Nothing to give back."""
@@ -62,6 +72,15 @@ class NullExecutor(Executor):
     def close(self) -> None:
         if self._masks is not None:
             self._masks.close()
+
+    def _fail(self, scheduled: list[ScheduledSequence]) -> None:
+        """Raise what a real device would raise at the prompts that ask for it."""
+        prompts = [_prompt_bytes(entry.sequence) for entry in scheduled]
+        self._is_lost |= any(LOSE_DEVICE in prompt for prompt in prompts)
+        if self._is_lost:
+            raise RuntimeError("The null device is lost.")
+        if any(FAIL_STEP in prompt for prompt in prompts):
+            raise RuntimeError("The null device fails on this batch.")
 
     def _sample(self, entry: ScheduledSequence) -> Sampled:
         sequence, drafted = entry.sequence, entry.draft_token_ids
@@ -84,12 +103,7 @@ class NullExecutor(Executor):
         """What the prompt asks to be said, then the end of sequence; nothing where it asks nothing."""
         if not self._recites:
             return []
-        prompt = bytes(
-            token
-            for token in sequence.token_ids[: sequence.num_prompt_tokens]
-            if token < ByteTokenizer.NUM_BYTES
-        )
-        _, begin, rest = prompt.rpartition(BEGIN_RECITAL)
+        _, begin, rest = _prompt_bytes(sequence).rpartition(BEGIN_RECITAL)
         if not begin:
             return []
         said = rest.partition(END_RECITAL)[0]
@@ -108,7 +122,10 @@ class NullExecutor(Executor):
         assert packed is not None
         masks: list[list[int]] = packed().tolist()
         pick = _nearest if self._recited(entry.sequence, range(1)) else _pick
-        return [pick(mask, token_id) for mask, token_id in zip(masks, token_ids, strict=True)]
+        return [
+            pick(mask, token_id) if any(mask) else self._vocab_size
+            for mask, token_id in zip(masks, token_ids, strict=True)
+        ]
 
     def _wait_for_end_of_step(self, num_tokens: int) -> None:
         """Keep the cadence while the host keeps up: its work hides in the step, as beside a real device."""
@@ -118,6 +135,13 @@ class NullExecutor(Executor):
         self._step_ends_at = begins_at + lasts_s
         if self._step_ends_at > now:
             time.sleep(self._step_ends_at - now)
+
+
+def _prompt_bytes(sequence: Sequence) -> bytes:
+    """The prompt as the byte tokenizer reads it."""
+    return bytes(
+        token for token in sequence.token_ids[: sequence.num_prompt_tokens] if token < ByteTokenizer.NUM_BYTES
+    )
 
 
 def _allowed(mask: list[int]) -> list[int]:
@@ -178,7 +202,12 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
     )
     loaded = LoadedModel(
         NullExecutor(
-            options.step_time_s, options.token_time_s, options.vocab_size, options.period, options.recites
+            options.step_time_s,
+            options.token_time_s,
+            options.vocab_size,
+            options.period,
+            options.recites,
+            options.faults,
         ),
         ByteTokenizer(options.vocab_size),
         info,

@@ -214,7 +214,9 @@ def _of_ledgers(keyspace: Keyspace, job_id: str, fields: Mapping[str, str]) -> I
 
 def _of_suspicion(keyspace: Keyspace, job_id: str, fields: Mapping[str, str]) -> Iterator[str]:
     is_suspect = fields.get("suspect") == "1"
-    if is_suspect and (fields["state"] != "R" or keyspace.num_tokens(job_id)):
+    # A worker whose engine failed marks what its last step computed, and is gone.
+    is_left = fields["state"] == "R" and not keyspace.has_lease(fields["owner"])
+    if is_suspect and not is_left and (fields["state"] != "R" or keyspace.num_tokens(job_id)):
         yield "a job is suspect although its first prefill is over"
     if is_suspect and job_id not in keyspace.members(keys.suspects(fields["owner"])):
         yield "a suspect does not stand in its worker's list"

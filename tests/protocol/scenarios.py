@@ -74,7 +74,7 @@ ONE_FAULT = [
     Scenario((event,) if event else ())
     for event in (
         "", "death", "drain", "drop", "wedge", "duplicate", "lost reply", "cancel", "revoke", "delete",
-        "deadline", "client death", "client drop", "foreign revoke",
+        "deadline", "client death", "client drop", "foreign revoke", "engine failure",
     )
 ]  # fmt: skip
 """Exhaustive, in every test run."""
@@ -110,6 +110,9 @@ LONG = [
     begun_pair(),
     begun_pair("death"),
     begun_pair("drain"),
+    begun_pair("engine failure"),
+    Scenario(("engine failure", "engine failure")),
+    Scenario(("engine failure", "death")),
 ]  # fmt: skip
 """Exhaustive, by ``make protocol-check``."""
 
@@ -125,6 +128,8 @@ SAMPLED = [
     Scenario(("death", "death", "pause"), num_jobs=2),
     Scenario(("death", "cancel", "duplicate"), num_jobs=2),
     begun_pair("death", "cancel"),
+    begun_pair("engine failure", "cancel"),
+    begun_pair("engine failure", "engine failure", "lost reply"),
     begun_pair("death", "lost reply"),
     begun_pair("pause", "death"),
     begun_pair("pause", "cancel", blame="2"),

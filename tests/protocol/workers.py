@@ -109,9 +109,23 @@ class Worker(Actor):
             if state.may(event):
                 after = state.spend(event).with_worker(self.index, mode=turned)
                 yield Move(named(self.index, event.upper()), FAULT, after)
+        if state.may("engine failure"):
+            yield Move(
+                named(self.index, "ENGINE FAILS"), FAULT, self._engine_failed(state.spend("engine failure"))
+            )
         if state.may("drop"):
             after = drop_connection(state.spend("drop"), self.index)
             yield Move(named(self.index, "CONNECTION DROP"), FAULT, after)
+
+    def _engine_failed(self, state: State) -> State:
+        """What its last step computed become suspects, tokens or not, and the worker ends: it gives its lease
+        up. What is claimed and not computed yet is released."""
+        for job, run in enumerate(state.workers[self.index].runs):
+            if run is not None and run.stage == RUNNING:
+                state, _ = self.call(state, calls.mark, self.index, job, run.epoch)
+            elif run is not None and run.stage == CLAIMED:
+                state = self._release(state, job)
+        return self._ended(self._without_lease(state), DEAD)
 
     # POP and CLAIM.
 

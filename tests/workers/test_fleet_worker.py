@@ -11,6 +11,7 @@ from pagefleet.api import keys
 from pagefleet.api.errors import ContextTooLong, InvalidRequest, QueueFull, UnknownParameter
 from pagefleet.api.messages import JobState
 from pagefleet.engine.backends.null import null_token
+from pagefleet.engine.errors import EngineFailedError
 from pagefleet.workers.engine_loop import wait_until
 
 
@@ -223,8 +224,8 @@ def test_a_bare_message_counts_against_the_depth_limit(store):
     leave(worker)
 
 
-def test_a_failing_step_fails_its_jobs_and_not_the_worker(store, worker, monkeypatch):
-    message = submit(store, worker, "a", max_tokens=4000)
+def test_a_step_that_fails_once_costs_its_jobs_nothing(store, worker, monkeypatch):
+    message = submit(store, worker, "a", max_tokens=40)
     worker.admission.put(message)
     assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 3, 10)
 
@@ -234,11 +235,27 @@ def test_a_failing_step_fails_its_jobs_and_not_the_worker(store, worker, monkeyp
 
     monkeypatch.setattr(worker._engine._executor, "execute", explode)
     _, record = message.last_answer()
-    assert record.state is JobState.FAILED
-    assert "the device fell off" in record.error.message
-    after = submit(store, worker, "b", max_tokens=3)
-    worker.admission.put(after)
-    assert after.last_answer()[1].state is JobState.DONE
+    assert (record.state, record.attempts) == (JobState.DONE, 1)
+    assert record.result().token_ids == expected_tokens(7, 40)
+
+
+def test_an_engine_that_failed_leaves_its_suspects_and_gives_the_rest_back(store, worker, monkeypatch):
+    """Marked, in the state of a job whose worker died; what was not in the step is in the queue again."""
+    messages = [submit(store, worker, name, max_tokens=4000) for name in ("a", "b")]
+    for message in messages:
+        worker.admission.put(message)
+    for name in ("a", "b"):
+        assert wait_until(lambda name=name: store.read(name, with_log=False).num_tokens[0] > 3, 10)
+    ends = []
+    monkeypatch.setattr("pagefleet.workers.fleet_worker.end_process", ends.append)
+    job = worker._held["a"]
+    worker.loop.stop()
+    worker.on_engine_failed([job.request_id], EngineFailedError("gone", [job.request_id]))
+    assert ends == ["its engine computes nothing any more, no job was failed for it: gone"]
+    a, b = store.read("a"), store.read("b")
+    assert (a.state, a.fields["suspect"]) == (JobState.RUNNING, "1")
+    assert (b.state, b.fields["suspect"]) == (JobState.QUEUED, "0")
+    assert not store.workers()
 
 
 def test_drain_gives_running_jobs_back_with_their_log(store):

@@ -90,3 +90,23 @@ def test_later_tokens_of_a_request_change_nothing():
     gate.passed("a")
     gate.put(request("b"), solo=False)
     assert gate.admitted == ["a", "suspect"]
+
+
+def test_suspects_of_a_failed_step_are_those_that_begin():
+    gate = Gate()
+    for job_id in "ab":
+        gate.put(request(job_id), solo=False)
+    gate.put(request("resumed", log=[5]), solo=False)
+    gate.passed("a")
+    assert gate.suspects(["resumed", "a", "b"]) == ["b"]
+
+
+def test_if_none_begins_all_are_suspects_but_for_those_that_were():
+    gate = Gate()
+    gate.put(request("old suspect"), solo=True)
+    gate.passed("old suspect")
+    gate.put(request("a"), solo=False)
+    gate.passed("a")
+    assert gate.suspects(["a", "old suspect"]) == ["a"]
+    gate.ended("old suspect")
+    assert gate.suspects(["a", "old suspect"]) == ["a", "old suspect"]
