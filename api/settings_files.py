@@ -39,7 +39,7 @@ def from_env_file(settings: type[BaseSettings], file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        source = DotEnvSettingsSource(settings, env_file=file, env_file_encoding="utf-8")
+        source = DotEnvSettingsSource(settings, env_file=file, env_file_encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{file} cannot be read: {error}.") from None
     source.env_vars = {name: value for name, value in source.env_vars.items() if name.startswith(_OURS)}
@@ -59,7 +59,7 @@ def from_toml(
         ConfigurationError: it is no TOML, or has a key that is no setting.
     """
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        content = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be read: {error.strerror}.") from None
     except ValueError as error:

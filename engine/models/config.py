@@ -16,6 +16,16 @@ from pagefleet.engine.errors import ModelLoadError
 from pagefleet.engine.models.rope import inverse_frequencies
 
 DEFAULT_EPS = 1e-6
+_POSITIVE = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,9 @@ class DecoderConfig:
         """Reads a Hugging Face config.json; raises ModelLoadError for what is missing or unsupported."""
         _refuse_unsupported(config)
         try:
+            for name in _POSITIVE:
+                if config.get(name) is not None and int(config[name]) < 1:
+                    raise ModelLoadError(f"config.json: {name} must be at least 1, not {config[name]!r}.")
             num_heads = int(config["num_attention_heads"])
             head_dim = int(config.get("head_dim") or int(config["hidden_size"]) // num_heads)
             return cls(

@@ -24,6 +24,8 @@ _DECODERS: Mapping[str, str] = {
 def check_supported(config: Mapping[str, Any]) -> None:
     """Raises ModelLoadError unless config.json describes a model that the engine runs."""
     architectures = config.get("architectures") or [_DECODERS.get(str(config.get("model_type")), "unknown")]
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise ModelLoadError("config.json: architectures must be a list of names.")
     if not set(architectures) & set(_DECODERS.values()):
         raise ModelLoadError(
             f"Architecture {architectures[0]!r} (model_type {config.get('model_type')!r}) is not supported; "

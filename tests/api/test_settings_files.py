@@ -50,6 +50,13 @@ def test_of_both_names_in_the_environment_ours_wins(here, monkeypatch, read):
     assert read(redis_url="redis://given/0").url == "redis://given/0"
 
 
+def test_a_byte_order_mark_does_no_harm(here):
+    (here / "pagefleet.toml").write_text("connect_timeout_s = 7\n", encoding="utf-8-sig")
+    (here / ".env").write_text("PAGEFLEET_SOCKET_TIMEOUT_S=8\n", encoding="utf-8-sig")
+    settings = FleetSettings.from_files()
+    assert (settings.connect_timeout_s, settings.socket_timeout_s) == (7, 8)
+
+
 def test_a_service_that_makes_a_client_reads_no_files(here):
     (here / ".env").write_text("PAGEFLEET_REDIS_URL=redis://env-file/0\n")
     (here / "pagefleet.toml").write_text("nonsense = [")

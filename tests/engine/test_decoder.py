@@ -99,6 +99,12 @@ def test_a_sliding_window_caps_the_context(tiny_checkpoints):
         ({"dtype": "int8"}, "int8"),
         ({"vocab_size": 96}, "different models"),
         ({"num_hidden_layers": 4}, "model.layers.3"),
+        ({"architectures": 5}, "architectures must be a list of names"),
+        ({"architectures": [7]}, "architectures must be a list of names"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be at least 1, not 0"),
+        ({"head_dim": -8}, "head_dim must be at least 1, not -8"),
+        ({"hidden_size": "wide"}, "a value of the wrong type"),
+        ({"max_position_embeddings": None}, "a value of the wrong type"),
         ({"num_hidden_layers": 2}, "feature that is not supported"),
     ],
 )

@@ -17,8 +17,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from click.testing import CliRunner
 
 from pagefleet.api import FleetClient, FleetSettings
+from pagefleet.api.cli.main import main
 from pagefleet.api.errors import ConfigurationError
 from pagefleet.api.extras import pip_command
 from pagefleet.api.settings import FlowerSettings
@@ -149,6 +151,15 @@ def test_a_users_own_password_file_is_left_alone(tmp_path):
     assert flower.wait(30) == 1
     assert "flower_auth_file" in flower.log_tail()
     assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize("home", ["/dev/null", "/proc/nowhere"])
+def test_a_home_that_cannot_be_used_is_named(monkeypatch, home):
+    monkeypatch.setenv("PAGEFLEET_HOME", home)
+    done = CliRunner().invoke(main, ["up", *NULL])
+    assert done.exit_code == 1
+    assert done.output.startswith(f"Error: home: {home} cannot hold the stack's data")
+    assert "PAGEFLEET_HOME" in done.output
 
 
 def test_without_the_extra_it_says_how_to_get_it(capsys):

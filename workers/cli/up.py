@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 import click
 
 from pagefleet.api.cli.options import redis_option
 from pagefleet.api.connection import safe_url
+from pagefleet.api.errors import ConfigurationError
 from pagefleet.api.extras import has_extra, pip_command
 from pagefleet.api.settings import FlowerSettings, GatewaySettings
 from pagefleet.workers.child_process import ChildProcess
@@ -63,6 +66,7 @@ def up(
     pagefleet up --workers 2 --metrics-port 9100 --flower-port 0 --gateway-port 8080
     """
     settings = WorkerSettings.from_files(redis_url=redis_url, metrics_port=metrics_port)
+    _check_home(settings.home_dir)
     stop = _stop_event()
     with StackGuard(drain_seconds) as guard:
         stack = LocalStack(
@@ -92,6 +96,19 @@ def up(
                 settings.stack_file.unlink(missing_ok=True)
                 click.echo("\ndraining ...")
     click.echo("stopped")
+
+
+def _check_home(home: Path) -> None:
+    """Raise ConfigurationError unless ``home`` is a folder that this user may write to, or can be made."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(home, os.W_OK | os.X_OK) else "permission denied"
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+    if reason is not None:
+        raise ConfigurationError(
+            f"home: {home} cannot hold the stack's data ({reason}); set PAGEFLEET_HOME to another folder."
+        )
 
 
 def _add_flower(stack: LocalStack, port: int | None) -> FlowerProcess:
