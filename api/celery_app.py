@@ -34,8 +34,8 @@ def make_queue(name: str) -> Queue:
 
 
 def make_queues(model_name: str) -> list[Queue]:
-    """A model's queues, the most urgent lane first."""
-    return [make_queue(keys.queue(model_name, lane)) for lane in keys.LANES]
+    """Every queue that a model's worker consumes, the most urgent lane first."""
+    return [make_queue(name) for lane in keys.LANES for name in keys.queues(model_name, lane)]
 
 
 def make_celery(settings: FleetSettings, *, worker_id: str | None = None) -> Celery:

@@ -59,8 +59,8 @@ class FleetCollector(Collector):
                 queue = keys.queue(model, lane)
                 for priority, count in num_by_priority(self._store, queue).items():
                     depth.add_metric([model, lane, str(priority)], count)
-                oldest.add_metric([model, lane], oldest_waiting_s(self._store, queue, held))
-                open_jobs.add_metric([model, lane], num_open(self._store, queue))
+                oldest.add_metric([model, lane], oldest_waiting_s(self._store, model, lane, held))
+                open_jobs.add_metric([model, lane], num_open(self._store, model, lane))
         return [depth, oldest, open_jobs, _workers(models, workers), self._dead_letters()]
 
     def _dead_letters(self) -> Metric:

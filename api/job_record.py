@@ -147,11 +147,11 @@ class JobRecord:
     @property
     def served_model(self) -> str:
         """The canonical name of the model whose queue the job is on: known without its request."""
-        return keys.unslug(self.queue.rpartition(".")[0])
+        return keys.parse_queue(self.queue).model
 
     @property
     def lane(self) -> str:
-        return self.queue.rpartition(".")[2]
+        return keys.parse_queue(self.queue).lane
 
     def request(self) -> GenerateRequest:
         """Raises: ProtocolError."""

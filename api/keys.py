@@ -7,7 +7,8 @@ The server holds two kinds of names: ours, under the prefix ``pf:``, and Celery'
 from __future__ import annotations
 
 import re
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
+from urllib.parse import quote, unquote
 
 Lane = Literal["interactive", "batch"]
 LANES: Final[tuple[Lane, ...]] = ("interactive", "batch")
@@ -25,6 +26,9 @@ PROBE: Final = PREFIX + "probe"
 """Written to see whether the server takes anything new."""
 
 GENERATE_TASK: Final = "pagefleet.generate"
+
+QUEUE_PREFIX: Final = "pagefleet."
+"""What every queue begins with: a Redis user's key pattern for queues then matches no other key."""
 
 _SLUG_SAFE = re.compile(r"[a-z0-9.-]")
 
@@ -136,7 +140,7 @@ API_KEYS_STAMP: Final = "stamp"
 
 
 def slug(name: str) -> str:
-    """Reversible, queue-safe spelling of a model's name: every other byte becomes ``_`` + two hex digits."""
+    """Reversible spelling of a name in lower case: every other byte becomes ``_`` + two hex digits."""
     return "".join(chr(byte) if _SLUG_SAFE.fullmatch(chr(byte)) else f"_{byte:02x}" for byte in name.encode())
 
 
@@ -148,7 +152,36 @@ def unslug(text: str) -> str:
 
 def queue(model_name: str, lane: Lane) -> str:
     """The Celery queue that serves a model's lane."""
-    return f"{slug(model_name)}.{lane}"
+    return f"{QUEUE_PREFIX}{quote(model_name, safe='')}.{lane}"
+
+
+def queues(model_name: str, lane: Lane) -> tuple[str, ...]:
+    """Every name under which a lane may have jobs, today's first. Remove with the next version: producers
+    before 0.1.0 wrote ``<slug>.<lane>``, and workers consume both (ops/decisions/0016).
+
+    A model that is called ``pagefleet.<other>`` has one name only: its old one is the other's queue.
+    """
+    today, before = queue(model_name, lane), f"{slug(model_name)}.{lane}"
+    return (today,) if before.startswith(QUEUE_PREFIX) else (today, before)
+
+
+class QueueName(NamedTuple):
+    """``model`` is the canonical name; ``lane`` is text, because the name may come from anybody."""
+
+    model: str
+    lane: str
+
+
+def parse_queue(name: str) -> QueueName:
+    """The inverse of :func:`queue`; also reads names of the previous version.
+
+    Raises:
+        ValueError: a name of the previous version whose bytes are not UTF-8.
+    """
+    model, _, lane = name.rpartition(".")
+    if name.startswith(QUEUE_PREFIX):
+        return QueueName(unquote(model.removeprefix(QUEUE_PREFIX)), lane)
+    return QueueName(unslug(model), lane)
 
 
 def unacked(worker_id: str) -> dict[str, str]:

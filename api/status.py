@@ -13,6 +13,7 @@ from pagefleet.api.celery_app import PRIORITY_STEPS, broker_priority
 from pagefleet.api.connection import redis_errors
 from pagefleet.api.fleet import FleetStatus, QueueStatus, RefusedJob, RunningJob
 from pagefleet.api.job_store import JobStore
+from pagefleet.api.keys import Lane
 from pagefleet.api.messages import JobState
 
 _MAX_RUNNING_LISTED: Final = 100
@@ -30,9 +31,9 @@ def read_status(store: JobStore) -> FleetStatus:
     for card in cards:
         for lane in keys.LANES:
             name = keys.queue(card.name, lane)
-            with redis_errors(store.settings.url):
-                job_ids = store.redis.zrange(keys.open_jobs(name), 0, _MAX_RUNNING_LISTED - 1)
-            queues.append(QueueStatus(name, card.name, lane, num_queued(store, name), num_open(store, name)))
+            job_ids = _oldest_open(store, card.name, lane)
+            depth, num_jobs = num_queued(store, name), num_open(store, card.name, lane)
+            queues.append(QueueStatus(name, card.name, lane, depth, num_jobs))
             if not _may_read(store, job_ids):
                 hidden += job_ids
                 continue
@@ -56,13 +57,13 @@ def num_by_priority(store: JobStore, queue_name: str) -> dict[int, int]:
         return dict(zip(PRIORITIES, map(int, pipeline.execute()), strict=True))
 
 
-def num_open(store: JobStore, queue_name: str) -> int:
-    """Jobs of this queue that have not been closed yet."""
+def num_open(store: JobStore, model: str, lane: Lane) -> int:
+    """Jobs of this lane that have not been closed yet."""
     with redis_errors(store.settings.url):
-        return int(store.redis.zcard(keys.open_jobs(queue_name)))
+        return sum(int(store.redis.zcard(keys.open_jobs(name))) for name in keys.queues(model, lane))
 
 
-def oldest_waiting_s(store: JobStore, queue_name: str, held: Container[str]) -> float:
+def oldest_waiting_s(store: JobStore, model: str, lane: Lane, held: Container[str]) -> float:
     """How long the oldest job that no live worker holds has been there, on the server's clock; 0: none.
 
     From ledgers and leases alone, so that a monitor may ask. The oldest jobs of a queue are mostly those that
@@ -71,6 +72,10 @@ def oldest_waiting_s(store: JobStore, queue_name: str, held: Container[str]) -> 
     Args:
         held: the jobs that the workers hold.
     """
+    return max(_oldest_waiting_s(store, name, held) for name in keys.queues(model, lane))
+
+
+def _oldest_waiting_s(store: JobStore, queue_name: str, held: Container[str]) -> float:
     first = 0
     with redis_errors(store.settings.url):
         seconds, micros = store.redis.time()
@@ -82,6 +87,15 @@ def oldest_waiting_s(store: JobStore, queue_name: str, held: Container[str]) -> 
                     return max(0.0, float(seconds) + float(micros) / 1e6 - float(enqueued_ms) / 1000)
             first += _PAGE
     return 0.0
+
+
+def _oldest_open(store: JobStore, model: str, lane: Lane) -> list[str]:
+    with redis_errors(store.settings.url):
+        pages = [
+            store.redis.zrange(keys.open_jobs(name), 0, _MAX_RUNNING_LISTED - 1)
+            for name in keys.queues(model, lane)
+        ]
+    return [job_id for page in pages for job_id in page][:_MAX_RUNNING_LISTED]
 
 
 def _priority_list(queue_name: str, step: int) -> str:

@@ -132,5 +132,5 @@ def ghost(null_stack):
     for lane in keys.LANES:
         ledger = keys.open_jobs(keys.queue(card.name, lane))
         jobs = store.redis.zrange(ledger, 0, -1)
-        store.redis.delete(ledger, *map(keys.job, jobs), *store.redis.keys(f"{card.name}.{lane}*"))
+        store.redis.delete(ledger, *map(keys.job, jobs), *store.redis.keys(f"{keys.queue(card.name, lane)}*"))
     store.close_connections()

@@ -24,6 +24,8 @@ class JobMessage(ABC):
     """A message of the queue, and how the worker answers it. Exactly one of the answers, once."""
 
     job_id: str
+    queue: str
+    """Where it came from: that of the job's ledger."""
     lane: Lane
     bare_fields: Mapping[str, Any] | None
     """What a service sent that bypassed submit; None for a thin message."""

@@ -17,7 +17,6 @@ from celery import Celery, bootsteps
 
 from pagefleet.api.celery_app import make_celery, make_queues
 from pagefleet.api.job_store import JobStore
-from pagefleet.api.keys import LANES
 from pagefleet.engine import EngineConfig, LLMEngine, NullOptions
 from pagefleet.workers.fleet_worker import FleetWorker
 from pagefleet.workers.lanes import take_lanes_in_order
@@ -54,10 +53,10 @@ class AdmissionStep(bootsteps.StartStopStep):  # type: ignore[misc]
             # server: unread, it would be nobody's until there is room again, or for good.
             if channel._in_poll:
                 return True
-            return bool(pool.queues_with_room()) and bool(within_prefetch())
+            return bool(pool.lanes_with_room()) and bool(within_prefetch())
 
         qos.can_consume = MethodType(can_consume, qos)
-        take_lanes_in_order(channel, pool.queues_with_room, len(LANES))
+        take_lanes_in_order(channel, pool.lanes_with_room, pool.worker.queues)
 
 
 def engine_config(settings: WorkerSettings) -> EngineConfig:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import re
 
-from pagefleet.api import keys
 from pagefleet.api.closing import JobCloser
 from pagefleet.api.errors import ProtocolError
 from pagefleet.api.job_store import JobStore
@@ -18,11 +17,7 @@ from pagefleet.workers.metrics import Metrics
 
 
 class Condemner:
-    """Ends such jobs as dead letters, settles their messages and counts each once.
-
-    Args:
-        model: the canonical name, which the queues are called after.
-    """
+    """Ends such jobs as dead letters, settles their messages and counts each once."""
 
     def __init__(
         self,
@@ -30,7 +25,6 @@ class Condemner:
         closer: JobCloser,
         insist: Insist,
         *,
-        model: str,
         worker_id: str,
         gate: MessageGate,
         metrics: Metrics,
@@ -38,14 +32,13 @@ class Condemner:
         self._store = store
         self._closer = closer
         self._insist = insist
-        self._model = model
         self._worker_id = worker_id
         self._gate = gate
         self._metrics = metrics
 
     def condemn(self, message: JobMessage) -> None:
         """The job's hash or log cannot be read."""
-        queue = keys.queue(self._model, message.lane)
+        queue = message.queue
         if self._insist(functools.partial(self._store.condemn, message.job_id, queue)):
             self._gate.count("a job is condemned", f"what is stored of job {message.job_id} cannot be read")
             self._metrics.on_dead_letter()
@@ -55,7 +48,7 @@ class Condemner:
 
     def missing(self, message: JobMessage) -> None:
         """The server knows no such job, or none any more."""
-        queue = keys.queue(self._model, message.lane)
+        queue = message.queue
         if self._insist(functools.partial(self._store.condemn, message.job_id, queue, only_missing=True)):
             self._gate.count("a job is condemned", f"what is stored of job {message.job_id} is gone")
         message.dropped()

@@ -21,6 +21,7 @@ from pagefleet.api.closing import JobCloser
 from pagefleet.api.errors import FleetError, JobFailed, ProtocolError, RedisUnavailable
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.job_store import JobStore
+from pagefleet.api.keys import Lane
 from pagefleet.api.messages import WorkerStatus
 from pagefleet.api.operations import CancelVerdict, StepStatus
 from pagefleet.api.status import num_queued
@@ -77,17 +78,16 @@ class FleetWorker(Holder):
         self._started_at = time.time()
         self._held: dict[str, ActiveJob] = {}
         self._draining = False
-        self._queues = [keys.queue(self.card.name, lane) for lane in keys.LANES]
+        self.queues = {lane: keys.queues(self.card.name, lane) for lane in keys.LANES}
         self._closer = JobCloser(store, app)
         self.insist = Insist()
         self.metrics = Metrics(self.card.name)
         self.gate = MessageGate(settings.max_request_bytes)
-        self._seats = Seats(engine, settings.max_num_seqs, *self._queues)
+        self._seats = Seats(engine, settings.max_num_seqs)
         self._condemner = Condemner(
             store,
             self._closer,
             self.insist,
-            model=self.card.name,
             worker_id=worker_id,
             gate=self.gate,
             metrics=self.metrics,
@@ -137,16 +137,16 @@ class FleetWorker(Holder):
             duty.start()
         self._store.publish_card(self.card)
 
-    def queues_with_room(self, num_held: int, num_batch: int) -> list[str]:
-        """The queues off which one more message may be taken, the most urgent first; none without a valid
-        lease, or when the server is full. The arguments are :meth:`Seats.queues_with_room`'s."""
+    def lanes_with_room(self, num_held: int, num_batch: int) -> list[Lane]:
+        """The lanes of which one more message may be taken, the most urgent first; none without a valid
+        lease, or when the server is full. The arguments are :meth:`Seats.lanes_with_room`'s."""
         if self._draining or not self.lease.valid or self.lease.storage_full:
             return []
         # A job takes a seat for each of its choices.
         more = [(job.message.lane, max(0, job.num_going_on - 1)) for job in list(self._held.values())]
         num_held += sum(count for _, count in more)
         num_batch += sum(count for lane, count in more if lane == "batch")
-        return self._seats.queues_with_room(num_held, num_batch)
+        return self._seats.lanes_with_room(num_held, num_batch)
 
     def give_back_batch(self, most: int) -> int:
         """Releases running batch jobs, those that came last; returns how many. What still waits for its
@@ -348,7 +348,8 @@ class FleetWorker(Holder):
             del self._held[job.job_id]
 
     def _make_duties(self, app: Celery) -> list[Periodic]:
-        store, queues = self._store, self._queues
+        store = self._store
+        queues = [name for names in self.queues.values() for name in names]
         reaper = Reaper(store, self.worker_id, app)
         sweeper = Sweeper(
             store,
@@ -361,7 +362,7 @@ class FleetWorker(Holder):
         auditor = Auditor(store, self.worker_id, app, queues, is_held=self._held.__contains__)
         yielder = Yielder(
             is_full=self._batch_is_in_the_way,
-            num_waiting=lambda: num_queued(store, queues[0]),
+            num_waiting=lambda: sum(num_queued(store, name) for name in self.queues["interactive"]),
             give_back=self.give_back_batch,
         )
         return [
@@ -390,7 +391,7 @@ class FleetWorker(Holder):
         return (
             "batch" in held
             and not self._draining
-            and not self.queues_with_room(len(held), held.count("batch"))
+            and not self.lanes_with_room(len(held), held.count("batch"))
         )
 
 

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MethodType
 from typing import Any, Final
+
+from pagefleet.api.keys import Lane
 
 _SHORT_BRPOP_S: Final = 0.1
 """While only one lane is asked for: room for the other may come at any moment."""
 
 
-def take_lanes_in_order(channel: Any, lanes: Callable[[], Sequence[str]], num_lanes: int) -> None:
+def take_lanes_in_order(
+    channel: Any, lanes_with_room: Callable[[], Sequence[Lane]], queues: Mapping[Lane, Sequence[str]]
+) -> None:
     """Makes a kombu channel ask for whole lanes one after the other, and only for those with room.
 
     kombu asks for the first priority of every queue, then for the second: a batch job of priority 9 would
     come before an interactive one of priority 5. Written against kombu 5.7 (``Channel._brpop_start``).
 
     Args:
-        lanes: the queues that there is room for now, the most urgent first.
+        lanes_with_room: the lanes that there is room for now, the most urgent first.
+        queues: every lane's queues. Those of one lane are one queue: a priority is asked for in all of them.
     """
 
     def brpop_start(self: Any, timeout: float | None = None) -> None:
-        queues = [queue for queue in lanes() if queue in self.active_queues]
-        if not queues:
+        lanes = lanes_with_room()
+        names = [
+            self._q_for_pri(queue, step)
+            for lane in lanes
+            for step in self.priority_steps
+            for queue in queues[lane]
+            if queue in self.active_queues
+        ]
+        if not names:
             return
         if timeout is None:
-            timeout = self.brpop_timeout if len(queues) == num_lanes else _SHORT_BRPOP_S
-        names = [self._q_for_pri(queue, step) for queue in queues for step in self.priority_steps]
+            timeout = self.brpop_timeout if len(lanes) == len(queues) else _SHORT_BRPOP_S
         self._in_poll = self.client.connection
         self._brpop_sent_at = time.monotonic()
         self.client.connection.send_command("BRPOP", *names, timeout)

@@ -46,7 +46,8 @@ class PooledMessage(JobMessage):
         self, pool: EnginePool, slot: int, request_dict: Mapping[str, Any], callbacks: Mapping[str, Any]
     ) -> None:
         self.job_id = request_dict["id"]
-        self.lane: Lane = "batch" if _queue_of(request_dict) == pool.batch_queue else "interactive"
+        self.queue = _queue_of(request_dict)
+        self.lane: Lane = "batch" if keys.parse_queue(self.queue).lane == "batch" else "interactive"
         kwargs = request_dict["kwargs"]
         self.bare_fields = None if "job_id" in kwargs else kwargs
         self._pool = pool
@@ -175,13 +176,9 @@ class EnginePool(BasePool):  # type: ignore[misc]
     def num_held(self) -> int:
         return len(self._messages)
 
-    @property
-    def batch_queue(self) -> str:
-        return keys.queue(self.worker.card.name, "batch")
-
-    def queues_with_room(self) -> list[str]:
+    def lanes_with_room(self) -> list[Lane]:
         num_batch = sum(message.lane == "batch" for message in self._messages.values())
-        return self.worker.queues_with_room(len(self._messages), num_batch)
+        return self.worker.lanes_with_room(len(self._messages), num_batch)
 
     def on_start(self) -> None:
         self.worker.start()

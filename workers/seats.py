@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from pagefleet.api.keys import LANES, Lane
 from pagefleet.engine import LLMEngine
 
 _RESERVE_TOKENS: Final = 256
@@ -19,17 +20,14 @@ class Seats:
 
     Args:
         num_seats: sequences in the batch at once.
-        interactive, batch: the queues of the two lanes.
     """
 
-    def __init__(self, engine: LLMEngine, num_seats: int, interactive: str, batch: str) -> None:
+    def __init__(self, engine: LLMEngine, num_seats: int) -> None:
         self._engine = engine
         self._num_seats = num_seats
-        self._interactive = interactive
-        self._batch = batch
 
-    def queues_with_room(self, num_held: int, num_batch: int) -> list[str]:
-        """The queues off which one more message may be taken, the most urgent first (protocol line 3).
+    def lanes_with_room(self, num_held: int, num_batch: int) -> list[Lane]:
+        """The lanes of which one more message may be taken, the most urgent first (protocol line 3).
 
         Args:
             num_held: messages taken and not answered yet.
@@ -43,5 +41,5 @@ class Seats:
         num_reserved = self._num_seats // _RESERVED_SHARE
         has_blocks = num_free >= needed + num_reserved * a_seat or num_held == 0
         if num_batch < self._num_seats - num_reserved and has_blocks:
-            return [self._interactive, self._batch]
-        return [self._interactive]
+            return list(LANES)
+        return ["interactive"]

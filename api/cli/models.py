@@ -11,10 +11,10 @@ from pagefleet.api import keys
 from pagefleet.api.cli.console import make_console
 from pagefleet.api.cli.model_names import complete_model
 from pagefleet.api.cli.options import make_client, redis_option
-from pagefleet.api.connection import redis_errors
 from pagefleet.api.errors import ConfigurationError, UnknownModel
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.settings import FleetSettings
+from pagefleet.api.status import num_open
 
 
 @click.group(invoke_without_command=True)
@@ -66,16 +66,11 @@ def remove(name: str, force: bool, redis_url: str | None) -> None:
     """
     store = JobStore(FleetSettings.from_files(redis_url=redis_url))
     served = [worker.worker_id for worker in store.workers() if worker.model == name]
-    num_open = _num_open(store, name)
-    if (served or num_open) and not force:
+    num_jobs = sum(num_open(store, name, lane) for lane in keys.LANES)
+    if (served or num_jobs) and not force:
         raise ConfigurationError(
-            f"{name} has {len(served)} live workers and {num_open} open jobs; --force removes it anyway."
+            f"{name} has {len(served)} live workers and {num_jobs} open jobs; --force removes it anyway."
         )
     if not store.remove_card(name):
         raise UnknownModel(f"There is no model {name!r} to remove.", param="name")
     click.echo(f"removed {name}")
-
-
-def _num_open(store: JobStore, name: str) -> int:
-    with redis_errors(store.settings.url):
-        return sum(int(store.redis.zcard(keys.open_jobs(keys.queue(name, lane)))) for lane in keys.LANES)

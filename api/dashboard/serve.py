@@ -9,9 +9,11 @@ import flower.urls
 from flower.api import BaseApiHandler
 from flower.events import EventsState
 from flower.options import options
+from flower.views import BaseHandler
 from flower.views.tasks import TASK_COLUMNS
 from tornado.routing import URLSpec
 
+from pagefleet.api import keys
 from pagefleet.api.celery_app import make_celery
 from pagefleet.api.dashboard.job_task import JobTask
 from pagefleet.api.dashboard.worker_page import WorkerPage
@@ -50,6 +52,7 @@ def _teach_flower(settings: FlowerSettings) -> None:
         _worker_page(each) if getattr(each, "name", None) == "worker" else each for each in handlers
     ]
     BaseApiHandler.write_error = _with_challenge(BaseApiHandler.write_error)
+    BaseHandler.get_active_queue_names = _readable_names(BaseHandler.get_active_queue_names)
     # A worker's name is new with each of its starts. FLOWER_* variables come later and win.
     options.purge_offline_workers = _FORGET_WORKERS_AFTER_S
     options.task_runtime_metric_buckets = list(_RUNTIME_BUCKETS_S)
@@ -57,6 +60,12 @@ def _teach_flower(settings: FlowerSettings) -> None:
 
 def _worker_page(flowers: URLSpec) -> URLSpec:
     return URLSpec(flowers.regex.pattern, WorkerPage, name=flowers.name)
+
+
+def _readable_names(all_names: Callable[[Any], list[str]]) -> Callable[[Any], list[str]]:
+    """Without the old names of queues, which workers consume for one more version: a monitor's user may not
+    measure them, and one name that is denied leaves the whole page empty."""
+    return lambda handler: [name for name in all_names(handler) if name.startswith(keys.QUEUE_PREFIX)]
 
 
 def _with_challenge(write_error: Callable[..., None]) -> Callable[..., None]:

@@ -89,7 +89,7 @@ def waiting_jobs(patient: Patient) -> Iterable[Finding]:
     """Models whose jobs nobody will run."""
     served = {worker.model for worker in patient.store.workers()}
     for card in patient.store.cards():
-        waiting = sum(num_open(patient.store, keys.queue(card.name, lane)) for lane in keys.LANES)
+        waiting = sum(num_open(patient.store, card.name, lane) for lane in keys.LANES)
         if waiting and card.name not in served:
             yield Finding.wrong(
                 "queues",

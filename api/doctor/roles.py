@@ -42,11 +42,15 @@ _KNOWN_BY_ALL: Final = (
     ("GET", "pf:model:doctor"),
     ("ZRANGE", "pf:workers", "0", "0"),
     ("GET", "pf:lease:doctor"),
-    ("ZCARD", "pf:open:doctor.interactive"),
+    ("ZCARD", "pf:open:doctor"),
     ("ZCARD", "pf:dead"),
+    ("LLEN", "pagefleet.doctor"),
+)
+_QUEUES: Final = (
+    ("SMEMBERS", "_kombu.binding.pagefleet.doctor"),
+    # Of the version before: keys.queues.
     ("LLEN", "doctor.interactive"),
     ("LLEN", "doctor.batch"),
-    ("SMEMBERS", "_kombu.binding.doctor"),
 )
 _JOBS: Final = (
     ("HGET", "pf:job:doctor", "state"),
@@ -68,11 +72,11 @@ ROLES: Final[Mapping[str, Role]] = {
     "worker": Role(
         "pf:client:doctor",
         _WORKER,
-        (*_KNOWN_BY_ALL, *_JOBS, _API_KEYS, ("HLEN", "pf:unacked:doctor")),
+        (*_KNOWN_BY_ALL, *_QUEUES, *_JOBS, _API_KEYS, ("HLEN", "pf:unacked:doctor")),
         (*_REPLIES, _EVENTS, _CONTROL),
     ),
     "producer": Role(
-        "pf:client:doctor", _PRODUCER, (*_KNOWN_BY_ALL, *_JOBS, _API_KEYS), (*_REPLIES, _EVENTS)
+        "pf:client:doctor", _PRODUCER, (*_KNOWN_BY_ALL, _QUEUES[0], *_JOBS, _API_KEYS), (*_REPLIES, _EVENTS)
     ),
     "monitor": Role("celeryev.doctor", _MONITOR, _KNOWN_BY_ALL, (_EVENTS, _CONTROL)),
 }

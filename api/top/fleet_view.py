@@ -101,6 +101,7 @@ def _queues(store: JobStore, workers: list[WorkerStatus]) -> list[QueueView]:
         num_workers = sum(worker.model == card.name for worker in workers)
         for lane in keys.LANES:
             name = keys.queue(card.name, lane)
-            depth, oldest_s = num_queued(store, name), oldest_waiting_s(store, name, held)
-            queues.append(QueueView(card.name, lane, depth, num_open(store, name), oldest_s, num_workers))
+            depth, oldest_s = num_queued(store, name), oldest_waiting_s(store, card.name, lane, held)
+            num_jobs = num_open(store, card.name, lane)
+            queues.append(QueueView(card.name, lane, depth, num_jobs, oldest_s, num_workers))
     return queues

@@ -103,7 +103,7 @@ class ChaosFleet:
 
     @property
     def queues(self) -> list[str]:
-        return [keys.queue(self.model, lane) for lane in keys.LANES]
+        return [name for lane in keys.LANES for name in keys.queues(self.model, lane)]
 
     def statuses(self) -> list[WorkerStatus | None]:
         """What each worker says of itself; None for one without a lease."""

@@ -209,7 +209,15 @@ class TestStatusAndModels:
     def test_status_as_tables(self, url):
         done = pagefleet("status")
         assert done.exit_code == 0
-        for word in ("workers", "queues", "running jobs", "models", "null.interactive", "null.batch", "4096"):
+        for word in (
+            "workers",
+            "queues",
+            "running jobs",
+            "models",
+            "pagefleet.null.interactive",
+            "pagefleet.null.batch",
+            "4096",
+        ):
             assert word in done.output
 
     def test_status_as_json(self, url, fleet):

@@ -168,7 +168,7 @@ class TestModels:
         stream = fleet.generate("Hello", model="spirit")
         assert stream.model == "ghost"
         record = server.read(stream.job_id)
-        assert (record.request().model, record.queue) == ("ghost", "ghost.interactive")
+        assert (record.request().model, record.queue) == ("ghost", "pagefleet.ghost.interactive")
 
     def test_cards_are_listed(self, fleet, ghost):
         assert [card.name for card in fleet.models()] == ["ghost", "null"]
@@ -247,11 +247,13 @@ class TestBadRequests:
     def test_a_full_queue_refuses_and_writes_nothing(self, fleet, ghost, server):
         jobs = [fleet.generate("Hello", model=ghost, lane="batch") for _ in range(3)]
         refused = new_id()
-        with pytest.raises(QueueFull, match=r"The queue ghost\.batch holds 3 jobs, its limit") as raised:
+        with pytest.raises(
+            QueueFull, match=r"The queue pagefleet\.ghost\.batch holds 3 jobs, its limit"
+        ) as raised:
             fleet.generate("Hello", model=ghost, lane="batch", job_id=refused)
         assert raised.value.job_id == refused
         assert server.read(refused) is None
-        (queue,) = [queue for queue in fleet.status().queues if queue.name == "ghost.batch"]
+        (queue,) = [queue for queue in fleet.status().queues if queue.name == "pagefleet.ghost.batch"]
         assert (queue.num_queued, queue.num_open) == (3, 3)
         # The other lane has room, and so has this one after a cancel.
         fleet.generate("Hello", model=ghost)
@@ -354,7 +356,7 @@ class TestCancel:
         result = stream.result()
         assert (result.state, result.finish_reason, result.text) == (JobState.CANCELLED, "cancelled", "")
         # Closed by this client, as no worker would: out of the ledger, with an expiry and a Celery result.
-        assert server.redis.zcard(keys.open_jobs("ghost.interactive")) == 0
+        assert server.redis.zcard(keys.open_jobs("pagefleet.ghost.interactive")) == 0
         assert server.redis.ttl(keys.job(stream.job_id)) > 0
         with pytest.raises(TaskRevokedError):
             results(stream.job_id).get(timeout=10)
@@ -398,7 +400,7 @@ class TestTime:
         assert isinstance(raised.value, TimeoutError)
         assert raised.value.job_id == stream.job_id
         assert server.read(stream.job_id).state is JobState.QUEUED
-        (queue,) = [queue for queue in fleet.status().queues if queue.name == "ghost.interactive"]
+        (queue,) = [queue for queue in fleet.status().queues if queue.name == "pagefleet.ghost.interactive"]
         assert (queue.num_queued, queue.num_open) == (1, 1)
 
     def test_a_slow_reader_is_not_a_silent_job(self, fleet):
@@ -490,7 +492,10 @@ class TestStatus:
         assert job.num_tokens >= 1
         assert job.running_s < 60
         assert worker.model == "null"
-        assert [queue.name for queue in status.queues] == ["null.interactive", "null.batch"]
+        assert [queue.name for queue in status.queues] == [
+            "pagefleet.null.interactive",
+            "pagefleet.null.batch",
+        ]
         stream.cancel()
         stream.result()
         wait_until(lambda: not any(job.job_id == stream.job_id for job in fleet.status().running))
@@ -498,7 +503,7 @@ class TestStatus:
     @pytest.mark.parametrize("priority", [0, 5, 9])
     def test_a_waiting_job_of_any_priority_is_counted(self, fleet, ghost, priority):
         waiting = fleet.generate("Hello", model=ghost, priority=priority)
-        (queue,) = [queue for queue in fleet.status().queues if queue.name == "ghost.interactive"]
+        (queue,) = [queue for queue in fleet.status().queues if queue.name == "pagefleet.ghost.interactive"]
         assert queue.num_queued == 1
         waiting.close()
 

@@ -18,7 +18,7 @@ from pagefleet.api.requests import build_request
 from pagefleet.api.status import num_queued
 from pagefleet.api.testing import fake_card
 
-QUEUE = "m.interactive"
+QUEUE = "pagefleet.m.interactive"
 CARD = fake_card("m")
 
 

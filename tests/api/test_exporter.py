@@ -75,7 +75,7 @@ def test_the_age_of_the_oldest_job_that_no_worker_holds(store, registry, app):
     assert oldest() == 0
     for index in range(3):
         submit(store, app, f"j{index}")
-    ledger, now_ms = keys.open_jobs("m.interactive"), time.time() * 1000
+    ledger, now_ms = keys.open_jobs("pagefleet.m.interactive"), time.time() * 1000
     for index, age_s in enumerate((500, 100, 50)):
         store.redis.zadd(ledger, {f"j{index}": now_ms - age_s * 1000})
     assert oldest() == pytest.approx(500, abs=5)
@@ -96,7 +96,7 @@ def test_the_oldest_stands_behind_many_that_run(store, registry):
         put(store, name, max_depth=1000)
     holds(store, "w1", names[:240])
     ages = dict.fromkeys(names[:240], 1.0) | {names[240]: time.time() * 1000 - 7000}
-    store.redis.zadd(keys.open_jobs("m.interactive"), ages)
+    store.redis.zadd(keys.open_jobs("pagefleet.m.interactive"), ages)
     assert 6 < value(registry, "oldest_queued_seconds", model="m", lane="interactive") < 60
 
 
@@ -108,7 +108,7 @@ def test_workers_and_dead_letters(store, registry):
     assert value(registry, "dead_letters") == 0
     running(store)
     store.redis.hset(keys.job("j"), "state", "nonsense")
-    store.condemn("j", "m.interactive")
+    store.condemn("j", "pagefleet.m.interactive")
     assert value(registry, "dead_letters") == 1
 
 

@@ -59,7 +59,7 @@ class TestDelete:
         stream.delete()
         job_keys = [key for key in traces(fleet, stream.job_id) if "unacked" not in key]
         assert job_keys == []
-        assert store_of(fleet).redis.zcard(keys.open_jobs(f"{ghost}.interactive")) == 0
+        assert store_of(fleet).redis.zcard(keys.open_jobs(f"pagefleet.{ghost}.interactive")) == 0
 
     async def test_the_async_client(self, null_stack):
         async with AsyncFleetClient(redis_url=null_stack.redis_url) as fleet:
@@ -132,5 +132,5 @@ class TestTenants:
             fleet.generate("x", model=ghost, tenant="a").cancel()
             for stream in others:
                 stream.leave_running()
-            for name in store.redis.keys("pf:tenant:ghost*"):
+            for name in store.redis.keys("pf:tenant:pagefleet.ghost*"):
                 store.redis.delete(name)

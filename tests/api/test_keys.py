@@ -49,7 +49,7 @@ def test_a_slug_spells_every_unusual_byte(name, slug):
 
 @settings(deadline=None)
 @given(TEXT)
-def test_a_slug_is_reversible_and_safe_in_a_queue_name(name):
+def test_a_slug_is_reversible_and_safe_in_a_name(name):
     slug = keys.slug(name)
     assert re.fullmatch(r"[a-z0-9._-]*", slug)
     assert keys.unslug(slug) == name
@@ -63,11 +63,22 @@ def test_two_models_never_share_a_queue(one, other):
     assert keys.queue(one, "interactive") != keys.queue(other, "batch")
 
 
-def test_a_queue_says_its_model_and_its_lane():
-    queue = keys.queue("org/Model.v1", "batch")
-    assert queue == "org_2f_4dodel.v1.batch"
-    slug, _, lane = queue.rpartition(".")
-    assert (keys.unslug(slug), lane) == ("org/Model.v1", "batch")
+def test_a_queue_names_its_model_and_its_lane():
+    assert keys.queue("org/Model.v1", "batch") == "pagefleet.org%2FModel.v1.batch"
+    assert keys.parse_queue("pagefleet.org%2FModel.v1.batch") == ("org/Model.v1", "batch")
+    assert keys.parse_queue("org_2f_4dodel.v1.batch") == ("org/Model.v1", "batch"), "of the version before"
+
+
+@settings(deadline=None)
+@given(TEXT, st.sampled_from(keys.LANES))
+def test_every_name_of_a_lane_leads_back_to_its_model(model, lane):
+    assert {keys.parse_queue(name) for name in keys.queues(model, lane)} == {(model, lane)}
+    assert keys.queues(model, lane)[0] == keys.queue(model, lane)
+
+
+def test_a_models_old_name_is_never_another_models_queue():
+    assert keys.queues("m", "batch") == ("pagefleet.m.batch", "m.batch")
+    assert keys.queues("pagefleet.m", "batch") == ("pagefleet.pagefleet.m.batch",)
 
 
 def test_each_worker_has_its_own_ledger_of_unacknowledged_messages():

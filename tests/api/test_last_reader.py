@@ -22,7 +22,7 @@ def jobs(null_stack):
     """What the server knows of jobs. Whatever still runs at the end is stopped."""
     store = JobStore(FleetSettings(redis_url=null_stack.redis_url))
     yield store
-    for name in store.redis.zrange(keys.open_jobs("null.interactive"), 0, -1):
+    for name in store.redis.zrange(keys.open_jobs("pagefleet.null.interactive"), 0, -1):
         store.cancel(name)
     store.close_connections()
 
@@ -96,7 +96,7 @@ def test_a_queued_one_too_and_it_is_closed(fleet, jobs, ghost):
     stream = fleet.generate("Hello", model=ghost)
     stream.close()
     assert is_cancelled(jobs, stream.job_id)
-    ledger = keys.open_jobs("ghost.interactive")
+    ledger = keys.open_jobs("pagefleet.ghost.interactive")
     assert wait_until(lambda: jobs.redis.zscore(ledger, stream.job_id) is None, 5)
 
 

@@ -135,7 +135,10 @@ class TestAnswers:
     def test_models_and_status(self, any_fleet):
         assert [card.name for card in any_fleet.models()] == ["null"]
         status = any_fleet.status()
-        assert [queue.name for queue in status.queues] == ["null.interactive", "null.batch"]
+        assert [queue.name for queue in status.queues] == [
+            "pagefleet.null.interactive",
+            "pagefleet.null.batch",
+        ]
         assert status.models == any_fleet.models()
 
 
@@ -170,7 +173,9 @@ class TestWaiting:
         with pytest.raises(StreamTimeout) as raised:
             next(stream)
         assert raised.value.job_id == stream.job_id
-        (queue,) = [queue for queue in waiting_fleet.status().queues if queue.name == "ghost.interactive"]
+        (queue,) = [
+            queue for queue in waiting_fleet.status().queues if queue.name == "pagefleet.ghost.interactive"
+        ]
         assert (queue.num_queued, queue.num_open) == (1, 1)
 
     def test_a_cancel_reaches_every_reader(self, waiting_fleet):

@@ -134,8 +134,10 @@ class TestWhatIsRead:
         store.beat(a_worker("host-7-abcd").status, 60)
         store.leave("host-7-abcd")
         now_ms = store.redis.time()[0] * 1000
-        store.redis.zadd(keys.open_jobs("m.batch"), {"held": now_ms - 90_000, "waits": now_ms - 30_000})
-        store.redis.rpush("m.batch", "a message")
+        store.redis.zadd(
+            keys.open_jobs("pagefleet.m.batch"), {"held": now_ms - 90_000, "waits": now_ms - 30_000}
+        )
+        store.redis.rpush("pagefleet.m.batch", "a message")
         view = read_view(store)
         (worker,) = view.workers
         assert worker.status.worker_id == "w1"

@@ -208,7 +208,7 @@ def test_a_key_that_stays_is_found(store):
     store.redis.zadd("pf:workers", {"w": 1.0})
     assert keys_left(_Fleet(store)) == []
     store.redis.hset("pf:unacked:w", "tag", "message")
-    store.redis.lpush("null.interactive\x06\x164", "message")
+    store.redis.lpush("pagefleet.null.interactive\x06\x164", "message")
     assert len(keys_left(_Fleet(store))) == 2
 
 

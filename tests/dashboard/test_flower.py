@@ -50,7 +50,7 @@ def test_the_prompt_of_a_plain_celery_service_is_not_seen(watched):
     app = Celery("their-service", broker=watched.guarded.url_of("producer"))
     app.conf.task_send_sent_event = True
     arguments = {"model": "null", "prompt": PROMPT, "max_tokens": 2}
-    job_id = app.send_task("pagefleet.generate", kwargs=arguments, queue="null.interactive").id
+    job_id = app.send_task("pagefleet.generate", kwargs=arguments, queue="pagefleet.null.interactive").id
     assert wait_until(lambda: json.loads(page.get("/api/tasks")).get(job_id, {}).get("sent"), 20, 0.1)
     assert PROMPT not in page.get("/api/tasks")
     assert PROMPT not in page.get(f"/task/{job_id}")

@@ -20,7 +20,7 @@ from pagefleet.engine.backends.null import null_token
 from pagefleet.workers.engine_loop import wait_until
 
 NUM_EXAMPLES = int(os.environ.get("PAGEFLEET_GARBAGE_EXAMPLES", "300"))
-QUEUE = "null.interactive"
+QUEUE = "pagefleet.null.interactive"
 SENTINEL = "sentinel-prompt-of-nobody"
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just(10**400)
@@ -104,7 +104,7 @@ def test_whatever_stands_on_the_queue_the_worker_lives(stack, fleet, raw):
 
     @settings(max_examples=NUM_EXAMPLES, deadline=None, database=None, derandomize=True,
               suppress_health_check=list(HealthCheck))  # fmt: skip
-    @given(messages, st.sampled_from([QUEUE, "null.batch", QUEUE + "\x06\x163"]))
+    @given(messages, st.sampled_from([QUEUE, "pagefleet.null.batch", QUEUE + "\x06\x163"]))
     def send(message, queue):
         raw.lpush(queue, message)
         seen.append(message)
@@ -113,7 +113,7 @@ def test_whatever_stands_on_the_queue_the_worker_lives(stack, fleet, raw):
 
     send()
     assert is_served(fleet)
-    assert wait_until(lambda: not raw.llen(QUEUE) and not raw.llen("null.batch"), 20)
+    assert wait_until(lambda: not raw.llen(QUEUE) and not raw.llen("pagefleet.null.batch"), 20)
     assert stack.workers[0].exit_status is None
     assert wait_until(lambda: num_bad(fleet) > NUM_EXAMPLES / 10, 10)
     log = stack.workers[0].read_log()

@@ -24,7 +24,7 @@ from pagefleet.engine.backends.null import null_token
 from pagefleet.workers.engine_loop import wait_until
 
 NUM_EXAMPLES = int(os.environ.get("PAGEFLEET_GARBAGE_EXAMPLES", "300"))
-QUEUE = "null.interactive"
+QUEUE = "pagefleet.null.interactive"
 SEED = 7
 LONG = 150
 LOGPROB = {"token_id": 1, "logprob": -0.5, "text": "a", "rank": 1}
@@ -258,7 +258,7 @@ def test_a_priority_that_is_none_is_not_sent_again_and_again(value, stack, fleet
     check_bad(stack, fleet, raw, job_id, before, b"X")
 
 
-@pytest.mark.parametrize("value", [b"null.batch", b"\xff\xfe"])
+@pytest.mark.parametrize("value", [b"pagefleet.null.batch", b"\xff\xfe"])
 def test_a_job_whose_hash_names_another_queue_is_closed_in_its_own(value, stack, fleet, raw, app):
     job_id, before = f"queue-{value.hex()}", num_bad(fleet)
     submit(fleet, job_id)

@@ -112,7 +112,7 @@ def test_a_fleet_lives_under_its_users(guarded, workers, producer):
         assert stream.result().token_ids == expected(index, 150)
     assert workers[1].wait(20) == 0
     with guarded.admin() as admin:
-        assert wait_until(lambda: not admin.zcard(keys.open_jobs("null.interactive")), 10)
+        assert wait_until(lambda: not admin.zcard(keys.open_jobs("pagefleet.null.interactive")), 10)
     assert guarded.denied() == []
 
 
@@ -156,7 +156,7 @@ def test_a_monitor_sees_status_events_and_workers(guarded, workers, producer):
 
 
 PROMPT = "sentinel-prompt-5c1e"
-SECRET = ("pf:job:", "pf:log:", "celery-task-meta-", "pf:unacked:", "other.interactive")
+SECRET = ("pf:job:", "pf:log:", "celery-task-meta-", "pf:unacked:", "pagefleet.other.interactive")
 """What the names of keys begin with that hold prompts or answers, messages of other services included."""
 
 
@@ -180,9 +180,9 @@ def test_no_key_tells_a_monitor_a_prompt_or_an_answer(guarded, workers, producer
     app = make_celery(FleetSettings(redis_url=guarded.url_of("producer")))
     app.send_task(
         "pagefleet.generate", kwargs={"model": "null", "prompt": PROMPT, "max_tokens": 4000},
-        queue="null.interactive", ignore_result=True,
+        queue="pagefleet.null.interactive", ignore_result=True,
     )  # fmt: skip
-    app.send_task("pagefleet.generate", kwargs={"prompt": PROMPT}, queue="other.interactive")
+    app.send_task("pagefleet.generate", kwargs={"prompt": PROMPT}, queue="pagefleet.other.interactive")
     app.close()
     assert wait_until(lambda: len(producer.status().running) == 2, 10)
     # When a monitor tries every key that holds a prompt or an answer.
@@ -207,7 +207,7 @@ def test_the_control_channel_tells_a_monitor_no_prompt(guarded, workers, produce
     app = make_celery(FleetSettings(redis_url=guarded.url_of("producer")))
     sent = app.send_task(
         "pagefleet.generate", kwargs={"model": "null", "prompt": PROMPT, "max_tokens": 4000},
-        queue="null.interactive", ignore_result=True,
+        queue="pagefleet.null.interactive", ignore_result=True,
     )  # fmt: skip
     assert wait_until(lambda: len(producer.status().running) == 1, 10)
     app.close()
@@ -234,8 +234,8 @@ FORBIDDEN = [
     ("producer", "SET", "pf:lease:w", "{}"),
     ("producer", "HSET", "pf:unacked:w", "a", "b"),
     ("producer", "PUBLISH", "/0.celery.pidbox", "{}"),
-    ("producer", "BRPOP", "null.interactive", "0.01"),
-    ("producer", "BLPOP", "null.interactive", "0.01"),
+    ("producer", "BRPOP", "pagefleet.null.interactive", "0.01"),
+    ("producer", "BLPOP", "pagefleet.null.interactive", "0.01"),
     ("producer", "BLPOP", "pf:questions:null", "0.01"),
     ("producer", "HSET", "pf:keys", "1a2b3c4d", "{}"),
     ("producer", "SCRIPT", "FLUSH"),
@@ -253,7 +253,7 @@ FORBIDDEN = [
     ("monitor", "SUBSCRIBE", "pf:reply:a"),
     ("monitor", "PSUBSCRIBE", "*"),
     ("monitor", "DEL", "pf:job:a"),
-    ("monitor", "LPUSH", "null.interactive", "{}"),
+    ("monitor", "LPUSH", "pagefleet.null.interactive", "{}"),
     ("monitor", "LRANGE", "pf:log:a", "0", "-1"),
     ("monitor", "HMGET", "another-service", "x"),
     ("monitor", "EVAL", "return redis.call('DEL', 'pf:models')", "0"),

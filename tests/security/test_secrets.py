@@ -40,7 +40,7 @@ def test_neither_prompts_nor_passwords_are_told(guarded, tmp_path, monkeypatch):
                 with sender.connection_for_write() as connection:
                     sender.send_task(
                         "pagefleet.generate", kwargs={"model": "null", "prompt": PROMPT, **fields},
-                        queue="null.interactive", connection=connection, ignore_result=True,
+                        queue="pagefleet.null.interactive", connection=connection, ignore_result=True,
                     )  # fmt: skip
             assert wait_until(lambda: sum(e["type"] == "task-failed" for e in events) >= 3, 15)
         app.close()

@@ -77,7 +77,7 @@ def test_a_wrong_certificate_is_refused_in_one_sentence(what, authority, strange
         # The broker's connection and the result backend's are kombu's and Celery's: they check too.
         app = make_celery(settings)
         with pytest.raises(RedisUnavailable, match=r"did not take the job: .*certificate verify failed"):
-            send_message(app, "a", "null.interactive", 5)
+            send_message(app, "a", "pagefleet.null.interactive", 5)
         with pytest.raises(Exception, match="certificate verify failed"):
             app.backend.client.ping()
         app.close()
@@ -115,7 +115,7 @@ def test_a_server_may_ask_for_the_clients_certificate(authority, redis_server, s
         with FleetClient(known) as fleet:
             assert fleet.models() == []
         app = make_celery(known)
-        send_message(app, "a", "null.interactive", 5)
+        send_message(app, "a", "pagefleet.null.interactive", 5)
         app.close()
         with pytest.raises(RedisUnavailable):
             FleetClient(FleetSettings(redis_url=front.url, redis_ca=authority.ca)).models()

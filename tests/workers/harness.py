@@ -34,6 +34,7 @@ class RecordedMessage(JobMessage):
     ) -> None:
         self.job_id = job_id
         self.lane = lane
+        self.queue = keys.queue("null", lane)
         self.bare_fields = bare_fields
         self.answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
 

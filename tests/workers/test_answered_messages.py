@@ -80,15 +80,17 @@ def test_what_the_server_has_popped_is_read_although_the_room_is_gone(store):
     app = make_celery(store.settings, worker_id="w")
     with app.connection_for_read() as connection:
         channel = connection.default_channel
-        queue = make_queue("null.interactive")(channel)
+        queue = make_queue("pagefleet.null.interactive")(channel)
         queue.declare()
         delivered = []
         queue.consume("tag", delivered.append, no_ack=True)
-        room = ["null.interactive"]
-        names = SimpleNamespace(amqp=SimpleNamespace(queues=list(room)), tasks=[keys.GENERATE_TASK])
-        worker = SimpleNamespace(gate=MessageGate(10**6))
+        room, names_of = ["interactive"], {"interactive": ["pagefleet.null.interactive"]}
+        names = SimpleNamespace(
+            amqp=SimpleNamespace(queues=names_of["interactive"]), tasks=[keys.GENERATE_TASK]
+        )
+        worker = SimpleNamespace(gate=MessageGate(10**6), queues=names_of)
         pool = SimpleNamespace(
-            queues_with_room=lambda: room, use_channel=lambda _: None, worker=worker, app=names
+            lanes_with_room=lambda: room, use_channel=lambda _: None, worker=worker, app=names
         )
         AdmissionStep(SimpleNamespace()).start(
             SimpleNamespace(pool=pool, task_consumer=SimpleNamespace(channel=channel))
@@ -97,7 +99,7 @@ def test_what_the_server_has_popped_is_read_although_the_room_is_gone(store):
         channel.client.connection = channel.client.connection_pool.get_connection()
         channel._brpop_start()
         room.clear()
-        send_message(app, "job", "null.interactive", 5)
+        send_message(app, "job", "pagefleet.null.interactive", 5)
         assert channel.qos.can_consume()
         channel._brpop_read()
         assert [message.headers["id"] for message in delivered] == ["job"]
@@ -127,7 +129,7 @@ def test_of_a_job_that_is_revoked_before_or_after_its_start(time_start, announce
     request = _Request(time_start)
     worker = SimpleNamespace(cancel=lambda _: None)
     mailbox = SimpleNamespace(post=lambda call: call())
-    pool = SimpleNamespace(batch_queue="b", worker=worker, mailbox=mailbox, forget=lambda _: None)
+    pool = SimpleNamespace(worker=worker, mailbox=mailbox, forget=lambda _: None)
     fields = {"id": "a", "kwargs": {"job_id": "a"}}
     callbacks = {"accept_callback": None, "callback": request.callback}
     message = PooledMessage(pool, 1, fields, callbacks)

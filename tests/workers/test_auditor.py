@@ -12,7 +12,7 @@ from pagefleet.api.status import num_queued
 from pagefleet.api.testing import fake_card
 from pagefleet.workers.auditor import Auditor
 
-QUEUE = "null.interactive"
+QUEUE = "pagefleet.null.interactive"
 FINGERPRINT = fake_card().fingerprint.model_dump_json()
 
 

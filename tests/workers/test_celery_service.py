@@ -14,7 +14,7 @@ from pagefleet.api import FleetClient, JobState, keys
 from pagefleet.api.errors import UnknownParameter
 from pagefleet.workers.engine_loop import wait_until
 
-QUEUE = "null.interactive"
+QUEUE = "pagefleet.null.interactive"
 TASK = "pagefleet.generate"
 
 

@@ -133,11 +133,11 @@ def test_a_job_is_marked_before_its_first_choice_only(store, worker, monkeypatch
 def test_a_job_takes_a_seat_for_each_choice(store, worker):
     num_seats = worker.settings.max_num_seqs
     message = submit(store, worker, "a", n=num_seats, max_tokens=4000)
-    assert worker.queues_with_room(1, 0) != []
+    assert worker.lanes_with_room(1, 0) != []
     worker.admission.put(message)
     assert wait_until(lambda: min(store.read("a", with_log=False).num_tokens) > 0, 20)
-    assert worker.queues_with_room(1, 0) == []
-    assert worker.queues_with_room(1, 1) == []
+    assert worker.lanes_with_room(1, 0) == []
+    assert worker.lanes_with_room(1, 1) == []
 
 
 def test_a_job_that_is_cut_off_says_so_whatever_its_first_choice_did(store, worker):

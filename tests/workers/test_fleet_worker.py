@@ -37,7 +37,7 @@ def test_a_job_runs_from_its_message_to_its_result(store, worker):
     assert record.result().finish_reason == "length"
     assert record.result().text == bytes(expected_tokens(7, 20)).decode()
     # The job is closed: out of its ledger, and on its way to expiry.
-    assert store.redis.zcard(keys.open_jobs("null.interactive")) == 0
+    assert store.redis.zcard(keys.open_jobs("pagefleet.null.interactive")) == 0
     assert 0 < store.redis.ttl(keys.job("a")) <= store.settings.result_ttl_s
 
 

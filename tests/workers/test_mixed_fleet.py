@@ -8,7 +8,7 @@ import uuid
 
 import pytest
 
-from pagefleet.api import FleetClient, keys
+from pagefleet.api import FleetClient
 from pagefleet.api.celery_app import make_celery
 from pagefleet.api.connections import send_message
 from pagefleet.api.settings import FleetSettings
@@ -64,23 +64,54 @@ def test_a_rolling_upgrade_with_jobs_in_flight(start):
             assert [each.version for each in record.result().fingerprints] == ["0.0.9", "0.1.0"]
 
 
-def test_an_old_producers_job_is_served(start):
-    """What version 0.0 wrote: neither the fields nor the ledgers that came later."""
-    start()
+OLD_QUEUES = {"interactive": "org_2f_4eull.interactive", "batch": "org_2f_4eull.batch"}
+
+
+def write_as_before(store, queue, seed, priority="5", **fields):
+    """A job as the version before wrote it: neither the fields nor the queue names that came later."""
+    job_id = str(uuid.uuid4())
+    request = {"model": "org/Null", "prompt": "hi", "sampling": {"max_tokens": NUM_TOKENS, "seed": seed}}
+    store.redis.hset(
+        f"pf:job:{job_id}",
+        mapping={
+            "state": "Q", "epoch": "0", "attempts": "0", "num_ended": "0", "enqueued_at": "1",
+            "request": json.dumps(request), "queue": queue, "priority": priority, "channel": "",
+            "num_choices": "1", **fields,
+        },
+    )  # fmt: skip
+    store.redis.zadd(f"pf:open:{queue}", {job_id: 1})
+    if fields.get("tenant_ledger"):
+        store.redis.zadd(fields["tenant_ledger"], {job_id: 1})
+    return job_id
+
+
+def test_an_old_producers_jobs_are_served(start):
+    """Nothing that the version before wrote is lost: its queues, its ledgers, messages without a job."""
+    start("--served-name", "org/Null")
+    app = make_celery(FleetSettings(redis_url=start.url))
     with FleetClient(redis_url=start.url) as fleet:
         store = fleet._live.store
-        job_id = str(uuid.uuid4())
-        request = {"model": "null", "prompt": "hi", "sampling": {"max_tokens": NUM_TOKENS, "seed": 3}}
-        fields = {
-            "state": "Q", "epoch": "0", "attempts": "0", "num_ended": "0", "enqueued_at": "1",
-            "request": json.dumps(request), "queue": "null.interactive", "priority": "5", "channel": "",
-            "num_choices": "1",
-        }  # fmt: skip
-        store.redis.hset(keys.job(job_id), mapping=fields)
-        store.redis.zadd(keys.open_jobs("null.interactive"), {job_id: 1})
-        send_message(make_celery(FleetSettings(redis_url=start.url)), job_id, "null.interactive", 5)
-        assert fleet.attach(job_id).result().token_ids == tokens(3)
-        assert wait_until(lambda: store.redis.ttl(keys.job(job_id)) > 0, 10)
+        ledger = f"pf:tenant:{OLD_QUEUES['interactive']}:acme"
+        written = {
+            1: write_as_before(
+                store, OLD_QUEUES["interactive"], 1, tenant="acme", tenant_ledger=ledger, clients=""
+            ),
+            2: write_as_before(store, OLD_QUEUES["batch"], 2, priority="2"),
+            3: write_as_before(store, OLD_QUEUES["interactive"], 3),
+        }
+        (queue,) = [each for each in fleet.status().queues if each.lane == "interactive"]
+        assert (queue.name, queue.num_open) == ("pagefleet.org%2FNull.interactive", 2)
+        send_message(app, written[1], OLD_QUEUES["interactive"], 5)
+        send_message(app, written[2], OLD_QUEUES["batch"], 2)
+        # The message of the third was lost, and the fourth is a message only.
+        fields = {"model": "org/Null", "prompt": "hi", "max_tokens": NUM_TOKENS, "seed": 4}
+        sent = app.send_task("pagefleet.generate", kwargs=fields, queue=OLD_QUEUES["interactive"])
+        assert sent.get(timeout=30)["choices"][0]["token_ids"] == tokens(4)
+        for seed, job_id in written.items():
+            assert fleet.attach(job_id).result().token_ids == tokens(seed)
+            assert wait_until(lambda job_id=job_id: store.redis.ttl(f"pf:job:{job_id}") > 0, 10)
+        assert not store.redis.keys("pf:open:*") + store.redis.keys("pf:tenant:*")
+    app.close()
 
 
 def test_other_weights_wait_for_their_own_kind(start):

@@ -79,7 +79,7 @@ def test_the_jobs_model_is_computed_whatever_the_settings_serve(fleet, replay, m
 def test_settings_say_where_the_jobs_model_is(replay):
     fields = {
         "request": '{"model": "small"}',
-        "queue": "small.interactive",
+        "queue": "pagefleet.small.interactive",
         "fingerprints": f"[{REAL.model_dump_json()}]",
     }
     record = JobRecord("a", fields)

@@ -72,11 +72,11 @@ def test_a_message_popped_in_the_last_moment_does_not_end_the_worker(store):
     with app.connection_for_read() as connection:
         channel = connection.default_channel
         guard_channel(channel)
-        queue = make_queue("null.interactive")(channel)
+        queue = make_queue("pagefleet.null.interactive")(channel)
         queue.declare()
         delivered = []
         queue.consume("tag", delivered.append, no_ack=False)
-        send_message(app, "job", "null.interactive", 5)
+        send_message(app, "job", "pagefleet.null.interactive", 5)
         channel.client.connection = channel.client.connection_pool.get_connection()
         channel._brpop_start()
         store.redis.config_set("maxmemory", 1)

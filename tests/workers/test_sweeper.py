@@ -14,7 +14,7 @@ from pagefleet.api.status import num_queued
 from pagefleet.workers.engine_loop import wait_until
 from pagefleet.workers.sweeper import Sweeper
 
-QUEUE = "null.interactive"
+QUEUE = "pagefleet.null.interactive"
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_it_is_patient_and_more_so_each_time(store, app):
     assert patient.sweep() == 0
     eager = Sweeper(store, app, [QUEUE], patience_s=1.0)
     assert wait_until(lambda: eager.sweep() == 1, 10)
-    store.redis.delete(*store.redis.keys("null.interactive*"))
+    store.redis.delete(*store.redis.keys("pagefleet.null.interactive*"))
     assert eager.sweep() == 0
 
 
@@ -103,7 +103,7 @@ def test_one_worker_sweeps_until_it_is_gone(store, app):
     assert wait_until(sent_while_both_try, 5)
     assert second._suspicions == {}
     # The first one is gone: the other takes over when its lock has run out.
-    store.redis.delete(*store.redis.keys("null.interactive*"))
+    store.redis.delete(*store.redis.keys("pagefleet.null.interactive*"))
     assert wait_until(lambda: second.sweep_if_first() or num_queued(store, QUEUE) == 1, 5)
 
 
