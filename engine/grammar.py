@@ -6,15 +6,14 @@ is bounded by fuel. Nothing here knows tensors, requests or threads but one: com
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 from pagefleet.engine.deep_stack import on_deep_stack
 from pagefleet.engine.errors import InvalidRequestError, MissingDependencyError
+from pagefleet.engine.grammar_notations import compiled, sentence
 from pagefleet.engine.requirements import install_command
-from pagefleet.engine.schema_patterns import with_rust_patterns
 from pagefleet.engine.structured_output import PARAM, StructuredOutput
 from pagefleet.engine.tokenizer import Tokenizer
 from pagefleet.engine.wind_down import WindDown, begins_at
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Grammar", "GrammarCompiler"]
 
-JSON_OPTIONS: Final = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
-"""A model that may write spaces can write spaces for ever. One, where most people have one, is no trap."""
 MAX_CHARS: Final = {"grammar": 16_384}
 """An EBNF is rewritten in time that grows with the square of its length: 4 s for 94,000 characters."""
 MAX_CHARS_ELSE: Final = 65_536
@@ -76,7 +73,7 @@ class Grammar:
     @property
     def error(self) -> str | None:
         """Why the grammar can't go on, in one sentence without its full stop."""
-        return _sentence(self.matcher.get_error()) if self.matcher.is_error() else None
+        return sentence(self.matcher.get_error()) if self.matcher.is_error() else None
 
     def narrow(self, packed: NDArray[np.int32], position: int) -> None:
         """Take from the mask of the token at this position what would only make the text longer."""
@@ -123,7 +120,11 @@ class GrammarCompiler:
             raise _refused(kind, f"it has {len(source):,} characters, and {limit:,} are the most")
         ending = self._winding_down() if wanted.wind_down else None
         vocabulary = self.prepare()
-        return Grammar(on_deep_stack(lambda: _compile(vocabulary, kind, source)), ending)
+        try:
+            matcher = on_deep_stack(lambda: compiled(vocabulary, kind, source))
+        except (ValueError, RuntimeError) as error:
+            raise _refused(kind, sentence(str(error))) from None
+        return Grammar(matcher, ending)
 
     def _winding_down(self) -> WindDown:
         vocabulary = self.prepare()
@@ -133,82 +134,5 @@ class GrammarCompiler:
             return self._ending
 
 
-def _compile(vocabulary: LLTokenizer, kind: str, source: str) -> LLMatcher:
-    from llguidance import LLMatcher, LLParserLimits
-
-    try:
-        text = _NOTATIONS[kind](source)
-    except ValueError as error:
-        raise _refused(kind, _sentence(str(error))) from None
-    limits = LLParserLimits(verbose_errors=False)
-    grammar = Grammar(LLMatcher(vocabulary, text, log_level=0, limits=limits))
-    # A grammar without any text shows itself at the first mask, which also builds most of the lexer.
-    if grammar.error is None:
-        grammar.matcher.compute_bitmask()
-    if grammar.error is not None:
-        raise _refused(kind, grammar.error)
-    return grammar.matcher
-
-
-def _from_schema(source: str) -> str:
-    from llguidance import LLMatcher
-
-    if source.strip() == "false":
-        raise ValueError("Unsatisfiable schema: it is false")
-    # The library's options go into a mapping.
-    source = "{}" if source.strip() == "true" else with_rust_patterns(source)
-    return LLMatcher.grammar_from_json_schema(source, defaults=JSON_OPTIONS)  # type: ignore[arg-type]
-
-
-def _from_choice(source: str) -> str:
-    from llguidance import LLMatcher
-
-    choices: Sequence[Any] = json.loads(source)
-    if not choices or not all(isinstance(choice, str) and choice for choice in choices):
-        raise ValueError("it takes texts, at least one, none of them empty")
-    return LLMatcher.grammar_from_lark("start: " + " | ".join(map(_quoted, choices)))
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _from_regex(source: str) -> str:
-    from llguidance import LLMatcher
-
-    return LLMatcher.grammar_from_regex(source)
-
-
-def _from_grammar(source: str) -> str:
-    from llguidance import LLMatcher
-    from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
-
-    try:
-        return LLMatcher.grammar_from_lark(any_to_lark(source))
-    except GbnfToLarkError as error:
-        raise ValueError(str(error)) from None
-
-
-_NOTATIONS: Final[dict[str, Callable[[str], str]]] = {
-    "json_schema": _from_schema,
-    "json_object": lambda _source: _from_schema('{"type": "object"}'),
-    "regex": _from_regex,
-    "choice": _from_choice,
-    "grammar": _from_grammar,
-}
-
-
 def _refused(kind: str, reason: str) -> InvalidRequestError:
     return InvalidRequestError(f"This {kind} can't be used: {reason}.", "invalid_grammar", PARAM)
-
-
-def _sentence(error: str) -> str:
-    """The library's message without its drawings of where the fault is."""
-    lines = [line.strip() for line in error.splitlines() if line.strip()]
-    if any("NoExtension" in line for line in lines):
-        return "no text can satisfy it"
-    causes = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    reason = causes[-1] if causes else lines[0] if lines else "no reason given"
-    if len(reason) > 300:
-        reason = reason[:300] + "..."
-    return reason.rstrip(".")

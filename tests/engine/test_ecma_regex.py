@@ -10,7 +10,7 @@ from ecma_validator import matches, validator_for
 
 from pagefleet.engine import EngineConfig, LLMEngine, NullOptions, StructuredOutput
 from pagefleet.engine.ecma_regex import to_rust
-from pagefleet.engine.schema_patterns import with_rust_patterns
+from pagefleet.engine.json_schema import prepared
 
 SPACES = "\t\n\v\f\r \xa0\u1680\u2000\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
 # White space for Python, for Unicode, or to the eye.
@@ -97,13 +97,6 @@ def test_a_broken_pattern_is_left_to_the_library(pattern: str):
 
 
 class TestSchemas:
-    def test_names_and_data_are_no_patterns(self):
-        schema = {
-            "properties": {"pattern": {"const": {"pattern": r"\s"}}, "patternProperties": {"enum": [r"\s"]}},
-            "examples": [{"pattern": r"\s"}],
-        }
-        assert with_rust_patterns(json.dumps(schema)) == json.dumps(schema)
-
     def test_patterns_are_found_wherever_schemas_are(self):
         pattern = {"pattern": r"\s"}
         schema = {
@@ -112,25 +105,15 @@ class TestSchemas:
             "anyOf": [{"patternProperties": {r"^\s": pattern}}],
             "elsewhere": {"schemas": pattern},
         }
-        assert r"\\s" not in with_rust_patterns(json.dumps(schema))
+        assert r"\\s" not in prepared(json.dumps(schema)).text
 
     def test_a_keyword_may_be_written_in_escapes(self):
-        assert r"\\s" not in with_rust_patterns(r'{"\u0070attern": "\\s"}')
-
-    def test_what_has_nothing_to_rewrite_keeps_its_text(self):
-        source = '{"pattern": "^a$", "multipleOf": 1e-7, "minimum": 0.30}'
-        assert with_rust_patterns(source) == source
+        assert r"\\s" not in prepared(r'{"\u0070attern": "\\s"}').text
 
     def test_two_names_that_become_one_are_both_kept(self):
         schema = {"patternProperties": {r"^\cJ": {"minLength": 1}, r"^\cj": {"maxLength": 2}}}
-        rewritten = json.loads(with_rust_patterns(json.dumps(schema)))["patternProperties"]
+        rewritten = json.loads(prepared(json.dumps(schema)).text)["patternProperties"]
         assert [list(each) for each in rewritten.values()] == [["minLength"], ["maxLength"]]
-
-    @pytest.mark.parametrize(
-        "source", ['{"pattern": ', '{"pattern"' + ':{"a"' * 5000, "[" * 5000 + '"pattern"']
-    )
-    def test_what_cannot_be_read_is_left_to_the_library(self, source: str):
-        assert with_rust_patterns(source) == source
 
     @pytest.mark.parametrize("name", ["a\ufeffb", "a\x85b", "a\x1cb", "ab"])
     def test_names_of_properties_are_ecmas_too(self, engine: LLMEngine, name: str):

@@ -93,6 +93,23 @@ class TestKinds:
         assert text.text in texts
         assert (text.finish_reason, text.stop_reason) == (FinishReason.STOP, None)
 
+    @pytest.mark.parametrize(
+        ("regex", "inside", "outside"),
+        [(r"\d", "09", "a\u0663\uff11"), (r"\w", "aZ0_", "\xe9\u0444"), (r"[\d-]", "9-", "\u0663"),
+         (r"\D", "a\xe9", "0"), (r"\s", " \ufeff", "\x85\x1c"), (r".", "a\x85", "\n\u2028"),
+         (r"a/b", ["a/b"], ["a"]), (r"a\/b", ["a/b"], ["ab"])],
+    )  # fmt: skip
+    def test_a_regex_means_what_a_pattern_does(self, regex: str, inside: list[str], outside: list[str]):
+        engine = make_engine()
+
+        def allows(text: str) -> bool:
+            grammar = engine.compile_grammar(StructuredOutput(regex=regex))
+            accepted = all(grammar.accept(byte) is None for byte in text.encode())
+            return accepted and bool(grammar.matcher.is_accepting())
+
+        assert [text for text in inside if not allows(text)] == []
+        assert [text for text in outside if allows(text)] == []
+
     @pytest.mark.parametrize("seed", range(8))
     def test_a_regex_matches_the_whole_text(self, seed: int):
         regex = r"[a-c]{2}-[0-9]+(,[0-9]{3})?!"
@@ -156,16 +173,24 @@ class TestRefusals:
                 "property 'a' is unsatisfiable",
             ),
             ({"json_schema": False}, "Unsatisfiable schema"),
-            ({"json_schema": {"$ref": "#"}}, "no text can satisfy it"),
+            ({"json_schema": {"$ref": "#"}}, "it requires itself"),
             ({"json_schema": {"$ref": "#/nowhere"}}, "Pointer '/nowhere' does not exist"),
             ({"json_schema": {"$ref": "https://example.org/a.json"}}, "is not present"),
             ({"json_schema": {"type": "array", "uniqueItems": True}}, 'Unimplemented keys: ["uniqueItems"]'),
-            ({"json_schema": "{"}, "EOF"),
+            ({"json_schema": "{"}, "Expecting"),
             ({"regex": "(a"}, "unclosed group"),
             ({"regex": "(?=a)b"}, "look-around"),
             ({"regex": "(" * 5000 + "a" + ")" * 5000}, "nest"),
             ({"grammar": "start: nowhere"}, "nowhere"),
             ({"grammar": "just words"}, "Expected"),
+            ({"grammar": "root ::= nowhere"}, "Rule 'nowhere' not found"),
+            ({"grammar": 'main ::= "a"'}, "No 'root' rule found"),
+            ({"grammar": "root ::= a A\na ::= [b] root\nA ::= [c] root"}, "already exists"),
+            ({"grammar": 'root ::= "a\\'}, "it ends too early"),
+            ({"grammar": 'root ::= "\\z"'}, "Invalid escape sequence"),
+            ({"grammar": 'start: %json {"minimum": -9223372036854775808}'}, "%json is not supported"),
+            ({"grammar": ""}, "No 'root' rule found"),
+            ({"regex": "a**{99999999999}"}, "in"),
             ({"grammar": "start: " + "(" * 8000 + '"a"' + ")" * 8000}, "too deeply nested"),
             ({"choice": []}, "at least one"),
             ({"choice": ["a", 1]}, "it takes texts"),
