@@ -145,7 +145,7 @@ class AsyncConnections:
         job_id = departure.job_id
         if departure.is_orphan:
             verdict = await self.store.run(operations.cancel(job_id))
-            if verdict is CancelVerdict.MISSING and time.monotonic() < departure.at:
+            if verdict is CancelVerdict.MISSING and time.monotonic() < departure.until:
                 self.readers.put_back(departure)
         else:
             verdict = await self.store.run(operations.leave(job_id, self.client_id))

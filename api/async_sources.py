@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 import weakref
+from typing import Any
 
 from pagefleet.api.arguments import shown_request
 from pagefleet.api.async_connections import AsyncConnections
@@ -16,6 +17,7 @@ from pagefleet.api.inbox import AsyncInbox
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.last_seen import RESUBMIT_AFTER_S, LastSeen
 from pagefleet.api.operations import Submitted
+from pagefleet.api.readers import Reader
 from pagefleet.api.sources import (
     SETTLE_AGAIN_S,
     SETTLE_FOR_S,
@@ -25,6 +27,15 @@ from pagefleet.api.sources import (
     submit_operation,
 )
 from pagefleet.api.token_stream import AsyncSource, LiveEvent, Resync
+
+
+def leave_after(after_s: float, reader: Reader, when_dropped: weakref.finalize[..., Any]) -> None:
+    """Until then the reader's place is kept: it may come back as another one."""
+    if after_s:
+        when_dropped.detach()
+        asyncio.get_running_loop().call_later(after_s, reader.leave)
+    else:
+        reader.leave()
 
 
 class AsyncOwnSource(AsyncSource):
@@ -41,7 +52,7 @@ class AsyncOwnSource(AsyncSource):
         self._inbox = AsyncInbox()
         self._seen = LastSeen(live.store.settings.result_ttl_s)
         self._reader = live.readers.add(prepared.job_id)
-        leave_when_dropped(self, self._reader)
+        self._leave_when_dropped = leave_when_dropped(self, self._reader)
         routes, deliver = live.subscriber, self._seen.on_the_way_to(self._inbox.put)
         routes.add(prepared.job_id, deliver)
         # A stream that its caller dropped half way must not leave its inbox behind, to be filled.
@@ -112,7 +123,7 @@ class AsyncOwnSource(AsyncSource):
     async def leave(self, after_s: float = 0.0) -> None:
         self._inbox.close()
         self._stop_listening()
-        self._reader.leave(after_s)
+        leave_after(after_s, self._reader, self._leave_when_dropped)
 
     async def close(self) -> None:
         self.stay(True)
@@ -174,7 +185,7 @@ class AsyncAttachedSource(AsyncSource):
         self._job_id = job_id
         self._inbox = AsyncInbox()
         self._reader = live.readers.add(job_id)
-        leave_when_dropped(self, self._reader)
+        self._leave_when_dropped = leave_when_dropped(self, self._reader)
         self._stop_listening: weakref.finalize[..., AsyncAttachedSource] | None = None
 
     async def open(self) -> None:
@@ -208,7 +219,7 @@ class AsyncAttachedSource(AsyncSource):
         self._inbox.close()
         if self._stop_listening is not None:
             self._stop_listening()
-        self._reader.leave(after_s)
+        leave_after(after_s, self._reader, self._leave_when_dropped)
 
     async def close(self) -> None:
         self.stay(True)

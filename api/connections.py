@@ -120,7 +120,7 @@ class Settler:
         job_id = departure.job_id
         if departure.is_orphan:
             verdict = self._store.cancel(job_id)
-            if verdict is CancelVerdict.MISSING and time.monotonic() < departure.at:
+            if verdict is CancelVerdict.MISSING and time.monotonic() < departure.until:
                 self.readers.put_back(departure)
         else:
             verdict = self._store.run(operations.leave(job_id, self._client_id))

@@ -20,13 +20,13 @@ _ORPHAN_FOR_S: Final = 10.0
 class Departure(NamedTuple):
     """A job without a reader in this process.
 
-    ``is_orphan``: its submit was broken off and nobody knows its id, so that it ends in any case. ``at``: not
-    before; of an orphan, for how long it is looked for where the server does not know it.
+    ``is_orphan``: its submit was broken off and nobody knows its id, so that it ends in any case; ``until``
+    then it is looked for where the server does not know it.
     """
 
     job_id: str
     is_orphan: bool = False
-    at: float = 0.0
+    until: float = 0.0
 
 
 class Reader:
@@ -40,9 +40,9 @@ class Reader:
         self.stays = False
         """The job goes on although this reader leaves."""
 
-    def leave(self, after_s: float = 0.0) -> None:
-        """Once; later calls do nothing. Within ``after_s`` it may come back as another reader."""
-        self._readers.remove(self, after_s)
+    def leave(self) -> None:
+        """Once; later calls do nothing."""
+        self._readers.remove(self)
 
 
 class Readers:
@@ -64,10 +64,10 @@ class Readers:
         self._job_of[reader] = job_id
         return reader
 
-    def remove(self, reader: Reader, after_s: float) -> None:
+    def remove(self, reader: Reader) -> None:
         was_there = self._job_of.pop(reader, None) is not None
         if was_there and not reader.stays:
-            self._put(Departure(reader.job_id, at=time.monotonic() + after_s if after_s else 0.0))
+            self._put(Departure(reader.job_id))
 
     def _put(self, departure: Departure) -> None:
         if os.getpid() == self._pid:
@@ -90,12 +90,8 @@ class Readers:
         return len(self._departures)
 
     def departures(self) -> Iterator[Departure]:
-        """Those that are due, each once, without those whose job has a reader again."""
+        """Those of now, each once, without those whose job has a reader here."""
         for _ in range(len(self._departures)):
             departure = self._departures.popleft()
-            if departure.is_orphan:
-                yield departure
-            elif departure.at > time.monotonic():
-                self._departures.append(departure)
-            elif not self.reads(departure.job_id):
+            if departure.is_orphan or not self.reads(departure.job_id):
                 yield departure

@@ -245,6 +245,12 @@ class GatewaySettings(FleetSettings):
     gateway_send_timeout_s: float = Field(
         30.0, gt=0, description="a client that takes nothing for so long is cut off"
     )
+    gateway_return_within_s: float = Field(
+        10.0,
+        ge=0,
+        description="what a client that can return has to, after it lost its connection, until its job is "
+        "cancelled",
+    )
     gateway_drain_s: float = Field(20.0, ge=0, description="what running requests get to end on SIGTERM")
     gateway_max_connections: int = Field(4096, gt=0, description="open at once; more are refused")
     gateway_max_header_bytes: int = Field(32768, ge=1024, description="of one request's head")

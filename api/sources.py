@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable
 from typing import Any, Final
 
 import redis
@@ -28,7 +27,7 @@ SETTLE_FOR_S: Final = 1.0
 SETTLE_AGAIN_S: Final = 0.1
 
 
-def leave_when_dropped(source: object, reader: Reader) -> Callable[[], object]:
+def leave_when_dropped(source: object, reader: Reader) -> weakref.finalize[..., Any]:
     """A stream that its caller dropped half way has left."""
     finalizer = weakref.finalize(source, reader.leave)
     finalizer.atexit = False

@@ -273,14 +273,16 @@ class TokenStream(_StreamBase, Iterator[Chunk]):
     def close(self) -> None:
         """Stops reading; the job ends if nobody else reads it, unless it is detached. Returns at once: the
         client tells the server."""
-        self._closed = True
-        self._source.leave()
+        if not self._closed:
+            self._closed = True
+            self._source.leave()
 
     def leave_running(self) -> str:
         """Stops reading; the job goes on, and :meth:`attach` of this client or another one reads it by the id
         that is returned. It goes on for as long as this client lives: only a detached one needs nobody."""
-        self._closed = True
-        self._source.close()
+        if not self._closed:
+            self._closed = True
+            self._source.close()
         return self.job_id
 
     def _end(self) -> None:
@@ -420,8 +422,9 @@ class AsyncTokenStream(_StreamBase, AsyncIterator[Chunk]):
         Args:
             after_s: the job only ends where nobody has come to read it after so long.
         """
-        self._closed = True
-        await self._source.leave(after_s)
+        if not self._closed:
+            self._closed = True
+            await self._source.leave(after_s)
 
     async def aclose(self) -> None:
         """For ``contextlib.aclosing``."""
@@ -429,8 +432,9 @@ class AsyncTokenStream(_StreamBase, AsyncIterator[Chunk]):
 
     async def leave_running(self) -> str:
         """See :meth:`TokenStream.leave_running`."""
-        self._closed = True
-        await self._source.close()
+        if not self._closed:
+            self._closed = True
+            await self._source.close()
         return self.job_id
 
     async def _end(self) -> None:

@@ -104,12 +104,12 @@ class Answer:
             if not stream.has_ended:
                 self.gateway.fleet.discard(stream.job_id)
 
-    async def on_gone(self) -> None:
-        """Nobody reads any more."""
+    async def on_gone(self, returns_within_s: float = 0.0) -> None:
+        """Nobody reads any more, or not for a while."""
         if self.background:
             return
         for stream in self.streams:
-            await stream.close()
+            await stream.close(after_s=returns_within_s)
 
     async def end(self) -> None:
         """Stops listening."""

@@ -26,7 +26,8 @@ cost as much again as the rest of the way."""
 class EventStream(Response):
     """
     Args:
-        on_gone: what to do when the client is gone before the end, or takes nothing for too long.
+        on_gone: what to do when the client is gone before the end, or takes nothing for too long; it is given
+            the seconds within which the client may return.
         on_end: what to do in every case.
     """
 
@@ -35,7 +36,7 @@ class EventStream(Response):
         gateway: Gateway,
         relay: Relay,
         headers: Mapping[str, str],
-        on_gone: Callable[[], Awaitable[None]],
+        on_gone: Callable[[float], Awaitable[None]],
         on_end: Callable[[], Awaitable[None]],
     ) -> None:
         super().__init__(headers={**sse.HEADERS, **headers})
@@ -64,18 +65,22 @@ class EventStream(Response):
             if relay.done():
                 await self._raise_what_broke(relay, scope)
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
-            elif slow or gone.done():
+            elif slow or gone.done() or not self._relay.can_return:
                 # First: while it runs, it listens, and its job would seem to be read.
                 await _stop(relay)
-                await self._on_gone()
+                await self._on_gone(self._returns_within_s)
         finally:
             await _stop(relay, gone)
         if slow or self._gateway.leaving.done():
             _abort(scope)
 
+    @property
+    def _returns_within_s(self) -> float:
+        return self._gateway.settings.gateway_return_within_s if self._relay.can_return else 0.0
+
     async def _raise_what_broke(self, relay: asyncio.Future[None], scope: Scope) -> None:
         if relay.exception() is not None:
-            await self._on_gone()
+            await self._on_gone(self._returns_within_s)
             _abort(scope)
         relay.result()
 

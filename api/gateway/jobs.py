@@ -77,7 +77,7 @@ async def stream(request: Request) -> Response:
             streams.append(await gateway.fleet.attach(job_id, after=after, timeout=None, keep=keep))
     except BaseException:
         for each in streams:
-            await each.leave_running()
+            await each.close(after_s=gateway.settings.gateway_return_within_s)
         raise
     keep_alive_s = gateway.settings.gateway_keep_alive_s
     relay = Relay(streams, num_choices, shape, position, keep_alive_s, can_return=True)
@@ -86,9 +86,9 @@ async def stream(request: Request) -> Response:
         for each in streams:
             await each.leave_running()
 
-    async def leave() -> None:
+    async def leave(returns_within_s: float) -> None:
         for each in streams:
-            await each.close()
+            await each.close(after_s=returns_within_s)
 
     return EventStream(gateway, relay, {}, leave, end)
 

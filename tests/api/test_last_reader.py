@@ -264,7 +264,7 @@ async def test_one_that_leaves_may_come_back_for_a_while(afleet, jobs):
     await anext(stream)
     await stream.close(after_s=0.5)
     back = await afleet.attach(stream.job_id)
-    await asyncio.sleep(4)
+    await asyncio.sleep(1.5)
     assert state(jobs, stream.job_id) is JobState.RUNNING
     await back.close(after_s=0.5)
     assert await asyncio.to_thread(is_cancelled, jobs, stream.job_id)

@@ -45,9 +45,15 @@ def start_gateway(null_stack, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def gateway(start_gateway):
+def return_within_s():
+    """Shorter than by default: for so long a test waits."""
+    return 1.5
+
+
+@pytest.fixture(scope="session")
+def gateway(start_gateway, return_within_s):
     """Without keys."""
-    return start_gateway(keep_alive_s=0.3, drain_s=1)
+    return start_gateway(keep_alive_s=0.3, drain_s=1, return_within_s=return_within_s)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from pagefleet.api.gateway.job_ids import jobs_of
+from pagefleet.api.job_store import CLIENT_LEASE_S
 from pagefleet.api.messages import JobState
 from pagefleet.workers.engine_loop import wait_until
 
@@ -249,13 +250,63 @@ def test_one_of_several_prompts_too(narrow, jobs):
             )
 
 
+IDS = {"stream": True, "max_tokens": 4000, "stream_options": {"include_ids": True}}
+PLAIN = {"stream": True, "max_tokens": 4000}
+
+
+def resume(gateway, job_id):
+    connection = connect(gateway)
+    connection.sendall(f"GET /v1/jobs/{job_id}/stream HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
+    assert b"data: " in read_until(connection, b"data: ")
+    return connection
+
+
+def read_until(connection, part):
+    seen = b""
+    while part not in seen:
+        more = connection.recv(4096)
+        assert more, seen
+        seen += more
+    return seen
+
+
+def is_in_state(jobs, job_id, state, within_s):
+    return wait_until(lambda: jobs.read(job_id, with_log=False).state is state, within_s)
+
+
+def begin_and_break_off(gateway, **options):
+    with connect(gateway) as connection:
+        connection.sendall(request(**options))
+        return job_of(connection)
+
+
+def test_a_plain_stream_that_breaks_off_cancels_its_job_within_a_step(narrow, jobs):
+    """Its client has no position to return to: nothing is computed for nobody."""
+    job_id = begin_and_break_off(narrow, **PLAIN)
+    assert is_in_state(jobs, job_id, JobState.CANCELLED, CLIENT_LEASE_S / 3)
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_who_can_return_keeps_the_job_and_who_does_not_loses_it(
+    gateway, narrow, jobs, return_within_s, where
+):
+    lost, kept = (begin_and_break_off(gateway, **IDS) for _ in range(2))
+    begun_at = time.monotonic()
+    with resume(gateway if where == "here" else narrow, kept):
+        assert is_in_state(jobs, lost, JobState.CANCELLED, 10)
+        assert time.monotonic() - begun_at > return_within_s / 2
+        time.sleep(return_within_s)
+        assert is_in_state(jobs, kept, JobState.RUNNING, 0.1)
+    httpx.delete(f"{gateway.url}/v1/jobs/{kept}")
+
+
 def test_on_sigterm_what_runs_may_end_and_what_streams_on_is_cut_off(start_gateway, gateway, jobs):
     leaving = start_gateway(drain_s=1.5)
-    short, long = request(max_tokens=150, seed=7), request(max_tokens=4000, stream=True)
-    with connect(leaving) as brief, connect(leaving) as endless:
-        endless.sendall(long)
-        job_id = job_of(endless)
-        brief.sendall(short)
+    with connect(leaving) as brief, connect(leaving) as endless, connect(leaving) as plain:
+        endless.sendall(request(**IDS))
+        plain.sendall(request(**PLAIN))
+        job_id, plain_id = job_of(endless), job_of(plain)
+        brief.sendall(request(max_tokens=150, seed=7))
         time.sleep(0.2)
         leaving.terminate()
         assert b"200 OK" in read_all(brief)
@@ -264,6 +315,7 @@ def test_on_sigterm_what_runs_may_end_and_what_streams_on_is_cut_off(start_gatew
     assert b"[DONE]" not in rest, "it is no end: the client goes on elsewhere"
     assert leaving.wait(10) == 0
     assert jobs.read(job_id, with_log=False).state is JobState.RUNNING
+    assert is_in_state(jobs, plain_id, JobState.CANCELLED, CLIENT_LEASE_S / 3), "its client cannot"
     httpx.delete(f"{gateway.url}/v1/jobs/{job_id}")
 
 

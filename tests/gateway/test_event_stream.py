@@ -13,6 +13,8 @@ from pagefleet.api.settings import GatewaySettings
 
 
 class Broken:
+    can_return = False
+
     async def run(self, write):
         await write(b": one\n\n")
         raise ExceptionGroup("tasks", [RuntimeError("a fault of ours")])
@@ -36,10 +38,12 @@ def test_a_relay_that_breaks_leaves_no_job_behind_and_no_end():
             metrics=GatewayMetrics(),
             leaving=asyncio.get_running_loop().create_future(),
         )
-        stream = EventStream(gateway, Broken(), {}, lambda: note("gone"), lambda: note("end"))
+        stream = EventStream(
+            gateway, Broken(), {}, lambda within_s: note(f"gone for {within_s:g} s"), lambda: note("end")
+        )
         await stream({"extensions": {ABORT: lambda: happened.append("abort")}}, receive, send)
 
     with pytest.raises(ExceptionGroup):
         asyncio.run(call())
-    assert happened == ["gone", "abort", "end"]
+    assert happened == ["gone for 0 s", "abort", "end"]
     assert all(message.get("more_body", True) for message in sent), "the client must not take it for an end"
