@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 # Read when torch is imported. Threads that wait for each other sleep: the tests share their cores.
@@ -69,6 +70,9 @@ def own_environment(no_process_is_left, tmp_path_factory):
         patch.setenv("PAGEFLEET_HOME", str(tmp_path_factory.mktemp("home")))
         # Tests run in the repository, where compose's .env may lie: no files.
         patch.setenv("PAGEFLEET_CONFIG", "")
+        # A shell's background job ignores Ctrl-C, and so would every process that a test starts.
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         yield
 
 

@@ -336,7 +336,8 @@ class TestChat:
             # Its answer has begun: what comes after the echo.
             self.read_until(terminal, "Hi\r\n", and_more=True)
             process.send_signal(signal.SIGINT)
-            self.read_until(terminal, "you\x1b[0m> ")
+            # The whole answer would take 15 s.
+            self.read_until(terminal, "you\x1b[0m> ", timeout_s=9)
             os.write(terminal, b"/exit\n")
             assert process.wait(10) == 0
         finally:
