@@ -42,6 +42,7 @@ class JobRecord:
         if not 0 <= (self.ttl_ms or 0) <= MAX_TTL_S * 1000:
             raise ValueError("ttl")
         _ = (self.state, self.queue, self.num_tokens, self.num_prompt_tokens, self.attempts, self.error)
+        _ = self.num_cached_tokens
         _ = self.fields["request"]
         _ = self.times
 
@@ -76,6 +77,10 @@ class JobRecord:
     def num_prompt_tokens(self) -> int | None:
         value = self.fields.get("num_prompt_tokens")
         return None if value is None else int(value)
+
+    @property
+    def num_cached_tokens(self) -> int:
+        return int(self.fields.get("num_cached_tokens", 0))
 
     @property
     def attempts(self) -> int:
@@ -179,7 +184,9 @@ class JobRecord:
             state=self.state,
             choices=[self._choice(index) for index in range(self.num_choices)],
             prompt_logprobs=next((e.prompt_logprobs for e in self.entries if e.prompt_logprobs), None),
+            prompt_token_ids=next((e.prompt_token_ids for e in self.entries if e.prompt_token_ids), None),
             num_prompt_tokens=self.num_prompt_tokens,
+            num_cached_tokens=self.num_cached_tokens,
             attempts=self.attempts,
             worker=self.fields.get("owner"),
             fingerprints=self.fingerprints,

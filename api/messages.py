@@ -113,6 +113,7 @@ class GenerateRequest(StoredModel):
     cache_salt: str | None = Field(
         None, min_length=1, max_length=256, description="shares the prefix cache with the same salt only"
     )
+    return_prompt_token_ids: bool = Field(False, description="the result has the prompt's tokens too")
     echo: bool = Field(
         False,
         description="the text begins with the prompt's; stop strings don't see it, and messages have none",
@@ -176,6 +177,8 @@ class LogEntry(StoredModel):
     """One for each token, where the request asks for them."""
     prompt_logprobs: list[TokenLogprobs] | None = None
     """Of the prompt's tokens from the second on: with the first token of choice 0."""
+    prompt_token_ids: list[int] | None = None
+    """The same way, where the request asks for them."""
     finish_reason: str | None = None
     stop_reason: str | int | None = None
 
@@ -192,10 +195,12 @@ class LogEntry(StoredModel):
 
 
 class AcceptedEvent(StoredModel):
-    """The worker tokenised and admitted the prompt; sent again by every attempt."""
+    """The worker tokenised and admitted the prompt; sent again by every attempt, and with the first token if
+    the prefix cache had a part of the prompt."""
 
     num_prompt_tokens: int
     attempt: int
+    num_cached_tokens: int = 0
 
 
 class EndedEvent(StoredModel):
@@ -266,7 +271,11 @@ class JobResult(StoredModel):
     choices: list[ChoiceResult]
     prompt_logprobs: list[TokenLogprobs] | None = None
     """Of the prompt's tokens from the second on, where the request asked for them."""
+    prompt_token_ids: list[int] | None = None
+    """Where the request asked for them."""
     num_prompt_tokens: int | None = None
+    num_cached_tokens: int = 0
+    """Of the prompt's tokens: found in the prefix cache by the attempt that gave the first token."""
     attempts: int = 0
     worker: str | None = None
     fingerprints: list[Fingerprint] = Field(default_factory=list)

@@ -77,6 +77,8 @@ class StepItem(NamedTuple):
     base: int
     entry: LogEntry | None
     num_prompt_tokens: int | None = None
+    num_cached_tokens: int = 0
+    """Goes with ``num_prompt_tokens``."""
 
 
 class StepStatus(StrEnum):
@@ -235,6 +237,7 @@ def step(worker_id: str, items: Sequence[StepItem]) -> Operation[list[StepReply]
             "" if entry is None else entry.to_json(),
             (entry.finish_reason or "") if entry is not None else "",
             "" if item.num_prompt_tokens is None else item.num_prompt_tokens,
+            item.num_cached_tokens,
         ]
     return Operation(
         "step",

@@ -23,7 +23,8 @@ OPEN_JOB_FIELDS: Final = ("state", "owner", "epoch", "priority", "clients", "dea
 
 
 HEAD_FIELDS: Final = (
-    *("state", "queue", "attempts", "tenant", "error", "num_prompt_tokens", "num_choices"),
+    *("state", "queue", "attempts", "tenant", "error", "num_choices"),
+    *("num_prompt_tokens", "num_cached_tokens"),
     *TIMES,
     *(f"n:{choice}" for choice in range(MAX_CHOICES)),
 )

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pagefleet.api.errors import InvalidRequest, UnknownParameter
 from pagefleet.api.messages import FIELD_FAULT, GenerateRequest, SamplingParams
 
+_BRANCHES: Final = frozenset({"bool", "int", "float", "str", "none"})
 _OWN_FIELDS: Final = [name for name in GenerateRequest.model_fields if name not in ("v", "sampling")]
 
 
@@ -38,7 +39,7 @@ def build_request(fields: Mapping[str, Any]) -> GenerateRequest:
 def invalid_request(error: ValidationError) -> InvalidRequest:
     """The first complaint of pydantic as one sentence that names the parameter."""
     first = error.errors(include_url=False)[0]
-    location = [str(part) for part in first["loc"]]
+    location = [str(part) for part in first["loc"] if not _is_inside(part)]
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == FIELD_FAULT:
         param = first["ctx"]["param"]
@@ -49,6 +50,11 @@ def invalid_request(error: ValidationError) -> InvalidRequest:
     given = repr(first["input"])
     shown = given if len(given) <= 80 else given[:77] + "..."
     return InvalidRequest(f"{param}: {message[0].lower()}{message[1:]} (got {shown}).", param=param)
+
+
+def _is_inside(part: str | int) -> bool:
+    """pydantic's own words for one branch of a union, and for a key that is wrong itself."""
+    return isinstance(part, str) and ("[" in part or part in _BRANCHES)
 
 
 def check_size(num_bytes: int, max_bytes: int) -> None:

@@ -45,6 +45,8 @@ class Chunk:
     """One for each token, where the request asked for them."""
     prompt_logprobs: list[TokenLogprobs] | None = None
     """With the first token of each choice, where the request asked for them."""
+    prompt_token_ids: list[int] | None = None
+    """The same way."""
     text_offset: int = 0
     """How many characters of the choice's text stand before it."""
 
@@ -80,12 +82,14 @@ class StreamState:
         self.job_id = job_id
         self.wants_replay = False
         self.num_prompt_tokens: int | None = None
+        self.num_cached_tokens = 0
         self.attempts = 0
         self._after = after
         self._keep = keep
         self._choices: defaultdict[int, _Choice] = defaultdict(_Choice)
         self._chunks: deque[Chunk] = deque()
         self._prompt_logprobs: list[TokenLogprobs] | None = None
+        self._prompt_token_ids: list[int] | None = None
         self._end: EndedEvent | None = None
 
     @property
@@ -147,6 +151,7 @@ class StreamState:
             self._feed_entry(event)
         elif isinstance(event, AcceptedEvent):
             self.num_prompt_tokens, self.attempts = event.num_prompt_tokens, event.attempt
+            self.num_cached_tokens = self.num_cached_tokens or event.num_cached_tokens
         elif self._end is None:
             self._end = event
             self.wants_replay = not self.ended
@@ -154,6 +159,7 @@ class StreamState:
     def feed_record(self, record: JobRecord) -> None:
         """Hash and log, read together: fills every gap and finds an end that was missed."""
         self.num_prompt_tokens, self.attempts = record.num_prompt_tokens, record.attempts
+        self.num_cached_tokens = record.num_cached_tokens
         for entry in record.entries:
             self._feed_entry(entry)
         # Also where the log itself has a gap: reading it again at once would not fill it.
@@ -171,7 +177,9 @@ class StreamState:
             state=JobState.RUNNING if end is None else end.state,
             choices=[self._result_of(index) for index in range(num_choices)],
             prompt_logprobs=self._prompt_logprobs,
+            prompt_token_ids=self._prompt_token_ids,
             num_prompt_tokens=self.num_prompt_tokens,
+            num_cached_tokens=self.num_cached_tokens,
             attempts=self.attempts,
             error=None if end is None else end.error,
         )
@@ -188,6 +196,7 @@ class StreamState:
         choice.num_tokens = entry.offset + len(entry.token_ids)
         choice.num_chars += sum(map(len, entry.texts[skip:]))
         self._prompt_logprobs = entry.prompt_logprobs or self._prompt_logprobs
+        self._prompt_token_ids = entry.prompt_token_ids or self._prompt_token_ids
         choice.stop_reason = entry.stop_reason
         if self._keep:
             choice.token_ids += entry.token_ids[skip:]
@@ -216,6 +225,7 @@ class StreamState:
                     logprobs,
                     # A log has them once, with the first choice's first token.
                     self._prompt_logprobs if offset == 0 else None,
+                    self._prompt_token_ids if offset == 0 else None,
                     text_offset,
                 )
             )

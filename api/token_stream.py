@@ -172,6 +172,11 @@ class _StreamBase:
         return self._state.num_prompt_tokens
 
     @property
+    def num_cached_tokens(self) -> int:
+        """Of the prompt's tokens: found in the prefix cache. Known with the first token."""
+        return self._state.num_cached_tokens
+
+    @property
     def num_tokens(self) -> int:
         """Generated so far, as far as it has been read: of all choices together."""
         return self._state.num_tokens

@@ -20,6 +20,8 @@ class ActiveChoice:
     """One for each token, where they are asked for."""
     prompt_logprobs: list[TokenLogprobs] | None = None
     """Go with the first token."""
+    prompt_token_ids: list[int] | None = None
+    """The same way; of choice 0, where they are asked for."""
     num_sent: int = 0
     finish_reason: str | None = None
     stop_reason: str | int | None = None
@@ -48,6 +50,7 @@ class ActiveChoice:
             texts=self.texts[begin:],
             logprobs=None if self.logprobs is None else self.logprobs[begin:],
             prompt_logprobs=self.prompt_logprobs if begin == 0 and self.token_ids else None,
+            prompt_token_ids=self.prompt_token_ids if begin == 0 and self.token_ids else None,
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
         )

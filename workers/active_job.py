@@ -72,6 +72,7 @@ class ActiveJob:
     times: JobTimes = field(default_factory=JobTimes)
     tenant: str | None = None
     num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
     choices: list[ActiveChoice] = field(default_factory=lambda: [ActiveChoice(0)])
     speller: Speller | None = None
     accepted_sent: bool = False
@@ -107,6 +108,10 @@ class ActiveJob:
         choice = self.choices[output.choice]
         assert output.offset == len(choice.token_ids), f"job {self.job_id} skipped a token"
         assert self.speller is not None, self.job_id
+        if output.choice == output.offset == 0 and output.token_ids and output.num_cached_tokens:
+            self.num_cached_tokens = min(output.num_cached_tokens, self.num_prompt_tokens)
+            # Told once more, with what is known now.
+            self.accepted_sent = False
         choice.token_ids += output.token_ids
         choice.texts += self.speller.texts(output.offset, output.texts)
         if choice.logprobs is not None:
@@ -124,6 +129,7 @@ class ActiveJob:
         items = []
         for choice in news or going_on[:1]:
             entry = choice.next_entry()
-            items.append(StepItem(self.job_id, self.epoch, choice.index, choice.num_sent, entry, accepted))
+            fenced = (self.job_id, self.epoch, choice.index, choice.num_sent)
+            items.append(StepItem(*fenced, entry, accepted, self.num_cached_tokens))
             accepted = None
         return items

@@ -262,7 +262,10 @@ class Admission:
         self, job: ActiveJob, request: GenerateRequest, to_compute: EngineRequest, solo: bool
     ) -> None:
         job.tenant = request.tenant
-        job.num_prompt_tokens = len(list(to_compute.prompt_token_ids))
+        prompt_token_ids = list(to_compute.prompt_token_ids)
+        job.num_prompt_tokens = len(prompt_token_ids)
+        if request.return_prompt_token_ids:
+            job.choices[0].prompt_token_ids = prompt_token_ids
         self._holder.run(job, to_compute, solo=solo)
         job.message.started(start_fields(job, request, self._store.settings.prompt_chars))
 

@@ -364,4 +364,5 @@ def _size(item: StepItem) -> int:
         return 0
     logprobs = [*(entry.logprobs or ()), *(entry.prompt_logprobs or ())]
     num_chars = sum(map(len, entry.texts))
-    return len(entry.token_ids) + sum(1 + len(each.top) for each in logprobs) + num_chars // _CHARS_A_TOKEN
+    num_ids = len(entry.token_ids) + len(entry.prompt_token_ids or ())
+    return num_ids + sum(1 + len(each.top) for each in logprobs) + num_chars // _CHARS_A_TOKEN

@@ -20,9 +20,9 @@ from pagefleet.api.gateway.api_keys import ApiKey
 from pagefleet.api.gateway.authentication import card_for, tenant_of
 from pagefleet.api.gateway.body import ignored_headers
 from pagefleet.api.gateway.context import Gateway
-from pagefleet.api.gateway.errors import ApiError
+from pagefleet.api.gateway.errors import ApiError, api_error
 from pagefleet.api.gateway.event_stream import EventStream, disconnected
-from pagefleet.api.gateway.generation_body import GenerationBody
+from pagefleet.api.gateway.generation_body import GenerationBody, StreamOptions
 from pagefleet.api.gateway.job_ids import jobs_of, new_id
 from pagefleet.api.gateway.rate_limit import ESTIMATED_TOKENS, charge_of, rate_headers
 from pagefleet.api.gateway.relay import Relay
@@ -50,13 +50,12 @@ class Answer:
         """Waits for the workers' word, a second at most. Raises: FleetError: a job was rejected."""
         await together(stream.accepted(_ACCEPT_WITHIN_S) for stream in self.streams)
 
-    def stream(self, shape: Shape, *, include_usage: bool, can_return: bool) -> Response:
-        """
-        Args:
-            can_return: see :class:`Relay`.
-        """
+    def stream(self, shape: Shape, options: StreamOptions) -> Response:
         position = sse.Position(
-            [0] * (len(self.streams) * self.num_choices), include_usage, shape.wants_token_ids
+            [0] * (len(self.streams) * self.num_choices),
+            bool(options.include_usage),
+            shape.wants_token_ids,
+            continuous_usage=bool(options.continuous_usage_stats),
         )
         relay = Relay(
             self.streams,
@@ -64,12 +63,12 @@ class Answer:
             shape,
             position,
             self.gateway.settings.gateway_keep_alive_s,
-            can_return=can_return,
+            can_return=bool(options.include_ids),
         )
         return EventStream(self.gateway, relay, self.headers, self.on_gone, self.end)
 
     async def whole(self, request: Request, shape: Shape) -> Response:
-        """Raises: ApiError (408), FleetError."""
+        """Raises: ApiError."""
         results = asyncio.ensure_future(self._results())
         gone = asyncio.ensure_future(disconnected(request.receive))
         any_of: set[asyncio.Future[Any]] = {results, gone, self.gateway.leaving}
@@ -85,6 +84,8 @@ class Answer:
                 await self.on_gone()
                 raise self._too_late()
             return JSONResponse(shape.whole(results.result()), headers=self.headers)
+        except FleetError as error:
+            raise api_error(error, shape.names) from None
         finally:
             for task in (results, gone):
                 task.cancel()
@@ -148,7 +149,7 @@ async def start(
         default_max_tokens: for a request that does not say; None is as far as the model's context goes.
 
     Raises:
-        ApiError, FleetError.
+        ApiError, RedisUnavailable.
     """
     await gateway.fleet.open()
     num_choices = max(1, body.n or 1)
@@ -183,6 +184,8 @@ async def start(
         if isinstance(error, ApiError | FleetError) and not isinstance(error, RedisUnavailable):
             # For those jobs that there are, it is settled at their ends.
             gateway.rate_limit.give_back(key, sum(shares[len(answer.streams) :]))
+        if isinstance(error, FleetError):
+            raise api_error(error, body.names) from None
         raise
     return answer, card
 

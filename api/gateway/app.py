@@ -57,6 +57,12 @@ ROUTES: Final = [
 ]
 
 
+_EXPOSED: Final = (
+    *("x-pagefleet-job", "x-pagefleet-ignored", "retry-after"),
+    *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining") for of in ("requests", "tokens")),
+)
+
+
 class _State(TypedDict):
     gateway: Gateway
 
@@ -85,13 +91,14 @@ def make_app(settings: GatewaySettings, leaving: asyncio.Future[None] | None = N
         await rate_limit.close()
         await fleet.close()
 
-    middleware = [Middleware(_Counted, metrics=metrics)]
+    middleware = [Middleware(_Slashless), Middleware(_Counted, metrics=metrics)]
     if keyring is None and not settings.gateway_open:
         middleware.append(Middleware(LocalOnly, origins=settings.gateway_cors_origins))
     if settings.gateway_cors_origins:
         middleware.append(Middleware(CORSMiddleware, **_cors(settings)))
     app = Starlette(routes=ROUTES, middleware=middleware, exception_handlers=HANDLERS, lifespan=lifespan)
-    # It would send whoever asks to the host that the request names, before any key was seen.
+    # It would send whoever asks to the host that the request names, before any key was seen: _Slashless takes
+    # a slash at the end for none.
     app.router.redirect_slashes = False
     return app
 
@@ -122,9 +129,24 @@ def _cors(settings: GatewaySettings) -> Mapping[str, Any]:
     return {
         "allow_origins": settings.gateway_cors_origins,
         "allow_methods": ["GET", "POST", "DELETE"],
-        "allow_headers": ["authorization", "content-type", "last-event-id"],
-        "expose_headers": ["x-pagefleet-job", "x-pagefleet-ignored", "retry-after"],
+        # Any: which ones a client sends is its maker's choice (`x-stainless-*`, `openai-organization`,
+        # `traceparent`). The origins above are who may ask at all, and no cookies come with a request: a page
+        # can put nothing into a header that it does not know itself.
+        "allow_headers": ["*"],
+        "expose_headers": _EXPOSED,
     }
+
+
+class _Slashless:
+    """``/v1/models/`` is ``/v1/models``. A slash that belongs to a job's id is sent as ``%2F``."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and len(scope["path"]) > 1 and scope["raw_path"].endswith(b"/"):
+            scope = {**scope, "path": scope["path"][:-1], "raw_path": scope["raw_path"][:-1]}
+        await self._app(scope, receive, send)
 
 
 class _Counted:

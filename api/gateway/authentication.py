@@ -21,13 +21,21 @@ def authenticate(request: Request, keyring: Finder | None) -> ApiKey:
     """Raises: ApiError: no key, or one that there isn't; RedisUnavailable."""
     if keyring is None:
         return ANYBODY
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token:
+    token = _token(request)
+    if not token:
         raise _refusal("You didn't provide an API key: send it as `Authorization: Bearer KEY`.", None)
-    key = keyring.find(token.strip())
+    key = keyring.find(token)
     if key is None:
         raise _refusal("Incorrect API key provided.", "invalid_api_key")
     return key
+
+
+def _token(request: Request) -> str:
+    """Anthropic's header, which some clients send, if OpenAI's is not there."""
+    if "authorization" not in request.headers:
+        return request.headers.get("x-api-key", "").strip()
+    scheme, _, token = request.headers["authorization"].partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def tenant_of(key: ApiKey) -> str | None:

@@ -17,9 +17,9 @@ from pagefleet.api.gateway.chat_message import NOT_IN_A_MESSAGE, Message
 from pagefleet.api.gateway.choice_reader import ChoiceReader, joined, special_tokens
 from pagefleet.api.gateway.context import who_asks
 from pagefleet.api.gateway.errors import ApiError
-from pagefleet.api.gateway.generation_body import GenerationBody
-from pagefleet.api.gateway.logprobs import chat_logprobs, prompt_logprobs
-from pagefleet.api.gateway.shape import Shape, finish_fields
+from pagefleet.api.gateway.generation_body import GenerationBody, StreamOptions
+from pagefleet.api.gateway.logprobs import chat_logprobs, prompt_fields
+from pagefleet.api.gateway.shape import Shape, fingerprint_text, finish_fields
 from pagefleet.api.gateway.tools import Choice, ToolBody, ToolUse
 from pagefleet.api.messages import ChoiceResult, JobResult, ModelCard
 from pagefleet.api.stream import Chunk
@@ -49,6 +49,15 @@ class ChatBody(GenerationBody):
     @property
     def asked_tokens(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        own = {"prompt": "messages"}
+        if self.top_logprobs is not None:
+            own["logprobs"] = "top_logprobs"
+        if self.max_completion_tokens is not None:
+            own["max_tokens"] = "max_completion_tokens"
+        return {**super().names, **own}
 
     def reading(self, card: ModelCard) -> Reading | None:
         """How this model's answer is to be read. Raises: ApiError."""
@@ -123,15 +132,16 @@ class ChatShape(Shape):
             said["logprobs"] = chat_logprobs(chunk.logprobs)
         if self.wants_token_ids:
             said["token_ids"] = chunk.token_ids
-        if chunk.prompt_logprobs is not None:
-            said["prompt_logprobs"] = prompt_logprobs(chunk.prompt_logprobs)
         return said
 
     def rest(self, choice: int, delta: Mapping[str, Any]) -> dict[str, Any]:
         return _chunk_choice(choice, delta)
 
-    def finish(self, choice: int, reason: str | None, stop_reason: str | int | None) -> dict[str, Any]:
-        return {**_chunk_choice(choice, {}), **finish_fields(reason, stop_reason)}
+    def finish(self, choice: int) -> dict[str, Any]:
+        return _chunk_choice(choice, {})
+
+    def of_prompt(self, told: Chunk | JobResult) -> dict[str, Any]:
+        return prompt_fields(told)
 
     def choice(self, choice: int, result: ChoiceResult, job: JobResult) -> dict[str, Any]:
         message, reason = self._message(choice, result)
@@ -143,8 +153,6 @@ class ChatShape(Shape):
         }
         if self.wants_token_ids:
             said["token_ids"] = result.token_ids
-        if job.prompt_logprobs is not None:
-            said["prompt_logprobs"] = prompt_logprobs(job.prompt_logprobs)
         return said
 
     def _message(self, choice: int, result: ChoiceResult) -> tuple[dict[str, Any], str | None]:
@@ -167,14 +175,20 @@ async def create(request: Request) -> Response:
     gateway, key = who_asks(request)
     body = await read_body(request, ChatBody, gateway.settings)
     refuse(body, _NOT_HERE)
+    body.check()
     for index, message in enumerate(body.messages):
         refuse(message, NOT_IN_A_MESSAGE, f"messages[{index}].")
     answer, card = await start(gateway, key, body, [{}], PREFIX, default_max_tokens=None)
     shape = ChatShape(
-        answer.answer_id, card.name, wants_token_ids=bool(body.return_token_ids), reading=body.reading(card)
+        answer.answer_id,
+        card.name,
+        wants_token_ids=bool(body.return_token_ids),
+        fingerprint=fingerprint_text(card.fingerprint),
+        names=body.names,
+        reading=body.reading(card),
     )
     if body.stream:
-        return answer.stream(shape, include_usage=body.includes_usage, can_return=body.includes_ids)
+        return answer.stream(shape, body.stream_options or StreamOptions())
     if body.background:
         return await answer.later()
     return await answer.whole(request, shape)

@@ -15,6 +15,7 @@ NOT_IN_A_MESSAGE: Final = {
     "audio": "only text is read",
 }
 """Without them the model would read another conversation than the one that was sent."""
+_ROLES: Final = ("system", "developer", "user", "assistant", "tool")
 _PARTS: Final = ("text", "refusal")
 
 
@@ -67,6 +68,8 @@ class Message(RequestBody):
         Raises:
             ApiError: a call that nobody may make, or a result of none.
         """
+        if self.role not in _ROLES:
+            raise _refused(f"{place}role", f"`{self.role}` is not one of {', '.join(_ROLES)}")
         if self.role == "tool" and self.tool_call_id is None:
             raise _refused(f"{place}tool_call_id", "it is missing", "missing_required_parameter")
         if self.tool_call_id is not None and self.role != "tool":

@@ -14,10 +14,10 @@ from pagefleet.api.gateway.answer import start
 from pagefleet.api.gateway.body import read_body, refuse
 from pagefleet.api.gateway.context import who_asks
 from pagefleet.api.gateway.errors import ApiError
-from pagefleet.api.gateway.generation_body import GenerationBody
+from pagefleet.api.gateway.generation_body import GenerationBody, StreamOptions
 from pagefleet.api.gateway.job_ids import MAX_PROMPTS
-from pagefleet.api.gateway.logprobs import completion_logprobs, prompt_logprobs
-from pagefleet.api.gateway.shape import Shape, finish_fields
+from pagefleet.api.gateway.logprobs import completion_logprobs, prompt_fields
+from pagefleet.api.gateway.shape import Shape, fingerprint_text, finish_fields
 from pagefleet.api.logprobs import TokenLogprobs
 from pagefleet.api.messages import ChoiceResult, JobResult, ModelCard
 from pagefleet.api.stream import Chunk
@@ -56,6 +56,11 @@ class CompletionBody(GenerationBody):
     echo: bool | None = None
     logprobs: int | None = None
     best_of: int | None = None
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        of_echo = {"prompt_logprobs": "logprobs"} if self.echo and self.prompt_logprobs is None else {}
+        return {**super().names, **of_echo}
 
     def job_fields(self, card: ModelCard) -> dict[str, Any]:
         fields = super().job_fields(card)
@@ -99,12 +104,10 @@ class CompletionShape(Shape):
             )
         if self.wants_token_ids:
             said["token_ids"] = chunk.token_ids
-        if chunk.prompt_logprobs is not None:
-            said["prompt_logprobs"] = prompt_logprobs(chunk.prompt_logprobs)
-        return said
+        return {**said, **prompt_fields(chunk)}
 
-    def finish(self, choice: int, reason: str | None, stop_reason: str | int | None) -> dict[str, Any]:
-        return {**_choice(choice, ""), **finish_fields(reason, stop_reason)}
+    def finish(self, choice: int) -> dict[str, Any]:
+        return _choice(choice, "")
 
     def choice(self, choice: int, result: ChoiceResult, job: JobResult) -> dict[str, Any]:
         said = {**_choice(choice, result.text), **finish_fields(result.finish_reason, result.stop_reason)}
@@ -112,9 +115,7 @@ class CompletionShape(Shape):
             said["logprobs"] = self._logprobs(result.logprobs, result.text, job.prompt_logprobs, 0)
         if self.wants_token_ids:
             said["token_ids"] = result.token_ids
-        if job.prompt_logprobs is not None:
-            said["prompt_logprobs"] = prompt_logprobs(job.prompt_logprobs)
-        return said
+        return {**said, **prompt_fields(job)}
 
     def _logprobs(
         self, tokens: list[TokenLogprobs], text: str, prompt: list[TokenLogprobs] | None, text_offset: int
@@ -135,12 +136,18 @@ async def create(request: Request) -> Response:
     gateway, key = who_asks(request)
     body = await read_body(request, CompletionBody, gateway.settings)
     refuse(body, _NOT_HERE)
+    body.check()
     answer, card = await start(gateway, key, body, body.jobs(), PREFIX, _DEFAULT_MAX_TOKENS)
     shape = CompletionShape(
-        answer.answer_id, card.name, echo=bool(body.echo), wants_token_ids=bool(body.return_token_ids)
+        answer.answer_id,
+        card.name,
+        echo=bool(body.echo),
+        wants_token_ids=bool(body.return_token_ids),
+        fingerprint=fingerprint_text(card.fingerprint),
+        names=body.names,
     )
     if body.stream:
-        return answer.stream(shape, include_usage=body.includes_usage, can_return=body.includes_ids)
+        return answer.stream(shape, body.stream_options or StreamOptions())
     if body.background:
         return await answer.later()
     return await answer.whole(request, shape)

@@ -31,13 +31,18 @@ logger = logging.getLogger(__name__)
 INVALID: Final = "invalid_request_error"
 SERVER: Final = "server_error"
 _CLIENT_GONE: Final = 499
-_SPELLED: Final = {
+_CODES: Final = {
+    "missing": "missing_required_parameter",
+    **dict.fromkeys(("greater_than_equal", "less_than_equal", "less_than"), "invalid_value"),
+}
+"""Of pydantic's types of errors; of all others ``invalid_type``."""
+SPELLED: Final[Mapping[str, str]] = {
     "prompt_token_ids": "prompt",
     "structured_outputs": "response_format",
     "detached": "background",
     "token_ids": "tokens",
 }
-"""Fields of a job that a request over HTTP calls otherwise."""
+"""Fields of a job that a request over HTTP calls otherwise; ``GenerationBody.names`` says it of a request."""
 
 
 class ApiError(Exception):
@@ -64,15 +69,19 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, self.headers)
 
 
-def api_error(error: FleetError) -> ApiError:
-    """A fleet's error in HTTP's terms. What is not the caller's fault is told without its details."""
+def api_error(error: FleetError, names: Mapping[str, str] = SPELLED) -> ApiError:
+    """A fleet's error in HTTP's terms. What is not the caller's fault is told without its details.
+
+    Args:
+        names: how the request spells its job's fields.
+    """
     match error:
         case ContextTooLong():
-            return ApiError(400, error.message, param=_spelled(error.param), code="context_length_exceeded")
+            return _invalid(error, names, "context_length_exceeded")
         case UnknownParameter():
-            return ApiError(400, error.message, param=_spelled(error.param), code="unknown_parameter")
+            return _invalid(error, names, "unknown_parameter")
         case InvalidRequest():
-            return ApiError(400, error.message, param=_spelled(error.param), code="invalid_value")
+            return _invalid(error, names, "invalid_value")
         case UnknownModel():
             return ApiError(
                 404,
@@ -113,7 +122,7 @@ def invalid_body(error: ValidationError) -> ApiError:
     message = first["msg"].removeprefix("Value error, ")
     if not param:
         return ApiError(400, f"{message}.", code="invalid_type")
-    code = "missing_required_parameter" if first["type"] == "missing" else "invalid_type"
+    code = _CODES.get(first["type"], "invalid_type")
     return ApiError(400, f"{param}: {message[0].lower()}{message[1:]}.", param=param, code=code)
 
 
@@ -162,9 +171,20 @@ def _too_many(message: str, code: str) -> ApiError:
     return ApiError(429, message, kind="requests", code=code, headers={"retry-after": "1"})
 
 
-def _spelled(param: str | None) -> str | None:
-    if param is None:
-        return None
-    # pydantic's own word for a key of a mapping that is wrong itself.
-    param = param.removesuffix(".[key]")
-    return _SPELLED.get(param, param)
+def _invalid(error: InvalidRequest, names: Mapping[str, str], code: str) -> ApiError:
+    """What is wrong with a request, in its own words: ``param`` and the beginning of the message."""
+    if error.param is None:
+        return ApiError(400, error.message, code=code)
+    param, message = _spelled(error.param, names), error.message
+    if message.startswith(error.param):
+        message = param + message[len(error.param) :]
+    return ApiError(400, message, param=param, code=code)
+
+
+def _spelled(param: str, names: Mapping[str, str]) -> str:
+    """``prompt_token_ids.0`` is ``prompt[0]``: the longest name that is known, then its parts."""
+    parts = param.split(".")
+    known = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in names), 0)
+    begin = names[".".join(parts[:known])] if known else ""
+    rest = "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in parts[known:])
+    return (begin + rest).removeprefix(".")

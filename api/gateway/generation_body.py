@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import BeforeValidator, Field, JsonValue
 
 from pagefleet.api.gateway.body import RequestBody
-from pagefleet.api.gateway.errors import ApiError
+from pagefleet.api.gateway.errors import SPELLED, ApiError
 from pagefleet.api.messages import MAX_SEED, ModelCard
 from pagefleet.api.sampling import SamplingParams
 
+_GUIDED: Final = {
+    "guided_json": "json_schema",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+}
+"""vLLM's older names for the kinds of structured outputs."""
 _MOST_URGENT: Final = -4
 _LEAST_URGENT: Final = 5
 
@@ -26,6 +34,7 @@ Texts = Annotated[list[str], BeforeValidator(_texts, json_schema_input_type=str 
 
 class StreamOptions(RequestBody):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = Field(None, description="with include_usage: in each event")
     include_ids: bool | None = Field(
         None, description="each event has its position: as `position` in its data, and as its id"
     )
@@ -41,6 +50,7 @@ class JsonSchema(RequestBody):
 class ResponseFormat(RequestBody):
     type: str
     json_schema: JsonSchema | None = None
+    schema_: JsonValue = Field(None, alias="schema", description="llama.cpp's place for the schema")
 
 
 class GenerationBody(RequestBody):
@@ -54,7 +64,7 @@ class GenerationBody(RequestBody):
     temperature: float | None = None
     top_p: float | None = None
     stop: Texts | None = None
-    seed: int | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
@@ -106,17 +116,35 @@ class GenerationBody(RequestBody):
     """Fields that a job calls the same, beside its sampling parameters."""
 
     @property
-    def includes_usage(self) -> bool:
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
-
-    @property
-    def includes_ids(self) -> bool:
-        return self.stream_options is not None and bool(self.stream_options.include_ids)
-
-    @property
     def asked_tokens(self) -> int | None:
         """How long the answer may be, where the request says it."""
         return self.max_tokens
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """How this request spells fields of its job, for errors."""
+        return {**SPELLED, **self._names_of_structure()}
+
+    def _names_of_structure(self) -> dict[str, str]:
+        whole = "structured_outputs"
+        if self.structured_outputs is not None:
+            return {whole: whole, f"{whole}.json_schema": f"{whole}.json"}
+        guided = [name for name in _GUIDED if getattr(self, name) is not None]
+        if guided:
+            return {whole: guided[0], **{f"{whole}.{_GUIDED[name]}": name for name in guided}}
+        is_plain = self.response_format is not None and self.response_format.json_schema is None
+        schema = "response_format.schema" if is_plain else "response_format.json_schema.schema"
+        return {whole: "response_format", f"{whole}.json_schema": schema}
+
+    def check(self) -> None:
+        """What is wrong whatever the model. Raises: ApiError."""
+        if self.stream_options is not None and not self.stream:
+            raise ApiError(
+                400,
+                "stream_options: only a stream has them; set stream to true, or leave them out.",
+                param="stream_options",
+                code="invalid_value",
+            )
 
     def job_fields(self, card: ModelCard) -> dict[str, Any]:
         """As a job of this model calls them. Raises: ApiError."""
@@ -131,6 +159,8 @@ class GenerationBody(RequestBody):
             fields["priority"] = _LEAST_URGENT - self.priority
         if self.background:
             fields["detached"] = True
+        if self.return_token_ids:
+            fields["return_prompt_token_ids"] = True
         structured = self._structured()
         if structured is not None:
             fields["structured_outputs"] = structured
@@ -149,16 +179,16 @@ class GenerationBody(RequestBody):
         wanted = self.response_format
         if wanted is None or wanted.type == "text":
             return None
-        if wanted.type == "json_object":
+        if wanted.type == "json_object" and wanted.schema_ is None:
             return {"json_object": True}
-        if wanted.type != "json_schema":
+        if wanted.type not in ("json_object", "json_schema"):
             raise ApiError(
                 400,
                 "response_format.type: use text, json_object or json_schema.",
                 param="response_format.type",
                 code="invalid_value",
             )
-        schema = None if wanted.json_schema is None else wanted.json_schema.schema_
+        schema = wanted.schema_ if wanted.json_schema is None else wanted.json_schema.schema_
         if schema is None:
             param = "response_format.json_schema.schema"
             raise ApiError(400, f"{param}: it is missing.", param=param, code="missing_required_parameter")

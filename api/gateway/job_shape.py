@@ -44,6 +44,7 @@ def shown(answer_id: str, records: Sequence[JobRecord]) -> dict[str, Any]:
         "usage": usage(
             sum(record.num_prompt_tokens or 0 for record in records),
             sum(sum(record.num_tokens) for record in records),
+            sum(record.num_cached_tokens for record in records),
         ),
         **begun,
         "ended_at": None if None in ended else max(each for each in ended if each is not None),

@@ -21,7 +21,7 @@ from pagefleet.api.gateway.event_stream import EventStream
 from pagefleet.api.gateway.job_ids import jobs_of
 from pagefleet.api.gateway.job_shape import common_state, shown
 from pagefleet.api.gateway.relay import Relay
-from pagefleet.api.gateway.shape import Shape
+from pagefleet.api.gateway.shape import Shape, fingerprint_text
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.token_stream import AsyncTokenStream
 
@@ -67,6 +67,9 @@ async def stream(request: Request) -> Response:
     records = await _records(gateway, key, answer_id)
     num_choices = records[0].num_choices
     position = _position(request, num_choices * len(records))
+    if _wants_token_ids(records[0]):
+        # Whoever counted them goes on with it.
+        position = position._replace(token_ids=True)
     shape = _shape(answer_id, records[0], wants_token_ids=position.token_ids)
     streams: list[AsyncTokenStream] = []
     try:
@@ -121,16 +124,25 @@ def _position(request: Request, num_choices: int) -> sse.Position:
     return position
 
 
+def _wants_token_ids(record: JobRecord) -> bool:
+    """Whether the request did."""
+    try:
+        return record.request().return_prompt_token_ids
+    except ProtocolError:
+        return False
+
+
 def _shape(answer_id: str, record: JobRecord, *, wants_token_ids: bool = False) -> Shape:
     """As the endpoint that it was asked of would have it."""
+    engines = record.fingerprints
+    told: dict[str, Any] = {
+        "wants_token_ids": wants_token_ids or _wants_token_ids(record),
+        "fingerprint": fingerprint_text(engines[0]) if engines else None,
+    }
     try:
         request = record.request()
     except ProtocolError:
-        return completions.CompletionShape(answer_id, record.model, wants_token_ids=wants_token_ids)
+        return completions.CompletionShape(answer_id, record.model, **told)
     if request.messages is not None:
-        return chat_completions.ChatShape(
-            answer_id, record.model, wants_token_ids=wants_token_ids, reading=request.reading
-        )
-    return completions.CompletionShape(
-        answer_id, record.model, echo=request.echo, wants_token_ids=wants_token_ids
-    )
+        return chat_completions.ChatShape(answer_id, record.model, reading=request.reading, **told)
+    return completions.CompletionShape(answer_id, record.model, echo=request.echo, **told)

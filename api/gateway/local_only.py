@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection
+from typing import Final
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pagefleet.api.gateway.errors import ApiError
+
+_MAX_CHARS: Final = 128
 
 
 class LocalOnly:
@@ -28,16 +31,28 @@ class LocalOnly:
         self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._is_ours(Headers(scope=scope)):
-            refusal = ApiError(403, "This address is not that of this gateway.", code="unknown_host")
+        refusal = self._refusal(Headers(scope=scope)) if scope["type"] == "http" else None
+        if refusal is not None:
             await refusal.response()(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
-    def _is_ours(self, headers: Headers) -> bool:
-        origin = headers.get("origin")
-        is_known = origin is None or origin in self._origins or is_local(_origin_host(origin))
-        return is_known and is_local(_host(headers.get("host", "")))
+    def _refusal(self, headers: Headers) -> ApiError | None:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not is_local(_host(host)):
+            return ApiError(
+                403,
+                f"Host `{host[:_MAX_CHARS]}` is not allowed: without API keys a gateway answers to names of "
+                "its own machine only. Set gateway_keys_file (see `pagefleet keys add`) or gateway_open.",
+                code="unknown_host",
+            )
+        if origin is None or origin in self._origins or is_local(_origin_host(origin)):
+            return None
+        return ApiError(
+            403,
+            f"Origin `{origin[:_MAX_CHARS]}` is not allowed; add it to gateway_cors_origins.",
+            code="unknown_origin",
+        )
 
 
 def is_local(host: str) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from pagefleet.api.logprobs import Logprob, TokenLogprobs
+from pagefleet.api.messages import JobResult
+from pagefleet.api.stream import Chunk
 
 _LOWEST = -9999.0
 """OpenAI's figure for what has no probability at all: JSON has no infinity."""
@@ -37,6 +39,16 @@ def completion_logprobs(tokens: Sequence[TokenLogprobs | str], text_offset: int)
         "top_logprobs": [None if isinstance(each, str) else _top(each) for each in tokens],
         "text_offset": offsets,
     }
+
+
+def prompt_fields(told: Chunk | JobResult) -> dict[str, Any]:
+    """vLLM's fields of a prompt, each where it was asked for."""
+    fields: dict[str, Any] = {}
+    if told.prompt_token_ids is not None:
+        fields["prompt_token_ids"] = told.prompt_token_ids
+    if told.prompt_logprobs is not None:
+        fields["prompt_logprobs"] = prompt_logprobs(told.prompt_logprobs)
+    return fields
 
 
 def prompt_logprobs(tokens: Sequence[TokenLogprobs]) -> list[dict[str, Any] | None]:

@@ -37,6 +37,7 @@ def _shown(card: ModelCard, served: set[str]) -> dict[str, Any]:
         "object": "model",
         "created": 0,
         "owned_by": "pagefleet",
+        "root": card.name,
         "max_model_len": card.max_model_len,
         "aliases": card.aliases,
         "ready": card.name in served,

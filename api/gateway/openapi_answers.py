@@ -22,7 +22,12 @@ def _array(items: Schema) -> Schema:
 _TEXT: Final[Schema] = {"type": "string"}
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
 _OBJECT: Final[Schema] = {"type": "object"}
-_USAGE: Final = _object(dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _COUNT))
+_USAGE: Final = _object(
+    {
+        **dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _COUNT),
+        "prompt_tokens_details": _object({"cached_tokens": _COUNT}),
+    }
+)
 _MESSAGE: Final = _object(
     {"role": {"const": "assistant"}, "content": _or_null(_TEXT), "refusal": {"type": "null"}},
     {"tool_calls": _array(_OBJECT), "reasoning_content": _or_null(_TEXT)},
@@ -33,23 +38,28 @@ _OF_A_CHOICE: Final[Schema] = {
     "finish_reason": {"enum": ["stop", "length", "tool_calls", None]},
     "stop_reason": {"type": ["string", "integer", "null"]},
 }
-_WHERE_ASKED: Final[Schema] = {
-    "token_ids": _array(_COUNT),
+_OF_PROMPT: Final[Schema] = {
+    "prompt_token_ids": _array(_COUNT),
     "prompt_logprobs": _array(_or_null(_OBJECT)),
 }
+"""In each choice of a completion, and beside those of a chat."""
 
 
 def _answer(kind: str, own: Schema) -> Schema:
-    choice = _object({**_OF_A_CHOICE, **own}, _WHERE_ASKED)
+    is_chat = "message" in own
+    in_choice = {"token_ids": _array(_COUNT), **({} if is_chat else _OF_PROMPT)}
+    choice = _object({**_OF_A_CHOICE, **own}, in_choice)
     return _object(
         {
             "id": _TEXT,
             "object": {"const": kind},
             "created": _COUNT,
             "model": _TEXT,
+            "system_fingerprint": _or_null(_TEXT),
             "choices": _array(choice),
             "usage": _USAGE,
-        }
+        },
+        _OF_PROMPT if is_chat else {},
     )
 
 
@@ -59,6 +69,7 @@ _MODEL: Final = _object(
         "object": {"const": "model"},
         "created": _COUNT,
         "owned_by": _TEXT,
+        "root": _TEXT,
         "max_model_len": _COUNT,
         "aliases": _array(_TEXT),
         "ready": {"type": "boolean"},

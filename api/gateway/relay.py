@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Any
 
 from pagefleet.api.errors import FleetError
 from pagefleet.api.gateway import sse
 from pagefleet.api.gateway.choice_reader import ChoiceReader
 from pagefleet.api.gateway.errors import api_error
-from pagefleet.api.gateway.shape import Shape, usage
+from pagefleet.api.gateway.shape import Shape, finish_fields, usage
 from pagefleet.api.gateway.together import together
 from pagefleet.api.stream import Chunk
 from pagefleet.api.token_stream import AsyncTokenStream
@@ -52,8 +53,6 @@ class Relay:
         # before anybody else does. In the order of asking, so that no job waits for another one's end.
         self._turn = asyncio.Lock()
         self._head = sse.head_of(shape.head(shape.chunk_object))
-        # OpenAI's: where usage was asked for, every event has the field.
-        self._usage: dict[str, Any] = {"usage": None} if position.usage else {}
 
     async def run(self, write: Write) -> None:
         """Writes all of it, to the end of every job."""
@@ -65,7 +64,7 @@ class Relay:
                 await together(self._relay(index, write) for index in range(len(self.streams)))
         except FleetError as error:
             await self._cancel()
-            await write(sse.event(api_error(error).body))
+            await write(sse.event(api_error(error, self._shape.names).body))
             await write(sse.DONE)
             return
         if self._position.usage:
@@ -106,10 +105,15 @@ class Relay:
             self._position.counts[choice] = chunk.end
             delta = None if reader is None else reader.feed(chunk.text)
             is_said = bool(chunk.text if delta is None else delta)
+            said = None
             if is_said or chunk.logprobs or chunk.prompt_logprobs or self._position.token_ids:
-                await self._send([self._shape.tokens(choice, chunk, delta)], write)
+                said = self._shape.tokens(choice, chunk, delta)
+            of_prompt = self._shape.of_prompt(chunk) if choice % self.num_choices == 0 else {}
             if chunk.finish_reason is not None:
-                await self._finish(choice, chunk.finish_reason, self._stop_reason(choice), write)
+                reason = (chunk.finish_reason, self._stop_reason(choice))
+                await self._finish(choice, *reason, write, said, of_prompt)
+            elif said is not None:
+                await self._send([said], write, **of_prompt)
 
     def _reader(self, choice: int) -> ChoiceReader | None:
         """The choice's, once it has read what the client has had already."""
@@ -125,8 +129,19 @@ class Relay:
         return self.streams[index].finish(own)[1]
 
     async def _finish(
-        self, choice: int, reason: str | None, stop_reason: str | int | None, write: Write
+        self,
+        choice: int,
+        reason: str | None,
+        stop_reason: str | int | None,
+        write: Write,
+        said: dict[str, Any] | None = None,
+        of_prompt: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
+        """Why a choice ended, in the event of what it said last.
+
+        Args:
+            said: the choice's last tokens, if they are still to be sent.
+        """
         if choice in self._finished:
             return
         self._finished.add(choice)
@@ -134,20 +149,28 @@ class Relay:
         if reader is not None:
             rest = reader.end()
             if rest and choice not in self._position.ended:
+                if said is not None:
+                    await self._send([said], write, **of_prompt)
+                    of_prompt = {}
                 self._position = self._position._replace(ended=self._position.ended | {choice})
-                await self._send([self._shape.rest(choice, rest)], write)
+                said = self._shape.rest(choice, rest)
             reason = reader.finish_reason(reason)
-        await self._send([self._shape.finish(choice, reason, stop_reason)], write)
+        last = self._shape.finish(choice) if said is None else said
+        await self._send([{**last, **finish_fields(reason, stop_reason)}], write, **of_prompt)
 
     async def _send(self, choices: list[dict[str, Any]], write: Write, **more: Any) -> None:
-        data = {"choices": choices, **self._usage, **more}
+        data = {"choices": choices, **more}
+        if self._position.usage:
+            # OpenAI's: if usage was asked for, every event has the field.
+            data.setdefault("usage", self._used() if self._position.continuous_usage else None)
         position = None
         if self.can_return:
             position = data["position"] = str(self._position)
         await write(sse.event(data, position, head=self._head))
 
-    def _used(self) -> dict[str, int]:
+    def _used(self) -> dict[str, Any]:
         return usage(
             sum(stream.num_prompt_tokens or 0 for stream in self.streams),
-            sum(stream.num_tokens for stream in self.streams),
+            sum(self._position.counts),
+            sum(stream.num_cached_tokens for stream in self.streams),
         )

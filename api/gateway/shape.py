@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
 from pagefleet.api.gateway.choice_reader import ChoiceReader
+from pagefleet.api.gateway.errors import SPELLED
 from pagefleet.api.gateway.job_ids import created_at
-from pagefleet.api.messages import ChoiceResult, JobResult
+from pagefleet.api.messages import ChoiceResult, Fingerprint, JobResult
 from pagefleet.api.stream import Chunk
 
 _FINISH_REASONS: Final = {"cancelled": "stop", "deadline": "length", "error": "stop"}
@@ -23,19 +25,27 @@ def finish_fields(reason: str | None, stop_reason: str | int | None) -> dict[str
     return {"finish_reason": reason, "stop_reason": stop_reason}
 
 
-def usage(num_prompt_tokens: int, num_completion_tokens: int) -> dict[str, int]:
+def usage(num_prompt_tokens: int, num_completion_tokens: int, num_cached_tokens: int) -> dict[str, Any]:
     return {
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_completion_tokens,
         "total_tokens": num_prompt_tokens + num_completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": num_cached_tokens},
     }
 
 
-def usage_of(results: Sequence[JobResult]) -> dict[str, int]:
+def usage_of(results: Sequence[JobResult]) -> dict[str, Any]:
     return usage(
         sum(result.num_prompt_tokens or 0 for result in results),
         sum(len(choice.token_ids) for result in results for choice in result.choices),
+        sum(result.num_cached_tokens for result in results),
     )
+
+
+def fingerprint_text(fingerprint: Fingerprint) -> str:
+    """``system_fingerprint``: the same for the same weights, tokenizer, dtype, backend and version."""
+    text = fingerprint.model_dump_json(exclude={"v"})
+    return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,9 @@ class Shape(ABC):
     model: str
     echo: bool = False
     wants_token_ids: bool = False
+    fingerprint: str | None = None
+    names: Mapping[str, str] = field(default_factory=lambda: SPELLED)
+    """How the request spells its job's fields, for errors."""
 
     chunk_object: ClassVar[str]
     whole_object: ClassVar[str]
@@ -70,8 +83,12 @@ class Shape(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def finish(self, choice: int, reason: str | None, stop_reason: str | int | None) -> dict[str, Any]:
-        """What a stream says at its end."""
+    def finish(self, choice: int) -> dict[str, Any]:
+        """What a stream says at a choice's end, beside why it ended, if nothing else is to be said."""
+
+    def of_prompt(self, told: Chunk | JobResult) -> dict[str, Any]:
+        """What an answer says of its prompt beside its choices; ``told`` has it."""
+        return {}
 
     @abstractmethod
     def choice(self, choice: int, result: ChoiceResult, job: JobResult) -> dict[str, Any]:
@@ -83,6 +100,7 @@ class Shape(ABC):
             "object": kind,
             "created": created_at(self.answer_id),
             "model": self.model,
+            "system_fingerprint": self.fingerprint,
         }
 
     def whole(self, results: Sequence[JobResult]) -> dict[str, Any]:
@@ -91,4 +109,5 @@ class Shape(ABC):
         for result in results:
             first = len(choices)
             choices += [self.choice(first + each.index, each, result) for each in result.choices]
-        return {**self.head(self.whole_object), "choices": choices, "usage": usage_of(results)}
+        of_prompt = self.of_prompt(results[0])
+        return {**self.head(self.whole_object), **of_prompt, "choices": choices, "usage": usage_of(results)}

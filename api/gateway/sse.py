@@ -22,7 +22,7 @@ HEADERS: Final = {
 _ID: Final = re.compile(r"(?P<counts>[0-9]{1,8}e?(?:\.[0-9]{1,8}e?){0,65535})(?P<flags>[a-z]{0,8})")
 # In ASCII: some clients take U+2028 and the like for ends of lines.
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
-_FLAGS: Final = {"u": "usage", "t": "token_ids"}
+_FLAGS: Final = {"u": "usage", "t": "token_ids", "c": "continuous_usage"}
 
 
 class Position(NamedTuple):
@@ -33,6 +33,8 @@ class Position(NamedTuple):
     token_ids: bool = False
     ended: frozenset[int] = frozenset()
     """Choices of which the reader also has what was kept for the end."""
+    continuous_usage: bool = False
+    """Not only at the end: with each event."""
 
     def __str__(self) -> str:
         flags = "".join(letter for letter, name in _FLAGS.items() if getattr(self, name))

@@ -120,10 +120,8 @@ def _mode(choice: ToolChoice | None, tools: Mapping[str, Function]) -> str:
         return "auto" if tools else "none"
     if choice.type not in _CHOICES:
         raise _refused("tool_choice", "use none, auto, required, or an object that names a function")
-    if choice.type == "auto" and not tools:
-        return "none"
-    if choice.type in ("required", "function") and not tools:
-        raise _refused("tool_choice", "it needs tools")
+    if choice.type != "none" and not tools:
+        raise _refused("tool_choice", "it needs tools; leave it out, or give some")
     if choice.type == "function" and choice.function is None:
         raise _refused("tool_choice.function", "it is missing", "missing_required_parameter")
     if choice.type == "function" and choice.function is not None and choice.function.name not in tools:

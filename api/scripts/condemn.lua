@@ -3,7 +3,8 @@
 -- ARGV: id, error (JSON), ttl in ms of a dead letter, '1': only a job without a hash
 -- -> 'dead' | 'missing' (no hash: out of its ledger) | 'no-hash' (a key of another type: left to expire)
 --    | 'known' (nothing that was not known: one of several callers counts it) | 'kept' (it has a hash by now)
-local NUMBERS = { 'epoch', 'attempts', 'num_ended', 'deadline', 'ttl', 'num_prompt_tokens', 'n:0', 'enqueued_at',
+local NUMBERS = { 'epoch', 'attempts', 'num_ended', 'deadline', 'ttl', 'num_prompt_tokens',
+  'num_cached_tokens', 'n:0', 'enqueued_at',
   'claimed_at', 'first_token_at', 'ended_at', 'blame', 'fruitless', 'priority' }
 local key, id = KEYS[1], ARGV[1]
 if not pcall(cjson.decode, ARGV[2]) or not tonumber(ARGV[3]) then

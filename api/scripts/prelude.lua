@@ -15,7 +15,7 @@
 --   num_choices, num_ended, and for each choice c:  n:c tokens logged, fin:c finish reason
 --   cancel      1: to be cancelled by its owner                   deadline  ms, Redis clock
 --   fingerprint of the last claim, fingerprints (JSON, all different ones), refused: why a worker gave it back
---   num_prompt_tokens, error (JSON), callbacks (marker)
+--   num_prompt_tokens, num_cached_tokens, error (JSON), callbacks (marker)
 --   charge      API key that pays, tokens reserved, its limits of requests and tokens; '' once CLOSE has charged it
 --   enqueued_at, claimed_at, first_token_at, ended_at             ms, Redis clock
 

@@ -1,10 +1,10 @@
 -- STEP (protocol line 6): everything that a worker's last steps produced, for many jobs at once.
 -- KEYS: job hash and log of each item
 -- ARGV: worker, then for each item: id, epoch, choice, base, count, entry (JSON or ''),
---       finish reason or '', num_prompt_tokens or '' (the job was just accepted)
+--       finish reason or '', num_prompt_tokens or '' (the job was just accepted), num_cached_tokens
 -- -> for each item {'unreadable', 0} | {'ok', n} | {'cancel', n} | {'deadline', n} | {'behind', n} | {'fenced', 0} | {'gone', 0}
 --    'behind': the log holds n tokens, send again from there.
-local WIDTH = 8
+local WIDTH = 9
 local worker = ARGV[1]
 if (#ARGV - 1) / WIDTH ~= #KEYS / 2 then
   return redis.error_reply('ERR step: two keys and ' .. WIDTH .. ' arguments an item')
@@ -14,8 +14,8 @@ for index = 2, #ARGV, WIDTH do
   if not (tonumber(ARGV[index + 2]) and tonumber(ARGV[index + 3]) and count) then
     return redis.error_reply('ERR step: choice, base and count must be numbers')
   end
-  if (count > 0 and entry == '') or (accepted ~= '' and not tonumber(accepted)) then
-    return redis.error_reply('ERR step: tokens need an entry, num_prompt_tokens is a number')
+  if (count > 0 and entry == '') or (accepted ~= '' and not tonumber(accepted)) or not tonumber(ARGV[index + 8]) then
+    return redis.error_reply('ERR step: tokens need an entry, num_prompt_tokens and num_cached_tokens are numbers')
   end
 end
 
@@ -55,7 +55,7 @@ local function apply(item)
   local key, log, at = KEYS[item * 2 - 1], KEYS[item * 2], 2 + (item - 1) * WIDTH
   local id, epoch, choice = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local base, count, entry = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), ARGV[at + 5]
-  local reason, accepted = ARGV[at + 6], ARGV[at + 7]
+  local reason, accepted, cached = ARGV[at + 6], ARGV[at + 7], ARGV[at + 8]
   local job = redis.call('HMGET', key, 'state', 'owner', 'epoch', 'cancel', 'deadline', 'channel',
     'watched', 'num_choices', 'n:' .. choice, 'fin:' .. choice, 'attempts', 'suspect', 'fruitless')
   if not job[1] then
@@ -74,7 +74,12 @@ local function apply(item)
   end
   if accepted ~= '' then
     redis.call('HSET', key, 'num_prompt_tokens', accepted)
-    announce(id, 'a', '{"num_prompt_tokens":' .. accepted .. ',"attempt":' .. (tonumber(job[11]) or 0) .. '}', job[6], job[7])
+    local body = '{"num_prompt_tokens":' .. accepted .. ',"attempt":' .. (tonumber(job[11]) or 0)
+    if cached ~= '0' then
+      redis.call('HSETNX', key, 'num_cached_tokens', cached)
+      body = body .. ',"num_cached_tokens":' .. cached
+    end
+    announce(id, 'a', body .. '}', job[6], job[7])
   end
   if base > n or (base < n and base + count > n) then
     return { 'behind', n }

@@ -11,6 +11,7 @@ from ops.compatibility.probe import (
     Probe,
     has_no_effect,
     ignores,
+    ignores_in,
     reaches,
     refuses,
     says,
@@ -27,6 +28,15 @@ def _format(**fields: object) -> dict[str, object]:
 
 def _is_five(answer: Answer) -> bool:
     return answer.status == 200 and json.loads(answer.text) == {"x": 5}
+
+
+def _has_token_ids(answer: Answer) -> bool:
+    (choice,) = answer.choices
+    of_prompt = (choice if "text" in choice else answer.data)["prompt_token_ids"]
+    return (
+        choice["token_ids"] == list(map(ord, TEXT[:4]))
+        and len(of_prompt) == answer.data["usage"]["prompt_tokens"]
+    )
 
 
 def _own(name: str, value: object) -> Probe:
@@ -49,6 +59,13 @@ OPENAI: Final = (
         says(lambda a: a.data[-1]["usage"]["completion_tokens"] == 4 and a.data[-1]["choices"] == []),
     ),
     Probe(
+        "stream_options.continuous_usage_stats",
+        "yes",
+        {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+        says(lambda a: [each["usage"]["completion_tokens"] for each in a.data][-2:] == [4, 4]),
+        "vLLM's",
+    ),
+    Probe(
         "stream_options.include_ids",
         "yes",
         {"stream": True, "stream_options": {"include_ids": True}},
@@ -58,15 +75,23 @@ OPENAI: Final = (
     Probe(
         "stream_options.include_obfuscation",
         "no",
-        {"stream_options": {"include_obfuscation": True}},
-        ignores("stream_options.include_obfuscation"),
+        {"stream": True, "stream_options": {"include_obfuscation": True}},
+        ignores_in("stream_options.include_obfuscation"),
         "ignored",
+    ),
+    Probe(
+        "stream_options: without stream",
+        "no",
+        {"stream_options": {"include_usage": True}},
+        refuses("stream_options", "invalid_value"),
+        "refused",
     ),
     Probe("n", "yes", {"n": 2}, says(lambda a: len(a.choices) == 2), "1 to 128"),
     Probe("temperature", "differs", {"temperature": 50.0}, reaches(temperature=50.0), "up to 100"),
     _own("top_p", 0.5),
     Probe("stop", "differs", {"stop": list("abcdX")}, reaches(stop=list("abcdX")), "more than 4 too"),
     Probe("seed", "yes", {"seed": -1}, reaches(seed=2**64 - 1), "the same tokens on any worker of one kind"),
+    Probe("seed: beyond int64", "no", {"seed": 2**63}, refuses("seed", "invalid_value"), "refused"),
     Probe("presence_penalty", "yes", {"presence_penalty": -2.0}, reaches(presence_penalty=-2.0)),
     Probe("frequency_penalty", "yes", {"frequency_penalty": 2.0}, reaches(frequency_penalty=2.0)),
     Probe("logit_bias", "yes", {"logit_bias": {"65": -100}}, reaches(logit_bias={65: -100.0})),
@@ -82,6 +107,9 @@ RESPONSE_FORMAT: Final = (
         says(lambda a: a.text.startswith("{")),
         "the messages need not ask for it",
     ),
+    Probe("response_format.schema", "yes",
+          {"response_format": {"type": "json_object", "schema": _SCHEMA}, "max_tokens": 40}, _is_five,
+          "llama.cpp's place for the schema"),
     Probe("response_format.json_schema.schema", "yes", _format(), _is_five,
           "which schemas: [structured-output.md](structured-output.md)"),
     Probe("response_format.json_schema.name", "no", _format(name="x"), _is_five, "no effect"),
@@ -121,8 +149,8 @@ VLLM: Final = (
         "prompt_logprobs",
         "yes",
         {"prompt_logprobs": 0},
-        says(lambda a: a.choices[0]["prompt_logprobs"][0] is None),
-        "in a stream with the first tokens of each choice",
+        says(lambda a: (a.data if "message" in a.choices[0] else a.choices[0])["prompt_logprobs"][0] is None),
+        "of a chat beside `choices`; in a stream with the first tokens",
     ),
     _own("truncate_prompt_tokens", 1),
     _own("cache_salt", "mine"),
@@ -130,7 +158,8 @@ VLLM: Final = (
         "return_token_ids",
         "yes",
         {"return_token_ids": True},
-        says(lambda a: a.choices[0]["token_ids"] == list(map(ord, TEXT[:4]))),
+        says(_has_token_ids),
+        "and `prompt_token_ids`: in each choice, of a chat beside them; in a stream with the first tokens",
     ),
     Probe("priority", "differs", {"priority": -4}, reaches(priority=9), "-4 to 5; 0 is usual, lower earlier"),
     Probe("structured_outputs", "yes", {"structured_outputs": {"json": {"const": 5}}},

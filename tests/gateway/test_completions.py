@@ -107,7 +107,7 @@ def test_a_stream_has_the_prompts_logprobs_with_each_choice(ai):
 def test_a_chats_stream_has_them_too(ai):
     options = {"model": "null", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, "seed": 7}
     options["extra_body"] = {"prompt_logprobs": 0}
-    (whole,) = ai.chat.completions.create(**options).choices
-    chunks = [chunk.choices[0] for chunk in ai.chat.completions.create(**options, stream=True)]
+    whole = ai.chat.completions.create(**options)
+    chunks = ai.chat.completions.create(**options, stream=True)
     (found,) = [each for chunk in chunks if (each := getattr(chunk, "prompt_logprobs", None))]
     assert found == whole.prompt_logprobs

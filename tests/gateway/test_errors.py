@@ -21,6 +21,7 @@ IMAGE = {"role": "user", "content": [{"type": "image_url"}]}
 OLD_CALL = {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}
 NO_SCHEMA = ("response_format.json_schema.schema", "missing_required_parameter")
 BAD_SCHEMA = {"type": "json_schema", "json_schema": {"schema": {"type": "nope"}}}
+PLAIN = {"type": "json_object"}
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 
@@ -38,16 +39,32 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
         (CHAT, {"max_tokens": 0}, "max_tokens", "invalid_value"),
         (CHAT, {"max_tokens": 10**6}, "max_tokens", "invalid_value"),
         (CHAT, {"top_logprobs": 3}, "top_logprobs", "invalid_value"),
-        (CHAT, {"logprobs": True, "top_logprobs": 21}, "logprobs", "invalid_value"),
+        (CHAT, {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
         (CHAT, {"stop": [1]}, "stop[0]", "invalid_type"),
         (CHAT, {"logit_bias": {"x": 1}}, "logit_bias.x", "invalid_value"),
         (CHAT, {"messages": [OLD_CALL]}, "messages[0].function_call", "unsupported_parameter"),
-        (CHAT, {"priority": 9}, "priority", "invalid_type"),
+        (CHAT, {"priority": 9}, "priority", "invalid_value"),
+        (CHAT, {"seed": 2**63}, "seed", "invalid_value"),
+        (CHAT, {"seed": -(2**63) - 1}, "seed", "invalid_value"),
+        (CHAT, {"messages": [{"role": "pirate", "content": "Hi"}]}, "messages[0].role", "invalid_value"),
+        (CHAT, {"max_completion_tokens": 0}, "max_completion_tokens", "invalid_value"),
+        (CHAT, {"max_completion_tokens": 10**6}, "max_completion_tokens", "invalid_value"),
+        (CHAT, {"messages": [{"role": "user", "content": "x" * 5000}]}, "messages", "context_length_exceeded"),
+        (CHAT, {"tool_choice": "auto"}, "tool_choice", "invalid_value"),
+        (CHAT, {"tools": [], "tool_choice": "auto"}, "tool_choice", "invalid_value"),
         (CHAT, {"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
         (CHAT, {"response_format": {"type": "json_schema"}}, *NO_SCHEMA),
         (CHAT, {"response_format": {"type": "json_object"}, "guided_regex": "a"}, "response_format", None),
         (CHAT, {"response_format": BAD_SCHEMA}, "response_format", "invalid_value"),
+        (CHAT, {"response_format": {**PLAIN, "schema": 123}}, "response_format.schema", "invalid_value"),
+        (CHAT, {"response_format": {**PLAIN, "schema": {"type": "x"}}}, "response_format", "invalid_value"),
         (CHAT, {"guided_json": "{"}, "guided_json", "invalid_value"),
+        (CHAT, {"guided_json": []}, "guided_json", "invalid_value"),
+        (CHAT, {"guided_json": {"type": "nope"}}, "guided_json", "invalid_value"),
+        (CHAT, {"guided_regex": "("}, "guided_regex", "invalid_value"),
+        (CHAT, {"structured_outputs": {"json": []}}, "structured_outputs.json", "invalid_value"),
+        (CHAT, {"structured_outputs": {"regex": "("}}, "structured_outputs", "invalid_value"),
+        (CHAT, {"structured_outputs": {"choice": []}}, "structured_outputs.choice", "invalid_value"),
         (TEXT, {}, "prompt", "missing_required_parameter"),
         (TEXT, {"prompt": []}, "prompt", "invalid_type"),
         (TEXT, {"prompt": ["a", [1]], "suffix": "b"}, "suffix", "unsupported_parameter"),
@@ -56,6 +73,9 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
         (TEXT, {"prompt": ["a"] * 500, "n": 100}, "n", "invalid_value"),
         (TEXT, {"prompt": ""}, "prompt", "invalid_value"),
         (TEXT, {"prompt": [9999]}, "prompt", "invalid_value"),
+        (TEXT, {"prompt": [-1]}, "prompt[0]", "invalid_value"),
+        (TEXT, {"prompt": [72, -1]}, "prompt[1]", "invalid_value"),
+        (TEXT, {"prompt": "a", "echo": True, "logprobs": 21}, "logprobs", "invalid_value"),
         (TEXT, {"prompt": "a", "best_of": 2}, "best_of", "unsupported_parameter"),
         (TEXT, {"prompt": "x" * 5000}, "prompt", "context_length_exceeded"),
         (TEXT, {"prompt": [1] * 4096}, "prompt", "context_length_exceeded"),
@@ -67,6 +87,8 @@ def test_a_wrong_field_is_named(http, path, body, param, code):
     error = error_of(reply)
     assert (reply.status_code, error["type"]) == (400, "invalid_request_error")
     assert (error["param"], error["code"]) == (param, code), error["message"]
+    for internal in ("prompt_token_ids", "json_schema.dict", "[key]", "json-or-python"):
+        assert internal not in error["message"]
     # The same before the first byte of a stream, also where only a worker can know it.
     streamed = http.post(path, json={**whole, "stream": True})
     assert (streamed.status_code, streamed.json()) == (400, reply.json())
@@ -110,7 +132,14 @@ def test_what_is_not_there(http, method, path, status, code):
 def test_no_address_is_sent_elsewhere(http):
     """A redirect would name whatever host the request named."""
     reply = http.post(CHAT + "/", json={}, follow_redirects=False)
-    assert (reply.status_code, error_of(reply)["code"]) == (404, "unknown_url")
+    assert (reply.status_code, error_of(reply)["param"]) == (400, "messages")
+
+
+def test_options_of_a_stream_are_a_streams(http):
+    for path, asked in ((CHAT, {"messages": HI}), (TEXT, {"prompt": "Hi"})):
+        body = {"model": "null", "max_tokens": 1, "stream_options": {"include_usage": True}, **asked}
+        reply = http.post(path, json=body)
+        assert (reply.status_code, error_of(reply)["param"]) == (400, "stream_options")
 
 
 def test_a_model_that_nobody_serves(ai):
@@ -137,6 +166,7 @@ def test_unknown_fields_inside_others_too(http, narrow):
             {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "x": 1}, "index": 0}]},
         ],
         "max_tokens": 1,
+        "stream": True,
         "stream_options": {"bar": 1},
         "tools": [{"type": "function", "function": {"name": "f", "return": {}}, "defer": True}],
         "tool_choice": {"type": "auto", "hard": True},

@@ -378,7 +378,7 @@ def test_a_format_is_of_words(http):
 
 
 def test_no_tools_are_none(ai):
-    for options in ({"tools": []}, {"tool_choice": "none"}, {"tool_choice": "auto"}):
+    for options in ({"tools": []}, {"tool_choice": "none"}, {"tools": [], "tool_choice": "none"}):
         answer = ai.chat.completions.create(model="null", messages=say(PARIS), **options)
         assert answer.choices[0].message.content == PARIS
 

@@ -28,7 +28,7 @@ function inWords(status, error, retryAfter) {
   if (status === 401 && error.code === 'invalid_api_key') return 'This API key is not known here.'
   if (status === 404 && error.code === 'job_not_found') return 'The server does not keep this answer any more.'
   if (status === 429) return `${busy(error)} Try again in ${retryAfter || 1} s.`
-  if (error.code === 'unknown_host') return error.message
+  if (error.code === 'unknown_host' || error.code === 'unknown_origin') return error.message
   return WORDS[status] ?? error.message ?? `The gateway answered with ${status}.`
 }
 
