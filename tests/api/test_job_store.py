@@ -397,8 +397,8 @@ class TestStep:
 
     @pytest.mark.parametrize(
         ("position", "value"),
-        [(3, "one"), (4, "one"), (5, ""), (6, ""), (8, "many")],
-        ids=["choice", "base", "count", "entry", "num_prompt_tokens"],
+        [(3, "one"), (4, "one"), (5, ""), (6, ""), (8, "many"), (9, "")],
+        ids=["choice", "base", "count", "entry", "num_prompt_tokens", "num_cached_tokens"],
     )
     def test_a_wrong_argument_of_one_item_changes_nothing_for_any(self, store, position, value, ear):
         running(store, "a")
@@ -406,7 +406,7 @@ class TestStep:
         good = operations.step("w1", [item(0, 1, job_id="a", accepted=1), item(0, 1, job_id="b", accepted=1)])
         args = list(good.args)
         # Positions count from the second item's id, which is 1.
-        args[8 + position] = value
+        args[9 + position] = value
         before = everything(store)
         with pytest.raises(redis_py.ResponseError, match="step: "):
             store.run(Operation("step", good.keys, args, list))

@@ -21,6 +21,7 @@ IMAGE = {"role": "user", "content": [{"type": "image_url"}]}
 OLD_CALL = {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}
 NO_SCHEMA = ("response_format.json_schema.schema", "missing_required_parameter")
 BAD_SCHEMA = {"type": "json_schema", "json_schema": {"schema": {"type": "nope"}}}
+LONG = {"role": "user", "content": "x" * 5000}
 PLAIN = {"type": "json_object"}
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
@@ -49,7 +50,7 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
         (CHAT, {"messages": [{"role": "pirate", "content": "Hi"}]}, "messages[0].role", "invalid_value"),
         (CHAT, {"max_completion_tokens": 0}, "max_completion_tokens", "invalid_value"),
         (CHAT, {"max_completion_tokens": 10**6}, "max_completion_tokens", "invalid_value"),
-        (CHAT, {"messages": [{"role": "user", "content": "x" * 5000}]}, "messages", "context_length_exceeded"),
+        (CHAT, {"messages": [LONG]}, "messages", "context_length_exceeded"),
         (CHAT, {"tool_choice": "auto"}, "tool_choice", "invalid_value"),
         (CHAT, {"tools": [], "tool_choice": "auto"}, "tool_choice", "invalid_value"),
         (CHAT, {"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
@@ -132,7 +133,7 @@ def test_what_is_not_there(http, method, path, status, code):
 def test_no_address_is_sent_elsewhere(http):
     """A redirect would name whatever host the request named."""
     reply = http.post(CHAT + "/", json={}, follow_redirects=False)
-    assert (reply.status_code, error_of(reply)["param"]) == (400, "messages")
+    assert (reply.status_code, error_of(reply)["param"]) == (400, "model")
 
 
 def test_options_of_a_stream_are_a_streams(http):
