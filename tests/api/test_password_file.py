@@ -18,9 +18,9 @@ def password_file(tmp_path):
 def test_it_joins_the_url_in_a_form_that_redis_reads_back(password_file):
     from redis.connection import parse_url
 
-    url = "rediss://worker@host:6380/2?protocol=3"
+    url = "rediss://worker@host:6380/2"
     settings = FleetSettings(redis_url=url, redis_password_file=password_file)
-    assert settings.url == "rediss://worker:p%40ss%2Fword%3A%25@host:6380/2?protocol=3"
+    assert settings.url == "rediss://worker:p%40ss%2Fword%3A%25@host:6380/2"
     read = parse_url(settings.url)
     assert (read["username"], read["password"], read["host"], read["port"], read["db"]) == (
         "worker", "p@ss/word:%", "host", 6380, 2,

@@ -11,6 +11,8 @@ from pagefleet.api.gateway.answer import Answer
 
 
 class Waiting:
+    has_ended = False
+
     async def accepted(self, timeout_s):
         await asyncio.Event().wait()
 
