@@ -12,7 +12,7 @@ import importlib.util
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,10 @@ from pagefleet.engine.errors import (
     UnknownModelError,
     UnsafeCheckpointError,
 )
-from pagefleet.engine.gguf_header import GGUFHeader, read_gguf_header
+from pagefleet.engine.gguf_header import GGUFHeader
+from pagefleet.engine.gguf_parts import read_gguf_parts
+from pagefleet.engine.gguf_tokenizer import check_gguf_tokenizer
+from pagefleet.engine.hub import fetch, fetched_before
 from pagefleet.engine.json_file import read_json_object
 from pagefleet.engine.model_cache import (
     default_cache_dir,
@@ -37,7 +40,6 @@ from pagefleet.engine.requirements import install_command
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 SLOW_TOKENIZER_FILES = (
     "tokenizer.model",
     "vocab.json",
@@ -50,6 +52,8 @@ SLOW_TOKENIZER_FILES = (
 )
 GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """As GGUF names them; Mistral's checkpoints call themselves llama."""
+CONVERSION = "2"
+"""Changes with what a conversion writes."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,8 @@ def resolve(model: str, cache_dir: Path | None = None) -> Checkpoint:
     if path.is_dir():
         return _open_folder(path.resolve().name, path, cache_dir)
     if HUB_ID.fullmatch(model):
-        return _open_folder(model, _fetched(model), cache_dir)
+        folder = fetch(model, lambda folder: _check_config(model, folder))
+        return _open_folder(model, folder, cache_dir)
     raise _unknown(model)
 
 
@@ -121,17 +126,10 @@ def locate(model: str, cache_dir: Path | None = None) -> Located:
     if path.is_dir():
         return Located(path, path)
     if path.is_file():
-        # By content: it may have been converted from another place. What no start has hashed, none converted.
-        digest = known_hash(cache_dir or default_cache_dir(), path)
-        made = [
-            cached.path
-            for cached in list_cached(cache_dir)
-            if digest is not None and cached.path.name == entry_name(path.stem, digest)
-        ]
-        return Located(path, made[0] if made else None)
+        return Located(path, _made_of(path, cache_dir))
     if not HUB_ID.fullmatch(model):
         raise _unknown(model)
-    folder = _fetched(model, local_files_only=True)
+    folder = fetched_before(model)
     return Located(folder, folder)
 
 
@@ -142,7 +140,18 @@ def _unknown(model: str) -> UnknownModelError:
     )
 
 
-def _open_folder(name: str, folder: Path, cache_dir: Path) -> Checkpoint:
+def _check_config(name: str, folder: Path) -> None:
+    """Raises ModelLoadError or UnsafeCheckpointError for a model that the engine cannot run."""
+    # Heavy: it is here for the weights that need not be fetched.
+    from pagefleet.engine.models.config import DecoderConfig
+    from pagefleet.engine.models.registry import check_supported
+
+    config = _read_config(name, folder)
+    check_supported(config)
+    DecoderConfig.from_hf(config)
+
+
+def _read_config(name: str, folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         raise ModelLoadError(f"{folder} has no config.json; is it a Hugging Face checkpoint?")
     config = read_json_object(folder / "config.json")
@@ -151,6 +160,11 @@ def _open_folder(name: str, folder: Path, cache_dir: Path) -> Checkpoint:
             f"{name} needs code that comes with it (auto_map in config.json), which is never run; "
             "use a checkpoint of an architecture that the engine has."
         )
+    return config
+
+
+def _open_folder(name: str, folder: Path, cache_dir: Path) -> Checkpoint:
+    config = _read_config(name, folder)
     if not any(folder.glob("*.safetensors")):
         if any(path.suffix in PICKLE_SUFFIXES for path in folder.iterdir()):
             raise _unsafe(name, str(folder))
@@ -181,32 +195,33 @@ def _packaged_file(packaged: PackagedModel) -> Path:
     raise MissingDependencyError(packaged.module.replace("_", "-"), packaged.command)
 
 
-def _fetched(hub_id: str, *, local_files_only: bool = False) -> Path:
-    """The hub's snapshot; without network (or with HF_HUB_OFFLINE), the one fetched before."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(hub_id, allow_patterns=list(HUB_PATTERNS), local_files_only=local_files_only)
-        )
-    except LocalEntryNotFoundError as error:
-        raise UnknownModelError(
-            f"{hub_id} has not been fetched before, and the hub cannot be reached (or HF_HUB_OFFLINE is set)."
-        ) from error
-    except (HfHubHTTPError, HFValidationError) as error:
-        raise UnknownModelError(f"{hub_id} cannot be fetched from the hub: {error}") from error
-
-
 def _converted_gguf(path: Path, cache_dir: Path) -> Path:
-    header = read_gguf_header(path)
+    parts, header = read_gguf_parts(path)
     _check_gguf(path, header)
-    name = entry_name(path.stem, file_hash(cache_dir, path))
+    name = _gguf_entry(parts, [file_hash(cache_dir, part) for part in parts])
 
     def convert(target: Path) -> None:
-        _run_conversion("gguf", str(path), str(target), header.dtype)
+        _run_conversion(path, "gguf", str(target), header.dtype, *map(str, parts))
 
     return get_or_convert(cache_dir, name, str(path), convert)
+
+
+def _gguf_entry(parts: Sequence[Path], hashes: Sequence[str]) -> str:
+    """By content, and by how it is converted: an older version's conversion is made anew."""
+    content = hashlib.sha256(" ".join([CONVERSION, *hashes]).encode())
+    return entry_name(parts[0].stem, content.hexdigest())
+
+
+def _made_of(path: Path, cache_dir: Path | None) -> Path | None:
+    """The conversion of a GGUF file; None if there is none. It may have been made from another place."""
+    try:
+        parts = read_gguf_parts(path).paths
+    except ModelLoadError:
+        return None
+    # What no start has hashed, none has converted.
+    hashes = [known_hash(cache_dir or default_cache_dir(), part) for part in parts]
+    name = _gguf_entry(parts, [each for each in hashes if each is not None])
+    return next((each.path for each in list_cached(cache_dir) if each.path.name == name), None)
 
 
 def _check_gguf(path: Path, header: GGUFHeader) -> None:
@@ -221,6 +236,10 @@ def _check_gguf(path: Path, header: GGUFHeader) -> None:
         raise ModelLoadError(
             f"{path.name} uses RoPE scaling, which is not read from GGUF; use the model's safetensors."
         )
+    try:
+        check_gguf_tokenizer(header.scalars)
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{path.name}: {error}") from error
 
 
 def _tokenizer_folder(folder: Path, cache_dir: Path) -> Path:
@@ -233,13 +252,13 @@ def _tokenizer_folder(folder: Path, cache_dir: Path) -> Path:
             digest.update(file.name.encode() + file.read_bytes())
 
     def convert(target: Path) -> None:
-        _run_conversion("tokenizer", str(folder), str(target))
+        _run_conversion(folder, "tokenizer", str(target), str(folder))
 
     name = entry_name(f"{folder.name}-tokenizer", digest.hexdigest())
     return get_or_convert(cache_dir, name, str(folder), convert)
 
 
-def _run_conversion(*arguments: str) -> None:
+def _run_conversion(source: Path, *arguments: str) -> None:
     """In a process of its own: the memory goes back, and transformers stays out of the worker."""
     for package in ("transformers", "gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
@@ -248,4 +267,4 @@ def _run_conversion(*arguments: str) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ModelLoadError(f"{arguments[1]} could not be converted: {reason}")
+        raise ModelLoadError(f"{source} could not be converted: {reason}")

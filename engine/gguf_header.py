@@ -16,6 +16,7 @@ from pagefleet.engine.errors import ModelLoadError
 MAGIC = b"GGUF"
 _F32, _F16 = 0, 1
 _STRING, _ARRAY = 8, 9
+_MAX_STRING = 1 << 28
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 
@@ -26,8 +27,14 @@ class GGUFHeader:
     scalars: Mapping[str, Any]
     """Metadata by key; arrays are left out."""
     tensor_names: frozenset[str]
-    dtype: str
-    """The dtype that holds the weights without loss, for quantised ones nearly so: most weights decide."""
+    num_elements: Mapping[int, int]
+    """By GGML's type of tensor."""
+
+    @property
+    def dtype(self) -> str:
+        """What holds the weights without loss, for quantised ones nearly so: most weights decide."""
+        main = max(self.num_elements, key=lambda kind: self.num_elements[kind], default=_F32)
+        return {_F32: "float32", _F16: "float16"}.get(main, "bfloat16")
 
     @property
     def architecture(self) -> str:
@@ -64,10 +71,7 @@ def _read_header(file: BinaryIO) -> GGUFHeader:
         kind = _unpack(file, "I")
         num_elements[kind] = num_elements.get(kind, 0) + size
         _unpack(file, "Q")  # offset
-    main = max(num_elements, key=lambda kind: num_elements[kind], default=None)
-    return GGUFHeader(
-        scalars, frozenset(names), {_F32: "float32", _F16: "float16"}.get(main or 0, "bfloat16")
-    )
+    return GGUFHeader(scalars, frozenset(names), num_elements)
 
 
 def _read_value(file: BinaryIO, kind: int) -> Any:
@@ -87,7 +91,8 @@ def _read_value(file: BinaryIO, kind: int) -> Any:
 
 def _read_string(file: BinaryIO) -> bytes:
     size = _unpack(file, "Q")
-    content = file.read(size)
+    # What says that it is longer than any file is garbage, and must not be asked of the memory.
+    content = file.read(size) if size <= _MAX_STRING else b""
     if len(content) < size:
         raise struct.error
     return content

@@ -22,7 +22,7 @@ def weight_paths(folder: Path) -> list[Path]:
     index = folder / WEIGHT_INDEX
     if (folder / WEIGHT_FILE).is_file():
         return [folder / WEIGHT_FILE]
-    paths = _indexed(index) if index.is_file() else present
+    paths = indexed_paths(index) if index.is_file() else present
     if not index.is_file() and len(paths) != 1:
         found = f"several ({', '.join(path.name for path in paths)})" if paths else "none"
         raise ModelLoadError(
@@ -33,7 +33,8 @@ def weight_paths(folder: Path) -> list[Path]:
     return paths
 
 
-def _indexed(index: Path) -> list[Path]:
+def indexed_paths(index: Path) -> list[Path]:
+    """Return the files that a model.safetensors.index.json names. Raises ModelLoadError."""
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise ModelLoadError(f"{index} has no weight_map of file names; fetch the file again.")

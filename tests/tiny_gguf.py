@@ -8,14 +8,26 @@ from typing import Any
 import gguf
 import numpy as np
 
-HIDDEN, LAYERS = 32, 1
+HIDDEN, LAYERS, NUM_TENSORS = 32, 1, 11
 
 
 def write_gguf(
-    path: Path, *, architecture: str = "llama", half: str = "", freqs: bool = False, **extra: Any
+    path: Path,
+    *,
+    architecture: str = "llama",
+    half: str = "",
+    freqs: bool = False,
+    pre: str | None = "gpt-2",
+    num_parts: int = 1,
+    without: str = "",
+    **extra: Any,
 ) -> dict[str, np.ndarray]:
-    """A tiny float32 GGUF checkpoint (but float16 where `half`), its tokenizer byte-level; its tensors."""
-    writer = gguf.GGUFWriter(path, architecture)
+    """A tiny float32 GGUF checkpoint (but float16 where `half`), its tokenizer byte-level; its tensors.
+
+    In several parts, the files are named as gguf-split names them.
+    """
+    per_part = 0 if num_parts == 1 else -(-NUM_TENSORS // num_parts)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=per_part)
     writer.add_name("tiny")
     writer.add_context_length(64)
     writer.add_embedding_length(HIDDEN)
@@ -29,13 +41,16 @@ def write_gguf(
     tokens = ["<|end|>", "Ġ", *"abcdefgh", "ab", "cd"]
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * (len(tokens) - 1))
     writer.add_token_merges(["a b", "c d"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
     for key, value in extra.items():
-        writer.add_string(key.replace("__", "."), value)
+        name = key.replace("__", ".")
+        writer.add_string(name, value) if isinstance(value, str) else writer.add_uint32(name, value)
     shapes = {"token_embd": (len(tokens), HIDDEN), "output_norm": (HIDDEN,)}
     for name, shape in {
         "attn_norm": (HIDDEN,),
@@ -54,6 +69,8 @@ def write_gguf(
     generator = np.random.default_rng(0)
     tensors = {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     for name, tensor in tensors.items():
+        if name == without:
+            continue
         stored = tensor.astype(np.float16) if name == half else tensor
         writer.add_tensor(f"{name}.weight", stored)
     writer.write_header_to_file()

@@ -24,6 +24,7 @@ from pagefleet.engine.errors import (
     UnknownModelError,
     UnsafeCheckpointError,
 )
+from pagefleet.engine.generation_config import read_generation_config
 from pagefleet.engine.gguf_header import read_gguf_header
 from pagefleet.engine.hf_tokenizer import HFTokenizer
 from pagefleet.engine.model_cache import get_or_convert, list_cached, remove_cached
@@ -68,6 +69,8 @@ def test_a_converted_file_is_located_by_its_content(tmp_path):
         ({"architecture": "gptneox"}, "'gptneox', which is not supported"),
         ({"llama__rope__scaling__type": "yarn"}, "RoPE scaling"),
         ({"freqs": True}, "RoPE scaling"),
+        ({"pre": "kimi-k2"}, r"model\.gguf: The pre-tokenizer 'kimi-k2'"),
+        ({"pre": None}, r"model\.gguf: .*tokenizer\.ggml\.pre is missing"),
     ],
 )
 def test_a_gguf_file_that_would_be_misread_is_refused_before_it_is_converted(tmp_path, options, sentence):
@@ -78,6 +81,36 @@ def test_a_gguf_file_that_would_be_misread_is_refused_before_it_is_converted(tmp
     assert list_cached(tmp_path / "cache") == []
 
 
+def test_a_gguf_file_that_lacks_a_tensor_is_refused(tmp_path):
+    """transformers would make its weights up."""
+    write_gguf(tmp_path / "model.gguf", without="blk.0.ffn_up")
+    with pytest.raises(ModelLoadError, match=r"missing: model\.layers\.0\.mlp\.up_proj\.weight"):
+        resolve(str(tmp_path / "model.gguf"), tmp_path / "cache")
+    assert list_cached(tmp_path / "cache") == []
+
+
+def test_a_gguf_file_in_parts_is_one_model(tmp_path):
+    """Whichever part is named, all are read, and a part that is missing is named. Its ends of turns count."""
+    extra = {"tokenizer__ggml__eot_token_id": 3, "tokenizer__ggml__eom_token_id": 4}
+    tensors = write_gguf(tmp_path / "m.gguf", num_parts=3, **extra)
+    parts = sorted(tmp_path.glob("m-*.gguf"))
+    assert len(parts) == 3
+    found = resolve(str(parts[1]), tmp_path / "cache")
+    weights = load_file(found.folder / "model.safetensors")
+    assert torch.equal(weights["model.norm.weight"], torch.from_numpy(tensors["output_norm"]))
+    down = weights["model.layers.0.mlp.down_proj.weight"]
+    assert torch.equal(down, torch.from_numpy(tensors["blk.0.ffn_down"]))
+    assert read_generation_config(found.folder)["eos_token_id"] == found.config["eos_token_id"] == [0, 3, 4]
+    assert locate(str(parts[0]), tmp_path / "cache").folder == found.folder
+    assert not list(found.folder.glob("*.gguf"))
+    shutil.copy(parts[0], parts[2])
+    with pytest.raises(ModelLoadError, match="is not part 3 of 3"):
+        resolve(str(parts[0]), tmp_path / "cache")
+    parts[2].unlink()
+    with pytest.raises(ModelLoadError, match=r"in 3 files; m-00003-of-00003\.gguf are missing"):
+        resolve(str(parts[0]), tmp_path / "cache")
+
+
 def test_a_gguf_header_says_how_most_weights_are_stored(tmp_path):
     write_gguf(tmp_path / "model.gguf", half="token_embd")
     header = read_gguf_header(tmp_path / "model.gguf")
@@ -86,7 +119,9 @@ def test_a_gguf_header_says_how_most_weights_are_stored(tmp_path):
     assert "blk.0.attn_q.weight" in header.tensor_names
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 something else", b"GGUF\x03\x00\x00\x00\x07"])
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04 something else", b"GGUF\x03\x00\x00\x00\x07", b"GGUF" * 20]
+)
 def test_a_file_that_is_no_gguf_is_refused(tmp_path, content):
     (tmp_path / "model.gguf").write_bytes(content)
     with pytest.raises(ModelLoadError, match="GGUF"):
