@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from pagefleet.api.gateway.answer import Answer
 
 class Waiting:
     has_ended = False
+    job_id = "waiting"
 
     async def accepted(self, timeout_s):
         await asyncio.Event().wait()
@@ -24,6 +26,8 @@ class Waiting:
 
 
 class Refused(Waiting):
+    has_ended = True
+
     async def accepted(self, timeout_s):
         raise InvalidRequest("no")
 
@@ -31,12 +35,16 @@ class Refused(Waiting):
         raise InvalidRequest("no")
 
 
-@pytest.mark.parametrize("wait", [Answer.accepted, Answer._results])
-def test_nobody_waits_on_when_one_of_several_is_refused(wait):
+@pytest.mark.parametrize(("wait", "ended"), [(Answer.accepted, []), (Answer._results, ["waiting"])])
+def test_nobody_waits_on_when_one_of_several_is_refused(wait, ended):
+    discarded = []
+
     async def left_over():
-        answer = Answer(None, "id", [Waiting(), Refused()], 1, background=False)
+        gateway = SimpleNamespace(fleet=SimpleNamespace(discard=discarded.append))
+        answer = Answer(gateway, "id", [Waiting(), Refused()], 1, background=False)
         with pytest.raises(InvalidRequest):
             await wait(answer)
         return asyncio.all_tasks() - {asyncio.current_task()}
 
     assert not asyncio.run(left_over())
+    assert discarded == ended
