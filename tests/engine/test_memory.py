@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 
 import psutil
@@ -70,7 +71,11 @@ def test_a_peak_is_what_was_there_at_once_for_a_moment():
         torch.ones(64 * MIB // 4)
         return torch.ones(4 * MIB // 4).sum()
 
+    # What earlier tests have freed and the allocator has kept would be used again, and not count.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)
+    trim(0)
     peak_memory(CPU, compute)
+    trim(0)
     assert 60 * MIB < peak_memory(CPU, compute) < 100 * MIB
     assert peak_memory(CPU, lambda: None) < 4 * MIB
 
