@@ -19,9 +19,16 @@ if TYPE_CHECKING:
 
 
 class JobCloser:
-    """Writes Celery's result of an ended job, so that ``AsyncResult(job_id).get()`` works everywhere."""
+    """Writes Celery's result of an ended job, so that ``AsyncResult(job_id).get()`` works everywhere.
 
-    def __init__(self, store: JobStore, app: Celery) -> None:
+    Args:
+        tell_callbacks: where the job has Celery callbacks that were not called, a message is sent: the worker
+            that gets it calls them. Not by that worker itself.
+    """
+
+    def __init__(self, store: JobStore, app: Celery, *, tell_callbacks: bool = True) -> None:
+        self._tell_callbacks = tell_callbacks
+        self._app = app
         self._store = store
         self._backend: Any = app.backend
 
@@ -40,6 +47,8 @@ class JobCloser:
             return None
         with redis_errors(self._store.settings.url):
             self._write_result(record)
+        if self._tell_callbacks and record.canvas and record.ttl_ms != 0 and not record.was_called_back:
+            self._send(record)
         self._store.close(job_id, queue or record.queue)
         return record
 
@@ -52,6 +61,12 @@ class JobCloser:
             self.close(job_id)
         return True
 
+    def _send(self, record: JobRecord) -> None:
+        # It imports this module.
+        from pagefleet.api.connections import send_message
+
+        send_message(self._app, record.job_id, record.queue, record.priority)
+
     def _write_result(self, record: JobRecord) -> None:
         from celery.exceptions import TaskRevokedError
         from celery.states import FAILURE, REVOKED, SUCCESS
@@ -59,7 +74,8 @@ class JobCloser:
         if record.ttl_ms == 0:
             return
         if record.state is JobState.CANCELLED:
-            self._backend.store_result(record.job_id, TaskRevokedError("cancelled"), REVOKED)
+            reason = "expired" if record.has_expired else "cancelled"
+            self._backend.store_result(record.job_id, TaskRevokedError(reason), REVOKED)
         elif record.state is JobState.DONE:
             self._backend.store_result(record.job_id, record.result().model_dump(mode="json"), SUCCESS)
         else:

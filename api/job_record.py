@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -110,6 +110,29 @@ class JobRecord:
     def clients(self) -> list[str]:
         """Who must live for it; nobody, where it is detached."""
         return self.fields.get("clients", "").split()
+
+    @property
+    def canvas(self) -> dict[str, Any]:
+        """Of a bare message its Celery callbacks, and whom it belongs to; {} where there are none to call."""
+        try:
+            stored = json.loads(self.fields.get("canvas", "{}"))
+        except (ValueError, RecursionError):
+            return {}
+        return stored if isinstance(stored, dict) else {}
+
+    @property
+    def has_expired(self) -> bool:
+        """It was cancelled because it was not begun in time."""
+        return "expired" in self.fields
+
+    @property
+    def was_called_back(self) -> bool:
+        """Whether a worker called the callbacks, or began to."""
+        return "callbacks" in self.fields
+
+    @property
+    def priority(self) -> int:
+        return min(9, max(0, int(self.fields.get("priority", 5))))
 
     @property
     def fingerprints(self) -> list[Fingerprint]:

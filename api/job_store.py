@@ -24,12 +24,14 @@ from pagefleet.api.messages import (
     WorkerStatus,
 )
 from pagefleet.api.operations import (
+    NO_SCHEDULE,
     CancelVerdict,
     Claim,
     ClaimVerdict,
     DeleteVerdict,
     Limits,
     Operation,
+    Schedule,
     StepItem,
     StepReply,
     Submitted,
@@ -52,6 +54,10 @@ CLIENT_LEASE_S: Final = 10.0
 """A client that was not heard of for so long is gone, and its jobs with it unless they are detached."""
 
 
+_MAX_UNREADABLE: Final = 100
+_UNREADABLE_TTL_S: Final = 86400
+
+
 class JobStore:
     """The state of all jobs on one Redis server, for threads. Every method is safe to repeat.
 
@@ -72,11 +78,18 @@ class JobStore:
         channel: str,
         limits: Limits,
         client_id: str = "",
+        schedule: Schedule = NO_SCHEDULE,
     ) -> Submitted:
         """Line 1, SUBMIT: queued, unless the queue is too deep or the id exists."""
         return self.run(
             operations.submit(
-                job_id, request, queue=queue, channel=channel, limits=limits, client_id=client_id
+                job_id,
+                request,
+                queue=queue,
+                channel=channel,
+                limits=limits,
+                client_id=client_id,
+                schedule=schedule,
             )
         )
 
@@ -198,12 +211,14 @@ class JobStore:
         with redis_errors(self.settings.url):
             ledger = self.redis.zrange(keys.open_jobs(queue), first, first + limit - 1, withscores=True)
             pipeline = self.redis.pipeline(transaction=False)
+            pipeline.time()
             for job_id, _enqueued_ms in ledger:
                 pipeline.hmget(keys.job(job_id), *OPEN_JOB_FIELDS)
             # A key of another type is as good as none.
-            rows = pipeline.execute(raise_on_error=False)
+            (seconds, micros), *rows = pipeline.execute(raise_on_error=False)
+        now_ms = seconds * 1000 + micros / 1000
         return [
-            open_job(job_id, enqueued_ms, row)
+            open_job(job_id, enqueued_ms, row, now_ms)
             for (job_id, enqueued_ms), row in zip(ledger, rows, strict=True)
         ]
 
@@ -265,6 +280,23 @@ class JobStore:
     def expire(self, job_id: str) -> bool:
         """Line 13, SWEEP: ends a job that waited past its deadline; after ``True`` it must be closed."""
         return self.run(operations.expire(job_id))
+
+    def due(self, job_id: str) -> bool:
+        """Line 13, SWEEP: the time of a job that was to begin later has come; after ``True`` send it."""
+        return self.run(operations.due(job_id))
+
+    def refuse(self, job_id: str, failure_json: str) -> bool:
+        """Stores a failed result for an id that has no job; false where it has one, or a final result."""
+        return self.run(operations.refuse(job_id, failure_json, self.settings.result_ttl_s))
+
+    def keep_unreadable(self, entry_json: str) -> None:
+        """Keeps what came over a queue and cannot be answered, for an operator: a day, the newest hundred."""
+        with redis_errors(self.settings.url):
+            pipeline = self.redis.pipeline(transaction=True)
+            pipeline.lpush(keys.UNREADABLE, entry_json)
+            pipeline.ltrim(keys.UNREADABLE, 0, _MAX_UNREADABLE - 1)
+            pipeline.expire(keys.UNREADABLE, _UNREADABLE_TTL_S)
+            pipeline.execute()
 
     def dead_letters(self) -> list[str]:
         """The ids of the jobs that were given up and are still kept, the oldest first."""

@@ -22,6 +22,10 @@ WORKERS: Final = PREFIX + "workers"
 DEAD: Final = PREFIX + "dead"
 """Sorted set job id -> milliseconds at which it was given up: the dead letters."""
 
+UNREADABLE: Final = PREFIX + "unreadable"
+"""List of JSON objects with an expiry: what came over a queue and could not be read, the newest first. It may
+hold parts of prompts: no monitor reads it."""
+
 PROBE: Final = PREFIX + "probe"
 """Written to see whether the server takes anything new."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from pagefleet.api import keys
 from pagefleet.api.messages import ErrorInfo, GenerateRequest, JobState, LogEntry, WorkerStatus
@@ -43,6 +43,7 @@ class ClaimVerdict(StrEnum):
     CLAIMED = "claimed"
     MISSING = "missing"
     FINAL = "final"
+    EARLY = "early"
     ENDED = "ended"
     ELSEWHERE = "elsewhere"
     NO_LEASE = "no-lease"
@@ -134,6 +135,18 @@ class Charge(NamedTuple):
         return f"{self.key_id} {self.num_reserved} {requests} {self.tokens_per_minute}"
 
 
+class Schedule(NamedTuple):
+    """What a Celery message asks for beside its request: when to begin, at the earliest and at the latest (ms
+    since the epoch), and what to call afterwards (JSON)."""
+
+    not_before: int | None = None
+    start_by: int | None = None
+    canvas: str | None = None
+
+
+NO_SCHEDULE: Final = Schedule()
+
+
 def submit(
     job_id: str,
     request: GenerateRequest,
@@ -143,6 +156,7 @@ def submit(
     limits: Limits,
     client_id: str = "",
     charge: Charge | None = None,
+    schedule: Schedule = NO_SCHEDULE,
 ) -> Operation[Submitted]:
     deadline_ms = "" if request.deadline_s is None else int(request.deadline_s * 1000)
     fields: dict[str, str | int] = {
@@ -159,6 +173,7 @@ def submit(
         fields["tenant"] = request.tenant
     if charge is not None:
         fields["charge"] = str(charge)
+    fields |= {name: value for name, value in schedule._asdict().items() if value is not None}
     touched = [keys.job(job_id), keys.log(job_id), keys.open_jobs(queue), keys.recent_jobs(request.tenant)]
     touched += [keys.tenant_jobs(queue, request.tenant)] if request.tenant is not None else []
     return Operation(
@@ -309,6 +324,21 @@ def delete(job_id: str, queue: str) -> Operation[DeleteVerdict]:
 def expire(job_id: str) -> Operation[bool]:
     """True where the job waited past its deadline and has ended by this call."""
     return Operation("expire", [keys.job(job_id)], [job_id], lambda reply: reply == "ended")
+
+
+def due(job_id: str) -> Operation[bool]:
+    """True where the job's time has come by this call."""
+    return Operation("due", [keys.job(job_id)], [], lambda reply: bool(int(reply)))
+
+
+def refuse(job_id: str, failure_json: str, ttl_s: int) -> Operation[bool]:
+    """False where there is such a job, or a final result."""
+    return Operation(
+        "refuse",
+        [keys.job(job_id), keys.result(job_id)],
+        [failure_json, ttl_s * 1000],
+        lambda reply: bool(int(reply)),
+    )
 
 
 def watch(job_id: str, client_id: str = "") -> Operation[bool]:

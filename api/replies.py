@@ -19,7 +19,10 @@ M = TypeVar("M", bound=BaseModel)
 
 logger = logging.getLogger(__name__)
 
-OPEN_JOB_FIELDS: Final = ("state", "owner", "epoch", "priority", "clients", "deadline")
+OPEN_JOB_FIELDS: Final = (
+    *("state", "owner", "epoch", "priority", "clients", "deadline"),
+    *("start_by", "not_before"),
+)
 
 
 HEAD_FIELDS: Final = (
@@ -43,6 +46,9 @@ class OpenJob(NamedTuple):
     clients: tuple[str, ...] = ()
     has_deadline: bool = False
     is_gone: bool = False
+    is_scheduled: bool = False
+    """It is to begin later; ``is_due``: its time has come."""
+    is_due: bool = False
 
 
 class DeadWorker(NamedTuple):
@@ -53,9 +59,9 @@ class DeadWorker(NamedTuple):
     num_unacked: int
 
 
-def open_job(job_id: str, enqueued_ms: float, row: Any) -> OpenJob:
+def open_job(job_id: str, enqueued_ms: float, row: Any, now_ms: float) -> OpenJob:
     try:
-        state, owner, epoch, priority, clients, deadline = row
+        state, owner, epoch, priority, clients, deadline, start_by, not_before = row
         if not 0 <= int(priority or 0) <= 9:
             raise ValueError("priority")
         return OpenJob(
@@ -66,8 +72,10 @@ def open_job(job_id: str, enqueued_ms: float, row: Any) -> OpenJob:
             int(epoch or 0),
             int(priority or 0),
             tuple((clients or "").split()),
-            deadline is not None,
+            deadline is not None or start_by is not None,
             not any(row),
+            not_before is not None,
+            not_before is not None and int(not_before) <= now_ms,
         )
     except (ValueError, TypeError):
         return OpenJob(job_id, enqueued_ms, None)

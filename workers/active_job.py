@@ -14,6 +14,7 @@ from pagefleet.api.keys import Lane
 from pagefleet.api.operations import StepItem
 from pagefleet.engine import SequenceOutput
 from pagefleet.workers.active_choice import ActiveChoice
+from pagefleet.workers.bare_message import BareMessage
 from pagefleet.workers.job_times import JobTimes
 from pagefleet.workers.speller import Speller
 
@@ -27,8 +28,10 @@ class JobMessage(ABC):
     queue: str
     """Where it came from: that of the job's ledger."""
     lane: Lane
-    bare_fields: Mapping[str, Any] | None
+    bare: BareMessage | None
     """What a service sent that bypassed submit; None for a thin message."""
+    refusal: str | None = None
+    """Why no job can be made of it, where that was seen before the message reached Celery."""
     context: Any
     """Celery's own view of the message; only Celery's canvas looks into it."""
 
@@ -47,7 +50,8 @@ class JobMessage(ABC):
 
     @abstractmethod
     def rejected(self, error: Exception) -> None:
-        """There never was a job (a bare message that nothing could be made of): acknowledged, a failure."""
+        """There never was a job (nothing could be made of the message), and its result is stored:
+        acknowledged, shown as a failure."""
 
     @abstractmethod
     def dropped(self) -> None:

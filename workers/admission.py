@@ -14,21 +14,23 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from pagefleet.api.errors import FleetError, JobFailed, ProtocolError
+from pagefleet.api.errors import FleetError, InvalidRequest, JobFailed, ProtocolError
 from pagefleet.api.fleet import Prepared, check_depth, prepare
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import MAX_SEED, PROTOCOL_VERSION, GenerateRequest, ModelCard
 from pagefleet.api.model_cards import CardIndex
-from pagefleet.api.operations import Claim, ClaimVerdict, Submitted
+from pagefleet.api.operations import Claim, ClaimVerdict, Schedule, Submitted
 from pagefleet.api.requests import check_size, invalid_request
 from pagefleet.engine import EngineRequest, LLMEngine
 from pagefleet.workers.active_job import ActiveJob, JobMessage
+from pagefleet.workers.bare_message import BareMessage
 from pagefleet.workers.celery_results import ResultForm
 from pagefleet.workers.insist import Insist
 from pagefleet.workers.job_log import job_fields
 from pagefleet.workers.job_times import JobTimes
 from pagefleet.workers.loop_thread import LoopThread
 from pagefleet.workers.prompt import echo_of, engine_request
+from pagefleet.workers.refuser import Refuser
 from pagefleet.workers.resumption import new_choices, resume
 from pagefleet.workers.speller import Speller, Spelling
 from pagefleet.workers.start_event import start_fields
@@ -84,8 +86,10 @@ class Admission:
         insist: Insist,
         holder: Holder,
         results: ResultForm,
+        refuser: Refuser,
     ) -> None:
         self._results = results
+        self._refuser = refuser
         self._store = store
         self._worker_id = worker_id
         self._card = card
@@ -132,7 +136,13 @@ class Admission:
     def _run(self) -> None:
         while not self._stopping:
             batch = self._next_batch()
-            if not batch or self._stopping:
+            if self._stopping:
+                continue
+            for message in batch:
+                if message.refusal is not None:
+                    self._refuser.refuse(message, InvalidRequest(message.refusal, job_id=message.job_id))
+            batch = [message for message in batch if message.refusal is None]
+            if not batch:
                 continue
             job_ids = [message.job_id for message in batch]
             started = {
@@ -159,7 +169,7 @@ class Admission:
                 self._admit(message, claim)
             case ClaimVerdict.FINAL | ClaimVerdict.ENDED:
                 self._holder.close(message, ended_here=claim.verdict is ClaimVerdict.ENDED)
-            case ClaimVerdict.ELSEWHERE:
+            case ClaimVerdict.ELSEWHERE | ClaimVerdict.EARLY:
                 message.dropped()
             case ClaimVerdict.NO_LEASE:
                 message.put_back()
@@ -167,11 +177,11 @@ class Admission:
                 self._refuse(message, claim.reason)
             case ClaimVerdict.UNREADABLE:
                 self._holder.condemn(message)
-            case ClaimVerdict.MISSING if message.bare_fields is None:
+            case ClaimVerdict.MISSING if message.bare is None:
                 logger.info("job %s: its message came, but the server knows no such job", message.job_id)
                 self._holder.missing(message)
             case ClaimVerdict.MISSING:
-                self._create(message)
+                self._create(message, message.bare)
 
     def _refuse(self, message: JobMessage, reason: str) -> None:
         logger.warning(
@@ -182,25 +192,26 @@ class Admission:
         timer.daemon = True
         timer.start()
 
-    def _create(self, message: JobMessage) -> None:
+    def _create(self, message: JobMessage, bare: BareMessage) -> None:
         """A service sent the message itself, past submit: the same checks and limits apply here."""
-        assert message.bare_fields is not None
         try:
             seed, max_bytes = secrets.randbelow(MAX_SEED), self._store.settings.max_request_bytes
-            prepared = prepare(self._cards, message.job_id, message.bare_fields, seed, max_bytes)
-            check_depth(self._insist(functools.partial(self._submit, prepared)), prepared)
+            prepared = prepare(self._cards, message.job_id, bare.fields(), seed, max_bytes)
+            submit = functools.partial(self._submit, prepared, bare.schedule())
+            check_depth(self._insist(submit), prepared)
         except FleetError as error:
-            message.rejected(error)
+            self._refuser.refuse(message, error)
             return
         self._messages.put(message)
 
-    def _submit(self, prepared: Prepared) -> Submitted:
+    def _submit(self, prepared: Prepared, schedule: Schedule) -> Submitted:
         return self._store.submit(
             prepared.job_id,
             prepared.request,
             queue=prepared.queue,
             channel="",
             limits=prepared.limits,
+            schedule=schedule,
         )
 
     def _admit(self, message: JobMessage, claim: Claim) -> None:

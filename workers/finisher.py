@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import functools
-import logging
 import queue
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from celery import Celery
-from celery.canvas import group, signature
 
-from pagefleet.api.closing import JobCloser, failure_of
+from pagefleet.api.closing import JobCloser
 from pagefleet.api.errors import ProtocolError
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.job_store import JobStore
-from pagefleet.api.messages import JobState
 from pagefleet.workers.active_job import ActiveJob, JobMessage
+from pagefleet.workers.canvas import Canvas, stored_context
 from pagefleet.workers.insist import Insist
 from pagefleet.workers.loop_thread import LoopThread
-
-logger = logging.getLogger(__name__)
 
 
 class Ended(NamedTuple):
@@ -48,6 +44,7 @@ class Finisher:
         store: JobStore,
         app: Celery,
         insist: Insist,
+        canvas: Canvas,
         *,
         on_closed: Callable[[Ended, JobRecord], None],
         on_unreadable: Callable[[JobMessage], None],
@@ -56,8 +53,8 @@ class Finisher:
         self._on_unreadable = on_unreadable
         self._store = store
         self._insist = insist
-        self._app = app
-        self._closer = JobCloser(store, app)
+        self._canvas = canvas
+        self._closer = JobCloser(store, app, tell_callbacks=False)
         self._ended: queue.SimpleQueue[Ended | None] = queue.SimpleQueue()
         self._thread = LoopThread("finisher", self._run)
 
@@ -88,40 +85,10 @@ class Finisher:
 
     def _close(self, message: JobMessage) -> JobRecord | None:
         record = self._closer.close(message.job_id)
-        if record is not None and message.has_callbacks:
-            self._call_back(record, message)
+        if record is None:
+            return None
+        context = message.context if message.has_callbacks else stored_context(record)
+        # At most once: a worker that dies between the marker and the send loses them, as the docs say.
+        if context is not None and self._store.claim_callbacks(record.job_id):
+            self._canvas.ended(record, context)
         return record
-
-    def _call_back(self, record: JobRecord, message: JobMessage) -> None:
-        """At most once: a worker that dies between the marker and the send loses them, as the docs say."""
-        if not self._store.claim_callbacks(record.job_id):
-            return
-        try:
-            run_callbacks(self._app, record, message.context)
-        except Exception:
-            about = {"job": record.job_id, "tenant": record.tenant, "attempt": record.attempts}
-            logger.exception("job %s: its Celery callbacks could not be sent", record.job_id, extra=about)
-
-
-def run_callbacks(app: Celery, record: JobRecord, context: Any) -> None:
-    """Links, chain and chord of a Celery message. Celery's tracer does this for ordinary tasks, in a
-    closure that cannot be called from here; ``mark_as_done`` covers the chord only.
-
-    Args:
-        context: Celery's ``Context`` of the message.
-    """
-    if record.state is JobState.CANCELLED:
-        app.backend.mark_as_revoked(record.job_id, "cancelled", request=context, store_result=False)
-        return
-    if record.state is not JobState.DONE:
-        app.backend.mark_as_failure(record.job_id, failure_of(record), request=context, store_result=False)
-        return
-    value = record.result().model_dump(mode="json")
-    options = {"parent_id": record.job_id, "root_id": context.root_id or record.job_id}
-    if context.callbacks:
-        links = [signature(link, app=app) for link in context.callbacks]
-        group(links, app=app).apply_async((value,), **options)
-    if context.chain:
-        *rest, first = context.chain
-        signature(first, app=app).apply_async((value,), chain=rest, **options)
-    app.backend.mark_as_done(record.job_id, value, request=context, store_result=False)

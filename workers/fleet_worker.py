@@ -30,6 +30,7 @@ from pagefleet.engine.errors import EngineFailedError
 from pagefleet.workers.active_job import ActiveJob, JobMessage
 from pagefleet.workers.admission import Admission, Holder
 from pagefleet.workers.auditor import AUDIT_EVERY_S, Auditor
+from pagefleet.workers.canvas import Canvas
 from pagefleet.workers.celery_results import ResultForm
 from pagefleet.workers.condemner import Condemner
 from pagefleet.workers.engine_loop import EngineLoop
@@ -49,6 +50,7 @@ from pagefleet.workers.prompt import fleet_error
 from pagefleet.workers.publisher import Publisher
 from pagefleet.workers.question_desk import QuestionDesk
 from pagefleet.workers.recovery import REAP_EVERY_S, Reaper
+from pagefleet.workers.refuser import Refuser
 from pagefleet.workers.seats import Seats
 from pagefleet.workers.settings import WorkerSettings
 from pagefleet.workers.sweeper import SWEEP_EVERY_S, Sweeper
@@ -82,7 +84,7 @@ class FleetWorker(Holder):
         self._closer = JobCloser(store, app)
         self.insist = Insist()
         self.metrics = Metrics(self.card.name)
-        self.gate = MessageGate(settings.max_request_bytes)
+        self.gate = MessageGate(settings.max_request_bytes, keep=store.keep_unreadable)
         self._seats = Seats(engine, settings.max_num_seqs)
         self._condemner = Condemner(
             store,
@@ -102,8 +104,10 @@ class FleetWorker(Holder):
         )
         self.loop = EngineLoop(engine, self, self.lease, self.metrics)
         self.figures = Figures(engine.stats, lambda: self.loop.batch.num_tokens)
+        results = ResultForm(app, f"{settings.name}@{worker_id}")
+        canvas = Canvas(app, store, self.insist, results)
         self.finisher = Finisher(
-            store, app, self.insist, on_closed=self._on_closed, on_unreadable=self.condemn
+            store, app, self.insist, canvas, on_closed=self._on_closed, on_unreadable=self.condemn
         )
         self.publisher = Publisher(
             store,
@@ -117,8 +121,8 @@ class FleetWorker(Holder):
             on_unreadable=self._on_unreadable,
             trace=engine.trace,
         )
-        results = ResultForm(app, f"{settings.name}@{worker_id}")
-        self.admission = Admission(store, worker_id, self.card, engine, self.insist, self, results)
+        refuser = Refuser(store, self.insist, results, canvas, self.gate.count)
+        self.admission = Admission(store, worker_id, self.card, engine, self.insist, self, results, refuser)
         self.questions = QuestionDesk(
             store,
             self.card,
@@ -166,10 +170,11 @@ class FleetWorker(Holder):
         """Cancels a job that nobody runs, and with ``terminate`` one that somebody does.
 
         Returns:
-            Whether Celery should take the task for revoked: not one that runs on or has ended.
+            Whether Celery should take the task for revoked: not one that runs on or has ended, by this call
+            too. Its message would be acknowledged before its callbacks are told.
         """
         verdict = self._cancel(job_id, only_queued=not terminate)
-        return terminate if verdict is None else verdict not in (CancelVerdict.RUNNING, CancelVerdict.FINAL)
+        return terminate if verdict is None else verdict in (CancelVerdict.FLAGGED, CancelVerdict.MISSING)
 
     def _cancel(self, job_id: str, *, only_queued: bool) -> CancelVerdict | None:
         try:

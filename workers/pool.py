@@ -28,8 +28,11 @@ from pagefleet.api.job_record import JobRecord
 from pagefleet.api.keys import Lane
 from pagefleet.api.messages import JobState
 from pagefleet.workers.active_job import JobMessage
+from pagefleet.workers.bare_message import CALLBACKS, LINEAGE, BareMessage
+from pagefleet.workers.canvas import has_callbacks
 from pagefleet.workers.fleet_worker import FleetWorker
 from pagefleet.workers.hub_mailbox import HubMailbox
+from pagefleet.workers.message_rules import REFUSAL
 from pagefleet.workers.unacked import restore_unacked
 
 logger = logging.getLogger(__name__)
@@ -48,14 +51,14 @@ class PooledMessage(JobMessage):
         self.job_id = request_dict["id"]
         self.queue = _queue_of(request_dict)
         self.lane: Lane = "batch" if keys.parse_queue(self.queue).lane == "batch" else "interactive"
-        kwargs = request_dict["kwargs"]
-        self.bare_fields = None if "job_id" in kwargs else kwargs
+        self.refusal = request_dict.get(REFUSAL)
         self._pool = pool
         self._slot = slot
         self._begun_at = time.monotonic()
         self._accept: Callable[..., None] = callbacks["accept_callback"]
         self._finish: Callable[..., None] = callbacks["callback"]
         self._request: Any = self._finish.__self__
+        self.bare = None if "job_id" in request_dict["kwargs"] else self._bare(request_dict)
         # `inspect active` would show them to all who may ask workers, and a bare message's hold its prompt.
         self._request._args, self._request._kwargs = (), {}
         self._told: Mapping[str, Any] | None = None
@@ -67,8 +70,19 @@ class PooledMessage(JobMessage):
 
     @property
     def has_callbacks(self) -> bool:
-        context = self.context
-        return bool(context.callbacks or context.errbacks or context.chain or context.chord)
+        return has_callbacks(self.context)
+
+    def _bare(self, request_dict: Mapping[str, Any]) -> BareMessage:
+        request, context = self._request, self.context
+        return BareMessage(
+            request_dict["kwargs"],
+            request_dict["args"],
+            self.lane,
+            request.not_before,
+            request.start_by,
+            request.time_limits,
+            {name: getattr(context, name, None) for name in (*CALLBACKS, *LINEAGE)},
+        )
 
     def adopt(self, newer: PooledMessage) -> None:
         """The same job came again (a reconnect restored its message): go on with the newer message.
@@ -99,14 +113,13 @@ class PooledMessage(JobMessage):
 
     def ended(self, record: JobRecord) -> None:
         if record.state is JobState.CANCELLED:
-            self._answer(lambda: self._request._announce_revoked("cancelled", True, None, False))
+            self._answer(lambda: self._revoked(expired=record.has_expired))
         elif record.state is JobState.DONE:
             self._answer(lambda: self._finish((0, _summary(record), self._runtime())))
         else:
             self._fail(failure_of(record))
 
     def rejected(self, error: Exception) -> None:
-        self._pool.app.backend.mark_as_failure(self.job_id, error, request=self.context)
         self._fail(error)
 
     def _fail(self, error: Exception) -> None:
@@ -122,6 +135,14 @@ class PooledMessage(JobMessage):
 
     def put_back(self) -> None:
         self._answer(self._restore)
+
+    def _revoked(self, *, expired: bool) -> None:
+        """What Celery does, but for the result, which CLOSE has stored."""
+        request = self._request
+        task_ready(request)
+        request.send_event("task-revoked", terminated=True, signum=None, expired=expired)
+        request.acknowledge()
+        request._already_revoked = True
 
     def _reject(self) -> None:
         self._request.reject(requeue=True)
@@ -210,6 +231,10 @@ class EnginePool(BasePool):  # type: ignore[misc]
             task.add_done_callback(_report)
             return task
         message = PooledMessage(self, next(self._slots), args[2], callbacks)
+        if message.refusal is not None:
+            # Its id may be that of a job that is held.
+            self.worker.admission.put(message)
+            return message
         held = self._messages.get(message.job_id)
         if held is not None:
             held.adopt(message)
@@ -225,7 +250,8 @@ class EnginePool(BasePool):  # type: ignore[misc]
             message.terminate(signal)
 
     def forget(self, message: PooledMessage) -> None:
-        self._messages.pop(message.job_id, None)
+        if self._messages.get(message.job_id) is message:
+            del self._messages[message.job_id]
         self._by_slot.pop(message._slot, None)
 
     def on_stop(self) -> None:

@@ -102,8 +102,9 @@ class Sweeper:
             jobs = self._page_of(queue)
             alive = [job for job in jobs if not self._is_over(queue, job)]
             self._cancel_orphans(queue, alive, without_client)
-            for job in self._stranded(queue, alive):
-                num_sent += self._send_if_due(queue, job, suspicions.get(job.job_id))
+            num_sent += sum(self._send_scheduled(queue, job) for job in alive if job.is_due)
+            for job in self._stranded(queue, [job for job in alive if not job.is_scheduled]):
+                num_sent += self._send_if_patient(queue, job, suspicions.get(job.job_id))
         return num_sent
 
     def _page_of(self, queue: str) -> list[OpenJob]:
@@ -178,7 +179,14 @@ class Sweeper:
             elif is_empty or job.enqueued_ms < overtaken_until.get(job.priority, 0.0):
                 yield job
 
-    def _send_if_due(self, queue: str, job: OpenJob, suspicion: _Suspicion | None) -> bool:
+    def _send_scheduled(self, queue: str, job: OpenJob) -> bool:
+        """A job that was to begin later: its time has come."""
+        is_due = self._store.due(job.job_id)
+        if is_due:
+            send_message(self._app, job.job_id, queue, job.priority)
+        return is_due
+
+    def _send_if_patient(self, queue: str, job: OpenJob, suspicion: _Suspicion | None) -> bool:
         now = time.monotonic()
         if suspicion is None:
             patience_s = self._patience_s * (2 if job.state is JobState.RUNNING else 1)

@@ -21,6 +21,8 @@ NAMES: Final = (
     "cancel",
     "delete",
     "expire",
+    "due",
+    "refuse",
     "watch",
     "leave",
     "unlock",

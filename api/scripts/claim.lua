@@ -1,7 +1,7 @@
 -- CLAIM (protocol line 4): a worker takes a job that its queue gave it, with a new epoch.
 -- KEYS: job hash, lease of the claiming worker, dead letters, Celery's result
 -- ARGV: id, worker, fingerprint (JSON), Celery's result STARTED (JSON) or '', ttl in ms where the job has none
--- -> {'missing'} | {'unreadable'} | {'final'} | {'no-lease'} | {'elsewhere'} | {'ended'} | {'refused', reason}
+-- -> {'missing'} | {'unreadable'} | {'final'} | {'early'} | {'no-lease'} | {'elsewhere'} | {'ended'} | {'refused', reason}
 --    | {'claimed', epoch, attempts, solo, taken over from a dead worker, ms since it was enqueued, request, num_choices,
 --       n:0, n:1, ...}
 local MAX_BLAME, MAX_FRUITLESS = 3, 10
@@ -14,7 +14,7 @@ if not readable or type(mine) ~= 'table' or not ttl then
 end
 local key, dead_letters = KEYS[1], KEYS[3]
 local job = redis.call('HMGET', key, 'state', 'owner', 'cancel', 'deadline', 'request', 'num_choices',
-  'suspect', 'fingerprint', 'fingerprints', 'enqueued_at')
+  'suspect', 'fingerprint', 'fingerprints', 'enqueued_at', 'not_before')
 local state, owner = job[1], job[2]
 if not state then
   return { 'missing' }
@@ -31,6 +31,14 @@ end
 local num_choices = count_in(job[6])
 if not job[5] or not num_choices or num_choices < 1 or num_choices > 128 then
   return { 'unreadable' }
+end
+local not_before = count_in(job[11] or '0')
+if not not_before then
+  return { 'unreadable' }
+end
+-- The sweeper takes not_before away when the job is due, and sends it. Any message before that is a stray one.
+if state == 'Q' and now_ms() < not_before then
+  return { 'early' }
 end
 if redis.call('EXISTS', KEYS[2]) == 0 then
   return { 'no-lease' }
@@ -73,6 +81,10 @@ end
 if job[4] and now > tonumber(job[4]) then
   return ended('F', 'deadline', '')
 end
+if end_unstarted(key, id, now) then
+  publish_announced()
+  return { 'ended' }
+end
 local taken_over = state == 'R' and owner ~= worker
 if taken_over then
   local reason = blame()
@@ -113,7 +125,7 @@ local epoch = redis.call('HINCRBY', key, 'epoch', 1)
 local attempts = redis.call('HINCRBY', key, 'attempts', 1)
 redis.call('HSET', key, 'state', 'R', 'owner', worker, 'claimed_at', now, 'suspect', '0',
   'fingerprint', fingerprint)
-redis.call('HDEL', key, 'refused')
+redis.call('HDEL', key, 'refused', 'not_before')
 if started ~= '' then
   store_result(KEYS[4], started, math.max(tonumber(redis.call('HGET', key, 'ttl')) or ttl, MIN_STARTED_MS))
 end

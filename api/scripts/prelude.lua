@@ -14,10 +14,13 @@
 --   clients     ids of those who must live for it, '' if detached tenant, tenant_ledger, ttl (ms, once ended)
 --   num_choices, num_ended, and for each choice c:  n:c tokens logged, fin:c finish reason
 --   cancel      1: to be cancelled by its owner                   deadline  ms, Redis clock
+--   not_before  ms: no claim before that, gone once it is due     start_by  ms: cancelled if no claim comes before
+--   canvas      JSON: the Celery callbacks of a bare message      expired   1: cancelled because of start_by
 --   fingerprint of the last claim, fingerprints (JSON, all different ones), refused: why a worker gave it back
 --   num_prompt_tokens, num_cached_tokens, error (JSON), callbacks (marker)
 --   charge      API key that pays, tokens reserved, its limits of requests and tokens; '' once CLOSE has charged it
---   enqueued_at, claimed_at, first_token_at, ended_at             ms, Redis clock
+--   enqueued_at (of a job with not_before the time at which it is due), claimed_at, first_token_at, ended_at
+--                                                                 ms, Redis clock
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -115,6 +118,19 @@ local function end_job(key, id, state, reason, error)
     body = body .. ',"error":' .. error
   end
   announce(id, 'e', body .. '}', job[1], job[2])
+end
+
+-- Celery's `expires`: a job that nobody took up in time is not begun any more. The caller publishes.
+local function end_unstarted(key, id, now)
+  local job = redis.call('HMGET', key, 'start_by', 'attempts')
+  local start_by = tonumber(job[1])
+  if not start_by or now <= start_by or job[2] ~= '0' then
+    return false
+  end
+  local reason = 'cancelled'
+  redis.call('HSET', key, 'expired', '1')
+  end_job(key, id, 'C', reason, '')
+  return true
 end
 
 -- CANCEL (protocol line 16); the caller publishes.

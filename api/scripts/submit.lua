@@ -44,11 +44,19 @@ if KEYS[5] then
   redis.call('ZADD', KEYS[5], now, id)
 end
 redis.call('HSET', KEYS[1], 'state', 'Q', 'epoch', '0', 'attempts', '0', 'num_ended', '0',
-  'enqueued_at', now, 'tenant_ledger', KEYS[5] or '', unpack(ARGV, 5))
-if deadline ~= '' then
-  redis.call('HSET', KEYS[1], 'deadline', now + tonumber(deadline))
+  'tenant_ledger', KEYS[5] or '', unpack(ARGV, 5))
+-- One that is to begin later counts as enqueued then: its deadline, its age and its place in the ledger.
+local not_before, enqueued_at = tonumber(redis.call('HGET', KEYS[1], 'not_before')), now
+if not_before and not_before > now then
+  enqueued_at = not_before
+elseif not_before then
+  redis.call('HDEL', KEYS[1], 'not_before')
 end
-redis.call('ZADD', KEYS[3], now, id)
+redis.call('HSET', KEYS[1], 'enqueued_at', enqueued_at)
+if deadline ~= '' then
+  redis.call('HSET', KEYS[1], 'deadline', enqueued_at + tonumber(deadline))
+end
+redis.call('ZADD', KEYS[3], enqueued_at, id)
 -- What a tenant asked for last, ended or not: a list to look at, nothing depends on it.
 redis.call('ZADD', KEYS[4], now, id)
 redis.call('ZREMRANGEBYRANK', KEYS[4], 0, -1 - RECENT_JOBS)

@@ -120,7 +120,7 @@ def test_whatever_stands_on_the_queue_the_worker_lives(stack, fleet, raw):
     assert SENTINEL not in "\n".join(log)
 
     def num_logged():
-        return sum("is dropped" in line for line in stack.workers[0].read_log())
+        return sum("is dropped" in line or "is refused" in line for line in stack.workers[0].read_log())
 
     # The count comes with the worker's next beat.
     assert wait_until(lambda: num_bad(fleet) == num_logged(), 10)
@@ -134,8 +134,10 @@ NAMED = {
     "unknown task": json.dumps(envelope(good_kwargs(), task="os.system")).encode(),
     "pickle": json.dumps(envelope({}) | {"content-type": "application/x-python-serialize"}).encode(),
     "compressed": json.dumps(envelope(good_kwargs(), compression="application/x-gzip")).encode(),
-    "delayed": json.dumps(envelope(good_kwargs(), eta="2100-01-01T00:00:00")).encode(),
-    "positional": json.dumps(envelope({}, args=[SENTINEL])).encode(),
+    "delayed": json.dumps(envelope(good_kwargs(), eta="soon")).encode(),
+    "delayed and of a job": json.dumps(
+        envelope({"job_id": "a"}, job_id="a", eta="2100-01-01T00:00:00")
+    ).encode(),
     "two jobs": json.dumps(envelope({"job_id": "another"})).encode(),
     "time limits": json.dumps(envelope(good_kwargs(), timelimit=[1])).encode(),
     "expiry": json.dumps(envelope(good_kwargs(), expires="soon")).encode(),
@@ -143,11 +145,25 @@ NAMED = {
 }
 
 
+def id_of(message):
+    try:
+        return json.loads(message)["headers"]["id"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
 @pytest.mark.parametrize("name", NAMED)
-def test_a_bad_message_is_counted_and_dropped(name, fleet, raw):
-    before = num_bad(fleet)
-    raw.lpush(QUEUE, NAMED[name])
+def test_a_bad_message_is_counted_and_answered(name, fleet, raw):
+    """With a failed result where its id can be read, else with a place among what nobody can read."""
+    before, message = num_bad(fleet), NAMED[name]
+    raw.delete(keys.UNREADABLE)
+    raw.lpush(QUEUE, message)
     assert wait_until(lambda: num_bad(fleet) == before + 1, 10)
+    job_id = id_of(message)
+    if job_id is not None:
+        assert wait_until(lambda: raw.get(keys.result(job_id)) is not None, 5)
+        assert json.loads(raw.get(keys.result(job_id)))["status"] == "FAILURE"
+    assert raw.llen(keys.UNREADABLE) == (job_id is None)
     assert is_served(fleet)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from protocol.scenarios import Scenario, begun, begun_pair, unattended
-from protocol.script_server import Broken
+from protocol.script_server import FAR, Broken
 
 
 class Mistake(NamedTuple):
@@ -73,6 +73,12 @@ MISTAKES = [
         ),
         unattended("duplicate"),
         "a final state changed",
+    ),
+    Mistake(
+        "CLAIM takes a job before its time",
+        (Broken("claim", "if state == 'Q' and now_ms() < not_before then", "if false then"),),
+        unattended("duplicate", not_before=FAR),
+        "a job was claimed before its time",
     ),
     Mistake(
         "CLAIM stores STARTED over a final result",

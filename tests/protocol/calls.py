@@ -105,5 +105,9 @@ def delete(job: int) -> Operation[Any]:
     return operations.delete(JOB_IDS[job], QUEUE)
 
 
+def due(job: int) -> Operation[Any]:
+    return operations.due(JOB_IDS[job])
+
+
 def expire(job: int) -> Operation[Any]:
     return operations.expire(JOB_IDS[job])

@@ -87,6 +87,9 @@ class Sweeper(Actor):
             yield Move(name("expires"), STEP, self.call(state, calls.expire, job)[0])
         if self._has_no_client(state, fields) and fields.get("cancel") != "1":
             yield Move(name("cancels the orphan"), STEP, self.call(state, calls.cancel, job)[0])
+        if "not_before" in fields and fields["state"] == "Q":
+            yield Move(name("finds due"), STEP, self.call(state, calls.due, job)[0])
+            return
         waits = fields["state"] == "Q" or not self.keyspace(state).has_lease(fields["owner"])
         if waits and not state.is_held(job) and state.clients[job].phase != SUBMITTED:
             yield Move(name("sends again"), STEP, state.enqueue(job))

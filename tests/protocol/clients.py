@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from protocol import calls
 from protocol.actor import CHANCE, FAULT, STEP, Actor, Move, Moves, learn_end
-from protocol.script_server import PAST
+from protocol.script_server import FAR, PAST
 from protocol.world import CLOSING, FILED, FINAL, JOB_IDS, LEFT, NEW, READING, SUBMITTED, Snapshot, State
 
 from pagefleet.api import keys
@@ -69,6 +69,9 @@ class Fate(Actor):
             fields = self.job(state, job)
             if fields is None or fields["state"] in FINAL:
                 continue
+            if fields.get("not_before") == FAR:
+                due = self.server.with_fields(state.keyspace, keys.job(job_id), not_before=PAST)
+                yield Move(f"job {job_id}: its time comes", STEP, state._replace(keyspace=due))
             if state.may("deadline"):
                 late = self.server.with_fields(state.keyspace, keys.job(job_id), deadline=PAST)
                 after = state.spend("deadline")._replace(keyspace=late)

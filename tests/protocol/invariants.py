@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 
 from protocol import calls
-from protocol.script_server import Keyspace, ScriptServer
+from protocol.script_server import FAR, Keyspace, ScriptServer
 from protocol.world import FINAL, GONE, JOB_IDS, LEFT, NUM_TOKENS, RESULT_OF, UP, WORKER_IDS, State
 
 from pagefleet.api import keys
@@ -53,6 +53,8 @@ class Invariants:
                 continue
             if was["state"] in FINAL and now["state"] != was["state"]:
                 yield f"a final state changed from {was['state']} to {now['state']}"
+            if was["state"] == "Q" and now["state"] == "R" and was.get("not_before") == FAR:
+                yield "a job was claimed before its time"
             if name.endswith("REVOKE") and was["state"] == "R":
                 yield "a revoke met a job that runs"
             if now.get("owner") and now["epoch"] != was["epoch"] and not old.has_lease(now["owner"]):

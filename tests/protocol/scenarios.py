@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from protocol import calls
-from protocol.script_server import ScriptServer
+from protocol.script_server import FAR, ScriptServer
 from protocol.world import JOB_IDS, LEFT, RUNNING, WORKER_IDS, Client, Run, State, first_state
 
 from pagefleet.api import keys
@@ -87,6 +87,12 @@ CAPS = [
 ]
 """Exhaustive: the death that is one too many, and the one before."""
 
+SCHEDULED = [
+    unattended(*events, not_before=FAR)
+    for events in ((), ("duplicate",), ("death",), ("cancel",), ("delete",))
+]
+"""Exhaustive: a job that is to begin later, and its first message is on its way."""
+
 LONG = [
     Scenario(("pause",)),
     Scenario(("rollback",)),
@@ -96,6 +102,9 @@ LONG = [
         "client death", "client drop",
     )),
     Scenario(("cancel", "delete")),
+    unattended("duplicate", "death", not_before=FAR),
+    unattended("drain", "lost reply", not_before=FAR),
+    unattended("deadline", "drop", not_before=FAR),
     Scenario(("foreign revoke", "delete")),
     Scenario(("foreign revoke", "death")),
     Scenario(("cancel", "lost reply")),

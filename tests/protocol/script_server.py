@@ -220,7 +220,7 @@ def _key(name: str, kind: str, expires: int, value: Any) -> Key:
 def _timeless(field: str, value: str) -> str:
     if field == "at":
         return FAR
-    if field == "deadline":
+    if field in ("deadline", "not_before"):
         return PAST if value == PAST else FAR
     return "1" if field in _TIMES else value
 

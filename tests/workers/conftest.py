@@ -8,11 +8,24 @@ import sys
 from pathlib import Path
 
 import pytest
+from celery import Celery
 
 from pagefleet.workers.engine_loop import wait_until
 
 TESTS = Path(__file__).parents[1]
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def service(null_stack):
+    """Another team's Celery app on the same Redis; it never imports pagefleet."""
+    app = Celery("their-service", broker=null_stack.redis_url, backend=null_stack.redis_url)
+    yield app
+    # Its subscription to results is nobody's to close.
+    app.backend.result_consumer.stop()
+    app.backend.result_consumer._pubsub = None
+    app.backend.client.connection_pool.disconnect()
+    app.close()
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from pagefleet.api.model_cards import CardIndex
 from pagefleet.api.operations import Limits
 from pagefleet.engine import EngineConfig, LLMEngine, NullOptions
 from pagefleet.workers.active_job import JobMessage
+from pagefleet.workers.bare_message import BareMessage
 from pagefleet.workers.fleet_worker import FleetWorker
 from pagefleet.workers.settings import WorkerSettings
 
@@ -35,7 +36,7 @@ class RecordedMessage(JobMessage):
         self.job_id = job_id
         self.lane = lane
         self.queue = keys.queue("null", lane)
-        self.bare_fields = bare_fields
+        self.bare = None if bare_fields is None else BareMessage(bare_fields, lane=lane)
         self.answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
 
     def started(self, told: Mapping[str, Any]) -> None:

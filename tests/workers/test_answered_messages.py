@@ -112,27 +112,36 @@ def test_what_the_server_has_popped_is_read_although_the_room_is_gone(store):
 class _Request:
     """As much of Celery's request as a pooled message uses to answer a cancelled job."""
 
+    id = "a"
+
     def __init__(self, time_start):
         self.time_start = time_start
-        self.announced = 0
+        self.announced = []
 
     def callback(self, *_):
         raise AssertionError("a cancelled job is no success and no failure")
 
-    def _announce_revoked(self, *_):
-        self.announced += 1
+    def send_event(self, type_, **_):
+        self.announced.append(type_)
+
+    def acknowledge(self):
+        self.announced.append("acknowledged")
 
 
-@pytest.mark.parametrize(("time_start", "announced"), [(None, 1), (1.0, 0)], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("time_start", "announced"),
+    [(None, ["task-revoked", "acknowledged"]), (1.0, [])],
+    ids=["before", "after"],
+)
 def test_of_a_job_that_is_revoked_before_or_after_its_start(time_start, announced):
     """After the start Celery acknowledges it itself; before, nobody else does."""
     request = _Request(time_start)
     worker = SimpleNamespace(cancel=lambda _: None)
     mailbox = SimpleNamespace(post=lambda call: call())
     pool = SimpleNamespace(worker=worker, mailbox=mailbox, forget=lambda _: None)
-    fields = {"id": "a", "kwargs": {"job_id": "a"}}
+    fields = {"id": "a", "args": [], "kwargs": {"job_id": "a"}}
     callbacks = {"accept_callback": None, "callback": request.callback}
     message = PooledMessage(pool, 1, fields, callbacks)
     message.terminate()
-    message.ended(SimpleNamespace(state=JobState.CANCELLED))
+    message.ended(SimpleNamespace(state=JobState.CANCELLED, has_expired=False))
     assert request.announced == announced

@@ -7,8 +7,9 @@ import uuid
 from collections import defaultdict
 
 import pytest
-from celery import Celery, chain, group, signature
+from celery import chain, group, signature
 from celery.exceptions import TaskRevokedError
+from celery.states import READY_STATES
 
 from pagefleet.api import FleetClient, JobState, keys
 from pagefleet.api.errors import UnknownParameter
@@ -16,14 +17,6 @@ from pagefleet.workers.engine_loop import wait_until
 
 QUEUE = "pagefleet.null.interactive"
 TASK = "pagefleet.generate"
-
-
-@pytest.fixture
-def service(null_stack):
-    """Another team's Celery app on the same Redis; it never imports pagefleet."""
-    app = Celery("their-service", broker=null_stack.redis_url, backend=null_stack.redis_url)
-    yield app
-    app.close()
 
 
 def send(service, **kwargs):
@@ -88,8 +81,8 @@ def test_a_foreign_workers_revoke_leaves_what_runs(service, foreign_worker):
     sent.revoke()
     assert wait_until(lambda: f"flagged as revoked: {sent.id}" in foreign_worker.read_text(), 5)
     seen = set()
-    while not sent.ready():
-        seen.add(sent.state)
+    while (state := sent.state) not in READY_STATES:
+        seen.add(state)
     assert seen == {"STARTED"}
     assert len(sent.get()["choices"][0]["token_ids"]) == 500
 
