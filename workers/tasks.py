@@ -26,6 +26,8 @@ def register_tasks(app: Celery) -> None:
 
 
 _celerys_revoke: Final = control.revoke
+_celerys_rate_limit: Final = control.rate_limit
+_celerys_time_limit: Final = control.time_limit
 
 
 @control.control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]
@@ -36,6 +38,51 @@ def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None
     task_ids = [str(each) for each in maybe_list(task_id) or []]
     revoked = [each for each in task_ids if worker.revoke(each, terminate=bool(terminate))]
     return _celerys_revoke(state, revoked, terminate, signal, **options)
+
+
+# Celery's commands of these names answer "ok" and change nothing that a job would notice; add_consumer would
+# take other services' messages, also where it was meant for their own workers.
+
+
+@control.control_command(signature="<task_name> <rate_limit>")  # type: ignore[untyped-decorator]
+def rate_limit(state: Any, task_name: str, rate_limit: Any, **options: Any) -> Any:
+    """Refused for jobs: workers take a message when they have room."""
+    if task_name != keys.GENERATE_TASK:
+        return _celerys_rate_limit(state, task_name, rate_limit, **options)
+    return control.nok(
+        "pagefleet.generate has no rate limit: workers take a message when they have room. Limit what is "
+        "sent: by --max-queue-depth, by --max-tenant-depth, or by API key at the gateway."
+    )
+
+
+@control.control_command(signature="<task_name> <soft_secs> [hard_secs]")  # type: ignore[untyped-decorator]
+def time_limit(state: Any, task_name: Any = None, **options: Any) -> Any:
+    """Refused for jobs: each message says its own."""
+    if task_name != keys.GENERATE_TASK:
+        return _celerys_time_limit(state, task_name, **options)
+    return control.nok(
+        "pagefleet.generate has no common time limit: send time_limit or deadline_s with each task."
+    )
+
+
+@control.control_command(signature="<queue>")  # type: ignore[untyped-decorator]
+def add_consumer(state: Any, queue: Any = None, **_: Any) -> Any:
+    """Refused: a worker serves its model's queues."""
+    return control.nok(
+        "a pagefleet worker takes messages from its model's queues only; start one of another model."
+    )
+
+
+@control.control_command(signature="[N=1]")  # type: ignore[untyped-decorator]
+def pool_grow(state: Any, n: int = 1, **_: Any) -> Any:
+    """Refused: the engine's seats are fixed at its start."""
+    return control.nok("a pagefleet worker's seats are fixed at its start: --max-num-seqs.")
+
+
+@control.control_command(signature="[N=1]")  # type: ignore[untyped-decorator]
+def pool_shrink(state: Any, n: int = 1, **_: Any) -> Any:
+    """Refused: the engine's seats are fixed at its start."""
+    return pool_grow(state, n)
 
 
 def cancel_on_revoke(worker: FleetWorker) -> Any:

@@ -13,7 +13,8 @@ import sys
 
 import pytest
 import redis
-from guarded_server import TEMPLATE, captured_events
+from celery import Celery, chain, chord, signature
+from guarded_server import ADMIN, TEMPLATE, captured_events
 from prometheus_client import CollectorRegistry
 
 from pagefleet.api import AsyncFleetClient, FleetClient, keys
@@ -200,6 +201,55 @@ def test_no_key_tells_a_monitor_a_prompt_or_an_answer(guarded, workers, producer
     assert (len(shown["hidden"]), shown["running"]) == (2, [])
     assert running.job_id in shown_to_the_monitor(guarded)
     assert producer.status().hidden == []
+
+
+def test_celerys_canvas_reaches_foreign_queues(guarded, workers):
+    """Links, chains, chords and errbacks of another team's tasks, which no worker of ours consumes."""
+    admin_url = f"redis://{ADMIN[0]}:{ADMIN[1]}@127.0.0.1:{guarded.port}/0"
+    service = Celery("theirs", broker=admin_url, backend=admin_url)
+
+    def generate(**kwargs):
+        kwargs = {"model": "null", "prompt": "x", "max_tokens": 3, **kwargs}
+        queue = keys.queue("null", "interactive")
+        return signature("pagefleet.generate", kwargs=kwargs, app=service, immutable=True).set(queue=queue)
+
+    def theirs(name, queue="celery"):
+        return signature(f"their.{name}", app=service).set(queue=queue)
+
+    generate().apply_async(link=theirs("linked", "linked"))
+    chain(generate(), theirs("chained", "chained"), app=service).apply_async()
+    chord([generate(), generate()], theirs("body"), app=service).apply_async()
+    generate(promt="x").apply_async(link_error=theirs("errback", "errback"))
+    with guarded.admin() as admin:
+        for queue in ("linked", "chained", "celery", "errback"):
+            assert wait_until(lambda queue=queue: admin.llen(queue) == 1, 15), queue
+    service.backend.result_consumer.stop()
+    service.backend.result_consumer._pubsub = None
+    service.backend.client.connection_pool.disconnect()
+    service.close()
+    assert guarded.denied() == []
+
+
+def test_a_follow_up_that_cannot_be_sent_fails_and_says_why(guarded, workers):
+    """An operator may name the queues in place of all: then nobody waits for a task that never comes."""
+    admin_url = f"redis://{ADMIN[0]}:{ADMIN[1]}@127.0.0.1:{guarded.port}/0"
+    service = Celery("theirs", broker=admin_url, backend=admin_url)
+    with guarded.admin() as admin:
+        admin.execute_command("ACL", "SETUSER", "worker", "clearselectors")
+    first = signature(
+        "pagefleet.generate",
+        kwargs={"model": "null", "prompt": "x", "max_tokens": 3},
+        app=service,
+        immutable=True,
+    ).set(queue=keys.queue("null", "interactive"))
+    last = chain(first, signature("their.task", app=service), app=service).apply_async()
+    with pytest.raises(Exception, match="could not be sent"):
+        service.AsyncResult(last.id).get(timeout=20)
+    service.backend.result_consumer.stop()
+    service.backend.result_consumer._pubsub = None
+    service.backend.client.connection_pool.disconnect()
+    service.close()
+    guarded.forget_denied()
 
 
 def test_the_control_channel_tells_a_monitor_no_prompt(guarded, workers, producer):

@@ -53,7 +53,9 @@ def ours(name):
         (keys.question(name), "rw", ""),
         (keys.answer(name), "", ""),  # BLPOP only
         (keys.PROBE, "", ""),
+        (keys.UNREADABLE, "", ""),
         (f"celery-task-meta-{name}", "rw", ""),
+        (f"celery-taskset-meta-{name}", "rw", ""),
         (lane_of(name), "rw", "r"),
         (f"{lane_of(name)}\x06\x163", "rw", "r"),
         (f"_kombu.binding.{lane_of(name)}", "rw", ""),
@@ -110,6 +112,9 @@ def test_keys_of_other_services_are_nobodys(guarded_for_all):
         for key in FOREIGN:
             assert [may(admin, user, key) for user in ("producer", "worker", "monitor")] == ["", "", ""], key
             assert not dryrun(admin, "worker", "BRPOP", key, "1"), key
+            # What Celery calls after a job goes to other services' queues.
+            pushes = [dryrun(admin, user, "LPUSH", key, "v") for user in ("producer", "worker", "monitor")]
+            assert pushes == [False, True, False], key
 
 
 def test_queues_of_the_version_before_are_the_workers_alone_as_lists(guarded_for_all):

@@ -186,3 +186,22 @@ def test_every_job_has_its_own_events(service, events):
     short, long = (events[one.id]["task-succeeded"] for one in sent)
     assert short["runtime"] < long["runtime"]
     assert "num_tokens=200" in str(long["result"])
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "answer"),
+    [
+        ("rate_limit", {"task_name": TASK, "rate_limit": "5/m"}, "no rate limit"),
+        ("time_limit", {"task_name": TASK, "soft": 5.0, "hard": 9.0}, "no common time limit"),
+        ("add_consumer", {"queue": "celery"}, "its model's queues only"),
+        ("pool_grow", {"n": 2}, "fixed at its start"),
+        ("pool_shrink", {"n": 2}, "fixed at its start"),
+    ],
+)
+def test_a_command_that_changes_nothing_says_so(service, fleet, command, arguments, answer):
+    (worker,) = fleet.status().workers
+    replies = service.control.broadcast(
+        command, arguments=arguments, destination=[f"null@{worker.worker_id}"], reply=True, timeout=3, limit=1
+    )
+    assert answer in replies[0][f"null@{worker.worker_id}"]["error"]
+    assert len(send(service, max_tokens=2).get(timeout=15)["choices"][0]["token_ids"]) == 2
