@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def check_celery_app(app: Celery) -> None:
-    """Compares an app's configuration with what pagefleet's workers read and write; to be called at the start.
+    """Compares an app's configuration with what pagefleet's workers read and write; call it at the start.
 
     Raises:
         ConfigurationError: the first setting that would leave a caller without an answer, and its fix.

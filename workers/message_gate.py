@@ -31,6 +31,7 @@ from pydantic import ValidationError
 from pagefleet.api.errors import FleetError
 from pagefleet.workers.message_rules import (
     ADVICE,
+    OVERHEAD_BYTES,
     BadMessage,
     check_command,
     check_task,
@@ -41,8 +42,6 @@ from pagefleet.workers.unacked import put_back
 
 logger = logging.getLogger(__name__)
 
-_OVERHEAD_BYTES: Final = 64 * 2**10
-"""Callbacks, headers and the like around a request."""
 _KEPT_BYTES: Final = 1024
 
 
@@ -55,7 +54,7 @@ class MessageGate:
     """
 
     def __init__(self, max_request_bytes: int, keep: Callable[[str], None] = lambda _: None) -> None:
-        self._max_body = (max_request_bytes + _OVERHEAD_BYTES) * 4 // 3
+        self._max_body = (max_request_bytes + OVERHEAD_BYTES) * 4 // 3
         self._keep = keep
         self._popped: Any = None
         self.num_bad = 0

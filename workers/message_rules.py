@@ -18,6 +18,9 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, NaiveDatetime,
 from pagefleet.api import keys
 from pagefleet.api.fleet import JOB_ID
 
+OVERHEAD_BYTES: Final = 64 * 2**10
+"""Callbacks, headers and the like around a request."""
+
 REFUSAL: Final = "pagefleet_refusal"
 """The header of a message that is refused: why."""
 
@@ -170,10 +173,11 @@ def refusal(message: dict[str, Any], job_id: str, queue: str, reason: str) -> di
     """A message under the same id that says why it is refused. What Celery is to call is kept."""
     embed: dict[str, Any] = {}
     lineage: dict[str, Any] = {}
-    with contextlib.suppress(BadMessage, ValidationError, TypeError, RecursionError):
-        lineage = _Lineage.model_validate(message["headers"]).model_dump(exclude_none=True)
+    with contextlib.suppress(ValidationError):
+        lineage = _Lineage.model_validate(message.get("headers")).model_dump(exclude_none=True)
     with contextlib.suppress(BadMessage, ValidationError, TypeError, RecursionError, LookupError):
-        embed = _Embed.model_validate(_json_of(message["body"])[2]).model_dump(exclude_none=True)
+        found = _Embed.model_validate(_json_of(message["body"])[2]).model_dump(exclude_none=True)
+        embed = found if len(json.dumps(found)) <= OVERHEAD_BYTES else {}
     told = f"The message was refused: {reason}. docs/celery.md says what a task message may hold."
     headers = {"lang": "py", "task": keys.GENERATE_TASK, "id": job_id, "retries": 0, REFUSAL: told, **lineage}
     return {

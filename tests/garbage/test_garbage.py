@@ -135,6 +135,9 @@ NAMED = {
     "pickle": json.dumps(envelope({}) | {"content-type": "application/x-python-serialize"}).encode(),
     "compressed": json.dumps(envelope(good_kwargs(), compression="application/x-gzip")).encode(),
     "delayed": json.dumps(envelope(good_kwargs(), eta="soon")).encode(),
+    "an id in the body alone": json.dumps(
+        {"body": base64.b64encode(json.dumps({"id": "in-the-body"}).encode()).decode()}
+    ).encode(),
     "delayed and of a job": json.dumps(
         envelope({"job_id": "a"}, job_id="a", eta="2100-01-01T00:00:00")
     ).encode(),
@@ -146,6 +149,8 @@ NAMED = {
 
 
 def id_of(message):
+    if b"headers" not in message and b"body" in message:
+        return "in-the-body"
     try:
         return json.loads(message)["headers"]["id"]
     except (ValueError, TypeError, KeyError, RecursionError):

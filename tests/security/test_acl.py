@@ -234,8 +234,11 @@ def test_a_follow_up_that_cannot_be_sent_fails_and_says_why(guarded, workers):
     """An operator may name the queues in place of all: then nobody waits for a task that never comes."""
     admin_url = f"redis://{ADMIN[0]}:{ADMIN[1]}@127.0.0.1:{guarded.port}/0"
     service = Celery("theirs", broker=admin_url, backend=admin_url)
+    (line,) = (line for line in TEMPLATE.read_text().splitlines() if line.startswith("user worker "))
+    *others, pushes = re.findall(r"\([^)]*\)", line)
+    assert "+lpush" in pushes
     with guarded.admin() as admin:
-        admin.execute_command("ACL", "SETUSER", "worker", "clearselectors")
+        admin.execute_command("ACL", "SETUSER", "worker", "clearselectors", *others)
     first = signature(
         "pagefleet.generate",
         kwargs={"model": "null", "prompt": "x", "max_tokens": 3},

@@ -94,7 +94,7 @@ def test_started_expires_and_is_replaced_by_the_result(service, null_stack, flee
     redis = fleet._live.store.redis
     assert 0 < redis.ttl(keys.result(stream.job_id)) <= 86400
     assert result.get(timeout=15)["state"] == "D"
-    assert 0 < redis.ttl(keys.result(stream.job_id)) <= 50
+    assert wait_until(lambda: 0 < redis.ttl(keys.result(stream.job_id)) <= 50, 5)
     fleet.delete(stream.job_id)
     assert service.AsyncResult(stream.job_id).state == "PENDING"
 
