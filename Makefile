@@ -12,7 +12,7 @@ PIP_INSTALL := install --quiet --disable-pip-version-check $(addprefix --constra
 # OpenMP threads that wait for each other sleep: these cores are shared (ops/decisions/0003).
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test test-slow test-newest constraints check lint types imports pytest pytest-slow prometheus
+.PHONY: help demo tool-model test test-slow test-newest constraints check lint types imports pytest pytest-slow prometheus
 .PHONY: browser litellm screenshots protocol-check bench chaos chaos-model chaos-gateway soak garbage structured
 .PHONY: compose-test clean
 
@@ -31,6 +31,7 @@ help:
 	@echo "make soak    a steady mixed load for MINUTES=30, and whether anything grows"
 	@echo "make garbage 10,000 bad messages against a real worker"
 	@echo "make screenshots  docs/images again: Flower and the gateway's page, in a browser (about 2 minutes)"
+	@echo "make tool-model  fetch a tool-calling model (491 MB) for the tests that skip without it"
 	@echo "make structured  what the model writes under 126 JSON schemas, greedy and at temperature 1.5"
 	@echo "make compose-test  the images and compose.yaml on a real container engine (about 5 minutes)"
 	@echo "make clean   remove the environment and build products"
@@ -105,6 +106,10 @@ pytest-slow: $(DEV_STAMP) prometheus browser litellm
 	$(PYTEST_PARALLEL) -m 'slow and not alone' $(PYTEST_ARGS)
 	$(PYTEST) -m 'slow and alone' $(PYTEST_ARGS)
 	$(PYTEST) -m containers $(PYTEST_ARGS)
+
+# A real tool-calling model for tests/workers/test_tool_model.py: 491 MB; those tests skip without it.
+tool-model: $(DEV_STAMP)
+	$(BIN)/python -m ops.tool_model
 
 NEWEST := build/newest
 

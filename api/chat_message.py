@@ -55,3 +55,5 @@ class Reading(StoredModel):
     """Of the tools."""
     parallel: bool = True
     """False: only a choice's first call counts."""
+    whole_calls: bool = False
+    """A call is passed on once it is complete: a stop string may cut it off, and what is cut off is text."""

@@ -92,7 +92,8 @@ def _place_of(vocabulary: LLTokenizer, schema: PreparedSchema, reason: str) -> s
     root = json.loads(schema.text)
     shared = {name: root[name] for name in ("$schema", "$defs", "definitions") if name in root}
     part, num_tries = Part("#", root), 0
-    inner = list(children(part))
+    # What a reference leads to says more than the reference.
+    inner = sorted(children(part), key=lambda each: not each.place.startswith(("#/$defs/", "#/definitions/")))
     while inner and num_tries < MAX_TRIES:
         num_tries, candidate = num_tries + 1, inner.pop(0)
         try:

@@ -130,8 +130,9 @@ def _grammar(request: GenerateRequest, engine: LLMEngine) -> Grammar | None:
     try:
         return engine.compile_grammar(StructuredOutput(**request.structured_outputs.model_dump()))
     except InvalidRequestError as error:
-        # Who demands a call says what it must be by the tools.
+        # The gateway makes it of the tools; where it is of a format too, that has a place of its own in it.
         is_of_tools = request.reading is not None and request.reading.tools is not None
+        is_of_tools = is_of_tools and "#/$defs/$response_format" not in error.message
         raise InvalidRequest(error.message, param="tools" if is_of_tools else error.param) from error
 
 

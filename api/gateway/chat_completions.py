@@ -61,7 +61,10 @@ class ChatBody(GenerationBody):
 
     def reading(self, card: ModelCard) -> Reading | None:
         """How this model's answer is to be read. Raises: ApiError."""
-        return ToolUse(self.tools, self.tool_choice).reading(card, self.parallel_tool_calls is not False)
+        has_stops = bool(self.stop or self.stop_token_ids)
+        return ToolUse(self.tools, self.tool_choice).reading(
+            card, self.parallel_tool_calls is not False, has_stops
+        )
 
     def job_fields(self, card: ModelCard) -> dict[str, Any]:
         fields = super().job_fields(card)
@@ -87,19 +90,34 @@ class ChatBody(GenerationBody):
     def _tool_fields(self, card: ModelCard, structured: Any) -> dict[str, Any]:
         """Raises: ApiError."""
         use = ToolUse(self.tools, self.tool_choice)
+        parallel = self.parallel_tool_calls is not False
+        beside: Any = None
         if use.mode == "auto" and structured is not None:
-            _refuse_beside_tools(self, "the model could never call one: demand it with tool_choice")
+            beside = _beside_tools(self, use, structured, parallel)
         if use.is_demanded and structured is not None and not _has_format(self):
             _refuse_beside_tools(self, "the answer will be a call")
         fields: dict[str, Any] = {"tools": use.told(), "reading": self.reading(card)}
         if fields["reading"] is not None:
             kept = self.kept_special_tokens or ()
             fields["kept_special_tokens"] = [*kept, *special_tokens(fields["reading"])]
-        grammar = use.grammar(self.parallel_tool_calls is not False)
-        if grammar is not None:
-            # A format is of what is said in words, and here nothing is.
+        # Where a call is demanded a format is of what is said in words, and nothing is.
+        if (grammar := beside or use.grammar(parallel)) is not None:
             fields["structured_outputs"] = grammar
         return {name: value for name, value in fields.items() if value is not None}
+
+
+def _beside_tools(
+    body: ChatBody, use: ToolUse, structured: Mapping[str, Any], parallel: bool
+) -> dict[str, Any]:
+    """A call, or an answer of this form. Raises: ApiError."""
+    if structured.get("json_object"):
+        schema: Any = {"type": "object"}
+    elif "json_schema" in structured:
+        schema = structured["json_schema"]
+    else:
+        _refuse_beside_tools(body, "beside tool_choice auto only a JSON schema is supported")
+    kept = {name: structured[name] for name in ("wind_down",) if name in structured}
+    return {**use.beside_format(schema, parallel), **kept}
 
 
 def _has_format(body: ChatBody) -> bool:
@@ -157,9 +175,12 @@ class ChatShape(Shape):
 
     def _message(self, choice: int, result: ChoiceResult) -> tuple[dict[str, Any], str | None]:
         """What was said, and why it ended."""
-        reader = self.reader(choice)
-        if reader is None:
+        if self.reading is None:
             return {"role": "assistant", "content": result.text, "refusal": None}, result.finish_reason
+        # A call that broke off where the text says that it ended is none.
+        whole_calls = self.reading.whole_calls or result.finish_reason == "stop"
+        reading = self.reading.model_copy(update={"whole_calls": whole_calls})
+        reader = ChoiceReader(reading, self.answer_id, choice)
         message = {"role": "assistant", "content": None, "refusal": None}
         message |= joined([reader.feed(result.text), reader.end()])
         if "tool_calls" not in message and "reasoning_content" not in message:

@@ -13,6 +13,7 @@ from typing import Any, Final
 from pagefleet.api.chat_message import Reading
 from pagefleet.api.gateway.reasoning import REASONING_PARSERS
 from pagefleet.api.gateway.tool_parsers import NAMED, TOOL_PARSERS
+from pagefleet.api.gateway.tool_parsers.call_reader import is_json
 from pagefleet.api.gateway.tool_parsers.text_reader import Kind, Piece, TextReader
 
 _ID_CHARS: Final = 24
@@ -31,6 +32,10 @@ class ChoiceReader:
         self._thoughts = _reader(REASONING_PARSERS.get(reading.reasoning or ""), reading)
         self._calls = _reader(TOOL_PARSERS.get(reading.tools or ""), reading)
         self._num_calls = 0
+        self._arguments: list[str] = []
+        """Of the call that came last."""
+        self._held: list[Piece] = []
+        """A call that is not complete, where only whole ones are passed on."""
 
     def feed(self, text: str) -> dict[str, Any]:
         """What some more text adds to the message, as a stream's ``delta``."""
@@ -41,11 +46,13 @@ class ChoiceReader:
         """What the text's end adds to it."""
         thoughts = self._thoughts.end() if self._thoughts is not None else []
         pieces = self._without_calls(thoughts)
-        return self._delta([*pieces, *(self._calls.end() if self._calls is not None else ())])
+        pieces = [*pieces, *(self._whole(self._calls.end()) if self._calls is not None else ())]
+        return self._delta([*pieces, *self._released()])
 
     def finish_reason(self, reason: str | None) -> str | None:
-        """OpenAI's: ``stop`` becomes ``tool_calls``, but not where the request named the function."""
-        is_called = self._num_calls > 0 and self._reading.tools != NAMED
+        """OpenAI's: ``stop`` becomes ``tool_calls``, but not where the request named the function, nor where
+        the last call broke off."""
+        is_called = self._num_calls > 0 and self._reading.tools != NAMED and is_json("".join(self._arguments))
         return "tool_calls" if reason == "stop" and is_called else reason
 
     def _without_calls(self, pieces: Iterable[Piece]) -> list[Piece]:
@@ -53,10 +60,29 @@ class ChoiceReader:
         found = []
         for piece in pieces:
             if self._calls is not None and piece.kind is Kind.CONTENT:
-                found += self._calls.feed(piece.text)
+                found += self._whole(self._calls.feed(piece.text))
             else:
                 found.append(piece)
         return found
+
+    def _whole(self, pieces: Iterable[Piece]) -> list[Piece]:
+        """With each call held back until it is complete, if the reading says so."""
+        if not self._reading.whole_calls:
+            return list(pieces)
+        found: list[Piece] = []
+        for piece in pieces:
+            has_arguments = any(each.kind is Kind.ARGUMENTS for each in self._held)
+            if piece.kind is Kind.CALL or (has_arguments and piece.kind is not Kind.ARGUMENTS):
+                found += self._released()
+            (self._held if self._held or piece.kind is Kind.CALL else found).append(piece)
+        return found
+
+    def _released(self) -> list[Piece]:
+        """The call that was held back; text, if its arguments do not parse."""
+        held, self._held = self._held, []
+        if is_json("".join(piece.text for piece in held if piece.kind is Kind.ARGUMENTS)):
+            return held
+        return [_content("".join(piece.raw for piece in held))] if held else []
 
     def _delta(self, pieces: Iterable[Piece]) -> dict[str, Any]:
         delta: dict[str, Any] = {}
@@ -65,6 +91,9 @@ class ChoiceReader:
                 delta[_FIELDS[kind]] = delta.get(_FIELDS[kind], "") + text
             elif kind is Kind.CALL:
                 self._num_calls += 1
+                self._arguments = []
+            elif kind is Kind.ARGUMENTS:
+                self._arguments.append(text)
             if kind in (Kind.CALL, Kind.ARGUMENTS) and (self._num_calls == 1 or self._reading.parallel):
                 self._add_to_call(delta.setdefault("tool_calls", []), kind, text)
         return {name: value for name, value in delta.items() if value}

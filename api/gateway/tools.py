@@ -17,8 +17,8 @@ from pagefleet.api.messages import ModelCard
 MAX_TOOLS: Final = 128
 """OpenAI's limit."""
 _CHOICES: Final = ("none", "auto", "required", "function")
-_OPEN: Final = frozenset({"$ref", "allOf", "anyOf", "oneOf", "patternProperties"})
-"""Where properties may be mentioned elsewhere."""
+FORMAT: Final = "$response_format"
+"""The format's place beside those of the tools, which have no such names."""
 
 
 class Function(RequestBody):
@@ -71,7 +71,7 @@ class ToolUse:
     def is_demanded(self) -> bool:
         return self.mode in ("required", "function")
 
-    def reading(self, card: ModelCard, parallel: bool) -> Reading | None:
+    def reading(self, card: ModelCard, parallel: bool, has_stops: bool) -> Reading | None:
         """How an answer of this model is to be read; None: all of it is content."""
         parsers = {"none": None, "auto": card.tool_parser or GENERIC, "required": REQUIRED, "function": NAMED}
         parser = parsers[self.mode]
@@ -79,7 +79,11 @@ class ToolUse:
             return None
         names = list(self.tools) if self.named is None else [self.named]
         return Reading(
-            tools=parser, reasoning=card.reasoning_parser, names=names if parser else [], parallel=parallel
+            tools=parser,
+            reasoning=card.reasoning_parser,
+            names=names if parser else [],
+            parallel=parallel,
+            whole_calls=has_stops and parser is not None,
         )
 
     def told(self) -> list[dict[str, Any]] | None:
@@ -87,6 +91,18 @@ class ToolUse:
         if self.mode == "none":
             return None
         return [{"type": "function", "function": _known(function)} for function in self.tools.values()]
+
+    def beside_format(self, schema: Any, parallel: bool) -> dict[str, Any]:
+        """What the whole text must be, where the model chooses between calls and an answer of this form.
+        Calls are bare JSON, which is read whatever the model's notation is."""
+        calls = _any_calls(self.tools, parallel)
+        options = [*calls["items"]["anyOf"], *([{k: v for k, v in calls.items() if k != "$defs"}] * parallel)]
+        return {
+            "json_schema": {
+                "anyOf": [*options, {"$ref": f"#/$defs/{FORMAT}"}],
+                "$defs": {**calls["$defs"], FORMAT: moved(schema, f"#/$defs/{FORMAT}")},
+            }
+        }
 
     def grammar(self, parallel: bool) -> dict[str, Any] | None:
         """What the whole text must be, where a call is demanded: it ends in time, so that it parses."""
@@ -135,9 +151,8 @@ def _known(function: Function) -> dict[str, Any]:
 
 
 def _schema(function: Function) -> dict[str, Any]:
-    """Of its arguments. What it does not mention nobody wants, unless it says so."""
-    given = {"type": "object", "properties": {}, **(function.parameters or {})}
-    return given if _OPEN & given.keys() else {"additionalProperties": False, **given}
+    """Of its arguments."""
+    return {"type": "object", "properties": {}, **(function.parameters or {})}
 
 
 def _any_calls(tools: Mapping[str, Function], parallel: bool) -> dict[str, Any]:
@@ -146,23 +161,26 @@ def _any_calls(tools: Mapping[str, Function], parallel: bool) -> dict[str, Any]:
             "type": "object",
             "properties": {
                 "name": {"const": name},
-                "arguments": {"$ref": f"#/$defs/{index}"},
+                "arguments": {"$ref": f"#/$defs/{_pointer(name)}"},
             },
             "required": ["name", "arguments"],
             "additionalProperties": False,
         }
-        for index, name in enumerate(tools)
+        for name in tools
     ]
     schema: dict[str, Any] = {
         "type": "array",
         "items": {"anyOf": calls},
         "minItems": 1,
         "$defs": {
-            str(index): moved(_schema(function), f"#/$defs/{index}")
-            for index, function in enumerate(tools.values())
+            name: moved(_schema(function), f"#/$defs/{_pointer(name)}") for name, function in tools.items()
         },
     }
     return schema if parallel else {**schema, "maxItems": 1}
+
+
+def _pointer(name: str) -> str:
+    return name.replace("/", "~1")
 
 
 def _refused(param: str, reason: str, code: str = "invalid_value") -> ApiError:

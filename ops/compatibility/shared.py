@@ -111,7 +111,8 @@ RESPONSE_FORMAT: Final = (
           {"response_format": {"type": "json_object", "schema": _SCHEMA}, "max_tokens": 40}, _is_five,
           "llama.cpp's place for the schema"),
     Probe("response_format.json_schema.schema", "yes", _format(), _is_five,
-          "which schemas: [structured-output.md](structured-output.md)"),
+          "objects are closed unless `additionalProperties` says otherwise; see "
+          "[structured-output.md](structured-output.md)"),
     Probe("response_format.json_schema.name", "no", _format(name="x"), _is_five, "no effect"),
     Probe("response_format.json_schema.description", "no", _format(description="x"), _is_five, "no effect"),
     Probe("response_format.json_schema.strict", "differs", _format(strict=False), _is_five, "always kept"),

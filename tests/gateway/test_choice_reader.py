@@ -41,6 +41,7 @@ readings = st.builds(
     reasoning=st.sampled_from([None, "think"]),
     names=st.sampled_from([["add"], NAMES]),
     parallel=st.booleans(),
+    whole_calls=st.booleans(),
 )
 
 
@@ -150,8 +151,25 @@ def message(text, tools=None, reasoning=None, **fields):
     return found.get("content"), found.get("reasoning_content"), calls
 
 
+ARGUED = '{"name": "add", "arguments": {"a": 1}}'
+FIRST = '{"arguments": {"a": 1}, "name": "add"}'
+OPENAI = '{"type": "function", "function": {"name": "add", "arguments": "{\\"a\\": 1}"}}'
+IN_TEXT = ["hermes", "llama3", "mistral", "json"]
+NOT_WHOLE = [
+    f"{ADD} is how.", f"```json\n{ADD}\n```\nThat is it.", f"So: {ADD}", ADD[:-5],
+    "```json\n[1, 2]\n```", '{"name": "nobody", "arguments": {}}', '{"name": "John", "age": 3}',
+    "```python\nadd(1)\n```", f"[{ADD}, 5]",
+]  # fmt: skip
+
+
 CITY = ("weather", {"city": 'São "P" }', "days": [1, {"a": None}]})
 ONE = ("add", {"a": 1})
+BARE = [
+    (ADD, [ONE]), (ARGUED, [ONE]), (FIRST, [ONE]), (OPENAI, [ONE]), (f"\n{ARGUED}\n", [ONE]),
+    (f"```json\n{ARGUED}\n```", [ONE]), (f"```\n{ADD}\n```\n", [ONE]), (f"[{ADD}, {WEATHER}]", [ONE, CITY]),
+    (f"```json\n[{WEATHER},\n{ADD}]\n```", [CITY, ONE]),
+    (f"```json\n{ADD}\n```\n```json\n{ADD}\n```", [ONE, ONE]),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -196,12 +214,57 @@ ONE = ("add", {"a": 1})
         ("json", "```python\nprint()\n```", "```python\nprint()\n```", []),
         ("json", '{"answer": 42}', '{"answer": 42}', []),
         ("json", f"{ADD} and that is it", " and that is it", [ONE]),
+        # Whatever the notation: a whole text that is a call, bare or fenced, or a list of them.
+        *((tools, text, None, calls) for tools in IN_TEXT for text, calls in BARE),
+        *((tools, text, text, []) for tools in ("hermes", "mistral") for text in NOT_WHOLE),
+        ("hermes", f"{ADD} or <tool_call>{ADD}</tool_call>", f"{ADD} or", [ONE]),
+        ("llama3", f"```json\n{ADD}\n```\nThat is it.", f"```json\n{ADD}\n```\nThat is it.", []),
         ("required", f"[{ADD}, {WEATHER}]", None, [ONE, CITY]),
         (None, f"<tool_call>{ADD}</tool_call>", f"<tool_call>{ADD}</tool_call>", []),
     ],
 )  # fmt: skip
 def test_what_models_write(tools, text, content, calls):
     assert message(text, tools) == (content, None, calls)
+
+
+@pytest.mark.parametrize("tools", IN_TEXT)
+@pytest.mark.parametrize("text", [*(text for text, _ in BARE), *NOT_WHOLE])
+@pytest.mark.parametrize("whole_calls", [False, True])
+def test_a_stream_says_what_the_whole_does_wherever_it_is_cut(tools, text, whole_calls):
+    reading = Reading(tools=tools, names=NAMES, whole_calls=whole_calls)
+    whole = joined(told(reading, [text])[0])
+    assert joined(told(reading, list(text))[0]) == whole
+    for cut in range(1, len(text)):
+        assert joined(told(reading, [text[:cut], text[cut:]])[0]) == whole
+
+
+@pytest.mark.parametrize("tools", ["hermes", "llama3", "mistral", "json", "required", "named"])
+def test_a_call_that_a_stop_string_cuts_off_is_text(tools):
+    """Wherever that is; a stream with stop strings passes on whole calls only."""
+    text = {"hermes": f"Hm. <tool_call>{WEATHER}</tool_call>", "mistral": f"[TOOL_CALLS][{WEATHER}]",
+            "required": f"[{WEATHER}]", "named": WEATHER[33:-1]}.get(tools, WEATHER)  # fmt: skip
+    reading = Reading(tools=tools, names=NAMES[:1], whole_calls=True)
+    for cut in range(1, len(text) + 1):
+        deltas, reader = told(reading, [text[:cut]])
+        found = joined(deltas)
+        assert joined(told(reading, list(text[:cut]))[0]) == found
+        for call in found.get("tool_calls", []):
+            assert json.loads(call["function"]["arguments"]) == CITY[1]
+            # A closing tag that did not come whole is text, as everywhere.
+            assert found.get("content", "Hm.").startswith("Hm.")
+        if "tool_calls" not in found:
+            texts = (text[:cut].rstrip(), text[:cut].removeprefix("[TOOL_CALLS]").rstrip())
+            assert found.get("content", "").rstrip() in texts
+            assert reader.finish_reason("stop") == "stop"
+    assert joined(told(reading, [text])[0])["tool_calls"]
+
+
+def test_a_call_that_broke_off_is_no_reason():
+    """The model itself ended: what was streamed can't be taken back, and is not said to be a call."""
+    reading = Reading(tools="hermes", names=NAMES)
+    deltas, reader = told(reading, [f"<tool_call>{ADD}</tool_call><tool_call>{WEATHER[:-12]}"])
+    assert len(joined(deltas)["tool_calls"]) == 2
+    assert (reader.finish_reason("stop"), reader.finish_reason("length")) == ("stop", "length")
 
 
 def test_only_one_call_where_no_more_are_wanted():

@@ -328,10 +328,12 @@ OBJECT = {"type": "json_object"}
          "tool_choice.function.name", "invalid_value"),
         ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
         ({"tool_choice": F, "tools": []}, "tool_choice", "invalid_value"),
-        ({"tools": [F], "response_format": OBJECT}, "response_format", "invalid_value"),
+        ({"tools": [F], "structured_outputs": {"regex": "a"}}, "structured_outputs", "invalid_value"),
+        ({"tools": [F], "guided_choice": ["a"]}, "guided_choice", "invalid_value"),
+        ({"tools": [F], "response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}},
+         "response_format", "invalid_value"),
         ({"tools": [F], "structured_outputs": {"regex": "a"}, "tool_choice": F}, "structured_outputs",
          "invalid_value"),
-        ({"tools": [F], "guided_json": {}}, "guided_json", "invalid_value"),
         ({"tools": [F], "guided_regex": "a", "response_format": {"type": "text"}, "tool_choice": F},
          "guided_regex", "invalid_value"),
         ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),
@@ -366,6 +368,96 @@ def test_a_name_counts_where_the_choice_is_one(http):
     )
     (call,) = reply.json()["choices"][0]["message"]["tool_calls"]
     assert call["function"]["name"] == "add"
+
+
+ANSWER = {
+    "type": "object",
+    "properties": {"answer": {"$ref": "#/$defs/text"}},
+    "required": ["answer"],
+    "$defs": {"text": {"type": "string", "maxLength": 9}},
+}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": ANSWER}}
+
+
+@pytest.mark.parametrize("model", [*NOTATIONS, "null"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_format_beside_tools_is_a_call_or_an_answer_of_this_form(ai, model, stream):
+    """As openai-agents (`output_type` and tools) and the Vercel AI SDK (`output` and tools) ask for it."""
+    seen = set()
+    for text in (PARIS, f"[{PARIS}, {SUM}]", '{"answer": "42"}', "No JSON at all"):
+        options = {"model": model, "messages": say(text), "tools": TOOLS, "max_tokens": 400, "seed": 3}
+        answer = ai.chat.completions.create(**options, response_format=FORMAT, stream=stream)
+        if stream:
+            found = gathered(answer)
+            calls = [(name, json.loads(arguments)) for _, name, arguments in found["calls"]]
+            content, reason = found["content"] or None, found["reason"]
+        else:
+            (choice,) = answer.choices
+            calls, content, reason = calls_of(choice.message), choice.message.content, choice.finish_reason
+        if text == PARIS:
+            assert (calls, content, reason) == ([("weather", {"city": "Paris"})], None, "tool_calls")
+        elif text[0] == "[":
+            assert [name for name, _ in calls] == ["weather", "add"]
+        elif text[0] == "{":
+            assert (calls, json.loads(content), reason) == ([], {"answer": "42"}, "stop")
+        elif reason != "length":
+            assert [check(*call) for call in calls] or set(json.loads(content)) == {"answer"}
+        seen.add(reason)
+    assert seen >= {"tool_calls", "stop"}
+
+
+def test_a_format_of_any_object_beside_tools(ai):
+    options = {"model": "hermes", "tools": TOOLS, "response_format": OBJECT, "max_tokens": 99}
+    (choice,) = ai.chat.completions.create(messages=say(PARIS), **options).choices
+    assert (calls_of(choice.message), choice.finish_reason) == (
+        [("weather", {"city": "Paris"})],
+        "tool_calls",
+    )
+    (choice,) = ai.chat.completions.create(messages=say('{"a": 1}'), **options).choices
+    assert (choice.message.content, choice.finish_reason) == ('{"a": 1}', "stop")
+
+
+@pytest.mark.parametrize("model", [*NOTATIONS, "null"])
+def test_a_stop_string_within_a_call_leaves_text(ai, model):
+    text = WRITTEN[model.replace("null", "json")]
+    options = {"model": model, "messages": say(text), "tools": TOOLS, "stop": ["Par", '"b"']}
+    (choice,) = ai.chat.completions.create(**options).choices
+    assert (choice.message.tool_calls, choice.finish_reason) == (None, "stop")
+    assert choice.message.content == text[: text.index("Par")].removeprefix("<|python_tag|>")
+    found = gathered(ai.chat.completions.create(**options, stream=True))
+    assert (found["content"], found["calls"], found["reason"]) == (choice.message.content, [], "stop")
+    # The first call is complete: it counts, and what is left of the second is text.
+    (choice,) = ai.chat.completions.create(**{**options, "stop": ['"b"']}).choices
+    assert calls_of(choice.message) == [("weather", {"city": "Paris"})]
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content.endswith('"a": 1, ')
+
+
+@pytest.mark.parametrize("model", ["hermes", "mistral", "llama3"])
+@pytest.mark.parametrize("text", [PARIS, f"```json\n{PARIS}\n```", f"[{PARIS}]"])
+def test_a_text_that_is_a_call_is_one_without_tags(ai, model, text):
+    options = {"model": model, "messages": say(text), "tools": TOOLS}
+    (choice,) = ai.chat.completions.create(**options).choices
+    assert (calls_of(choice.message), choice.message.content) == ([("weather", {"city": "Paris"})], None)
+    found = gathered(ai.chat.completions.create(**options, stream=True))
+    assert (found["content"], found["reason"]) == ("", "tool_calls")
+    assert [(name, json.loads(arguments)) for _, name, arguments in found["calls"]] == calls_of(
+        choice.message
+    )
+
+
+def test_a_tool_that_cannot_be_kept_is_named_and_an_unknown_format_is_an_annotation(http):
+    dated = tools_with(properties={"day": {"type": "string", "format": "day-of-week", "maxLength": 3}})
+    broken = {
+        "type": "function",
+        "function": {"name": "g/x", "parameters": {"properties": {"a": {"not": {}}}}},
+    }
+    body = {"model": "null", "messages": say("[{}]"), "max_tokens": 99, "tool_choice": "required"}
+    reply = http.post(CHAT, json={**body, "tools": dated})
+    assert reply.status_code == 200, reply.text
+    reply = http.post(CHAT, json={**body, "tools": [*dated, broken]})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "tools")
+    assert "#/$defs/g~1x/properties/a" in reply.json()["error"]["message"]
 
 
 def test_a_format_is_of_words(http):

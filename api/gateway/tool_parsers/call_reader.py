@@ -7,18 +7,71 @@ for; what turns out to be no call stays the text that it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Mapping
-from typing import Any, Final
+import re
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Final
 
 from pagefleet.api.gateway.tool_parsers.json_scan import JsonScan
-from pagefleet.api.gateway.tool_parsers.text_reader import Kind, TextReader, Waiting
+from pagefleet.api.gateway.tool_parsers.text_reader import Kind, Piece, TextReader, Waiting
 
 _ARGUMENTS: Final = ("arguments", "parameters")
 _FIRST_KEYS: Final = ("name", "function", "type", "id", *_ARGUMENTS)
 _NOTHING: Final = "{}"
+_FENCE: Final = "```"
+_OPENING: Final = re.compile(r"\s*(?:(```)[a-z_]{0,16}[ \t]*\n|(<tool_call>))")
+_MAYBE_OPENING: Final = re.compile(r"\s*(?:`{1,3}|```[a-z_]{0,16}[ \t]*)?")
+_TAG: Final = "<tool_call>"
+_CLOSING: Final = {_FENCE: _FENCE, _TAG: "</tool_call>"}
+_MAX_OPENING: Final = 64
 
 
 class CallReader(TextReader):
+    openings: ClassVar[tuple[str, ...]] = (_FENCE,)
+    """What may stand before calls without a tag of the notation's own, of _CLOSING."""
+
+    def _bare_calls(self) -> Waiting:
+        """Reads calls that the rest begins with. False: there are none, and nothing was taken."""
+        has_found = False
+        opening, at = yield from self._opening()
+        while (yield from self._calls(at)):
+            has_found = True
+            if opening:
+                yield from self._skip(_CLOSING[opening])
+            yield from self._skip(",", ";")
+            opening, at = yield from self._opening()
+        return has_found
+
+    def _text_of_calls(self, *, fenced_only: bool = False) -> Iterator[None]:
+        """Reads a text that as a whole is calls of functions that there are, bare or fenced: models write so
+        whatever their template says. It is held back until then; any other text stays content."""
+        opening, _ = yield from self._opening()
+        if fenced_only and not opening:
+            return
+        self._is_holding = True
+        has_found = yield from self._bare_calls()
+        if has_found:
+            yield from self._skip_blanks()
+        arguments = _arguments_of(self._pieces)
+        if has_found and (self._rest or not all(map(is_json, arguments))):
+            self._has_called = False
+            self._pieces = [Piece(Kind.CONTENT, piece.raw, piece.raw) for piece in self._pieces if piece.raw]
+        self._is_holding = False
+
+    def _opening(self) -> Generator[None, None, tuple[str, int]]:
+        """What the rest opens with before a call, and where it ends."""
+        while True:
+            found = _OPENING.match(self._rest)
+            opening = "" if found is None else found[1] or found[2]
+            if found is not None and opening in self.openings and found.end() <= _MAX_OPENING:
+                return opening, found.end()
+            rest = self._rest.lstrip()
+            is_open = _MAYBE_OPENING.fullmatch(self._rest) or (
+                _TAG in self.openings and _TAG.startswith(rest)
+            )
+            if found is not None or self._has_ended or len(self._rest) > _MAX_OPENING or not is_open:
+                return "", 0
+            yield
+
     def _calls(self, at: int, *, of_any_name: bool = False) -> Waiting:
         """Reads a call, or a list of them, from a place in the rest on; what stands before it is markup.
         False: there is none, and nothing was taken."""
@@ -149,6 +202,25 @@ class CallReader(TextReader):
         self._begin(end, found[0])
         self._take_as(0, Kind.ARGUMENTS, found[1])
         return True
+
+
+def _arguments_of(pieces: Iterable[Piece]) -> list[str]:
+    """Of each call, as far as they have come."""
+    found: list[str] = []
+    for piece in pieces:
+        if piece.kind is Kind.CALL:
+            found.append("")
+        elif piece.kind is Kind.ARGUMENTS:
+            found[-1] += piece.text
+    return found
+
+
+def is_json(text: str) -> bool:
+    try:
+        json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _text(token: str) -> str:

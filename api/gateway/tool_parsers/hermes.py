@@ -1,4 +1,5 @@
-"""Hermes and Qwen: ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, anywhere, any number."""
+"""Hermes and Qwen: ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, anywhere, any number;
+or the same JSON as the whole text, without tags."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ class HermesReader(CallReader):
     special_tokens: ClassVar[tuple[str, ...]] = (_OPEN, _CLOSE)
 
     def _read(self) -> Iterator[None]:
+        yield from self._text_of_calls()
         while (mark := (yield from self._pass_until(_OPEN))) is not None:
             if not (yield from self._calls(mark.end, of_any_name=True)):
                 self._take(mark.end, Kind.CONTENT)

@@ -15,6 +15,7 @@ class Llama3Reader(CallReader):
     special_tokens: ClassVar[tuple[str, ...]] = (_TAG,)
 
     def _read(self) -> Iterator[None]:
+        yield from self._text_of_calls(fenced_only=True)
         is_tagged = False
         while True:
             # Without the tag an object is a call only where it names a function that there is.

@@ -1,5 +1,6 @@
 """Mistral: ``[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]``, and since Tekken v11
-``[TOOL_CALLS]name{...}``, with ``[CALL_ID]...`` and ``[ARGS]`` in between where the model likes."""
+``[TOOL_CALLS]name{...}``, with ``[CALL_ID]...`` and ``[ARGS]`` in between where the model likes; or the
+first of these as the whole text, without a tag."""
 
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ class MistralReader(CallReader):
     id_chars: ClassVar[int | None] = 9
 
     def _read(self) -> Iterator[None]:
+        yield from self._text_of_calls()
         while (mark := (yield from self._pass_until(_TAG))) is not None:
             if (yield from self._calls(mark.end, of_any_name=True)):
                 continue

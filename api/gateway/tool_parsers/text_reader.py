@@ -68,6 +68,8 @@ class TextReader(ABC):
         self._rest = ""
         self._has_ended = False
         self._has_called = False
+        self._is_holding = False
+        """What is read is not passed on yet: it may turn out to be something else."""
         self._pieces: list[Piece] = []
         self._steps = self._run()
 
@@ -93,6 +95,8 @@ class TextReader(ABC):
 
     def _advance(self) -> list[Piece]:
         next(self._steps)
+        if self._is_holding:
+            return []
         pieces, self._pieces = self._pieces, []
         return pieces
 
