@@ -276,5 +276,5 @@ class AsyncFleetClient:
         if not await source.submit():
             await source.close()
             return await self.attach(prepared.job_id, timeout=timeout, keep=keep)
-        state = StreamState(prepared.job_id, keep=keep)
+        state = StreamState(prepared.job_id, keep=keep, num_choices=prepared.request.sampling.n)
         return AsyncTokenStream(state, source, prepared.card.name, timeout)

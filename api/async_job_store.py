@@ -9,11 +9,19 @@ import redis
 
 from pagefleet.api import keys
 from pagefleet.api.connection import connect_async, redis_errors
-from pagefleet.api.job_record import JobRecord
+from pagefleet.api.job_record import JobRecord, LogPosition
 from pagefleet.api.job_store import CLIENT_LEASE_S
 from pagefleet.api.messages import ModelCard, WorkerStatus
 from pagefleet.api.operations import Operation
-from pagefleet.api.replies import HEAD_FIELDS, parse_heads, parse_record, queue_read, readable
+from pagefleet.api.replies import (
+    HEAD_FIELDS,
+    parse_after,
+    parse_heads,
+    parse_record,
+    queue_read,
+    queue_read_after,
+    readable,
+)
 from pagefleet.api.scripts import load_script
 from pagefleet.api.settings import FleetSettings
 
@@ -33,6 +41,13 @@ class AsyncJobStore:
             pipeline = self.redis.pipeline(transaction=True)
             queue_read(pipeline, job_id, with_log)
             return parse_record(job_id, await pipeline.execute())
+
+    async def read_after(self, job_id: str, position: LogPosition) -> JobRecord | None:
+        """Line 15, replay, by a reader that has the log up to ``position``."""
+        with redis_errors(self.settings.url):
+            pipeline = self.redis.pipeline(transaction=True)
+            queue_read_after(pipeline, job_id, position)
+            return parse_after(job_id, position, await pipeline.execute())
 
     async def reply_channel(self, job_id: str) -> str | None:
         """On which its producer listens: whose job it is."""

@@ -14,7 +14,7 @@ from pagefleet.api.connections import send_message
 from pagefleet.api.errors import FleetError, JobNotFound, RedisUnavailable
 from pagefleet.api.fleet import Prepared, check_depth
 from pagefleet.api.inbox import AsyncInbox
-from pagefleet.api.job_record import JobRecord
+from pagefleet.api.job_record import JobRecord, LogPosition
 from pagefleet.api.last_seen import RESUBMIT_AFTER_S, LastSeen
 from pagefleet.api.operations import Submitted
 from pagefleet.api.readers import Reader
@@ -95,8 +95,8 @@ class AsyncOwnSource(AsyncSource):
     async def wait(self, timeout_s: float) -> LiveEvent | Resync | None:
         return await self._inbox.get(timeout_s)
 
-    async def read(self) -> JobRecord | None:
-        record = await self._live.store.read(self._prepared.job_id)
+    async def read(self, position: LogPosition) -> JobRecord | None:
+        record = await self._live.store.read_after(self._prepared.job_id, position)
         self._seen.read(record)
         return record
 
@@ -197,8 +197,8 @@ class AsyncAttachedSource(AsyncSource):
     async def wait(self, timeout_s: float) -> LiveEvent | Resync | None:
         return await self._inbox.get(timeout_s)
 
-    async def read(self) -> JobRecord | None:
-        return await self._live.store.read(self._job_id)
+    async def read(self, position: LogPosition) -> JobRecord | None:
+        return await self._live.store.read_after(self._job_id, position)
 
     async def resubmit(self) -> bool:
         return False

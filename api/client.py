@@ -99,7 +99,8 @@ class FleetClient(Fleet):
         if not source.submit():
             source.close()
             return self.attach(prepared.job_id, timeout=timeout)
-        return TokenStream(StreamState(prepared.job_id), source, prepared.card.name, timeout)
+        state = StreamState(prepared.job_id, num_choices=prepared.request.sampling.n)
+        return TokenStream(state, source, prepared.card.name, timeout)
 
     @property
     def _live(self) -> Connections:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
@@ -27,13 +27,28 @@ from pagefleet.api.sampling import MAX_CHOICES
 TIMES: Final = ("enqueued_at", "claimed_at", "first_token_at", "ended_at")
 
 
+class LogPosition(NamedTuple):
+    """Where a reader is in a job's log: what it asks for, instead of reading all of it again.
+
+    ``num_entries``: items of the log that it need not see; ``num_choices``: how many the job has, as far as
+    the reader knows.
+    """
+
+    num_entries: int = 0
+    num_choices: int = 1
+
+
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """A job as read: typed access to the fields that ``scripts/prelude.lua`` lists."""
+    """A job as read: typed access to the fields that ``scripts/prelude.lua`` lists.
+
+    ``after``: only a state and the log behind this position were read, not the request.
+    """
 
     job_id: str
     fields: Mapping[str, str]
     entries: Sequence[LogEntry] = field(default=())
+    after: LogPosition | None = None
 
     def check(self) -> None:
         """Reads every field once. Raises: ValueError, KeyError, TypeError."""

@@ -15,7 +15,7 @@ import redis
 from pagefleet.api import keys, operations
 from pagefleet.api.connection import connect, is_unreadable, redis_errors
 from pagefleet.api.errors import ProtocolError, StorageFull
-from pagefleet.api.job_record import JobRecord
+from pagefleet.api.job_record import JobRecord, LogPosition
 from pagefleet.api.messages import (
     ErrorInfo,
     GenerateRequest,
@@ -41,8 +41,10 @@ from pagefleet.api.replies import (
     DeadWorker,
     OpenJob,
     open_job,
+    parse_after,
     parse_record,
     queue_read,
+    queue_read_after,
     readable,
 )
 from pagefleet.api.scripts import load_script
@@ -241,6 +243,13 @@ class JobStore:
             pipeline = self.redis.pipeline(transaction=True)
             queue_read(pipeline, job_id, with_log)
             return parse_record(job_id, pipeline.execute())
+
+    def read_after(self, job_id: str, position: LogPosition) -> JobRecord | None:
+        """Line 15, replay, by a reader that has the log up to ``position``: state and rest, read together."""
+        with redis_errors(self.settings.url):
+            pipeline = self.redis.pipeline(transaction=True)
+            queue_read_after(pipeline, job_id, position)
+            return parse_after(job_id, position, pipeline.execute())
 
     def reply_channel(self, job_id: str) -> str | None:
         """On which its producer listens: whose job it is."""

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from pagefleet.api import keys
 from pagefleet.api.errors import ProtocolError
-from pagefleet.api.job_record import TIMES, JobRecord
+from pagefleet.api.job_record import TIMES, JobRecord, LogPosition
 from pagefleet.api.messages import JobState, LogEntry
 from pagefleet.api.requests import invalid_request
 from pagefleet.api.sampling import MAX_CHOICES
@@ -24,6 +24,12 @@ OPEN_JOB_FIELDS: Final = (
     *("start_by", "not_before"),
 )
 
+
+STATE_FIELDS: Final = (
+    "state", "queue", "num_choices", "num_prompt_tokens", "num_cached_tokens", "attempts", "error",
+    "deadline",
+)  # fmt: skip
+"""What a reader of its stream must know of a job, beside the counts and ends of its choices."""
 
 HEAD_FIELDS: Final = (
     *("state", "queue", "attempts", "tenant", "error", "num_choices"),
@@ -87,24 +93,60 @@ def queue_read(pipeline: Any, job_id: str, with_log: bool) -> None:
         pipeline.lrange(keys.log(job_id), 0, -1)
 
 
+def queue_read_after(pipeline: Any, job_id: str, position: LogPosition) -> None:
+    """What a reader that waits asks for: neither the prompt nor what it has of the log."""
+    pipeline.hmget(keys.job(job_id), *_state_fields(position.num_choices))
+    pipeline.lrange(keys.log(job_id), position.num_entries, -1)
+
+
+def _state_fields(num_choices: int) -> list[str]:
+    of_choices = (f"{name}:{choice}" for name in ("n", "fin") for choice in range(num_choices))
+    return [*STATE_FIELDS, *of_choices]
+
+
+def parse_after(job_id: str, position: LogPosition, replies: list[Any]) -> JobRecord | None:
+    values, texts = replies
+    names = _state_fields(position.num_choices)
+    fields = {name: value for name, value in zip(names, values, strict=True) if value is not None}
+    if not fields:
+        return None
+    record = _readable_record(JobRecord(job_id, {**fields, "request": ""}, _entries(job_id, texts), position))
+    is_whole = position.num_entries == 0 and position.num_choices == record.num_choices
+    return _with_whole_log(record) if is_whole else record
+
+
 def parse_record(job_id: str, replies: list[Any]) -> JobRecord | None:
     fields, *log = replies
     if not fields:
         return None
+    record = _readable_record(JobRecord(job_id, fields, _entries(job_id, log[0] if log else ())))
+    return _with_whole_log(record) if log else record
+
+
+def _entries(job_id: str, texts: Sequence[str]) -> list[LogEntry]:
     try:
-        entries = [LogEntry.model_validate_json(text) for text in (log[0] if log else ())]
+        return [LogEntry.model_validate_json(text) for text in texts]
     except ValidationError as error:
         raise ProtocolError(
             f"The log of job {job_id} cannot be read: {invalid_request(error).message}", job_id=job_id
         ) from None
-    record = JobRecord(job_id, fields, entries)
+
+
+def _readable_record(record: JobRecord) -> JobRecord:
     try:
         record.check()
     except (ValueError, KeyError, TypeError):
-        raise ProtocolError(f"The hash of job {job_id} cannot be read.", job_id=job_id) from None
-    if log and not record.has_whole_log:
         raise ProtocolError(
-            f"The log of job {job_id} does not hold the tokens that its hash counts.", job_id=job_id
+            f"The hash of job {record.job_id} cannot be read.", job_id=record.job_id
+        ) from None
+    return record
+
+
+def _with_whole_log(record: JobRecord) -> JobRecord:
+    if not record.has_whole_log:
+        raise ProtocolError(
+            f"The log of job {record.job_id} does not hold the tokens that its hash counts.",
+            job_id=record.job_id,
         )
     return record
 

@@ -15,7 +15,7 @@ from pagefleet.api.connections import Connections, send_message
 from pagefleet.api.errors import FleetError, JobNotFound, RedisUnavailable
 from pagefleet.api.fleet import Prepared, check_depth
 from pagefleet.api.inbox import Inbox
-from pagefleet.api.job_record import JobRecord
+from pagefleet.api.job_record import JobRecord, LogPosition
 from pagefleet.api.last_seen import RESUBMIT_AFTER_S, LastSeen
 from pagefleet.api.messages import split_events
 from pagefleet.api.operations import Operation, Submitted
@@ -104,8 +104,8 @@ class OwnSource(Source):
     def wait(self, timeout_s: float) -> LiveEvent | Resync | None:
         return self._inbox.get(timeout_s)
 
-    def read(self) -> JobRecord | None:
-        record = self._live.store.read(self._prepared.job_id)
+    def read(self, position: LogPosition) -> JobRecord | None:
+        record = self._live.store.read_after(self._prepared.job_id, position)
         self._seen.read(record)
         return record
 
@@ -217,8 +217,8 @@ class AttachedSource(Source):
         self._lines = [LiveEvent(kind, body) for _id, kind, body in split_events(message["data"])]
         return self._lines.pop(0)
 
-    def read(self) -> JobRecord | None:
-        return self._live.store.read(self._job_id)
+    def read(self, position: LogPosition) -> JobRecord | None:
+        return self._live.store.read_after(self._job_id, position)
 
     def resubmit(self) -> bool:
         return False

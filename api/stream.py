@@ -14,7 +14,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from pagefleet.api.errors import FleetError, JobDead, JobFailed, ProtocolError
-from pagefleet.api.job_record import JobRecord
+from pagefleet.api.job_record import JobRecord, LogPosition
 from pagefleet.api.messages import (
     AcceptedEvent,
     ChoiceResult,
@@ -76,11 +76,16 @@ class StreamState:
             no chunk repeats them.
         keep: whether :meth:`result` will be asked for. A relay that only passes chunks on needs no more than
             their count.
+        num_choices: as far as it is known.
     """
 
-    def __init__(self, job_id: str, *, after: int | Sequence[int] = 0, keep: bool = True) -> None:
+    def __init__(
+        self, job_id: str, *, after: int | Sequence[int] = 0, keep: bool = True, num_choices: int = 1
+    ) -> None:
         self.job_id = job_id
         self.wants_replay = False
+        self.position = LogPosition(0, num_choices)
+        """Up to where the log has been seen; an event is one item of it."""
         self.num_prompt_tokens: int | None = None
         self.num_cached_tokens = 0
         self.attempts = 0
@@ -95,9 +100,7 @@ class StreamState:
     @property
     def ended(self) -> bool:
         """The job is in a final state and every token of its log has been seen."""
-        return self._end is not None and all(
-            self._choices[index].num_tokens >= count for index, count in enumerate(self._end.num_tokens)
-        )
+        return self._end is not None and self._has_seen(self._end.num_tokens)
 
     @property
     def error(self) -> FleetError | None:
@@ -157,15 +160,26 @@ class StreamState:
             self.wants_replay = not self.ended
 
     def feed_record(self, record: JobRecord) -> None:
-        """Hash and log, read together: fills every gap and finds an end that was missed."""
+        """State and log, read together: fills every gap and finds an end that was missed."""
+        first, asked_choices = record.after or LogPosition(0, record.num_choices)
+        if asked_choices != record.num_choices:
+            self.position, self.wants_replay = LogPosition(0, record.num_choices), True
+            return
         self.num_prompt_tokens, self.attempts = record.num_prompt_tokens, record.attempts
         self.num_cached_tokens = record.num_cached_tokens
         for entry in record.entries:
             self._feed_entry(entry)
-        # Also where the log itself has a gap: reading it again at once would not fill it.
-        self.wants_replay = False
+        self.position = LogPosition(first + len(record.entries), record.num_choices)
+        # Where the whole log has a gap, reading it again at once would not fill it. The rest of a log may
+        # have one: the items before it were compacted, or a server that lost a second has others.
+        self.wants_replay = first > 0 and not self._has_seen(record.num_tokens)
+        if self.wants_replay:
+            self.position = LogPosition(0, record.num_choices)
         if record.state.is_final and self._end is None:
             self._end = record.ended_event()
+
+    def _has_seen(self, num_tokens: Sequence[int]) -> bool:
+        return all(self._choices[index].num_tokens >= count for index, count in enumerate(num_tokens))
 
     def result(self, model: str) -> JobResult:
         """The outcome as far as it has been seen."""
@@ -192,6 +206,9 @@ class StreamState:
             return
         if skip >= len(entry.token_ids):
             return
+        # An event that overlaps with others is not what the log was counted by.
+        num_entries = 0 if skip else self.position.num_entries + 1
+        self.position = self.position._replace(num_entries=num_entries)
         num_chars, start = choice.num_chars, choice.num_tokens
         choice.num_tokens = entry.offset + len(entry.token_ids)
         choice.num_chars += sum(map(len, entry.texts[skip:]))

@@ -23,7 +23,7 @@ from pagefleet.api import keys
 from pagefleet.api.connections import job_not_found
 from pagefleet.api.errors import FleetError, QueueFull
 from pagefleet.api.fleet import DEFAULT_TIMEOUT_S, Fleet, FleetStatus, Prepared, QueueStatus, prepare
-from pagefleet.api.job_record import JobRecord
+from pagefleet.api.job_record import JobRecord, LogPosition
 from pagefleet.api.messages import (
     AcceptedEvent,
     ErrorInfo,
@@ -144,7 +144,12 @@ class InMemoryFleet(Fleet):
         source = _JobSource(self, job)
         if not self._paused:
             job.run(self._reply)
-        return TokenStream(StreamState(prepared.job_id), source, prepared.card.name, timeout)
+        return TokenStream(
+            StreamState(prepared.job_id, num_choices=prepared.request.sampling.n),
+            source,
+            prepared.card.name,
+            timeout,
+        )
 
     def _job(self, job_id: str) -> _Job:
         if job_id not in self._jobs:
@@ -293,7 +298,7 @@ class _JobSource(Source):
         except queue.Empty:
             return None
 
-    def read(self) -> JobRecord | None:
+    def read(self, position: LogPosition) -> JobRecord | None:
         return self._job.record()
 
     def resubmit(self) -> bool:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from pagefleet.api.errors import FleetError, JobLost, RedisUnavailable, StreamTimeout
-from pagefleet.api.job_record import JobRecord
+from pagefleet.api.job_record import JobRecord, LogPosition
 from pagefleet.api.messages import JobResult
 from pagefleet.api.stream import SILENCE_S, Chunk, StreamState
 
@@ -41,8 +41,8 @@ class Source(ABC):
         """The next event, or None after ``timeout_s`` of silence."""
 
     @abstractmethod
-    def read(self) -> JobRecord | None:
-        """Hash and log of the job; None if the server knows it no more."""
+    def read(self, position: LogPosition) -> JobRecord | None:
+        """State of the job, and its log behind a position; None if the server knows it no more."""
 
     @abstractmethod
     def resubmit(self) -> bool:
@@ -78,7 +78,7 @@ class AsyncSource(ABC):
     async def wait(self, timeout_s: float) -> LiveEvent | Resync | None: ...
 
     @abstractmethod
-    async def read(self) -> JobRecord | None: ...
+    async def read(self, position: LogPosition) -> JobRecord | None: ...
 
     @abstractmethod
     async def resubmit(self) -> bool: ...
@@ -297,7 +297,7 @@ class TokenStream(_StreamBase, Iterator[Chunk]):
 
     def _replay(self) -> None:
         try:
-            record = self._source.read()
+            record = self._source.read(self._state.position)
             if record is not None:
                 self._state.feed_record(record)
                 if record.waits_with_deadline:
@@ -449,7 +449,7 @@ class AsyncTokenStream(_StreamBase, AsyncIterator[Chunk]):
 
     async def _replay(self) -> None:
         try:
-            record = await self._source.read()
+            record = await self._source.read(self._state.position)
             if record is not None:
                 self._state.feed_record(record)
                 if record.waits_with_deadline:

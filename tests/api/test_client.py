@@ -29,6 +29,7 @@ from pagefleet.api import (
     UnknownParameter,
     inbox,
     keys,
+    token_stream,
 )
 from pagefleet.api.celery_app import make_celery
 from pagefleet.api.job_store import JobStore
@@ -516,3 +517,43 @@ def test_a_fleet_is_found_without_a_setting(null_stack, monkeypatch, tmp_path):
         assert client.generate("Hello", seed=7, max_tokens=4).text() == SEED_7[:4]
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
     assert FleetSettings().url == "redis://127.0.0.1:1/0"
+
+
+def test_a_reader_that_waits_asks_for_no_prompt_and_for_no_token_twice(fleet, ghost, server, monkeypatch):
+    """Bytes that the server sends and receives for one look of a queued job with a prompt of 50 KB."""
+    monkeypatch.setattr(token_stream, "SILENCE_S", 0.02)
+    stream = fleet.generate("x" * 50_000, model=ghost, timeout=0.5)
+
+    def traffic():
+        stats = server.redis.info("stats")
+        return stats["total_net_input_bytes"] + stats["total_net_output_bytes"], num_looks
+
+    num_looks = 0
+    look = stream._source.read
+
+    def counted(position):
+        nonlocal num_looks
+        num_looks += 1
+        return look(position)
+
+    stream._source.read = counted
+    before = traffic()
+    with pytest.raises(StreamTimeout):
+        next(stream)
+    num_bytes, looks = (now - then for now, then in zip(traffic(), before, strict=True))
+    assert looks > 5
+    assert num_bytes / looks < 5000
+    stream.cancel()
+
+
+def test_a_look_into_a_long_log_reads_its_rest(fleet, server):
+    stream = fleet.generate("Hello", seed=7, max_tokens=300)
+    for _ in range(20):
+        next(stream)
+    seen = stream._state.position
+    assert seen.num_entries >= 20
+    record = server.read_after(stream.job_id, seen)
+    assert (record.after, record.fields["request"]) == (seen, "")
+    assert all(entry.offset >= 20 for entry in record.entries)
+    stream._state.wants_replay = True
+    assert len(stream.text()) == 300

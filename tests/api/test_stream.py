@@ -6,6 +6,8 @@ may cut the same tokens into other entries. Only the log tells the truth.
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,6 +43,42 @@ def pop_all(state):
     while (chunk := state.pop()) is not None:
         chunks.append(chunk)
     return chunks
+
+
+class TestThePositionInTheLog:
+    """A reader that waits does not ask for what it has."""
+
+    def rest(self, state, *entries):
+        now = record(list(entries), num_choices=state.position.num_choices)
+        return dataclasses.replace(now, entries=entries[state.position.num_entries :], after=state.position)
+
+    def test_an_event_is_an_item_of_the_log(self):
+        state, log = StreamState("j"), [entry(0, 2), entry(2, 3), entry(5, 1)]
+        for each in log[:2]:
+            state.feed(each)
+        assert state.position.num_entries == 2
+        state.feed_record(self.rest(state, *log))
+        assert (state.num_tokens, state.position.num_entries, state.wants_replay) == (6, 3, False)
+        state.feed(log[1])
+        assert state.position.num_entries == 3, "one that came twice is one item"
+
+    def test_a_log_that_was_compacted_is_read_as_a_whole(self):
+        state = StreamState("j")
+        for offset in range(4):
+            state.feed(entry(offset, 1))
+        compacted = entry(0, 6)
+        state.feed_record(self.rest(state, compacted))
+        assert (state.num_tokens, state.position.num_entries, state.wants_replay) == (4, 0, True)
+        state.feed_record(self.rest(state, compacted))
+        assert (state.num_tokens, state.position.num_entries, state.wants_replay) == (6, 1, False)
+
+    def test_more_choices_than_it_knew_of(self):
+        state, log = StreamState("j"), [entry(0, 1), entry(0, 2, choice=1)]
+        now = dataclasses.replace(record(log, num_choices=2), after=state.position)
+        state.feed_record(now)
+        assert (state.num_tokens, state.position.num_choices, state.wants_replay) == (0, 2, True)
+        state.feed_record(self.rest(state, *log))
+        assert (state.num_tokens, state.wants_replay) == (3, False)
 
 
 class TestInOrder:
@@ -163,7 +201,9 @@ class TestHowItEnds:
 
 # The hostile channel. A program is what happens between the server and the reader, in order.
 
-MOVES = st.sampled_from(["publish", "publish", "lose", "hold", "double", "replay", "recut", "silence"])
+MOVES = st.sampled_from(
+    ["publish", "publish", "lose", "hold", "double", "replay", "recut", "silence", "compact"]
+)
 
 
 @st.composite
@@ -203,6 +243,7 @@ class HostileChannel:
         self.entries, self.counts, self.after = entries, counts, after
         self.reader = StreamState("j", after=after)
         self.num_logged, self.held, self.seen = 0, [], []
+        self.num_compacted = 0
         self.chunks = []
 
     @property
@@ -225,6 +266,8 @@ class HostileChannel:
             self.feed(data.draw(st.sampled_from(self.held + self.seen)))
         elif move == "replay" or (move == "silence" and self.reader.wants_replay):
             self.replay()
+        elif move == "compact":
+            self.num_compacted = len(self.logged)
         elif move == "recut" and self.logged:
             whole = data.draw(st.sampled_from(self.logged))
             start = data.draw(st.integers(0, len(whole.token_ids) - 1))
@@ -236,13 +279,26 @@ class HostileChannel:
         self.seen.append(event)
         self.reader.feed(event)
 
+    def log(self):
+        """Its oldest items may have become one for each choice."""
+        old, new = self.logged[: self.num_compacted], self.logged[self.num_compacted :]
+        lengths = (sum(len(e.token_ids) for e in old if e.choice == c) for c in range(len(self.counts)))
+        return [entry(0, length, choice) for choice, length in enumerate(lengths) if length] + new
+
     def replay(self):
-        entries = self.logged[: len(self.entries)]
+        """As the server answers: the rest of the log, behind what the reader says that it has."""
+        entries = self.log()
         if self.is_over:
             now = record(entries, self.end.state, self.end.finish_reasons, self.end.error, len(self.counts))
         else:
             now = record(entries, num_choices=len(self.counts))
-        self.reader.feed_record(now)
+        for _ in range(3):
+            position = self.reader.position
+            rest = entries[position.num_entries :]
+            self.reader.feed_record(dataclasses.replace(now, entries=rest, after=position))
+            if not self.reader.wants_replay:
+                return
+        raise AssertionError("it never has enough")
 
     def look(self):
         self.chunks += pop_all(self.reader)

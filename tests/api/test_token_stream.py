@@ -24,7 +24,7 @@ class Script(Source):
     def wait(self, timeout_s):
         return self.events.pop(0)
 
-    def read(self):
+    def read(self, position):
         return RUNNING
 
     def resubmit(self):
@@ -56,8 +56,8 @@ class AsyncScript(AsyncSource):
     async def wait(self, timeout_s):
         return self.script.wait(timeout_s)
 
-    async def read(self):
-        return self.script.read()
+    async def read(self, position):
+        return self.script.read(position)
 
     async def resubmit(self):
         return False
