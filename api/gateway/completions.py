@@ -18,6 +18,7 @@ from pagefleet.api.gateway.generation_body import GenerationBody, StreamOptions
 from pagefleet.api.gateway.job_ids import MAX_PROMPTS
 from pagefleet.api.gateway.logprobs import completion_logprobs, prompt_fields
 from pagefleet.api.gateway.shape import Shape, fingerprint_text, finish_fields
+from pagefleet.api.gateway.token_places import token_places
 from pagefleet.api.logprobs import TokenLogprobs
 from pagefleet.api.messages import ChoiceResult, JobResult, ModelCard
 from pagefleet.api.stream import Chunk
@@ -120,12 +121,14 @@ class CompletionShape(Shape):
     def _logprobs(
         self, tokens: list[TokenLogprobs], text: str, prompt: list[TokenLogprobs] | None, text_offset: int
     ) -> dict[str, Any]:
-        """Of an echoed prompt's first token nothing is known but that it is what the others leave over."""
-        known = [*(prompt or ()), *tokens] if self.echo else tokens
-        left_over = max(0, len(text) - sum(len(each.text) for each in known)) if self.echo else 0
-        if prompt is None or not self.echo:
-            return completion_logprobs(known, text_offset + left_over)
-        return completion_logprobs([text[:left_over], *known], text_offset)
+        """Of an echoed prompt's first token only the text is known: what stands before the others."""
+        is_echo = self.echo and prompt is not None
+        known = [*(prompt or ()), *tokens] if is_echo else tokens
+        places = [text_offset + place for place in token_places(known, text)]
+        if not is_echo:
+            return completion_logprobs(known, places)
+        first = text[: places[0] - text_offset] if places else text
+        return completion_logprobs([first, *known], [text_offset, *places])
 
 
 def _choice(choice: int, text: str) -> dict[str, Any]:

@@ -22,17 +22,13 @@ def chat_logprobs(tokens: Sequence[TokenLogprobs]) -> dict[str, Any]:
     }
 
 
-def completion_logprobs(tokens: Sequence[TokenLogprobs | str], text_offset: int) -> dict[str, Any]:
+def completion_logprobs(tokens: Sequence[TokenLogprobs | str], offsets: list[int]) -> dict[str, Any]:
     """A string in place of a token stands for one without logprobs: the first of a prompt.
 
     Args:
-        text_offset: how many characters of the choice's text stand before the first of them.
+        offsets: where in the choice's text each of them begins.
     """
     spelled = [each if isinstance(each, str) else _completion_token(each) for each in tokens]
-    offsets = []
-    for each in tokens:
-        offsets.append(text_offset)
-        text_offset += len(each if isinstance(each, str) else each.text)
     return {
         "tokens": spelled,
         "token_logprobs": [None if isinstance(each, str) else _finite(each.logprob) for each in tokens],
@@ -76,7 +72,9 @@ def _completion_token(token: Logprob) -> str:
 
 
 def _top(token: TokenLogprobs) -> dict[str, float]:
-    return {_completion_token(top): _finite(top.logprob) for top in token.top}
+    """The likeliest, and the token itself if it is none of them."""
+    likeliest = {_completion_token(top): _finite(top.logprob) for top in token.top}
+    return {**likeliest, _completion_token(token): _finite(token.logprob)}
 
 
 def _finite(value: float) -> float:

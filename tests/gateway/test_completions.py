@@ -82,6 +82,29 @@ def test_an_echoed_prompt_has_its_logprobs_too(ai):
     assert found.logprobs.text_offset == [0, 1, 2, 3, 4]
 
 
+def test_offsets_fit_the_text_behind_characters_of_several_tokens(ai):
+    """Each token of this model is a byte; BOS, which the prompt's text gets, is not in it."""
+    options = {"model": "null", "max_tokens": 2, "seed": 7, "logprobs": 0, "echo": True}
+    options["prompt"] = "é🎉a"
+    whole = ai.completions.create(**options).choices[0]
+    assert whole.text == options["prompt"] + SEED_7[:2]
+    assert whole.logprobs.tokens[0] == ""
+    assert whole.logprobs.tokens[-3:] == ["a", *SEED_7[:2]]
+    assert whole.logprobs.text_offset == [0, 0, 0, 1, 1, 1, 1, 2, 3, 4]
+    streamed = {"tokens": [], "text_offset": [], "top_logprobs": []}
+    for chunk in ai.completions.create(**options, stream=True):
+        for name in streamed:
+            streamed[name] += getattr(chunk.choices[0].logprobs, name) if chunk.choices[0].logprobs else []
+    assert streamed == {name: getattr(whole.logprobs, name) for name in streamed}
+
+
+def test_the_drawn_token_is_among_the_likeliest(ai):
+    options = {"model": "null", "prompt": "Hello", "max_tokens": 4, "seed": 7, "logprobs": 0}
+    found = ai.completions.create(**options).choices[0].logprobs
+    pairs = zip(found.tokens, found.token_logprobs, strict=True)
+    assert found.top_logprobs == [{token: logprob} for token, logprob in pairs]
+
+
 def test_the_prompts_logprobs_as_vllm_has_them(ai):
     answer = ai.completions.create(
         model="null", prompt=[72, 101], max_tokens=1, extra_body={"prompt_logprobs": 1}
