@@ -24,11 +24,13 @@ _ARGUMENTS: Final[Mapping[str, tuple[Any, ...]]] = {
     "sadd": ("m",), "srem": ("m",), "scard": (), "smembers": (), "sismember": ("m",),
     "zadd": (1, "m"), "zrem": ("m",), "zcard": (), "zrange": (0, -1), "zscore": ("m",),
     "zrevrange": (0, -1), "zrangebyscore": (0, 0), "zrevrangebyscore": (0, 0), "zremrangebyscore": (0, 0),
-    "zremrangebyrank": (0, -1),
+    "zremrangebyrank": (0, -1), "ltrim": (0, -1), "zcount": (0, 0), "incr": (),
     "del": (),
 }  # fmt: skip
 """What follows the key. The first makes it, the last removes it."""
-_MAKE_KEYS: Final = frozenset({"setex", "hset", "hsetnx", "hincrby", "lpush", "rpush", "sadd", "zadd"})
+_MAKE_KEYS: Final = frozenset(
+    {"setex", "hset", "hsetnx", "hincrby", "lpush", "rpush", "sadd", "zadd", "incr"}
+)
 _OTHERS: Final[Mapping[str, tuple[Any, ...]]] = {
     "time": ("TIME",),
     "info": ("INFO", "server"),

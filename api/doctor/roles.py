@@ -27,7 +27,10 @@ _PRODUCER: Final = _words(
     """
 )
 _WORKER: Final = _PRODUCER | _words(
-    "type pttl hdel hexists brpop blpop zrevrange zrevrangebyscore zrangebyscore zremrangebyscore"
+    """
+    type pttl hdel hexists brpop blpop ltrim zrevrange zrevrangebyscore zrangebyscore zremrangebyscore
+    zcount incr
+    """
 )
 _MONITOR: Final = _words(
     """
@@ -62,6 +65,7 @@ _JOBS: Final = (
     ("GET", "pf:question:doctor"),
     ("BLPOP", "pf:answer:doctor", "0.01"),
     ("GET", "celery-task-meta-doctor"),
+    ("GET", "celery-taskset-meta-doctor"),
 )
 _API_KEYS: Final = ("HGET", "pf:keys", "stamp")
 _REPLIES: Final = ("pf:reply:doctor", "pf:job-events:doctor", "celery-task-meta-doctor")

@@ -53,7 +53,8 @@ def test_what_is_lacking_is_named_in_the_words_of_an_acl(patient_of):
     assert finding.level == "wrong"
     assert finding.seen == (
         "as a worker this user lacks +type, +pttl, +hdel, +hexists, +brpop, +blpop, +zrevrange, "
-        "+zrangebyscore, +zrevrangebyscore, +zremrangebyscore, ~*.interactive, ~*.batch, "
+        "+zrangebyscore, +zrevrangebyscore, +zremrangebyscore, +ltrim, +zcount, +incr, "
+        "~*.interactive, ~*.batch, "
         "~pf:unacked:*, &/0.celery.pidbox"
     )
     (finding,) = rights(patient_of("monitor", role="producer"))
