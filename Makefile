@@ -77,6 +77,8 @@ imports: $(DEV_STAMP)
 # Most tests wait more than they compute; those with a bar on the clock run by themselves afterwards.
 PYTEST_JOBS ?= 3
 PYTEST := $(BIN)/python -m pytest --durations=10
+# The files that have a marker: pytest would import all of them to find it.
+MARKED = $$(grep -rl --include='test_*.py' 'mark\.$(1)' tests)
 PYTEST_PARALLEL := $(PYTEST) -n $(PYTEST_JOBS) --dist loadfile --no-loadscope-reorder
 
 # Debian's Prometheus, unpacked and not installed: the tests of rules and dashboard skip without it.
@@ -100,12 +102,12 @@ litellm: $(LITELLM)/.installed
 
 pytest: $(DEV_STAMP) prometheus browser litellm
 	$(PYTEST_PARALLEL) -m 'not (alone or slow or containers)' $(PYTEST_ARGS)
-	$(PYTEST) -m 'alone and not slow' $(PYTEST_ARGS)
+	$(PYTEST) -m 'alone and not slow' $(call MARKED,alone) $(PYTEST_ARGS)
 
 pytest-slow: $(DEV_STAMP) prometheus browser litellm
-	$(PYTEST_PARALLEL) -m 'slow and not alone' $(PYTEST_ARGS)
-	$(PYTEST) -m 'slow and alone' $(PYTEST_ARGS)
-	$(PYTEST) -m containers $(PYTEST_ARGS)
+	$(PYTEST_PARALLEL) -m 'slow and not alone' $(call MARKED,slow) $(PYTEST_ARGS)
+	$(PYTEST) -m 'slow and alone' $(call MARKED,alone) $(PYTEST_ARGS)
+	$(PYTEST) -m containers $(call MARKED,containers) $(PYTEST_ARGS)
 
 # A real tool-calling model for tests/workers/test_tool_model.py: 491 MB; those tests skip without it.
 tool-model: $(DEV_STAMP)
