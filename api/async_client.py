@@ -12,6 +12,7 @@ from pagefleet.api import operations
 from pagefleet.api.async_connections import AsyncConnections
 from pagefleet.api.async_sources import AsyncAttachedSource, AsyncOwnSource
 from pagefleet.api.connections import about, job_not_found
+from pagefleet.api.errors import FleetError
 from pagefleet.api.fleet import (
     DEFAULT_TIMEOUT_S,
     FleetStatus,
@@ -133,13 +134,17 @@ class AsyncFleetClient:
             await live.open()
             # First: whoever leaves now sees that somebody reads.
             source = AsyncAttachedSource(live, job_id)
-            is_there = await live.store.run(operations.watch(job_id, live.client_id))
-            if is_there:
-                await source.open()
-            record = await live.store.read(job_id) if is_there else None
-            if record is None:
+            try:
+                is_there = await live.store.run(operations.watch(job_id, live.client_id))
+                if is_there:
+                    await source.open()
+                record = await live.store.read(job_id) if is_there else None
+                if record is None:
+                    raise job_not_found(job_id)
+            except FleetError:
+                # Not a reader that has left: the caller may try again.
                 await source.close()
-                raise job_not_found(job_id)
+                raise
             state = StreamState(job_id, after=after, keep=keep)
             state.feed_record(record)
             return AsyncTokenStream(state, source, record.model, timeout)

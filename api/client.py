@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from pagefleet.api.connections import Connections, about, job_not_found
+from pagefleet.api.errors import FleetError
 from pagefleet.api.fleet import DEFAULT_TIMEOUT_S, Fleet, FleetStatus, prepare
 from pagefleet.api.messages import MAX_SEED, ModelCard
 from pagefleet.api.questions import Answer, Asked, ask
@@ -47,11 +48,15 @@ class FleetClient(Fleet):
             # First: whoever leaves now sees that somebody reads.
             source = AttachedSource(live, job_id)
             state = StreamState(job_id, after=after)
-            is_there = live.store.watch(job_id, live.client_id)
-            record = live.store.read(job_id) if is_there else None
-            if record is None:
+            try:
+                is_there = live.store.watch(job_id, live.client_id)
+                record = live.store.read(job_id) if is_there else None
+                if record is None:
+                    raise job_not_found(job_id)
+            except FleetError:
+                # Not a reader that has left: the caller may try again.
                 source.close()
-                raise job_not_found(job_id)
+                raise
             state.feed_record(record)
             return TokenStream(state, source, record.model, timeout)
 

@@ -193,13 +193,13 @@ class AttachedSource(Source):
         self._live = live
         self._job_id = job_id
         self._url = live.store.settings.url
-        self._reader = live.readers.add(job_id)
-        leave_when_dropped(self, self._reader)
         client: Any = connect(live.store.settings)
         self._redis = client
         with redis_errors(self._url):
             self._pubsub = client.pubsub()
             self._pubsub.subscribe(keys.job_channel(job_id))
+        self._reader = live.readers.add(job_id)
+        leave_when_dropped(self, self._reader)
         self._lines: list[LiveEvent] = []
 
     def wait(self, timeout_s: float) -> LiveEvent | Resync | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 from pathlib import Path
@@ -159,6 +160,47 @@ class TestTheReplyIsLost:
             assert generate(fleet, job_id=job_id).job_id == job_id
         else:
             assert store.read(job_id) is None
+
+
+class TestAnAttachThatFails:
+    """Its caller has an error, and may try again: it is no reader that has left."""
+
+    def is_still_queued(self, store, job_id):
+        gc.collect()
+        return not wait_until(lambda: store.read(job_id).state is not JobState.QUEUED, 1.5)
+
+    def test_it_ends_no_job(self, fleet, store, proxy):
+        job_id = generate(fleet).leave_running()
+        proxy.cut(to_server=False, to_client=True)
+        with pytest.raises(RedisUnavailable) as raised:
+            fleet.attach(job_id)
+        assert raised.value.job_id == job_id
+        del raised  # and with it what the failed call held
+        proxy.heal(reset=True)
+        assert self.is_still_queued(store, job_id)
+        fleet.attach(job_id).close()
+        assert nothing_open(store)
+
+    def test_also_where_its_log_cannot_be_read(self, fleet, store, monkeypatch):
+        job_id = generate(fleet).leave_running()
+
+        def away(_job_id):
+            raise RedisUnavailable("away")
+
+        monkeypatch.setattr(fleet._live.store, "read", away)
+        with pytest.raises(RedisUnavailable):
+            fleet.attach(job_id)
+        assert self.is_still_queued(store, job_id)
+
+    async def test_nor_does_an_async_one(self, afleet, store, proxy):
+        job_id = await (await generate(afleet)).leave_running()
+        proxy.cut(to_server=False, to_client=True)
+        with pytest.raises(RedisUnavailable) as raised:
+            await afleet.attach(job_id)
+        assert raised.value.job_id == job_id
+        del raised  # and with it what the failed call held
+        proxy.heal(reset=True)
+        assert await asyncio.to_thread(self.is_still_queued, store, job_id)
 
 
 class TestTheCallerIsCancelled:
