@@ -70,8 +70,9 @@ class EngineConfig:
     kv_memory_bytes: int | None = None
     max_num_seqs: int = 64
     """Sequences in the batch at once."""
-    max_num_batched_tokens: int = 512
-    """Tokens in one step: the token budget that the engine starts with."""
+    max_num_batched_tokens: int | None = None
+    """Tokens in one step at most. None: as many as `max_step_s` allows at the rate of the warm-up, 512 if
+    there is no `max_step_s`."""
     max_step_s: float | None = None
     """Seconds that a step should last at most: the token budget adapts to it. None: the budget stays."""
     max_model_len: int | None = None
@@ -98,7 +99,7 @@ class EngineConfig:
             raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, not {self.backend!r}.")
         if not self.device:
             raise ConfigError("device must name a device, such as cpu or cuda:0.")
-        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):
+        for name in ("block_size", "max_num_seqs"):
             _require_positive(name, getattr(self, name))
         if isinstance(self.num_speculative_tokens, bool) or self.num_speculative_tokens < 0:
             raise ConfigError(
@@ -106,7 +107,13 @@ class EngineConfig:
             )
         if self.max_step_s is not None and not 0 < self.max_step_s < float("inf"):
             raise ConfigError(f"max_step_s must be a number of seconds > 0, not {self.max_step_s}.")
-        for name in ("num_blocks", "kv_memory_bytes", "max_model_len", "num_threads"):
+        for name in (
+            "num_blocks",
+            "kv_memory_bytes",
+            "max_model_len",
+            "max_num_batched_tokens",
+            "num_threads",
+        ):
             value = getattr(self, name)
             if value is not None:
                 _require_positive(name, value)

@@ -94,3 +94,9 @@ class LoadedModel:
     executor: Executor
     tokenizer: Tokenizer
     info: ModelInfo
+    max_num_batched_tokens: int = 512
+    """The largest step that memory was measured for."""
+    token_s: float | None = None
+    """Seconds that a token took in a full step, measured at warm-up."""
+    context_weight: float = 0.0
+    """What each token before it adds to the cost of a token, as a share of the token's own."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import resource
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final, NamedTuple
 
 import psutil
 import torch
@@ -17,6 +19,8 @@ from pagefleet.engine.model_runner import ModelRunner
 
 logger = logging.getLogger(__name__)
 
+_MOST_UNTIMED: Final = 512
+"""Tokens of a step if neither their number nor its time is limited."""
 CPU_MEMORY_SHARE = 0.25
 """Of the memory that is available: a CPU is shared with other processes."""
 DEVICE_MEMORY_SHARE = 0.85
@@ -48,25 +52,51 @@ def num_kv_blocks(runner: ModelRunner, config: EngineConfig, max_model_len: int,
     return num_blocks
 
 
-def spare_memory(runner: ModelRunner, config: EngineConfig) -> int:
-    """Bytes that are free beside the weights and a step at its peak: computes the largest steps, and others.
+class WarmUp(NamedTuple):
+    """What the first steps have shown."""
+
+    spare: int
+    """Bytes that are free beside the weights and a step at its peak."""
+    max_num_batched_tokens: int
+    """The largest step that was computed."""
+    token_s: float
+    """Seconds that a token took in it."""
+
+
+def warm_up(runner: ModelRunner, config: EngineConfig, max_model_len: int) -> WarmUp:
+    """Compute the largest steps, and others.
 
     Kernels are chosen and memory is touched here rather than in a request's first step.
     """
     free = _free_memory(runner.device)
     # Every token goes to the same block: what is computed means nothing.
     runner.allocate_kv_cache(1, config.block_size)
-    step = peak_memory(runner.device, lambda: _warm_up(runner, config))
+    shown = [(0, 0.0)]
+    step = peak_memory(runner.device, lambda: shown.append(_compute_shapes(runner, config, max_model_len)))
     logger.info("%d MiB of memory are free, %d of them for a step", free >> 20, step >> 20)
-    return max(0, free - step)
+    return WarmUp(max(0, free - step), *shown[-1])
 
 
-def _warm_up(runner: ModelRunner, config: EngineConfig) -> None:
-    """The shapes that matter: one sequence, a full batch, a short prompt, a full budget of prompt."""
+def _compute_shapes(runner: ModelRunner, config: EngineConfig, max_model_len: int) -> tuple[int, float]:
+    """The shapes that matter: one sequence, a full batch, a short prompt, a full budget of prompt. Return the
+    last one's tokens, and seconds for each of them."""
+    most = config.max_num_batched_tokens or _MOST_UNTIMED
     runner.warm_up([1])
-    runner.warm_up([1] * min(config.max_num_seqs, config.max_num_batched_tokens))
-    runner.warm_up([min(config.block_size, config.max_num_batched_tokens)])
-    runner.warm_up([config.max_num_batched_tokens])
+    runner.warm_up([1] * min(config.max_num_seqs, most))
+    runner.warm_up([min(config.block_size, most)])
+    runner.warm_up([most])
+    token_s = _seconds(runner, most) / most
+    if config.max_num_batched_tokens is None and config.max_step_s is not None:
+        # A machine that is busy now may be twice as quick later.
+        most = int(min(max_model_len, max(most, 2 * config.max_step_s / token_s)))
+        _seconds(runner, most)
+    return most, token_s
+
+
+def _seconds(runner: ModelRunner, num_tokens: int) -> float:
+    begun_at = time.perf_counter()
+    runner.warm_up([num_tokens])
+    return time.perf_counter() - begun_at
 
 
 def _free_memory(device: torch.device) -> int:

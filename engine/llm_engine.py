@@ -19,7 +19,7 @@ from pagefleet.engine.scheduler import Scheduler
 from pagefleet.engine.scheduler_output import SchedulerOutput
 from pagefleet.engine.sequence import Sequence, SequenceStatus
 from pagefleet.engine.sequence_factory import SequenceFactory
-from pagefleet.engine.step_budget import StepBudget
+from pagefleet.engine.step_budget import StepBudget, StepCost
 from pagefleet.engine.step_trace import StepTrace
 from pagefleet.engine.stop_checker import Progress, StopChecker, failed
 from pagefleet.engine.structured_output import StructuredOutput
@@ -47,9 +47,15 @@ class LLMEngine:
         self._tokenizer = loaded.tokenizer
         self._info = info
         self._block_manager = BlockManager(info.num_blocks, info.block_size, config.enable_prefix_caching)
-        self._budget = StepBudget(config.max_num_batched_tokens, config.max_step_s)
+        most = config.max_num_batched_tokens or loaded.max_num_batched_tokens
+        self._budget = StepBudget(most, config.max_step_s, loaded.token_s)
+        self._cost = StepCost(loaded.context_weight)
         self._scheduler = Scheduler(
-            self._block_manager, config.max_num_seqs, self._budget.num_tokens, config.num_speculative_tokens
+            self._block_manager,
+            config.max_num_seqs,
+            self._budget.num_tokens,
+            config.num_speculative_tokens,
+            self._cost,
         )
         self._stop_checker = StopChecker(info.eos_token_ids, info.max_model_len, info.vocab_size)
         self._sequence_factory = SequenceFactory(
@@ -101,7 +107,7 @@ class LLMEngine:
 
     @property
     def token_budget(self) -> int:
-        """Tokens that the next step computes at most.
+        """What the next step may cost, in tokens: `max_num_batched_tokens` or less.
 
         Setting it between steps limits all later steps; `max_step_s` may keep the budget below that. Raise
         ValueError below 1.
@@ -260,8 +266,11 @@ class LLMEngine:
             return []
         begun_at = time.monotonic()
         sampled = self._executor.execute(step.scheduled)
-        num_tokens = sum(entry.num_new_tokens for entry in step.scheduled)
-        self._budget.observe(num_tokens, time.monotonic() - begun_at)
+        cost = sum(
+            self._cost.of(num_new_tokens, sequence.num_computed_tokens) if num_new_tokens > 1 else 1
+            for sequence, num_new_tokens in step.scheduled
+        )
+        self._budget.observe(cost, time.monotonic() - begun_at)
         self._scheduler.token_budget = self._budget.num_tokens
         with self.trace.span("advance"):
             try:

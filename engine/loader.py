@@ -33,7 +33,7 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
         from pagefleet.engine.checkpoint import resolve
         from pagefleet.engine.end_tokens import end_token_ids
         from pagefleet.engine.hf_tokenizer import HFTokenizer
-        from pagefleet.engine.kv_sizing import num_kv_blocks, spare_memory
+        from pagefleet.engine.kv_sizing import num_kv_blocks, warm_up
         from pagefleet.engine.model_runner import ModelRunner
         from pagefleet.engine.model_source import ModelSource
         from pagefleet.engine.models.registry import check_supported
@@ -63,9 +63,9 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
     longest = runner.model_config.max_model_len
     max_model_len = min(config.max_model_len or longest, longest)
     with stages.time("warm_up"):
-        spare = spare_memory(runner, config)
+        warmed = warm_up(runner, config, max_model_len)
     with stages.time("kv_cache"):
-        num_blocks = num_kv_blocks(runner, config, max_model_len, spare)
+        num_blocks = num_kv_blocks(runner, config, max_model_len, warmed.spare)
         runner.allocate_kv_cache(num_blocks, config.block_size)
     info = ModelInfo(
         name=checkpoint.name,
@@ -77,7 +77,14 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
         fingerprint=fingerprint,
         default_sampling=default_sampling(generation) if config.use_generation_config else {},
     )
-    return LoadedModel(executor=runner, tokenizer=tokenizer, info=info)
+    return LoadedModel(
+        executor=runner,
+        tokenizer=tokenizer,
+        info=info,
+        max_num_batched_tokens=warmed.max_num_batched_tokens,
+        token_s=warmed.token_s,
+        context_weight=runner.model_config.context_weight,
+    )
 
 
 class _Stages:

@@ -16,6 +16,7 @@ from pagefleet.engine.outputs import FinishReason
 from pagefleet.engine.scheduler_output import ScheduledSequence, SchedulerOutput
 from pagefleet.engine.sequence import Sequence, SequenceStatus
 from pagefleet.engine.speculation import Speculation
+from pagefleet.engine.step_budget import StepCost
 
 __all__ = ["Scheduler"]
 
@@ -46,7 +47,12 @@ class Scheduler:
     """
 
     def __init__(
-        self, block_manager: BlockManager, max_num_seqs: int, token_budget: int, max_num_drafts: int = 0
+        self,
+        block_manager: BlockManager,
+        max_num_seqs: int,
+        token_budget: int,
+        max_num_drafts: int = 0,
+        cost: StepCost | None = None,
     ) -> None:
         assert max_num_seqs >= 1, max_num_seqs
         self.block_manager = block_manager
@@ -59,6 +65,7 @@ class Scheduler:
         self.num_draft_tokens = 0
         self.num_accepted_tokens = 0
         self._speculation = Speculation(block_manager, max_num_drafts, max_num_seqs)
+        self._cost = cost or StepCost()
         self._num_arrivals = 0
         self._num_turns = 0
         # Both sorted by _urgency.
@@ -67,7 +74,10 @@ class Scheduler:
 
     @property
     def token_budget(self) -> int:
-        """Tokens that a step computes at most. Running sequences take turns if it is less than one each."""
+        """What a step may cost, in tokens: those of a long prompt cost more, behind many others.
+
+        Running sequences take turns if it is less than one each.
+        """
         return self._token_budget
 
     @token_budget.setter
@@ -237,14 +247,15 @@ class Scheduler:
             if sequence.status is not SequenceStatus.RUNNING:
                 # It gave its blocks to one before it.
                 continue
-            num_new_tokens = len(sequence.token_ids) - sequence.num_computed_tokens
+            num_new_tokens = cost = len(sequence.token_ids) - sequence.num_computed_tokens
             if num_new_tokens > 1:
                 # A long chunk leaves a token for each one behind it: streams don't stall for a prompt.
                 most = max(1, min(longest, num_tokens_left), num_tokens_left - num_later)
-                num_new_tokens = min(num_new_tokens, most)
+                num_new_tokens = min(num_new_tokens, self._cost.most(most, sequence.num_computed_tokens))
+                cost = self._cost.of(num_new_tokens, sequence.num_computed_tokens)
             if self._grow(sequence, sequence.num_computed_tokens + num_new_tokens, output):
                 self._put(sequence, num_new_tokens, output)
-                num_tokens_left -= num_new_tokens
+                num_tokens_left = max(0, num_tokens_left - cost)
                 if takes_turns:
                     self._end_turn(sequence)
         return num_tokens_left
@@ -263,9 +274,12 @@ class Scheduler:
         """Schedule the first of those who wait; returns the tokens left of the budget."""
         seated = self._seat_waiting(output)
         while num_tokens_left > 0 and (sequence := next(seated, None)) is not None:
-            num_new_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, num_tokens_left)
+            num_computed_tokens = sequence.num_computed_tokens
+            most = self._cost.most(num_tokens_left, num_computed_tokens)
+            num_new_tokens = min(sequence.num_tokens - num_computed_tokens, most)
             self._put(sequence, num_new_tokens, output)
-            num_tokens_left -= num_new_tokens
+            cost = self._cost.of(num_new_tokens, num_computed_tokens)
+            num_tokens_left = max(0, num_tokens_left - cost)
         return num_tokens_left
 
     def _seat_waiting(self, output: SchedulerOutput, above: float = -math.inf) -> Iterator[Sequence]:

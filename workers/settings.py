@@ -44,7 +44,9 @@ class WorkerSettings(FleetSettings):
     cache_dir: Path | None = Field(None, description="converted checkpoints; by default ~/.cache/pagefleet")
 
     max_num_seqs: int = Field(64, gt=0, description="sequences in the batch at once")
-    max_num_batched_tokens: int = Field(512, gt=0, description="tokens of one step")
+    max_num_batched_tokens: int | None = Field(
+        None, gt=0, description="tokens of one step at most; by default what fits a quarter of `lease_s`"
+    )
     speculate: int = Field(
         8, ge=0, description="tokens guessed ahead at most, of each sequence in each step; 0: off"
     )

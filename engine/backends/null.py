@@ -27,6 +27,7 @@ __all__ = ["NullExecutor", "load", "null_token"]
 
 BEGIN_RECITAL, END_RECITAL = b"<recite>", b"</recite>"
 FAIL_STEP, LOSE_DEVICE = b"<fault step>", b"<fault device>"
+_MOST_UNTIMED = 512
 FIRST_PRINTABLE = 0x20
 NUM_PRINTABLE = 95
 
@@ -211,6 +212,8 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
         ),
         ByteTokenizer(options.vocab_size),
         info,
+        max_num_batched_tokens=_MOST_UNTIMED if config.max_step_s is None else info.max_model_len,
+        token_s=options.token_time_s or None,
     )
     if report is not None:
         report("null model", time.monotonic() - started_at)

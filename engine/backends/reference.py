@@ -62,9 +62,12 @@ class PrefillChunk:
     rows: slice
     pages: torch.Tensor
     """[2 * K * n]"""
+    num_context: int
+    """Keys before the chunk's own."""
     num_keys: int
     mask: torch.Tensor | None
-    """bool [queries, num_keys], True where a query sees a key; None: plainly causal, there is no context."""
+    """bool [queries, num_keys], True where a query sees a key; None: there is no context, or it is attended
+    by itself."""
 
 
 @dataclass(frozen=True)
@@ -196,15 +199,44 @@ class ReferenceBackend(Backend[ReferencePlan, PackedLinear]):
             2, 1, self._spec.num_kv_heads, -1, self._spec.head_dim
         )
         keys, values = gathered[:, :, :, : chunk.num_keys]
+        queries = query.transpose(0, 1)[None]
+        if chunk.num_context and chunk.mask is None:
+            return self._attend_in_parts(query, keys, values, chunk.num_context)
         attended = F.scaled_dot_product_attention(
-            query.transpose(0, 1)[None],
-            keys,
-            values,
-            attn_mask=chunk.mask,
-            is_causal=chunk.mask is None,
-            enable_gqa=True,
+            queries, keys, values, attn_mask=chunk.mask, is_causal=chunk.mask is None, enable_gqa=True
         )
         return attended[0].transpose(0, 1)
+
+    def _attend_in_parts(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, num_context: int
+    ) -> torch.Tensor:
+        """query [L, H, D] over keys and values [1, K, num_context + L, D] -> [L, H, D].
+
+        Every query sees the whole context, so that part needs no mask, and the query heads of a key head are
+        rows of one product; the chunk itself is plainly causal. The two are joined by their sums of
+        exponentials (FlashAttention, Dao et al. 2022). With a mask, a chunk behind 7,000 tokens took 1.4
+        times as long.
+        """
+        length, num_heads, head_dim = query.shape
+        num_kv_heads = keys.shape[1]
+        size = num_heads // num_kv_heads
+        grouped = query.view(length, num_kv_heads, size, head_dim).permute(1, 2, 0, 3)
+        context, context_sum = _flash_attention(
+            grouped.reshape(1, num_kv_heads, size * length, head_dim),
+            keys[:, :, :num_context],
+            values[:, :, :num_context],
+            is_causal=False,
+        )
+        own, own_sum = _flash_attention(
+            query.transpose(0, 1)[None],
+            keys[:, :, num_context:].repeat_interleave(size, 1),
+            values[:, :, num_context:].repeat_interleave(size, 1),
+            is_causal=True,
+        )
+        share = torch.sigmoid(context_sum.reshape(num_heads, length) - own_sum[0])[:, :, None]
+        context = context.view(num_heads, length, head_dim)
+        joined = torch.lerp(own[0].to(share.dtype), context.to(share.dtype), share)
+        return joined.to(query.dtype).transpose(0, 1)
 
     def _gather(self, layer: int, pages: torch.Tensor) -> torch.Tensor:
         """[len(pages), block_size * D], valid until the next call: fresh memory would cost page faults."""
@@ -256,11 +288,11 @@ class ReferenceBackend(Backend[ReferencePlan, PackedLinear]):
         num_queries, context = int(batch.query_lens[index]), int(batch.context_lens[index])
         num_keys = context + num_queries
         mask = None
-        if context:
+        if context and self.device.type != "cpu":
             mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=self.device).tril_(context)
         num_pages = -(-num_keys // self._block_size)
         pages = self._pages(batch.block_tables[index, :num_pages])
-        return PrefillChunk(slice(start, start + num_queries), pages, num_keys, mask)
+        return PrefillChunk(slice(start, start + num_queries), pages, context, num_keys, mask)
 
     def _pages(self, blocks: NDArray[np.int64]) -> torch.Tensor:
         """Rows of the flat cache that hold `blocks` (any shape), for each of the 2K heads in turn."""
@@ -277,6 +309,15 @@ class ReferenceBackend(Backend[ReferencePlan, PackedLinear]):
 
     def _to_device(self, array: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+
+def _flash_attention(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, is_causal: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is attended, and the logarithm of each query's sum of exponentials [1, H, L], on a CPU."""
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    attended, log_sums = attend(query, keys, values, 0.0, is_causal)
+    return attended, log_sums
 
 
 def _softmax(scores: torch.Tensor) -> torch.Tensor:

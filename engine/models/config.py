@@ -48,6 +48,14 @@ class DecoderConfig:
     dtype: torch.dtype
     """What the checkpoint says it was saved in."""
 
+    @property
+    def context_weight(self) -> float:
+        """What each token before it adds to the work on a token, as a share of the work without any: the
+        multiplications of attention by those of the layers' matrices."""
+        width = self.num_heads * self.head_dim
+        projections = self.hidden_size * (2 * width + 2 * self.num_kv_heads * self.head_dim)
+        return 2 * width / (projections + 3 * self.hidden_size * self.intermediate_size)
+
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> DecoderConfig:
         """Reads a Hugging Face config.json; raises ModelLoadError for what is missing or unsupported."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from pagefleet.engine import EngineConfig, EngineRequest, LLMEngine, NullOptions, SamplingParams
-from pagefleet.engine.step_budget import StepBudget
+from pagefleet.engine import EngineConfig, EngineRequest, LLMEngine, NullOptions, SamplingParams, llm_engine
+from pagefleet.engine.backends import null
+from pagefleet.engine.step_budget import StepBudget, StepCost
 
 
 def test_without_a_limit_the_budget_stays():
@@ -65,3 +68,73 @@ def test_the_engine_obeys_it():
         engine.execute(plan)
     assert sum(sizes) == 801
     assert max(sizes) <= 128
+
+
+def test_it_begins_at_the_rate_of_the_warm_up():
+    # 0.6 s of the 0.75 are to be used; a step costs 32 tokens more than it has.
+    assert StepBudget(8192, 0.75, token_s=0.001).num_tokens == 568
+    assert StepBudget(512, 0.75, token_s=0.0001).num_tokens == 512
+    assert StepBudget(512, 0.75, token_s=1.0).num_tokens == 16
+
+
+def test_a_short_step_that_is_late_counts_and_one_that_is_quick_does_not():
+    budget = StepBudget(8192, 0.75, token_s=0.001)
+    budget.observe(8, 0.001)
+    assert budget.num_tokens == 568
+    budget.observe(8, 0.8)
+    assert budget.num_tokens == 16
+
+
+@pytest.mark.parametrize("num_context", [0, 10, 1000, 8000, 100_000])
+@pytest.mark.parametrize("budget", [1, 2, 16, 17, 100, 5000])
+def test_a_chunk_costs_what_is_left(num_context, budget):
+    cost = StepCost(1 / 3000)
+    most = cost.most(budget, num_context)
+    assert 1 <= most <= budget
+    assert most <= 16 or cost.of(most, num_context) <= budget
+    assert cost.of(most + 2, num_context) > budget
+    assert StepCost().most(budget, num_context) == budget == StepCost().of(budget, num_context)
+
+
+# As SmolLM2-135M on two quiet cores.
+CONTEXT_WEIGHT, TOKEN_S, LIMIT_S = 1 / 3072, 0.00045, 0.75
+
+
+def seconds(num_tokens: int, num_context: int) -> float:
+    """Weights that are read, tokens, comparisons with the context, the context that is read."""
+    compared = num_tokens * (num_context + num_tokens / 2) + 40 * num_context
+    return TOKEN_S * (25 + num_tokens + CONTEXT_WEIGHT * compared)
+
+
+class SlowExecutor(null.NullExecutor):
+    """Its clock goes on by what its steps would last."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+        self.now = 0.0
+        self.steps: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def execute(self, scheduled):
+        self.steps.append(sum(seconds(n, sequence.num_computed_tokens) for sequence, n in scheduled))
+        self.now += self.steps[-1]
+        return super().execute(scheduled)
+
+
+@pytest.mark.parametrize("token_s", [TOKEN_S, 1.5 * TOKEN_S, 0.6 * TOKEN_S])
+def test_a_prompt_of_7530_tokens_takes_little_longer_in_steps_than_in_one(token_s, monkeypatch):
+    """Also if the warm-up was not quite right; and no step lasts longer than a quarter of the lease."""
+    options = NullOptions(max_model_len=8192)
+    config = EngineConfig(model="null", backend="null", null=options, max_step_s=LIMIT_S)
+    executor = SlowExecutor()
+    loaded = replace(null.load(config), executor=executor, token_s=token_s, context_weight=CONTEXT_WEIGHT)
+    monkeypatch.setattr(llm_engine, "time", executor)
+    engine = LLMEngine(loaded, config)
+    engine.add_request(EngineRequest("a", [65] * 7530, SamplingParams(max_tokens=1)))
+    while engine.has_unfinished_requests:
+        engine.step()
+    assert sum(executor.steps) < 1.3 * seconds(7530, 0)
+    assert max(executor.steps[1:]) <= LIMIT_S
+    assert executor.steps[0] <= LIMIT_S * max(1, TOKEN_S / token_s)
