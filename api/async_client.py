@@ -58,6 +58,7 @@ class AsyncFleetClient:
         result_ttl_s: int | None = None,
         truncate_prompt_tokens: int | None = None,
         cache_salt: str | None = None,
+        prefix_cache: bool | None = None,
         structured_outputs: StructuredOptions | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         **sampling: Unpack[SamplingOptions],
@@ -75,6 +76,7 @@ class AsyncFleetClient:
             "result_ttl_s": result_ttl_s,
             "truncate_prompt_tokens": truncate_prompt_tokens,
             "cache_salt": cache_salt,
+            "prefix_cache": prefix_cache,
             "structured_outputs": structured_outputs,
             **sampling,
         }
@@ -94,6 +96,7 @@ class AsyncFleetClient:
         result_ttl_s: int | None = None,
         truncate_prompt_tokens: int | None = None,
         cache_salt: str | None = None,
+        prefix_cache: bool | None = None,
         structured_outputs: StructuredOptions | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         **sampling: Unpack[SamplingOptions],
@@ -110,6 +113,7 @@ class AsyncFleetClient:
             "result_ttl_s": result_ttl_s,
             "truncate_prompt_tokens": truncate_prompt_tokens,
             "cache_salt": cache_salt,
+            "prefix_cache": prefix_cache,
             "structured_outputs": structured_outputs,
             **sampling,
         }

@@ -182,6 +182,7 @@ class Fleet(ABC):
         result_ttl_s: int | None = None,
         truncate_prompt_tokens: int | None = None,
         cache_salt: str | None = None,
+        prefix_cache: bool | None = None,
         structured_outputs: StructuredOptions | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         **sampling: Unpack[SamplingOptions],
@@ -202,6 +203,7 @@ class Fleet(ABC):
             result_ttl_s: how long the job can be read after its end; by default an hour.
             truncate_prompt_tokens: only the last so many tokens of the prompt count.
             cache_salt: the job shares computed prefixes with jobs of the same salt only.
+            prefix_cache: False computes the whole prompt and keeps nothing of it for other jobs.
             structured_outputs: what the text must be: one of json_schema, json_object, regex, choice and
                 grammar. A schema that is wrong, impossible or not to be kept ends the job with
                 ``InvalidRequest``.
@@ -223,6 +225,7 @@ class Fleet(ABC):
             "result_ttl_s": result_ttl_s,
             "truncate_prompt_tokens": truncate_prompt_tokens,
             "cache_salt": cache_salt,
+            "prefix_cache": prefix_cache,
             "structured_outputs": structured_outputs,
             **sampling,
         }
@@ -242,6 +245,7 @@ class Fleet(ABC):
         result_ttl_s: int | None = None,
         truncate_prompt_tokens: int | None = None,
         cache_salt: str | None = None,
+        prefix_cache: bool | None = None,
         structured_outputs: StructuredOptions | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         **sampling: Unpack[SamplingOptions],
@@ -258,6 +262,7 @@ class Fleet(ABC):
             "result_ttl_s": result_ttl_s,
             "truncate_prompt_tokens": truncate_prompt_tokens,
             "cache_salt": cache_salt,
+            "prefix_cache": prefix_cache,
             "structured_outputs": structured_outputs,
             **sampling,
         }

@@ -113,6 +113,9 @@ class GenerateRequest(StoredModel):
     cache_salt: str | None = Field(
         None, min_length=1, max_length=256, description="shares the prefix cache with the same salt only"
     )
+    prefix_cache: bool | None = Field(
+        None, description="false: computes the whole prompt; neither uses nor fills the prefix cache"
+    )
     return_prompt_token_ids: bool = Field(False, description="the result has the prompt's tokens too")
     echo: bool = Field(
         False,

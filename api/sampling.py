@@ -106,7 +106,8 @@ class SamplingParams(WireModel):
         None,
         ge=0,
         le=MAX_SEED,
-        description="The same request with the same seed gives the same tokens. Drawn at submit if missing.",
+        description="The same request with the same seed makes the same draws; rounding may decide near ties "
+        "(above). Drawn at submit if missing.",
     )
     stop: list[_Text] = Field(
         default_factory=list,

@@ -85,7 +85,7 @@ class BlockManager:
 
         The block of the last token is never among them: that token must be computed for its logits.
         """
-        if not self.enable_prefix_caching or sequence.needs_prompt_logits:
+        if not self._shares(sequence) or sequence.needs_prompt_logits:
             return []
         matched: list[int] = []
         num_full = (sequence.num_tokens - 1) // self.block_size
@@ -102,7 +102,7 @@ class BlockManager:
 
         A less urgent one does not count: it may wait long for its own turn.
         """
-        if sequence.needs_prompt_logits:
+        if sequence.needs_prompt_logits or not sequence.prefix_cache:
             return False
         num_matched = len(self.match_prefix(sequence))
         hashes = sequence.block_hashes[num_matched : (sequence.num_tokens - 1) // self.block_size]
@@ -156,7 +156,7 @@ class BlockManager:
         num_cached = len(sequence.block_table)
         has_grown = self.append(sequence, sequence.num_tokens)
         assert has_grown, sequence.request_id
-        if self.enable_prefix_caching:
+        if self._shares(sequence):
             self._promise(sequence, num_cached)
 
     def append(self, sequence: Sequence, num_tokens: int) -> bool:
@@ -182,7 +182,7 @@ class BlockManager:
 
     def register_computed(self, sequence: Sequence, num_computed_before: int) -> None:
         """Make the blocks known that were completed since `num_computed_before` tokens were computed."""
-        if not self.enable_prefix_caching:
+        if not self._shares(sequence):
             return
         num_full = sequence.num_computed_tokens // self.block_size
         self._extend_hashes(sequence, num_full)
@@ -235,6 +235,9 @@ class BlockManager:
             assert self._blocks[block_id].promised == block_hash, block_id
             assert self._blocks[block_id].ref_count == 1, block_id
         assert sum(block.promised is not None for block in self._blocks) == len(self._promised)
+
+    def _shares(self, sequence: Sequence) -> bool:
+        return self.enable_prefix_caching and sequence.prefix_cache
 
     def _promise(self, sequence: Sequence, num_cached: int) -> None:
         """Make it known that the full blocks behind the `num_cached` first ones will be computed."""

@@ -35,6 +35,8 @@ class EngineRequest:
     them begins; one that is None had ended, and no output of it comes."""
     priority: int = 0
     cache_salt: str = ""
+    prefix_cache: bool = True
+    """False: the whole prompt is computed, and no other request finds its blocks."""
     grammar: Grammar | None = None
     """What `LLMEngine.compile_grammar` made; the engine takes a copy."""
 

@@ -328,7 +328,7 @@ class Scheduler:
     def _count_first_admission(self, sequence: Sequence, output: SchedulerOutput) -> None:
         sequence.was_scheduled = True
         sequence.num_cached_tokens = sequence.num_computed_tokens
-        if self.block_manager.enable_prefix_caching:
+        if self.block_manager.enable_prefix_caching and sequence.prefix_cache:
             self.prefix_cache_queries += sequence.num_tokens
             self.prefix_cache_hits += sequence.num_cached_tokens
         if sequence.num_output_tokens == 0:

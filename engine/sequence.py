@@ -48,6 +48,8 @@ class Sequence:
     """Larger is more urgent."""
     cache_salt: str = ""
     """Only sequences with the same salt share blocks of the prefix cache."""
+    prefix_cache: bool = True
+    """Whether it looks for its blocks in the prefix cache, and leaves them there."""
     detokenizer: IncrementalDetokenizer | None = None
     """The text's state; None where nobody reads the text."""
     logit_rules: LogitRules | None = None

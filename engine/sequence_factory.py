@@ -81,6 +81,7 @@ class SequenceFactory:
             choice=choice,
             priority=request.priority,
             cache_salt=request.cache_salt,
+            prefix_cache=request.prefix_cache,
             detokenizer=IncrementalDetokenizer(self._tokenizer, params, prompt),
             logit_rules=rules_of(params, len(prompt), bad_words, ends),
             grammar=request.grammar.copy() if request.grammar is not None else None,

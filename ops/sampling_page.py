@@ -23,8 +23,28 @@ Written by `python -m ops.sampling_page` from `api/sampling.py`; change it there
 Keyword arguments of `generate()` and `chat()`; `engine.SamplingParams` has the same. They work in vLLM's
 order: `allowed_token_ids`, `bad_words`, `min_tokens`, `logit_bias`, repetition, frequency and presence
 penalty, each exactly as `engine/logit_edits.py` says; then temperature, `min_p`, `top_k`, `top_p`,
-`typical_p` and one uniform number for each (seed, choice, position), as `engine/token_draw.py` says. Nothing
+`typical_p` and one uniform number for each (seed, choice, position), as `engine/token_draw.py` says. No draw
 depends on what else is in the batch, and a job that is taken over goes on with the same draws.
+
+## The same request again
+
+The draws are the same. The logits are the same up to rounding: a kernel that computes another number of
+tokens adds in another order, and two tokens that are closer than that may change places. That decides greedy
+requests too. Four things change how many tokens a step computes:
+
+- **The prefix cache**: the second request computes only what the first one did not leave.
+  `prefix_cache=False` computes the whole prompt, and keeps nothing of it for others.
+- **Guesses**: a step computes several tokens of one answer. `speculate=False`, or a worker with
+  `--speculate 0`, computes one.
+- **Other jobs**: a step computes their tokens too. A worker with `--max-num-seqs 1` computes one job.
+- **A prompt in several steps**: their sizes follow the measured time. A prompt that fits one step is not cut.
+
+What follows, for the same request with the same seed:
+
+- `float64`: the same tokens, whatever of these four is different. Compared in every test run.
+- `float32`: nearly always the same tokens.
+- `bfloat16`, `float16`: the tokens often differ after some time. With all four removed, on the same machine
+  and version, each step has the same shape and the tokens are the same.
 
 Where a request leaves `max_tokens`, `temperature`, `top_k`, `top_p`, `min_p` or `repetition_penalty` out,
 what the checkpoint's generation_config.json says (`max_new_tokens` for `max_tokens`) stands instead of the

@@ -95,6 +95,7 @@ def engine_request(
         logs=[None if choice.has_ended else tuple(choice.token_ids) for choice in choices],
         priority=urgency(request),
         cache_salt=request.cache_salt or "",
+        prefix_cache=request.prefix_cache is not False,
         grammar=_grammar(request, engine),
     )
 

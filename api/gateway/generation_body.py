@@ -103,6 +103,7 @@ class GenerationBody(RequestBody):
     # Ours.
     kept_special_tokens: list[str] | None = None
     typical_p: float | None = None
+    prefix_cache: bool | None = Field(None, description="false: computes the whole prompt, keeps none of it")
     background: bool | None = Field(None, description="goes on although its client is gone")
     deadline_s: float | None = Field(None, description="seconds until the job is given up")
     result_ttl_s: int | None = Field(None, description="how long it can be read after its end")
@@ -110,6 +111,7 @@ class GenerationBody(RequestBody):
     same: ClassVar[tuple[str, ...]] = (
         "truncate_prompt_tokens",
         "cache_salt",
+        "prefix_cache",
         "deadline_s",
         "result_ttl_s",
     )

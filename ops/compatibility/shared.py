@@ -90,7 +90,13 @@ OPENAI: Final = (
     Probe("temperature", "differs", {"temperature": 50.0}, reaches(temperature=50.0), "up to 100"),
     _own("top_p", 0.5),
     Probe("stop", "differs", {"stop": list("abcdX")}, reaches(stop=list("abcdX")), "more than 4 too"),
-    Probe("seed", "yes", {"seed": -1}, reaches(seed=2**64 - 1), "the same tokens on any worker of one kind"),
+    Probe(
+        "seed",
+        "yes",
+        {"seed": -1},
+        reaches(seed=2**64 - 1),
+        "the same tokens again in float64; rounding decides near ties in other dtypes (docs/sampling.md)",
+    ),
     Probe("seed: beyond int64", "no", {"seed": 2**63}, refuses("seed", "invalid_value"), "refused"),
     Probe("presence_penalty", "yes", {"presence_penalty": -2.0}, reaches(presence_penalty=-2.0)),
     Probe("frequency_penalty", "yes", {"frequency_penalty": 2.0}, reaches(frequency_penalty=2.0)),
@@ -155,6 +161,7 @@ VLLM: Final = (
     ),
     _own("truncate_prompt_tokens", 1),
     _own("cache_salt", "mine"),
+    _own("prefix_cache", False),
     Probe(
         "return_token_ids",
         "yes",
