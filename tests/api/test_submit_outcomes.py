@@ -27,7 +27,7 @@ from pagefleet.api.testing import fake_card
 from pagefleet.workers.engine_loop import wait_until
 
 QUEUE = keys.queue("fake", "interactive")
-TIMEOUT_S = 0.3
+TIMEOUT_S = 0.8
 HI = [{"role": "user", "content": "Hi"}]
 
 
@@ -95,7 +95,7 @@ class TestTheReplyIsLost:
     def test_it_is_asked_for_again(self, fleet, store, proxy, call):
         only_left_is_closed(store)
         proxy.cut(to_server=False, to_client=True)
-        threading.Timer(2 * TIMEOUT_S, proxy.heal, kwargs={"reset": True}).start()
+        threading.Timer(1.3 * TIMEOUT_S, proxy.heal, kwargs={"reset": True}).start()
         stream = call(fleet)
         assert open_jobs(store) == {stream.job_id: JobState.QUEUED}
         assert store.redis.keys(f"{QUEUE}*"), "it was enqueued"
@@ -123,7 +123,7 @@ class TestTheReplyIsLost:
     async def test_the_async_client_asks_again(self, afleet, store, proxy, call):
         await asyncio.to_thread(only_left_is_closed, store)
         proxy.cut(to_server=False, to_client=True)
-        asyncio.get_running_loop().call_later(2 * TIMEOUT_S, lambda: proxy.heal(reset=True))
+        asyncio.get_running_loop().call_later(1.3 * TIMEOUT_S, lambda: proxy.heal(reset=True))
         stream = await call(afleet)
         assert open_jobs(store) == {stream.job_id: JobState.QUEUED}
         await stream.cancel()

@@ -37,7 +37,7 @@ async def client(store, proxy):
     """The application in this process, behind a proxy that may lose replies."""
     store.publish_card(fake_card())
     settings = GatewaySettings(
-        redis_url=proxy.url, connect_timeout_s=1.0, socket_timeout_s=0.3, card_ttl_s=60
+        redis_url=proxy.url, connect_timeout_s=1.0, socket_timeout_s=0.8, card_ttl_s=60
     )
     app = make_app(settings)
     async with app.router.lifespan_context(app) as state:
