@@ -89,10 +89,10 @@ def redis_errors(url: str) -> Iterator[None]:
             "make room, and so does a higher maxmemory."
         ) from error
     except redis.ReadOnlyError as error:
-        raise RedisUnavailable(f"Redis at {safe_url(url)} takes no writes: {_reason(error)}.") from error
+        raise RedisUnavailable(f"Redis at {safe_url(url)} takes no writes: {reason_of(error)}.") from error
     except redis.exceptions.NoPermissionError as error:
         raise RedisUnavailable(
-            f"Redis at {safe_url(url)} does not allow that to this user: {_reason(error)}; "
+            f"Redis at {safe_url(url)} does not allow that to this user: {reason_of(error)}; "
             "ops/redis/users.acl says what each needs."
         ) from error
     except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
@@ -103,18 +103,20 @@ def redis_errors(url: str) -> Iterator[None]:
                 "PAGEFLEET_REDIS_CA names the authority to trust."
             ) from error
         raise RedisUnavailable(
-            f"No answer from Redis at {safe_url(url)} ({_reason(error)}); "
+            f"No answer from Redis at {safe_url(url)} ({reason_of(error)}); "
             "is it running, and does REDIS_URL name it? `pagefleet up` starts a local one."
         ) from error
     except redis.InvalidResponse as error:
         raise RedisUnavailable(
-            f"What answers at {safe_url(url)} is no Redis ({_reason(error)}); look at REDIS_URL."
+            f"What answers at {safe_url(url)} is no Redis ({reason_of(error)}); look at REDIS_URL."
         ) from error
     except redis.ResponseError as error:
         if str(error).startswith(_NOT_NOW):
-            raise RedisUnavailable(f"Redis at {safe_url(url)} takes no writes: {_reason(error)}.") from error
+            raise RedisUnavailable(
+                f"Redis at {safe_url(url)} takes no writes: {reason_of(error)}."
+            ) from error
         if is_unreadable(error):
-            raise ProtocolError(f"What Redis holds there cannot be read: {_reason(error)}.") from error
+            raise ProtocolError(f"What Redis holds there cannot be read: {reason_of(error)}.") from error
         raise
 
 
@@ -135,8 +137,10 @@ def _certificate_refusal(error: BaseException | None) -> str | None:
     return None
 
 
-def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).rstrip(".")
+def reason_of(error: Exception) -> str:
+    """Without the command, which redis-py puts before the reply if it was one of a pipeline: a prompt may be
+    among its arguments."""
+    return (str(error).rpartition(" caused error: ")[2] or type(error).__name__).rstrip(".")
 
 
 @contextmanager

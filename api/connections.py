@@ -18,7 +18,7 @@ from pagefleet.api import keys, operations
 from pagefleet.api.arguments import HIDDEN
 from pagefleet.api.celery_app import broker_priority, make_celery, make_queue
 from pagefleet.api.closing import JobCloser
-from pagefleet.api.connection import redis_errors, safe_url
+from pagefleet.api.connection import reason_of, redis_errors, safe_url
 from pagefleet.api.errors import FleetError, JobNotFound, RedisUnavailable, StorageFull
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import ModelCard
@@ -81,7 +81,8 @@ def send_message(
     except (OperationalError, redis.RedisError, OSError) as error:
         kind = StorageFull if _is_out_of_memory(error) else RedisUnavailable
         raise kind(
-            f"The broker at {safe_url(str(app.conf.broker_url))} did not take the job: {error}", job_id=job_id
+            f"The broker at {safe_url(str(app.conf.broker_url))} did not take the job: {reason_of(error)}",
+            job_id=job_id,
         ) from error
 
 

@@ -128,7 +128,8 @@ def _entries(job_id: str, texts: Sequence[str]) -> list[LogEntry]:
         return [LogEntry.model_validate_json(text) for text in texts]
     except ValidationError as error:
         raise ProtocolError(
-            f"The log of job {job_id} cannot be read: {invalid_request(error).message}", job_id=job_id
+            f"The log of job {job_id} cannot be read: {invalid_request(error, with_value=False).message}",
+            job_id=job_id,
         ) from None
 
 
@@ -175,6 +176,6 @@ def readable(model: type[M], names: Sequence[str], texts: Sequence[str | None]) 
             if text is not None:
                 found.append(model.model_validate_json(text))
         except ValidationError as error:
-            reason = invalid_request(error).message
+            reason = invalid_request(error, with_value=False).message
             logger.warning("the %s of %s cannot be read: %s", model.__name__, name, reason)
     return found

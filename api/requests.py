@@ -36,8 +36,12 @@ def build_request(fields: Mapping[str, Any]) -> GenerateRequest:
         raise invalid_request(error) from None
 
 
-def invalid_request(error: ValidationError) -> InvalidRequest:
-    """The first complaint of pydantic as one sentence that names the parameter."""
+def invalid_request(error: ValidationError, *, with_value: bool = True) -> InvalidRequest:
+    """The first complaint of pydantic as one sentence that names the parameter.
+
+    Args:
+        with_value: false if the sentence may come into a log: what was given may be a prompt, or an answer.
+    """
     first = error.errors(include_url=False)[0]
     location = [str(part) for part in first["loc"] if not _is_inside(part)]
     message = first["msg"].removeprefix("Value error, ")
@@ -49,7 +53,8 @@ def invalid_request(error: ValidationError) -> InvalidRequest:
         return InvalidRequest(f"{message}.")
     given = repr(first["input"])
     shown = given if len(given) <= 80 else given[:77] + "..."
-    return InvalidRequest(f"{param}: {message[0].lower()}{message[1:]} (got {shown}).", param=param)
+    got = f" (got {shown})" if with_value else ""
+    return InvalidRequest(f"{param}: {message[0].lower()}{message[1:]}{got}.", param=param)
 
 
 def _is_inside(part: str | int) -> bool:

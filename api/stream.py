@@ -143,7 +143,8 @@ class StreamState:
             event = parse_event(kind, body)
         except ValidationError as error:
             raise ProtocolError(
-                f"Job {self.job_id} sent an unreadable event: {invalid_request(error).message}",
+                f"Job {self.job_id} sent an unreadable event: "
+                f"{invalid_request(error, with_value=False).message}",
                 job_id=self.job_id,
             ) from None
         if event is not None:

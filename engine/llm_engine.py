@@ -330,7 +330,7 @@ class LLMEngine:
             # The tokenizer is not ours: what it throws at one sequence's tokens is no reason to
             # take the others of the batch down. A panic of its Rust code is no Exception.
             logger.exception("request %s: its token could not be turned into text", sequence.request_id)
-            return failed(f"The tokenizer failed on the generated tokens: {error}")
+            return failed(f"The tokenizer failed on the generated tokens ({type(error).__name__}).")
 
 
 def _is_running(sequence: Sequence) -> bool:

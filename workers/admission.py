@@ -265,7 +265,7 @@ class Admission:
             logger.error(
                 "job %s could not be prepared: %s\n%s", job.job_id, kind, place, extra=job_fields(job)
             )
-            failure = JobFailed(f"The worker could not prepare this request: {error}")
+            failure = JobFailed(f"The worker could not prepare this request ({kind}).")
             return functools.partial(self._holder.fail, job, failure)
         return lambda: self._run_job(job, request, to_compute, solo)
 

@@ -266,7 +266,7 @@ class FleetWorker(Holder):
         self.publisher.fail_ids([request_id], fleet_error(error))
 
     def on_failed(self, request_id: str, error: Exception) -> None:
-        failure: FleetError = JobFailed(f"The engine could not take this job: {error}")
+        failure: FleetError = JobFailed(f"The engine could not take this job ({type(error).__name__}).")
         self.publisher.fail_ids([request_id], failure)
 
     def on_engine_failed(self, suspect_ids: Sequence[str], error: EngineFailedError) -> None:

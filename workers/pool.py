@@ -24,6 +24,7 @@ from kombu.transport.virtual.base import QoS as VirtualQoS
 
 from pagefleet.api import keys
 from pagefleet.api.closing import failure_of
+from pagefleet.api.connection import reason_of
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.keys import Lane
 from pagefleet.api.messages import JobState
@@ -269,7 +270,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
         try:
             restore_unacked(self._channel, self.worker.worker_id)
         except (*self._channel.connection_errors, redis.ResponseError) as error:
-            logger.warning("messages stay unacknowledged until the lease has run out: %r", error)
+            logger.warning("messages stay unacknowledged until the lease has run out: %s", reason_of(error))
 
     def _get_info(self) -> dict[str, Any]:
         """For `inspect stats` and Flower's page of the worker, which shows each as a line."""

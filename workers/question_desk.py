@@ -71,7 +71,8 @@ class QuestionDesk:
                 logger.debug("no questions without Redis: %s", error)
                 self._stopping.wait(_WAIT_S)
             except (ProtocolError, redis.RedisError) as error:
-                logger.error("no questions this time: %s", error)
+                # A command's arguments stand in redis-py's errors: questions and answers.
+                logger.error("no questions this time: %s", type(error).__name__)
                 self._stopping.wait(_WAIT_S)
 
     def _answer_next(self) -> None:

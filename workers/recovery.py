@@ -10,6 +10,7 @@ from typing import Any, Final
 from celery import Celery
 
 from pagefleet.api import keys
+from pagefleet.api.connection import reason_of
 from pagefleet.api.job_store import JobStore
 from pagefleet.workers.unacked import restore_unacked
 
@@ -65,7 +66,8 @@ class Reaper:
                         ),
                     )
                 except errors as error:
-                    logger.warning("the messages of worker %s could not be put back now: %r", dead_id, error)
+                    reason = reason_of(error)
+                    logger.warning("the messages of worker %s could not be put back now: %s", dead_id, reason)
                     return 0
         finally:
             self._store.unlock(lock, token)

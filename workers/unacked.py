@@ -11,6 +11,7 @@ import redis
 from kombu.transport.virtual.base import QoS as VirtualQoS
 
 from pagefleet.api import keys
+from pagefleet.api.connection import reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def guard_channel(channel: Any) -> None:
         except Exception as error:
             if not channel.closed and not isinstance(error, channel.connection_errors):
                 raise
-            logger.info("message %s could not be acknowledged now: %r", delivery_tag, error)
+            logger.info("message %s could not be acknowledged now: %s", delivery_tag, reason_of(error))
 
     qos.ack = MethodType(ack, qos)
     write_down = qos.append

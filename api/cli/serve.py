@@ -10,6 +10,7 @@ import click
 
 from pagefleet.api.cli.options import redis_option
 from pagefleet.api.connection import safe_url
+from pagefleet.api.log_format import PLAIN, PlaceOnly
 from pagefleet.api.settings import GatewaySettings
 
 
@@ -43,7 +44,9 @@ def serve(
     # Only now: it comes with an extra.
     from pagefleet.api.gateway import server
 
-    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlaceOnly(PLAIN))
+    logging.basicConfig(level="INFO", handlers=[handler])
     logging.getLogger("uvicorn").setLevel("WARNING")
     settings = GatewaySettings.from_files(
         redis_url=redis_url,

@@ -109,7 +109,8 @@ def api_error(error: FleetError, names: Mapping[str, str] = SPELLED) -> ApiError
         case JobLost():
             return ApiError(500, "The job was lost.", kind=SERVER, code="job_lost")
         case _:
-            logger.error("job %s: %s", error.job_id, error.message)
+            # Its words may quote the prompt: they are in the job's hash, and its kind alone is here.
+            logger.error("job %s failed: %s", error.job_id, error.code)
             return ApiError(500, "The job failed.", kind=SERVER, code="job_failed")
 
 

@@ -16,6 +16,7 @@ from pagefleet.api.event_loop import loop_factory
 from pagefleet.api.gateway.app import make_app
 from pagefleet.api.gateway.http_protocol import guarded
 from pagefleet.api.gateway.local_only import is_local
+from pagefleet.api.log_format import log_loop_fault
 from pagefleet.api.settings import GatewaySettings
 
 _BACKLOG = 2048
@@ -65,7 +66,9 @@ class GatewayServer(uvicorn.Server):
 async def _serve(
     settings: GatewaySettings, listener: socket.socket, on_started: Callable[[str], None]
 ) -> None:
-    leaving = asyncio.get_running_loop().create_future()
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(log_loop_fault)
+    leaving = loop.create_future()
     config = uvicorn.Config(
         make_app(settings, leaving),
         http=guarded(settings),
