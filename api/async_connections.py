@@ -45,6 +45,7 @@ class AsyncConnections:
         self.subscriber = AsyncSubscriber(settings, self.channel, self._beat)
         self._closer = JobCloser(self.sync_store, self.app)
         self._cards = CardCache(settings.card_ttl_s)
+        self._opening = asyncio.Lock()
         self._asking = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_open = False
@@ -53,7 +54,9 @@ class AsyncConnections:
 
     async def open(self) -> None:
         """Raises: RedisUnavailable, within the connect timeout."""
-        async with self._asking:
+        if self._is_open:
+            return
+        async with self._opening:
             if not self._is_open:
                 self._loop = asyncio.get_running_loop()
                 await self.subscriber.open()
@@ -87,9 +90,12 @@ class AsyncConnections:
     async def index(self, name: str | None) -> CardIndex:
         index = self._cards.knows(name)
         if index is None:
-            # A burst of first requests asks the server once.
+            # A burst of first requests, or of unknown names, asks the server once.
+            asked_at = time.monotonic()
             async with self._asking:
-                index = self._cards.knows(name) or self._cards.put(await self.store.cards())
+                index = self._cards.knows(name) or self._cards.read_since(asked_at)
+                if index is None:
+                    index = self._cards.put(await self.store.cards())
         return index
 
     async def cancel(self, job_id: str) -> bool:

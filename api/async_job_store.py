@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import redis
 
@@ -27,6 +28,9 @@ from pagefleet.api.settings import FleetSettings
 
 T = TypeVar("T")
 
+_PARSED_AT_ONCE: Final = 2**16
+"""Bytes of a log: some milliseconds."""
+
 
 class AsyncJobStore:
     """The producer's half of :class:`JobStore` on ``redis.asyncio``: the same operations, awaited."""
@@ -40,7 +44,11 @@ class AsyncJobStore:
         with redis_errors(self.settings.url):
             pipeline = self.redis.pipeline(transaction=True)
             queue_read(pipeline, job_id, with_log)
-            return parse_record(job_id, await pipeline.execute())
+            replies = await pipeline.execute()
+        if with_log and sum(map(len, replies[1])) > _PARSED_AT_ONCE:
+            # A long log takes seconds: others go on meanwhile.
+            return await asyncio.to_thread(parse_record, job_id, replies)
+        return parse_record(job_id, replies)
 
     async def read_after(self, job_id: str, position: LogPosition) -> JobRecord | None:
         """Line 15, replay, by a reader that has the log up to ``position``."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from typing import Any, Final
 
 from pagefleet.api.async_job_store import AsyncJobStore
 from pagefleet.api.connection import connect_async, redis_errors
 from pagefleet.api.questions import ANSWER_WITHIN_S, LOOK_AFTER_S, Answer, Asked
+
+_MOST_AT_ONCE: Final = 64
 
 
 class AsyncQuestions:
@@ -17,7 +19,7 @@ class AsyncQuestions:
 
     def __init__(self, store: AsyncJobStore) -> None:
         self._store = store
-        self._redis: Any = connect_async(store.settings)
+        self._redis: Any = connect_async(store.settings, _MOST_AT_ONCE)
 
     async def ask(self, asked: Asked) -> Answer:
         """Raises: FleetError: the worker's; NoAnswer, QueueFull, RedisUnavailable."""

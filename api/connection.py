@@ -52,11 +52,11 @@ def connect(settings: FleetSettings) -> redis.Redis:
         )
 
 
-def connect_async(settings: FleetSettings) -> redis.asyncio.Redis:
+def connect_async(settings: FleetSettings, max_connections: int = _ASYNC_CONNECTIONS) -> redis.asyncio.Redis:
     with _url_errors(settings.url):
         pool: redis.asyncio.BlockingConnectionPool = redis.asyncio.BlockingConnectionPool.from_url(
             settings.url,
-            max_connections=_ASYNC_CONNECTIONS,
+            max_connections=max_connections,
             timeout=settings.connect_timeout_s + settings.socket_timeout_s,
             retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
             **_options(settings),

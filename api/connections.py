@@ -46,6 +46,10 @@ class CardCache:
         fresh = time.monotonic() - self._read_at < self._ttl_s
         return self._index if fresh and name is not None and name in self._index else None
 
+    def read_since(self, moment: float) -> CardIndex | None:
+        """The cards, if they were read after this moment: all that asked before it need no further look."""
+        return self._index if self._read_at > moment else None
+
     def put(self, cards: list[ModelCard]) -> CardIndex:
         self._index, self._read_at = CardIndex(cards), time.monotonic()
         return self._index

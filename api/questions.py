@@ -25,8 +25,8 @@ from pagefleet.api.requests import as_list, as_messages, invalid_request
 from pagefleet.api.wire_model import StoredModel
 
 ANSWER_WITHIN_S: Final = 10.0
-MAX_WAITING: Final = 64
-"""Questions of one model at once."""
+MAX_WAITING: Final = 256
+"""Questions of one model at once; a gateway asks a few of each tenant's at a time."""
 MAX_BYTES: Final = 2**18
 """Of one question: an answer has a number for each few bytes of it, and is written and read at once."""
 LOOK_AFTER_S: Final = 0.5

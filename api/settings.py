@@ -251,6 +251,11 @@ class GatewaySettings(FleetSettings):
         description="what a client that can return has to, after it lost its connection, until its job is "
         "cancelled",
     )
+    gateway_reads_per_s: float = Field(
+        50.0,
+        gt=0,
+        description="of one API key at each gateway: requests that read or end jobs, or list models",
+    )
     gateway_drain_s: float = Field(20.0, ge=0, description="what running requests get to end on SIGTERM")
     gateway_max_connections: int = Field(4096, gt=0, description="open at once; more are refused")
     gateway_max_header_bytes: int = Field(32768, ge=1024, description="of one request's head")

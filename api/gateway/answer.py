@@ -27,6 +27,7 @@ from pagefleet.api.gateway.job_ids import jobs_of, new_id
 from pagefleet.api.gateway.rate_limit import ESTIMATED_TOKENS, charge_of, rate_headers
 from pagefleet.api.gateway.relay import Relay
 from pagefleet.api.gateway.shape import Shape
+from pagefleet.api.gateway.sliced_json import large_answer
 from pagefleet.api.gateway.together import together
 from pagefleet.api.messages import JobResult, ModelCard
 from pagefleet.api.token_stream import AsyncTokenStream
@@ -83,7 +84,8 @@ class Answer:
                 await asyncio.gather(results, return_exceptions=True)
                 await self.on_gone()
                 raise self._too_late()
-            return JSONResponse(shape.whole(results.result()), headers=self.headers)
+            found = results.result()
+            return await large_answer(lambda: shape.whole(found), self.headers)
         except FleetError as error:
             raise api_error(error, shape.names) from None
         finally:

@@ -32,8 +32,9 @@ from pagefleet.api.gateway.context import Gateway
 from pagefleet.api.gateway.errors import HANDLERS
 from pagefleet.api.gateway.local_only import LocalOnly
 from pagefleet.api.gateway.metrics import GatewayMetrics
-from pagefleet.api.gateway.rate_limit import RateLimit
+from pagefleet.api.gateway.rate_limit import RateLimit, ReadLimit
 from pagefleet.api.gateway.redis_keys import RedisKeyring
+from pagefleet.api.gateway.turns import Turns
 from pagefleet.api.settings import GatewaySettings
 
 ROUTES: Final = [
@@ -87,7 +88,8 @@ def make_app(settings: GatewaySettings, leaving: asyncio.Future[None] | None = N
             await fleet.open()
         until = asyncio.get_running_loop().create_future() if leaving is None else leaving
         async with _following(keyring, fleet):
-            yield {"gateway": Gateway(settings, fleet, keyring, rate_limit, metrics, until)}
+            reads = ReadLimit(settings.gateway_reads_per_s)
+            yield {"gateway": Gateway(settings, fleet, keyring, rate_limit, metrics, reads, Turns(), until)}
         await rate_limit.close()
         await fleet.close()
 

@@ -14,6 +14,7 @@ from pagefleet.api.gateway.errors import ApiError, invalid_body
 from pagefleet.api.settings import GatewaySettings
 
 IGNORED_HEADER: Final = "x-pagefleet-ignored"
+_PARSED_AT_ONCE: Final = 2**16
 _MAX_NAMED: Final = 20
 _MAX_NAME_CHARS: Final = 64
 
@@ -50,7 +51,10 @@ async def read_body(request: Request, model: type[B], settings: GatewaySettings)
             408, "The body did not come in time.", code="request_timeout", headers={"connection": "close"}
         ) from None
     try:
-        body = model.model_validate_json(content)
+        if len(content) > _PARSED_AT_ONCE:
+            body = await asyncio.to_thread(model.model_validate_json, content)
+        else:
+            body = model.model_validate_json(content)
     except ValidationError as error:
         raise invalid_body(error) from None
     unknown = next(_unknown(body), None)

@@ -11,7 +11,8 @@ from pagefleet.api.async_client import AsyncFleetClient
 from pagefleet.api.gateway.api_keys import ApiKey, Finder
 from pagefleet.api.gateway.authentication import authenticate
 from pagefleet.api.gateway.metrics import GatewayMetrics
-from pagefleet.api.gateway.rate_limit import RateLimit
+from pagefleet.api.gateway.rate_limit import RateLimit, ReadLimit
+from pagefleet.api.gateway.turns import Turns
 from pagefleet.api.settings import GatewaySettings
 
 
@@ -22,6 +23,8 @@ class Gateway:
     keyring: Finder | None
     rate_limit: RateLimit
     metrics: GatewayMetrics
+    reads: ReadLimit
+    turns: Turns
     leaving: asyncio.Future[None]
     """Done when this process has no more time: what still streams ends, and its client goes on elsewhere."""
 
@@ -29,6 +32,13 @@ class Gateway:
 def gateway_of(request: Request) -> Gateway:
     gateway: Gateway = request.state.gateway
     return gateway
+
+
+def who_reads(request: Request) -> tuple[Gateway, ApiKey]:
+    """Of requests that cost nothing of a key's minute. Raises: ApiError (401, 429)."""
+    gateway, key = who_asks(request)
+    gateway.reads.admit(key)
+    return gateway, key
 
 
 def who_asks(request: Request) -> tuple[Gateway, ApiKey]:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pagefleet.api.gateway.authentication import tenant_of
-from pagefleet.api.gateway.context import Gateway, who_asks
+from pagefleet.api.gateway.context import Gateway, who_reads
 from pagefleet.api.gateway.errors import ApiError
 from pagefleet.api.gateway.job_ids import answer_of, jobs_of
 from pagefleet.api.gateway.job_shape import shown
@@ -24,7 +24,7 @@ _USUALLY: Final = 20
 
 
 async def show_all(request: Request) -> Response:
-    gateway, key = who_asks(request)
+    gateway, key = who_reads(request)
     limit, after = _limit(request), request.query_params.get("after")
     await gateway.fleet.open()
     # Several prompts of one request are one answer.

@@ -15,22 +15,24 @@ from pagefleet.api.errors import JobNotFound, ProtocolError
 from pagefleet.api.gateway import chat_completions, completions, sse
 from pagefleet.api.gateway.api_keys import ApiKey
 from pagefleet.api.gateway.authentication import tenant_of
-from pagefleet.api.gateway.context import Gateway, who_asks
+from pagefleet.api.gateway.context import Gateway, who_reads
 from pagefleet.api.gateway.errors import ApiError
 from pagefleet.api.gateway.event_stream import EventStream
 from pagefleet.api.gateway.job_ids import jobs_of
 from pagefleet.api.gateway.job_shape import common_state, shown
 from pagefleet.api.gateway.relay import Relay
 from pagefleet.api.gateway.shape import Shape, fingerprint_text
+from pagefleet.api.gateway.sliced_json import large_answer
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.token_stream import AsyncTokenStream
 
 
 async def show(request: Request) -> Response:
     """State, and the answer once there is one."""
-    gateway, key = who_asks(request)
+    gateway, key = who_reads(request)
     answer_id = request.path_params["job_id"]
-    return JSONResponse(_told(answer_id, await _records(gateway, key, answer_id, with_log=True)))
+    records = await _records(gateway, key, answer_id, with_log=True)
+    return await large_answer(lambda: _told(answer_id, records))
 
 
 def _told(answer_id: str, records: Sequence[JobRecord]) -> dict[str, Any]:
@@ -42,7 +44,7 @@ def _told(answer_id: str, records: Sequence[JobRecord]) -> dict[str, Any]:
 
 async def cancel(request: Request) -> Response:
     """Ends what has not ended, within a step of the engine; what there is of the answer is kept."""
-    gateway, key = who_asks(request)
+    gateway, key = who_reads(request)
     answer_id = request.path_params["job_id"]
     await _records(gateway, key, answer_id)
     for job_id in jobs_of(answer_id):
@@ -52,7 +54,7 @@ async def cancel(request: Request) -> Response:
 
 async def delete(request: Request) -> Response:
     """Cancels what has not ended; prompt, tokens and result are gone."""
-    gateway, key = who_asks(request)
+    gateway, key = who_reads(request)
     answer_id = request.path_params["job_id"]
     await _records(gateway, key, answer_id)
     for job_id in jobs_of(answer_id):
@@ -62,7 +64,7 @@ async def delete(request: Request) -> Response:
 
 async def stream(request: Request) -> Response:
     """The rest of an answer after ``Last-Event-ID`` or ``?after=``, however many gateways have died."""
-    gateway, key = who_asks(request)
+    gateway, key = who_reads(request)
     answer_id = request.path_params["job_id"]
     records = await _records(gateway, key, answer_id)
     num_choices = records[0].num_choices

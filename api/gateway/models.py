@@ -8,20 +8,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pagefleet.api.gateway.authentication import card_for, may_use
-from pagefleet.api.gateway.context import Gateway, who_asks
+from pagefleet.api.gateway.context import Gateway, who_reads
 from pagefleet.api.messages import ModelCard
 
 
 async def show_all(request: Request) -> Response:
     """Those that the key may use, also without a worker right now: their jobs wait for one."""
-    gateway, key = who_asks(request)
+    gateway, key = who_reads(request)
     cards = [card for card in await gateway.fleet.models() if may_use(key, card)]
     served = await _served(gateway)
     return JSONResponse({"object": "list", "data": [_shown(card, served) for card in cards]})
 
 
 async def show(request: Request) -> Response:
-    gateway, key = who_asks(request)
+    gateway, key = who_reads(request)
     card = await card_for(gateway.fleet, key, request.path_params["name"])
     return JSONResponse(_shown(card, await _served(gateway)))
 

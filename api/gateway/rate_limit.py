@@ -6,17 +6,19 @@ import asyncio
 import contextlib
 import logging
 import math
+import time
 from typing import Any, Final, NamedTuple
 
 from pagefleet.api import keys
 from pagefleet.api.async_client import AsyncFleetClient
 from pagefleet.api.errors import FleetError
 from pagefleet.api.gateway.api_keys import ApiKey
+from pagefleet.api.gateway.authentication import ANYBODY
 from pagefleet.api.gateway.errors import ApiError
 from pagefleet.api.operations import Charge, Operation
 
 _LOG: Final = logging.getLogger(__name__)
-
+_BURST_S: Final = 4.0
 ESTIMATED_TOKENS = 256
 """Reserved for an answer whose length the request does not bound."""
 
@@ -65,6 +67,33 @@ class RateLimit:
     async def _give_back(self, key: ApiKey, num_tokens: int) -> None:
         with contextlib.suppress(FleetError):
             await self._fleet.run(take(key, 0, -num_tokens, anyway=True))
+
+
+class ReadLimit:
+    """Requests that only read, or end, jobs: so many a second of each key, in this process. They take nothing
+    of the key's minute: whoever waits for a job asks again and again."""
+
+    def __init__(self, per_s: float) -> None:
+        self._per_s = per_s
+        self._full = per_s * _BURST_S
+        self._left: dict[str, tuple[float, float]] = {}
+
+    def admit(self, key: ApiKey) -> None:
+        """Raises: ApiError (429)."""
+        if key is ANYBODY:
+            return
+        now = time.monotonic()
+        left, at = self._left.get(key.key_id, (self._full, now))
+        left = min(self._full, left + (now - at) * self._per_s)
+        if left < 1:
+            raise ApiError(
+                429,
+                f"Rate limit reached: {self._per_s:g} reading requests per second. Please try again in 1 s.",
+                kind="requests",
+                code="rate_limit_exceeded",
+                headers={"retry-after": "1"},
+            )
+        self._left[key.key_id] = (left - 1, now)
 
 
 def charge_of(key: ApiKey, num_reserved: int) -> Charge | None:

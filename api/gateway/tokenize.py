@@ -46,14 +46,15 @@ async def tokenize(request: Request) -> Response:
     messages = None
     if body.messages is not None:
         messages = [message.told(f"messages[{index}].") for index, message in enumerate(body.messages)]
-    found = await gateway.fleet.tokenize(
-        body.prompt,
-        messages=messages,
-        model=body.model,
-        add_special_tokens=body.add_special_tokens,
-        add_generation_prompt=body.add_generation_prompt,
-        return_token_strs=bool(body.return_token_strs),
-    )
+    async with gateway.turns.of(key.tenant):
+        found = await gateway.fleet.tokenize(
+            body.prompt,
+            messages=messages,
+            model=body.model,
+            add_special_tokens=body.add_special_tokens,
+            add_generation_prompt=body.add_generation_prompt,
+            return_token_strs=bool(body.return_token_strs),
+        )
     told = {
         "count": found.count,
         "max_model_len": found.max_model_len,
@@ -68,7 +69,8 @@ async def detokenize(request: Request) -> Response:
     gateway, key = who_asks(request)
     body = await read_body(request, DetokenizeBody, gateway.settings)
     headers = await _admit(gateway, key, body.model)
-    prompt = await gateway.fleet.detokenize(body.tokens, model=body.model)
+    async with gateway.turns.of(key.tenant):
+        prompt = await gateway.fleet.detokenize(body.tokens, model=body.model)
     return JSONResponse({"prompt": prompt}, headers={**headers, **ignored_headers(body)})
 
 
