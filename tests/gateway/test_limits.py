@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
@@ -34,7 +35,7 @@ def client_of(gateway, key_file, **limits):
     ("path", "body"), [(CHAT, BODY), ("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [1]})]
 )
 def test_unknown_models_count_as_requests(guarded_gateway, key_file, path, body):
-    with client_of(guarded_gateway, key_file, requests_per_minute=2) as client:
+    with contextlib.closing(client_of(guarded_gateway, key_file, requests_per_minute=2)) as client:
         assert wait_until(lambda: client.get("/v1/models").status_code == 200, 10, 0.1)
         replies = [client.post(path, json={**body, "model": f"nobody-{n}"}).status_code for n in range(4)]
     assert replies == [404, 404, 429, 429]
@@ -58,7 +59,8 @@ def test_a_burst_of_unknown_names_reads_the_cards_once(null_stack, jobs):
 
 def test_reading_is_limited_by_the_key(start_gateway, key_file):
     gateway = start_gateway(keys_file=key_file.path, reads_per_s=1)
-    with client_of(gateway, key_file) as one, client_of(gateway, key_file) as other:
+    clients = [contextlib.closing(client_of(gateway, key_file)) for _ in range(2)]
+    with clients[0] as one, clients[1] as other:
         assert wait_until(lambda: other.get("/v1/models").status_code == 200, 10, 0.1)
         paths = ["/v1/models", "/v1/jobs", "/v1/jobs/none", "/v1/jobs/none/stream", "/v1/models/null"]
         statuses = [one.get(path).status_code for path in paths]
