@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,8 +22,8 @@ JSON_OPTIONS: Final = {"whitespace_flexible": False, "item_separator": ", ?", "k
 NO_UNICODE_ESCAPES: Final = {"json_allowed_escapes": 'nrbtf\\"'}
 _INLINE_SCHEMA: Final = re.compile(r"%json\b")
 """The library's own notation for a schema in a grammar, which nothing here would check."""
-MAX_TRIES: Final = 100
-"""Compilations to find the place of what the library refuses: a millisecond each."""
+MAX_SEARCH_S: Final = 0.3
+"""For the place of what the library refuses: a compilation takes a millisecond, of a large schema 100."""
 
 
 def compiled(vocabulary: LLTokenizer, kind: str, source: str) -> LLMatcher:
@@ -91,11 +92,11 @@ def _place_of(vocabulary: LLTokenizer, schema: PreparedSchema, reason: str) -> s
     """The innermost schema that the library refuses for this reason by itself; "" for the whole."""
     root = json.loads(schema.text)
     shared = {name: root[name] for name in ("$schema", "$defs", "definitions") if name in root}
-    part, num_tries = Part("#", root), 0
+    part, give_up_at = Part("#", root), time.monotonic() + MAX_SEARCH_S
     # What a reference leads to says more than the reference.
     inner = sorted(children(part), key=lambda each: not each.place.startswith(("#/$defs/", "#/definitions/")))
-    while inner and num_tries < MAX_TRIES:
-        num_tries, candidate = num_tries + 1, inner.pop(0)
+    while inner and time.monotonic() < give_up_at:
+        candidate = inner.pop(0)
         try:
             text = json.dumps({**shared, "allOf": [candidate.schema]})
             _matcher(vocabulary, _schema_text(text, schema.has_unicode_escapes))

@@ -39,6 +39,12 @@ class TestThroughTheFleet:
         stream = fleet.generate("x", structured_outputs={"json_schema": {"type": "objekt"}})
         with pytest.raises(InvalidRequest, match=r"^This json_schema can't be used: Invalid type: objekt\.$"):
             stream.result()
+        # The library raises a bare Exception for it.
+        stream = fleet.generate("x", structured_outputs={"grammar": "root ::= nothing_there"})
+        with pytest.raises(
+            InvalidRequest, match=r"^This grammar can't be used: Rule 'nothing_there' not found\.$"
+        ):
+            stream.result()
 
     @pytest.mark.parametrize(
         ("wanted", "sentence"),
