@@ -12,7 +12,7 @@ from pagefleet.api.arguments import shown_request
 from pagefleet.api.async_connections import AsyncConnections
 from pagefleet.api.connections import send_message
 from pagefleet.api.errors import FleetError, JobNotFound, RedisUnavailable
-from pagefleet.api.fleet import Prepared, check_depth
+from pagefleet.api.fleet import Prepared, check_submitted
 from pagefleet.api.inbox import AsyncInbox
 from pagefleet.api.job_record import JobRecord, LogPosition
 from pagefleet.api.last_seen import RESUBMIT_AFTER_S, LastSeen
@@ -105,7 +105,7 @@ class AsyncOwnSource(AsyncSource):
         await asyncio.sleep(RESUBMIT_AFTER_S)
         if not self._seen.was_lost:
             return False
-        await asyncio.shield(self._live.to_the_end(self._send()))
+        await asyncio.shield(self._live.to_the_end(self._send(again=True)))
         return True
 
     async def expire(self) -> None:
@@ -129,16 +129,16 @@ class AsyncOwnSource(AsyncSource):
         self.stay(True)
         await self.leave()
 
-    async def _send(self) -> bool:
-        submitted = await self._submit()
-        check_depth(submitted, self._prepared)
+    async def _send(self, *, again: bool = False) -> bool:
+        submitted = await self._submit(again)
+        check_submitted(submitted, self._prepared)
         if submitted.created:
             await self._enqueue()
         return submitted.created
 
-    async def _submit(self) -> Submitted:
+    async def _submit(self, again: bool) -> Submitted:
         prepared, store = self._prepared, self._live.store
-        submit = submit_operation(prepared, self._live.channel, self._live.client_id)
+        submit = submit_operation(prepared, self._live.channel, self._live.client_id, again=again)
         try:
             return await store.run(submit)
         except RedisUnavailable as error:

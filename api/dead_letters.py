@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pagefleet.api.arguments import shown_request
 from pagefleet.api.closing import JobCloser
 from pagefleet.api.connections import job_not_found, send_message
-from pagefleet.api.fleet import Prepared, check_depth
+from pagefleet.api.fleet import Prepared, check_submitted
 from pagefleet.api.job_record import JobRecord
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import JobState
@@ -46,7 +46,7 @@ class DeadLetters:
         request = self.get(job_id).request().model_copy(update={"detached": True})
         card = CardIndex(self._store.cards()).resolve(request.model)
         prepared = Prepared(str(uuid.uuid4()), request, card)
-        check_depth(
+        check_submitted(
             self._store.submit(
                 prepared.job_id, request, queue=prepared.queue, channel="", limits=prepared.limits
             ),

@@ -7,6 +7,7 @@
     │   ├── ContextTooLong      prompt does not fit the model's context
     │   └── UnknownParameter    a field nobody knows (with the nearest known name)
     ├── UnknownModel            no worker ever served this model here
+    ├── JobExists               ``job_id`` is the id of another request
     ├── QueueFull               the queue's depth limit is reached; nothing was written
     ├── NoAnswer                no worker answered a question in time (``tokenize``); ask again
     ├── JobError                the job itself ended badly; ``job_id`` names it
@@ -14,6 +15,7 @@
     │   ├── JobDead             given up after repeated worker deaths
     │   ├── DeadlineExceeded    its deadline passed (Celery's result only: a stream just ends)
     │   ├── JobLost             the server forgot the job (restarted without its data)
+    │   │   └── JobDeleted      somebody deleted it while it was read
     │   └── JobNotFound         no such job (never was, or its result expired)
     ├── StreamTimeout           nothing arrived for the caller's timeout; the job goes on
     ├── RedisUnavailable        no connection to the server
@@ -35,7 +37,9 @@ __all__ = [
     "FleetError",
     "InvalidRequest",
     "JobDead",
+    "JobDeleted",
     "JobError",
+    "JobExists",
     "JobFailed",
     "JobLost",
     "JobNotFound",
@@ -80,6 +84,10 @@ class UnknownModel(FleetError):
     code = "unknown_model"
 
 
+class JobExists(FleetError):
+    code = "job_exists"
+
+
 class QueueFull(FleetError):
     code = "queue_full"
 
@@ -106,6 +114,10 @@ class DeadlineExceeded(JobError, TimeoutError):
 
 class JobLost(JobError):
     code = "job_lost"
+
+
+class JobDeleted(JobLost):
+    code = "job_deleted"
 
 
 class JobNotFound(JobError):

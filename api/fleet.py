@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import uuid
 from abc import ABC, abstractmethod
@@ -10,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Unpack
 
 from pagefleet.api import keys
-from pagefleet.api.errors import InvalidRequest, QueueFull
+from pagefleet.api.errors import InvalidRequest, JobDeleted, JobExists, QueueFull
 from pagefleet.api.keys import Lane
 from pagefleet.api.messages import (
     GenerateRequest,
@@ -89,6 +91,8 @@ class Prepared:
     max_open: int | None = None
     """How many open jobs its tenant may have in its queue, where that is fewer than the card allows."""
     charge: Charge | None = None
+    asked: str = ""
+    """Hash of what the caller asked for, its defaults not filled in."""
 
     @property
     def queue(self) -> str:
@@ -100,8 +104,14 @@ class Prepared:
         return Limits(self.card.max_queue_depth, mine if self.max_open is None else min(mine, self.max_open))
 
 
-def check_depth(submitted: Submitted, prepared: Prepared) -> None:
-    """Raises: QueueFull, where SUBMIT wrote nothing for it."""
+def check_submitted(submitted: Submitted, prepared: Prepared) -> None:
+    """Raises: QueueFull, JobExists, JobDeleted, where SUBMIT wrote nothing for it."""
+    if submitted.is_other:
+        raise job_exists(prepared.job_id)
+    if submitted.is_deleted:
+        raise JobDeleted(
+            f"The job {prepared.job_id!r} was deleted; it is not submitted again.", job_id=prepared.job_id
+        )
     if submitted.depth is not None:
         raise QueueFull(
             f"The queue {prepared.queue} holds {submitted.depth} jobs, its limit; try again later.",
@@ -114,6 +124,15 @@ def check_depth(submitted: Submitted, prepared: Prepared) -> None:
             param="tenant",
             job_id=prepared.job_id,
         )
+
+
+def job_exists(job_id: str) -> JobExists:
+    return JobExists(
+        f"job_id: {job_id!r} is the id of a job with another request or tenant; choose another id, or read "
+        "that job with attach().",
+        param="job_id",
+        job_id=job_id,
+    )
 
 
 def prepare(
@@ -141,6 +160,7 @@ def prepare(
     # Wrong fields are the more useful complaint where the model is unknown too: validate first.
     request = build_request({**given, "model": model or "-"})
     card = cards.resolve(model)
+    asked = _hash_of(request.model_copy(update={"model": card.name}))
     # Kept with the job: whoever takes it over draws with the same parameters.
     request = build_request({**card.default_sampling.fill(given), "model": card.name})
     sampling = request.sampling
@@ -153,7 +173,13 @@ def prepare(
     request = request.model_copy(update={"model": card.name, "sampling": sampling})
     check_fits(request, card)
     check_size(len(request.model_dump_json(exclude_defaults=True).encode()), max_bytes)
-    return Prepared(job_id or str(uuid.uuid4()), request, card)
+    return Prepared(job_id or str(uuid.uuid4()), request, card, asked=asked)
+
+
+def _hash_of(request: GenerateRequest) -> str:
+    """The same for the same fields, in whatever order, and in every version that knows them."""
+    fields = request.model_dump(mode="json", exclude_defaults=True, exclude={"v"})
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _is_job_id(job_id: Any) -> bool:
@@ -192,7 +218,8 @@ class Fleet(ABC):
         Args:
             prompt: the text; or ``prompt_token_ids``, exactly one of them.
             model: name or alias; may be left out where the fleet knows one model only.
-            job_id: makes the call idempotent: a second one with the same id reads the first one's job.
+            job_id: makes the call idempotent: a second one with the same id reads the first one's job; with
+                other arguments it raises ``JobExists``.
             lane: ``batch`` fills what ``interactive`` leaves.
             priority: 0..9 within the lane, 9 is the most urgent.
             deadline_s: seconds from now after which the job is given up; its stream then ends with
@@ -211,7 +238,7 @@ class Fleet(ABC):
             sampling: see :class:`~pagefleet.api.messages.SamplingParams`.
 
         Raises:
-            InvalidRequest, ContextTooLong, UnknownModel, QueueFull, RedisUnavailable.
+            InvalidRequest, ContextTooLong, UnknownModel, JobExists, QueueFull, RedisUnavailable.
         """
         fields = {
             "prompt": prompt,

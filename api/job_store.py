@@ -284,7 +284,7 @@ class JobStore:
 
     def delete(self, job_id: str, queue: str) -> DeleteVerdict:
         """Removes what the server knows of a job; after ``ENDED`` the caller must close the job."""
-        return self.run(operations.delete(job_id, queue))
+        return self.run(operations.delete(job_id, queue, self.settings.result_ttl_s))
 
     def expire(self, job_id: str) -> bool:
         """Line 13, SWEEP: ends a job that waited past its deadline; after ``True`` it must be closed."""

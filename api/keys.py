@@ -42,6 +42,11 @@ def job(job_id: str) -> str:
     return f"{PREFIX}job:{job_id}"
 
 
+def deleted(job_id: str) -> str:
+    """String with an expiry: the tombstone of a job that was deleted, without any content."""
+    return f"{PREFIX}deleted:{job_id}"
+
+
 def log(job_id: str) -> str:
     """List: the durable log of a job, one JSON entry for each flush of its worker."""
     return f"{PREFIX}log:{job_id}"

@@ -28,15 +28,18 @@ class Operation(Generic[T]):
 
 class Submitted(NamedTuple):
     """``created`` is false where the id existed already or a limit was reached; ``depth`` is set where the
-    queue was full, ``tenant_depth`` where the tenant's share of it was."""
+    queue was full, ``tenant_depth`` where the tenant's share of it was. ``is_other``: the id is that of
+    another request; ``is_deleted``: the job was deleted, and must not be sent again."""
 
     created: bool
     depth: int | None = None
     tenant_depth: int | None = None
+    is_other: bool = False
+    is_deleted: bool = False
 
     @property
     def exists(self) -> bool:
-        return not self.created and self.depth is None and self.tenant_depth is None
+        return self == Submitted(created=False)
 
 
 class ClaimVerdict(StrEnum):
@@ -157,7 +160,15 @@ def submit(
     client_id: str = "",
     charge: Charge | None = None,
     schedule: Schedule = NO_SCHEDULE,
+    asked: str = "",
+    again: bool = False,
 ) -> Operation[Submitted]:
+    """SUBMIT.
+
+    Args:
+        asked: hash of what the caller asked for. A job with that id and another hash is not attached to.
+        again: sends a job that the server lost; not one that was deleted.
+    """
     deadline_ms = "" if request.deadline_s is None else int(request.deadline_s * 1000)
     fields: dict[str, str | int] = {
         "request": request.model_dump_json(exclude_defaults=True),
@@ -175,11 +186,20 @@ def submit(
         fields["charge"] = str(charge)
     fields |= {name: value for name, value in schedule._asdict().items() if value is not None}
     touched = [keys.job(job_id), keys.log(job_id), keys.open_jobs(queue), keys.recent_jobs(request.tenant)]
+    touched.append(keys.deleted(job_id))
     touched += [keys.tenant_jobs(queue, request.tenant)] if request.tenant is not None else []
     return Operation(
         "submit",
         touched,
-        [job_id, limits.max_depth, limits.max_tenant_depth, deadline_ms, *_flat(fields)],
+        [
+            job_id,
+            limits.max_depth,
+            limits.max_tenant_depth,
+            deadline_ms,
+            int(again),
+            asked,
+            *_flat(fields),
+        ],
         _parse_submitted,
     )
 
@@ -190,6 +210,8 @@ def _parse_submitted(reply: list[Any]) -> Submitted:
         verdict == "created",
         int(depth[0]) if verdict == "full" else None,
         int(depth[0]) if verdict == "tenant-full" else None,
+        is_other=verdict == "other",
+        is_deleted=verdict == "deleted",
     )
 
 
@@ -312,11 +334,12 @@ def cancel(job_id: str, *, only_queued: bool = False) -> Operation[CancelVerdict
     return Operation("cancel", [keys.job(job_id)], [job_id, int(only_queued)], CancelVerdict)
 
 
-def delete(job_id: str, queue: str) -> Operation[DeleteVerdict]:
+def delete(job_id: str, queue: str, ttl_s: int) -> Operation[DeleteVerdict]:
+    touched = [keys.job(job_id), keys.log(job_id), keys.open_jobs(queue), keys.DEAD, keys.result(job_id)]
     return Operation(
         "delete",
-        [keys.job(job_id), keys.log(job_id), keys.open_jobs(queue), keys.DEAD, keys.result(job_id)],
-        [job_id],
+        [*touched, keys.deleted(job_id)],
+        [job_id, ttl_s * 1000],
         DeleteVerdict,
     )
 

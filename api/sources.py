@@ -13,12 +13,12 @@ from pagefleet.api.arguments import shown_request
 from pagefleet.api.connection import connect, redis_errors
 from pagefleet.api.connections import Connections, send_message
 from pagefleet.api.errors import FleetError, JobNotFound, RedisUnavailable
-from pagefleet.api.fleet import Prepared, check_depth
+from pagefleet.api.fleet import Prepared, check_submitted
 from pagefleet.api.inbox import Inbox
 from pagefleet.api.job_record import JobRecord, LogPosition
 from pagefleet.api.last_seen import RESUBMIT_AFTER_S, LastSeen
 from pagefleet.api.messages import split_events
-from pagefleet.api.operations import Operation, Submitted
+from pagefleet.api.operations import NO_SCHEDULE, Operation, Schedule, Submitted
 from pagefleet.api.readers import Reader
 from pagefleet.api.token_stream import LiveEvent, Resync, Source
 
@@ -34,7 +34,14 @@ def leave_when_dropped(source: object, reader: Reader) -> weakref.finalize[..., 
     return finalizer
 
 
-def submit_operation(prepared: Prepared, channel: str, client_id: str) -> Operation[Submitted]:
+def submit_operation(
+    prepared: Prepared,
+    channel: str = "",
+    client_id: str = "",
+    *,
+    again: bool = False,
+    schedule: Schedule = NO_SCHEDULE,
+) -> Operation[Submitted]:
     return operations.submit(
         prepared.job_id,
         prepared.request,
@@ -43,6 +50,9 @@ def submit_operation(prepared: Prepared, channel: str, client_id: str) -> Operat
         limits=prepared.limits,
         client_id=client_id,
         charge=prepared.charge,
+        asked=prepared.asked,
+        again=again,
+        schedule=schedule,
     )
 
 
@@ -115,7 +125,7 @@ class OwnSource(Source):
         time.sleep(RESUBMIT_AFTER_S)
         if not self._seen.was_lost:
             return False
-        self._send()
+        self._send(again=True)
         return True
 
     def expire(self) -> None:
@@ -138,16 +148,16 @@ class OwnSource(Source):
         self.stay(True)
         self.leave()
 
-    def _send(self) -> bool:
-        submitted = self._submit()
-        check_depth(submitted, self._prepared)
+    def _send(self, *, again: bool = False) -> bool:
+        submitted = self._submit(again)
+        check_submitted(submitted, self._prepared)
         if submitted.created:
             self._enqueue()
         return submitted.created
 
-    def _submit(self) -> Submitted:
+    def _submit(self, again: bool) -> Submitted:
         prepared, store = self._prepared, self._live.store
-        submit = submit_operation(prepared, self._live.channel, self._live.client_id)
+        submit = submit_operation(prepared, self._live.channel, self._live.client_id, again=again)
         try:
             return store.run(submit)
         except RedisUnavailable as error:

@@ -22,7 +22,15 @@ from typing import Any, Final
 from pagefleet.api import keys
 from pagefleet.api.connections import job_not_found
 from pagefleet.api.errors import FleetError, QueueFull
-from pagefleet.api.fleet import DEFAULT_TIMEOUT_S, Fleet, FleetStatus, Prepared, QueueStatus, prepare
+from pagefleet.api.fleet import (
+    DEFAULT_TIMEOUT_S,
+    Fleet,
+    FleetStatus,
+    Prepared,
+    QueueStatus,
+    job_exists,
+    prepare,
+)
 from pagefleet.api.job_record import JobRecord, LogPosition
 from pagefleet.api.messages import (
     AcceptedEvent,
@@ -133,6 +141,8 @@ class InMemoryFleet(Fleet):
     def _start(self, job_id: str | None, fields: Mapping[str, Any], timeout: float | None) -> TokenStream:
         prepared = prepare(self._cards, job_id, fields, next(self._seeds))
         if prepared.job_id in self._jobs:
+            if self._jobs[prepared.job_id].prepared.asked != prepared.asked:
+                raise job_exists(prepared.job_id)
             return self.attach(prepared.job_id, timeout=timeout)
         depth = self._num_open(prepared.queue)
         if depth >= prepared.card.max_queue_depth:

@@ -14,13 +14,14 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from pagefleet.api.errors import FleetError, InvalidRequest, JobFailed, ProtocolError
-from pagefleet.api.fleet import Prepared, check_depth, prepare
+from pagefleet.api.errors import FleetError, InvalidRequest, JobExists, JobFailed, ProtocolError
+from pagefleet.api.fleet import check_submitted, prepare
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import MAX_SEED, PROTOCOL_VERSION, GenerateRequest, ModelCard
 from pagefleet.api.model_cards import CardIndex
-from pagefleet.api.operations import Claim, ClaimVerdict, Schedule, Submitted
+from pagefleet.api.operations import Claim, ClaimVerdict
 from pagefleet.api.requests import check_size, invalid_request
+from pagefleet.api.sources import submit_operation
 from pagefleet.engine import EngineRequest, LLMEngine
 from pagefleet.workers.active_job import ActiveJob, JobMessage
 from pagefleet.workers.bare_message import BareMessage
@@ -197,22 +198,15 @@ class Admission:
         try:
             seed, max_bytes = secrets.randbelow(MAX_SEED), self._store.settings.max_request_bytes
             prepared = prepare(self._cards, message.job_id, bare.fields(), seed, max_bytes)
-            submit = functools.partial(self._submit, prepared, bare.schedule())
-            check_depth(self._insist(submit), prepared)
+            # Of a job that was deleted its message may still have come.
+            submit = submit_operation(prepared, again=True, schedule=bare.schedule())
+            check_submitted(self._insist(functools.partial(self._store.run, submit)), prepared)
+        except JobExists:
+            pass  # somebody has made it meanwhile: the next claim tells
         except FleetError as error:
             self._refuser.refuse(message, error)
             return
         self._messages.put(message)
-
-    def _submit(self, prepared: Prepared, schedule: Schedule) -> Submitted:
-        return self._store.submit(
-            prepared.job_id,
-            prepared.request,
-            queue=prepared.queue,
-            channel="",
-            limits=prepared.limits,
-            schedule=schedule,
-        )
 
     def _admit(self, message: JobMessage, claim: Claim) -> None:
         times = JobTimes(claim.attempt, claim.taken_over, claim.waited_s)

@@ -57,6 +57,7 @@ _QUEUES: Final = (
 )
 _JOBS: Final = (
     ("HGET", "pf:job:doctor", "state"),
+    ("GET", "pf:deleted:doctor"),
     ("LLEN", "pf:log:doctor"),
     ("ZCARD", "pf:tenant:doctor"),
     ("HGET", "pf:rate:doctor", "requests"),

@@ -17,6 +17,8 @@ from pagefleet.api.errors import (
     FleetError,
     InvalidRequest,
     JobDead,
+    JobDeleted,
+    JobExists,
     JobLost,
     JobNotFound,
     NoAnswer,
@@ -89,6 +91,11 @@ def api_error(error: FleetError, names: Mapping[str, str] = SPELLED) -> ApiError
                 param="model",
                 code="model_not_found",
             )
+        case JobExists():
+            message = "The id is that of another job; choose another id."
+            return ApiError(409, message, param="job_id", code="job_exists")
+        case JobDeleted():
+            return ApiError(410, "The job was deleted.", param="job_id", code="job_deleted")
         case JobNotFound():
             return ApiError(404, "There is no such job.", param="job_id", code="job_not_found")
         case QueueFull() if error.param == "tenant":

@@ -1,12 +1,22 @@
 -- DELETE: prompt, log and outcome are removed. What has not ended is cancelled first (protocol line 16), and
 -- CLOSE then removes it in place of keeping it for a while.
--- KEYS: job hash, log, open ledger of its queue, dead letters, Celery's result          ARGV: id
+-- A tombstone without any content stays as long as the result would have, at most a day: a reader that missed the end
+-- must not send the prompt again.
+-- KEYS: job hash, log, open ledger of its queue, dead letters, Celery's result, tombstone
+-- ARGV: id, ttl in ms where the job has none of its own
 -- -> 'deleted' | 'ended' (the caller must CLOSE) | 'flagged' (its worker will) | 'missing'
-local key = KEYS[1]
+local MAX_TOMBSTONE_MS = 86400000
+local key, default_ttl = KEYS[1], tonumber(ARGV[2])
+if not default_ttl then
+  return redis.error_reply('ERR delete: a ttl must be a number')
+end
 local state = redis.call('HGET', key, 'state')
 if not state then
   return 'missing'
 end
+local ttl = tonumber(redis.call('HGET', key, 'ttl') or '')
+ttl = ttl and ttl >= 1 and ttl or default_ttl
+redis.call('SET', KEYS[6], '1', 'PX', string.format('%.0f', math.min(ttl, MAX_TOMBSTONE_MS)), 'NX')
 redis.call('ZREM', KEYS[4], ARGV[1])
 redis.call('ZREM', recent_jobs(redis.call('HGET', key, 'tenant')), ARGV[1])
 if is_final(state) and not redis.call('ZSCORE', KEYS[3], ARGV[1]) then

@@ -9,6 +9,7 @@
 --   owner       worker process (unique per start) that holds it   epoch  number of the attempt
 --   attempts    how many claims                                   suspect  1: first prefill under way
 --   blame, fruitless   deaths blamed on it, deaths since its last token      solo  1: prefill it alone
+--   asked       hash of what the caller asked for: another request with the same id is no attach
 --   request     JSON of the request                               queue, priority  where to send it again
 --   channel     reply channel of its client                       watched  1: publish on its own channel too
 --   clients     ids of those who must live for it, '' if detached tenant, tenant_ledger, ttl (ms, once ended)

@@ -127,7 +127,7 @@ async def test_a_full_queue(afleet, ghost):
 async def test_the_same_id_reads_the_first_calls_job_and_the_first_stream_stays_live(afleet):
     job_id = f"test-{uuid.uuid4().hex}"
     first = await afleet.generate("Hello", max_tokens=200, job_id=job_id)
-    again = await afleet.generate("Hello", max_tokens=5, job_id=job_id)
+    again = await afleet.generate("Hello", max_tokens=200, job_id=job_id)
     started = time.monotonic()
     for _ in range(20):
         await anext(first)

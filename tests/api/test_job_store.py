@@ -44,13 +44,14 @@ from pagefleet.api.operations import (
     StepItem,
     StepReply,
     StepStatus,
+    Submitted,
 )
 from pagefleet.api.scripts import NAMES, load_script
 
 
 class TestSubmit:
     def test_a_new_job_is_queued_and_in_the_ledger(self, store):
-        assert submit(store) == (True, None, None)
+        assert submit(store) == Submitted(True, None, None)
         fields = store.redis.hgetall("pf:job:j")
         enqueued_at = int(fields.pop("enqueued_at"))
         assert abs(enqueued_at / 1000 - time.time()) < 5
@@ -71,27 +72,29 @@ class TestSubmit:
     def test_the_same_id_again_changes_nothing(self, store):
         submit(store)
         before = everything(store)
-        assert submit(store, request=REQUEST.model_copy(update={"prompt": "Other"})) == (False, None, None)
+        assert submit(store, request=REQUEST.model_copy(update={"prompt": "Other"})) == Submitted(
+            False, None, None
+        )
         assert everything(store) == before
 
     def test_a_full_queue_says_how_deep_and_writes_nothing(self, store):
         submit(store, "a", max_depth=2)
         submit(store, "b", max_depth=2)
         before = everything(store)
-        assert submit(store, "c", max_depth=2) == (False, 2, None)
+        assert submit(store, "c", max_depth=2) == Submitted(False, 2, None)
         assert everything(store) == before
 
     def test_the_same_id_is_found_in_a_full_queue_too(self, store):
         submit(store, "a", max_depth=1)
-        assert submit(store, "a", max_depth=1) == (False, None, None)
+        assert submit(store, "a", max_depth=1) == Submitted(False, None, None)
 
     def test_depth_counts_what_is_open_running_jobs_too(self, store):
         running(store)
-        assert submit(store, "b", max_depth=1) == (False, 1, None)
+        assert submit(store, "b", max_depth=1) == Submitted(False, 1, None)
         step(store, item(0, 1, reason="stop"))
-        assert submit(store, "b", max_depth=1) == (False, 1, None)  # ended, but not closed
+        assert submit(store, "b", max_depth=1) == Submitted(False, 1, None)  # ended, but not closed
         store.close("j", QUEUE)
-        assert submit(store, "b", max_depth=1) == (True, None, None)
+        assert submit(store, "b", max_depth=1) == Submitted(True, None, None)
 
     def test_each_lane_has_its_own_depth(self, store):
         submit(store, "a", max_depth=1)

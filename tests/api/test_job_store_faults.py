@@ -27,7 +27,7 @@ from pagefleet.api.closing import JobCloser
 from pagefleet.api.errors import StorageFull
 from pagefleet.api.job_store import JobStore
 from pagefleet.api.messages import EndedEvent, JobState, ModelCard, WorkerStatus
-from pagefleet.api.operations import ClaimVerdict, DeleteVerdict, Limits
+from pagefleet.api.operations import ClaimVerdict, DeleteVerdict, Limits, Submitted
 from pagefleet.workers.engine_loop import wait_until
 
 OTHER_WEIGHTS = FINGERPRINT.model_copy(update={"weights": "w2"})
@@ -264,7 +264,7 @@ class TestDelete:
         step(store, item(0, 1, reason="stop"))
         store.close("j", QUEUE)
         assert store.delete("j", QUEUE) is DeleteVerdict.DELETED
-        assert everything(store).keys() == {keys.lease("w1"), keys.WORKERS}
+        assert everything(store).keys() == {keys.lease("w1"), keys.WORKERS, keys.deleted("j")}
         assert store.delete("j", QUEUE) is DeleteVerdict.MISSING
 
     def test_a_dead_letter_leaves_the_list_too(self, store):
@@ -280,7 +280,7 @@ class TestDelete:
             (CHANNEL, "j", EndedEvent(state=JobState.CANCELLED, num_tokens=[0], finish_reasons=["cancelled"]))
         ]
         assert store.close("j", QUEUE) == "closed"
-        assert everything(store) == {}
+        assert everything(store) == {keys.deleted("j"): "1"}
 
     def test_a_running_job_goes_on_until_its_worker_has_heard(self, store):
         running(store)
@@ -289,7 +289,7 @@ class TestDelete:
         assert step(store, item(1, 1)).status == "cancel"
         store.end("j", "w1", 1, JobState.CANCELLED, reason="cancelled")
         assert store.close("j", QUEUE) == "closed"
-        assert everything(store).keys() == {keys.lease("w1"), keys.WORKERS}
+        assert everything(store).keys() == {keys.lease("w1"), keys.WORKERS, keys.deleted("j")}
 
     def test_a_job_that_ended_but_was_not_closed_is_removed_by_close(self, store):
         running(store)
@@ -345,14 +345,14 @@ class TestTenants:
         assert submit_for(store, "t", "a", max_tenant_depth=2).created
         assert submit_for(store, "t", "b", max_tenant_depth=2).created
         before = everything(store)
-        assert submit_for(store, "t", "c", max_tenant_depth=2) == (False, None, 2)
+        assert submit_for(store, "t", "c", max_tenant_depth=2) == Submitted(False, None, 2)
         assert everything(store) == before
         assert submit_for(store, "other", "d", max_tenant_depth=2).created
         assert submit(store, "e").created
 
     def test_the_same_id_again_is_found_before_the_share_is_counted(self, store):
         submit_for(store, "t", "a", max_tenant_depth=1)
-        assert submit_for(store, "t", "a", max_tenant_depth=1) == (False, None, None)
+        assert submit_for(store, "t", "a", max_tenant_depth=1) == Submitted(False, None, None)
 
     def test_close_gives_the_place_back(self, store):
         submit_for(store, "t", "a", max_tenant_depth=1)
@@ -386,7 +386,7 @@ class TestTenants:
     def test_a_full_queue_leaves_no_trace_in_the_tenants_ledger(self, store):
         for job_id in "abcdefghij":
             submit(store, job_id)
-        assert submit_for(store, "t", "k", max_tenant_depth=5) == (False, 10, None)
+        assert submit_for(store, "t", "k", max_tenant_depth=5) == Submitted(False, 10, None)
         assert not store.redis.exists(keys.tenant_jobs(QUEUE, "t"))
 
 

@@ -30,6 +30,18 @@ MISTAKES = [
         "although it was deleted",
     ),
     Mistake(
+        "SUBMIT sends a deleted job again",
+        (Broken("submit", "if again == '1' and", "if false and"),),
+        Scenario(("client drop", "delete")),
+        "a deleted job is computed again",
+    ),
+    Mistake(
+        "DELETE leaves no tombstone",
+        (Broken("delete", "redis.call('SET', KEYS[6], '1', 'PX',", "tostring("),),
+        unattended("delete"),
+        "left no tombstone",
+    ),
+    Mistake(
         "SUBMIT keeps the list of a tenant's newest jobs for ever",
         (Broken("submit", "redis.call('PEXPIRE', KEYS[4], RECENT_MS)", ""),),
         unattended(),

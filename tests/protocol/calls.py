@@ -30,11 +30,15 @@ def result_meta(status: str) -> str:
     return json.dumps({"status": status})
 
 
+def resubmit(job: int) -> Operation[Any]:
+    return submit(job, again=True)
+
+
 def client_id(job: int) -> str:
     return f"client-{JOB_IDS[job]}"
 
 
-def submit(job: int) -> Operation[Any]:
+def submit(job: int, *, again: bool = False) -> Operation[Any]:
     me = client_id(job)
     return operations.submit(
         JOB_IDS[job],
@@ -44,6 +48,7 @@ def submit(job: int) -> Operation[Any]:
         limits=_LIMITS,
         client_id=me,
         charge=CHARGE,
+        again=again,
     )
 
 
@@ -102,7 +107,7 @@ def revoke(job: int) -> Operation[Any]:
 
 
 def delete(job: int) -> Operation[Any]:
-    return operations.delete(JOB_IDS[job], QUEUE)
+    return operations.delete(JOB_IDS[job], QUEUE, _TTL_S)
 
 
 def due(job: int) -> Operation[Any]:

@@ -5,7 +5,19 @@ from __future__ import annotations
 from protocol import calls
 from protocol.actor import CHANCE, FAULT, STEP, Actor, Move, Moves, learn_end
 from protocol.script_server import FAR, PAST
-from protocol.world import CLOSING, FILED, FINAL, JOB_IDS, LEFT, NEW, READING, SUBMITTED, Snapshot, State
+from protocol.world import (
+    CLOSING,
+    DELETED,
+    FILED,
+    FINAL,
+    JOB_IDS,
+    LEFT,
+    NEW,
+    READING,
+    SUBMITTED,
+    Snapshot,
+    State,
+)
 
 from pagefleet.api import keys
 
@@ -39,7 +51,9 @@ class Clients(Actor):
             yield Move(name + "CONNECTION DROP", FAULT, after)
         if fields is None:
             if not client.end:
-                after, reply = self.call(state, calls.submit, job)
+                after, reply = self.call(state, calls.resubmit, job)
+                if reply.is_deleted:
+                    after = learn_end(after, job, DELETED)
                 yield Move(name + "submits again", STEP, after.enqueue(job) if reply.created else after)
             return
         num_tokens, end = self.keyspace(state).num_tokens(JOB_IDS[job]), fields["state"]
@@ -56,6 +70,7 @@ class Clients(Actor):
             yield Move(name + "REVOKE", FAULT, after)
         if state.may("delete"):
             after, _ = self.call(state.spend("delete"), calls.delete, job)
+            yield Move(name + "DELETE BY ANOTHER", FAULT, after)
             yield Move(name + "DELETE", FAULT, after.with_client(job, phase=LEFT))
 
 

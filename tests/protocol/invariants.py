@@ -49,6 +49,17 @@ class Invariants:
         for job, job_id in enumerate(JOB_IDS[: len(before.queue)]):
             yield from _of_result(old.result(job_id), new.result(job_id), new.job(job_id))
             was, now = old.job(job_id), new.job(job_id)
+            tombstone = keys.deleted(job_id)
+            has_tombstone = tombstone in new.by_name and new.expires(tombstone)
+            if "DELETE" in name and was is not None and not has_tombstone:
+                yield "a deleted job left no tombstone, or one that never expires"
+            if (
+                was is None
+                and now is not None
+                and tombstone in old.by_name
+                and name != f"client {job_id}: submit"
+            ):
+                yield "a deleted job is computed again"
             if was is None or now is None:
                 continue
             if was["state"] in FINAL and now["state"] != was["state"]:

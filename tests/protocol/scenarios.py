@@ -106,6 +106,8 @@ LONG = [
     unattended("drain", "cancel", not_before=FAR),
     unattended("lost reply", "death", not_before=FAR),
     unattended("deadline", "drop", not_before=FAR),
+    Scenario(("lost reply", "delete")),
+    Scenario(("client drop", "delete")),
     Scenario(("foreign revoke", "delete")),
     Scenario(("foreign revoke", "death")),
     Scenario(("cancel", "lost reply")),

@@ -13,6 +13,8 @@ JOB_IDS: Final = ("a", "b")
 WORKER_IDS: Final = ("w1", "w2")
 NUM_TOKENS: Final = 2
 FINAL: Final = "DFCX"
+DELETED: Final = "-"
+"""What a reader hears in place of an end that it has missed."""
 RESULT_OF: Final = {"D": "SUCCESS", "F": "FAILURE", "X": "FAILURE", "C": "REVOKED"}
 """Celery's state of an ended job."""
 

@@ -32,6 +32,7 @@ def ours(name):
     """Every family of keys of pagefleet: (key, what a producer may, what a monitor may). Workers may all."""
     return [
         (keys.job(name), "rw", ""),
+        (keys.deleted(name), "rw", ""),
         (keys.log(name), "rw", ""),
         (keys.open_jobs(lane_of(name)), "rw", "r"),
         (keys.tenant_jobs(lane_of("m"), name), "rw", ""),
