@@ -50,7 +50,7 @@ class MessageCall(RequestBody):
 
 
 class Message(RequestBody):
-    role: str = Field(min_length=1, max_length=64)
+    role: str = Field(min_length=1, max_length=64, json_schema_extra={"enum": [*_ROLES]})
     content: Annotated[
         list[Part] | str, BeforeValidator(_as_parts, json_schema_input_type=str | list[Part] | None)
     ] = ""

@@ -50,6 +50,13 @@ def make_answerable(body):
     for name in ("max_completion_tokens", "n", "min_tokens", "best_of", "logprobs", "allowed_token_ids"):
         body.pop(name, None)
     body |= {"model": "null", "max_tokens": 2}
+    # Refused without a stream, without tools, or without a call that is answered.
+    body.pop("stream_options", None)
+    body.pop("tool_choice", None)
+    for message in body.get("messages") or ():
+        message["role"] = "user"
+        message.pop("tool_calls", None)
+        message.pop("tool_call_id", None)
     if not body.get("prompt", True):
         body["prompt"] = "Hi"
     # The document allows any role and part, the gateway those that it knows.
