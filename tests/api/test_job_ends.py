@@ -26,8 +26,10 @@ def store_of(fleet):
 
 
 def traces(fleet, job_id):
-    """Every key that speaks of a job."""
-    return store_of(fleet).redis.keys(f"*{job_id}*")
+    """Every key that has something of a job: its tombstone, which keeps the id alone, does not."""
+    redis = store_of(fleet).redis
+    tombstone = keys.deleted(job_id)
+    return [key for key in redis.keys(f"*{job_id}*") if key != tombstone or redis.get(key) != "1"]
 
 
 class TestDelete:

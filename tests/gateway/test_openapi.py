@@ -53,17 +53,15 @@ def make_answerable(body):
     # Refused without a stream, without tools, or without a call that is answered.
     body.pop("stream_options", None)
     body.pop("tool_choice", None)
+    # The document allows any part of a message, the gateway those that it knows.
     for message in body.get("messages") or ():
         message["role"] = "user"
         message.pop("tool_calls", None)
         message.pop("tool_call_id", None)
-    if not body.get("prompt", True):
-        body["prompt"] = "Hi"
-    # The document allows any role and part, the gateway those that it knows.
-    for message in body.get("messages", []):
-        message["role"] = "user"
         if isinstance(message.get("content"), list):
             message["content"] = "Hi"
+    if not body.get("prompt", True):
+        body["prompt"] = "Hi"
 
 
 def what_is_there(gateway, path):
