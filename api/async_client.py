@@ -255,6 +255,7 @@ class AsyncFleetClient:
         *,
         job_id: str | None = None,
         max_open: int | None = None,
+        max_stored: int | None = None,
         charge: Charge | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         keep: bool = True,
@@ -264,8 +265,9 @@ class AsyncFleetClient:
         :meth:`generate` and :meth:`chat` do, for who relays requests of others.
 
         Args:
-            max_open: so many open jobs may the request's tenant have in its queue, if the model's card does
-                not allow fewer.
+            max_open: so many choices may the open jobs of the request's tenant have in its queue, if the
+                model's card does not allow fewer.
+            max_stored: so many bytes may the jobs of the request's tenant take, in the same way.
             charge: who pays for it at its end, in place of what was reserved.
             keep: false where nobody will ask for the result: the stream then forgets what it has given.
             is_drawn: nobody but the caller knows ``job_id``: where it is cancelled meanwhile, the job is too.
@@ -280,7 +282,7 @@ class AsyncFleetClient:
         prepared = prepare(
             index, job_id, fields, secrets.randbelow(MAX_SEED), self.settings.max_request_bytes
         )
-        prepared = replace(prepared, max_open=max_open, charge=charge)
+        prepared = replace(prepared, max_open=max_open, max_stored=max_stored, charge=charge)
         source = AsyncOwnSource(live, prepared, is_drawn=is_drawn or job_id is None)
         if not await source.submit():
             await source.close()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Unpack
 
 from pagefleet.api import keys
-from pagefleet.api.errors import InvalidRequest, JobDeleted, JobExists, QueueFull
+from pagefleet.api.errors import FleetError, InvalidRequest, JobDeleted, JobExists, QueueFull
 from pagefleet.api.keys import Lane
 from pagefleet.api.messages import (
     GenerateRequest,
@@ -20,8 +20,8 @@ from pagefleet.api.messages import (
     SamplingOptions,
     WorkerStatus,
 )
-from pagefleet.api.model_cards import CardIndex, check_fits
-from pagefleet.api.operations import Charge, Limits, Submitted
+from pagefleet.api.model_cards import CardIndex, check_fits, check_limits
+from pagefleet.api.operations import NO_LIMIT, Charge, Limits, Submitted
 from pagefleet.api.questions import (
     Answer,
     Asked,
@@ -31,6 +31,7 @@ from pagefleet.api.questions import (
 )
 from pagefleet.api.requests import as_list, as_messages, build_request, check_size
 from pagefleet.api.settings import DEFAULT_MAX_REQUEST_BYTES
+from pagefleet.api.stored_size import reserved_bytes
 from pagefleet.api.structured_outputs import StructuredOptions
 from pagefleet.api.token_stream import TokenStream
 
@@ -89,7 +90,9 @@ class Prepared:
     request: GenerateRequest
     card: ModelCard
     max_open: int | None = None
-    """How many open jobs its tenant may have in its queue, where that is fewer than the card allows."""
+    """How many choices its tenant's open jobs in its queue may have, where the card allows more."""
+    max_stored: int | None = None
+    """How many bytes its tenant's jobs may take, where the card allows more."""
     charge: Charge | None = None
     asked: str = ""
     """Hash of what the caller asked for, its defaults not filled in."""
@@ -99,9 +102,19 @@ class Prepared:
         return keys.queue(self.card.name, self.request.lane)
 
     @property
+    def num_reserved_bytes(self) -> int:
+        """What it counts for its tenant until it is closed."""
+        request_json = self.request.model_dump_json(exclude_defaults=True)
+        return reserved_bytes(self.request, len(request_json.encode()))
+
+    @property
     def limits(self) -> Limits:
-        mine = self.card.max_tenant_depth
-        return Limits(self.card.max_queue_depth, mine if self.max_open is None else min(mine, self.max_open))
+        card = self.card
+        return Limits(
+            card.max_queue_depth,
+            min(card.max_tenant_depth, self.max_open or card.max_tenant_depth),
+            min(card.max_tenant_bytes or NO_LIMIT, self.max_stored or NO_LIMIT),
+        )
 
 
 def check_submitted(submitted: Submitted, prepared: Prepared) -> None:
@@ -119,11 +132,32 @@ def check_submitted(submitted: Submitted, prepared: Prepared) -> None:
         )
     if submitted.tenant_depth is not None:
         raise QueueFull(
-            f"The queue {prepared.queue} holds {submitted.tenant_depth} jobs of the tenant "
-            f"{prepared.request.tenant!r}, its limit; try again later.",
+            f"The queue {prepared.queue} holds {submitted.tenant_depth} choices of the tenant "
+            f"{prepared.request.tenant!r}, and this job has {prepared.request.sampling.n}; its limit is "
+            f"{prepared.limits.max_tenant_depth}; try again later.",
             param="tenant",
             job_id=prepared.job_id,
         )
+    if submitted.tenant_bytes is not None:
+        raise _too_much_stored(prepared, submitted.tenant_bytes)
+
+
+def _too_much_stored(prepared: Prepared, num_stored: int) -> FleetError:
+    num_bytes, most = prepared.num_reserved_bytes, prepared.limits.max_tenant_bytes
+    told = f"this job may take {num_bytes} bytes with its result"
+    if num_bytes > most:
+        return InvalidRequest(
+            f"max_tokens: {told}, and all jobs of its tenant {most}; ask for fewer tokens, choices or "
+            "logprobs.",
+            param="max_tokens",
+            job_id=prepared.job_id,
+        )
+    return QueueFull(
+        f"The jobs of the tenant {prepared.request.tenant!r} take {num_stored} bytes, and {told}; "
+        f"the limit is {most}. Delete jobs, or wait until they expire.",
+        param="tenant_bytes",
+        job_id=prepared.job_id,
+    )
 
 
 def job_exists(job_id: str) -> JobExists:
@@ -172,6 +206,7 @@ def prepare(
         sampling = sampling.model_copy(update={"max_tokens": most})
     request = request.model_copy(update={"model": card.name, "sampling": sampling})
     check_fits(request, card)
+    check_limits(request, card)
     check_size(len(request.model_dump_json(exclude_defaults=True).encode()), max_bytes)
     return Prepared(job_id or str(uuid.uuid4()), request, card, asked=asked)
 
@@ -226,8 +261,9 @@ class Fleet(ABC):
                 finish_reason ``deadline``.
             detached: the job goes on where this process is gone. By default a job of the batch lane does,
                 and one of the interactive lane is cancelled after 10 s without its client.
-            tenant: on whose behalf; the number of one tenant's open jobs may be limited.
-            result_ttl_s: how long the job can be read after its end; by default an hour.
+            tenant: on whose behalf; the number of choices in one tenant's open jobs may be limited.
+            result_ttl_s: how long the job can be read after its end; by default an hour. The model's workers
+                bound it (``max_result_ttl_s``, by default seven days).
             truncate_prompt_tokens: only the last so many tokens of the prompt count.
             cache_salt: the job shares computed prefixes with jobs of the same salt only.
             prefix_cache: False computes the whole prompt and keeps nothing of it for other jobs.

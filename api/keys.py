@@ -71,6 +71,17 @@ def tenant_jobs(queue: str, tenant: str) -> str:
     return f"{PREFIX}tenant:{queue}:{tenant}"
 
 
+def stored_jobs(tenant: str) -> str:
+    """Sorted set ``<job id> <bytes>`` -> milliseconds at which they are looked at again: what
+    a tenant has stored."""
+    return f"{PREFIX}stored:{tenant}"
+
+
+def stored_bytes(tenant: str) -> str:
+    """Hash: ``total`` is the sum of :func:`stored_jobs`."""
+    return f"{PREFIX}stored-bytes:{tenant}"
+
+
 def recent_jobs(tenant: str | None) -> str:
     """Sorted set job id -> milliseconds at which it was enqueued: the newest 500 jobs of a tenant, or of
     nobody, ended or not; gone a day after the last of them."""

@@ -313,6 +313,11 @@ class ModelCard(StoredModel):
     aliases: list[str] = Field(default_factory=list)
     max_queue_depth: int = Field(gt=0)
     max_tenant_depth: int = Field(2**31, gt=0)
+    """In choices."""
+    max_tenant_bytes: int | None = Field(None, gt=0)
+    """Of requests and results; None is no limit."""
+    max_result_ttl_s: int = Field(MAX_TTL_S, gt=0)
+    """The longest ``result_ttl_s`` that a request may ask for."""
     default_sampling: SamplingDefaults = SamplingDefaults()
     """What the model's own generation_config.json asks for where a request says nothing."""
     tool_parser: str | None = None

@@ -68,6 +68,27 @@ def check_fits(request: GenerateRequest, card: ModelCard) -> None:
     check_vocabulary(list(sampling.logit_bias), card, "logit_bias")
 
 
+def check_limits(request: GenerateRequest, card: ModelCard) -> None:
+    """What a job may take of the server, beside what any job may. A job that was let in before keeps it.
+
+    Raises:
+        InvalidRequest: ``result_ttl_s`` beyond the model's limit, or more choices than its tenant may have
+            at all.
+    """
+    if (request.result_ttl_s or 0) > card.max_result_ttl_s:
+        raise InvalidRequest(
+            f"result_ttl_s: {request.result_ttl_s} is more than {card.name} allows; ask for "
+            f"{card.max_result_ttl_s} s at most.",
+            param="result_ttl_s",
+        )
+    if request.tenant is not None and request.sampling.n > card.max_tenant_depth:
+        raise InvalidRequest(
+            f"n: {request.sampling.n} choices are more than a tenant may have open; ask for "
+            f"{card.max_tenant_depth} at most.",
+            param="n",
+        )
+
+
 def check_prompt_length(num_prompt_tokens: int, card: ModelCard, param: str = "prompt") -> None:
     if num_prompt_tokens >= card.max_model_len:
         raise ContextTooLong(

@@ -12,6 +12,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from pagefleet.api import keys
 from pagefleet.api.messages import ErrorInfo, GenerateRequest, JobState, LogEntry, WorkerStatus
+from pagefleet.api.stored_size import reserved_bytes
 
 T = TypeVar("T")
 
@@ -28,12 +29,14 @@ class Operation(Generic[T]):
 
 class Submitted(NamedTuple):
     """``created`` is false where the id existed already or a limit was reached; ``depth`` is set where the
-    queue was full, ``tenant_depth`` where the tenant's share of it was. ``is_other``: the id is that of
+    queue was full, ``tenant_depth``, in choices, where the tenant's share of it was, and
+    ``tenant_bytes`` where what the tenant has stored leaves no room. ``is_other``: the id is that of
     another request; ``is_deleted``: the job was deleted, and must not be sent again."""
 
     created: bool
     depth: int | None = None
     tenant_depth: int | None = None
+    tenant_bytes: int | None = None
     is_other: bool = False
     is_deleted: bool = False
 
@@ -118,11 +121,16 @@ class DeleteVerdict(StrEnum):
     MISSING = "missing"
 
 
+NO_LIMIT: Final = 10**15
+
+
 class Limits(NamedTuple):
-    """How many open jobs a queue may hold, and how many of them one tenant's."""
+    """How many open jobs a queue may hold, how many choices those of one tenant may have, and how many
+    bytes all its jobs may take."""
 
     max_depth: int
     max_tenant_depth: int
+    max_tenant_bytes: int = NO_LIMIT
 
 
 class Charge(NamedTuple):
@@ -169,13 +177,13 @@ def submit(
         asked: hash of what the caller asked for. A job with that id and another hash is not attached to.
         again: sends a job that the server lost; not one that was deleted.
     """
+    request_json = request.model_dump_json(exclude_defaults=True)
     deadline_ms = "" if request.deadline_s is None else int(request.deadline_s * 1000)
     fields: dict[str, str | int] = {
-        "request": request.model_dump_json(exclude_defaults=True),
+        "request": request_json,
         "queue": queue,
         "priority": request.priority,
         "channel": channel,
-        "num_choices": request.sampling.n,
         "clients": "" if request.lives_alone else client_id,
     }
     if request.result_ttl_s is not None:
@@ -187,7 +195,9 @@ def submit(
     fields |= {name: value for name, value in schedule._asdict().items() if value is not None}
     touched = [keys.job(job_id), keys.log(job_id), keys.open_jobs(queue), keys.recent_jobs(request.tenant)]
     touched.append(keys.deleted(job_id))
-    touched += [keys.tenant_jobs(queue, request.tenant)] if request.tenant is not None else []
+    if request.tenant is not None:
+        tenant = request.tenant
+        touched += [keys.tenant_jobs(queue, tenant), keys.stored_jobs(tenant), keys.stored_bytes(tenant)]
     return Operation(
         "submit",
         touched,
@@ -198,6 +208,9 @@ def submit(
             deadline_ms,
             int(again),
             asked,
+            request.sampling.n,
+            limits.max_tenant_bytes,
+            reserved_bytes(request, len(request_json.encode())),
             *_flat(fields),
         ],
         _parse_submitted,
@@ -210,6 +223,7 @@ def _parse_submitted(reply: list[Any]) -> Submitted:
         verdict == "created",
         int(depth[0]) if verdict == "full" else None,
         int(depth[0]) if verdict == "tenant-full" else None,
+        int(depth[0]) if verdict == "tenant-bytes" else None,
         is_other=verdict == "other",
         is_deleted=verdict == "deleted",
     )

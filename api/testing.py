@@ -21,13 +21,14 @@ from typing import Any, Final
 
 from pagefleet.api import keys
 from pagefleet.api.connections import job_not_found
-from pagefleet.api.errors import FleetError, QueueFull
+from pagefleet.api.errors import FleetError
 from pagefleet.api.fleet import (
     DEFAULT_TIMEOUT_S,
     Fleet,
     FleetStatus,
     Prepared,
     QueueStatus,
+    check_submitted,
     job_exists,
     prepare,
 )
@@ -44,6 +45,7 @@ from pagefleet.api.messages import (
     TokenLogprobs,
 )
 from pagefleet.api.model_cards import CardIndex
+from pagefleet.api.operations import Submitted
 from pagefleet.api.questions import Answer, Asked
 from pagefleet.api.stream import StreamState
 from pagefleet.api.token_stream import LiveEvent, Resync, Source, TokenStream
@@ -144,12 +146,7 @@ class InMemoryFleet(Fleet):
             if self._jobs[prepared.job_id].prepared.asked != prepared.asked:
                 raise job_exists(prepared.job_id)
             return self.attach(prepared.job_id, timeout=timeout)
-        depth = self._num_open(prepared.queue)
-        if depth >= prepared.card.max_queue_depth:
-            raise QueueFull(
-                f"The queue {prepared.queue} holds {depth} jobs, its limit; try again later.",
-                job_id=prepared.job_id,
-            )
+        check_submitted(self._room_for(prepared), prepared)
         job = self._jobs[prepared.job_id] = _Job(prepared)
         source = _JobSource(self, job)
         if not self._paused:
@@ -166,6 +163,24 @@ class InMemoryFleet(Fleet):
             raise job_not_found(job_id)
         return self._jobs[job_id]
 
+    def _room_for(self, prepared: Prepared) -> Submitted:
+        """What SUBMIT would say. A job of this fleet never expires: it counts what it may take until it is
+        deleted."""
+        limits, tenant = prepared.limits, prepared.request.tenant
+        depth = self._num_open(prepared.queue)
+        if depth >= limits.max_depth:
+            return Submitted(False, depth=depth)
+        mine = [job for job in self._jobs.values() if job.prepared.request.tenant == tenant is not None]
+        num_choices = sum(
+            job.num_choices for job in mine if job.prepared.queue == prepared.queue and not job.state.is_final
+        )
+        if tenant is not None and num_choices + prepared.request.sampling.n > limits.max_tenant_depth:
+            return Submitted(False, tenant_depth=num_choices)
+        num_bytes = sum(job.prepared.num_reserved_bytes for job in mine)
+        if tenant is not None and num_bytes + prepared.num_reserved_bytes > limits.max_tenant_bytes:
+            return Submitted(False, tenant_bytes=num_bytes)
+        return Submitted(True)
+
     def _num_open(self, queue_name: str) -> int:
         jobs = [job for job in self._jobs.values() if job.prepared.queue == queue_name]
         return sum(not job.state.is_final for job in jobs)
@@ -180,7 +195,7 @@ class _Job:
         self.inboxes: list[queue.SimpleQueue[LiveEvent]] = []
         self.staying: set[int] = set()
         self._entries: list[LogEntry] = []
-        self._num_choices = prepared.request.sampling.n
+        self.num_choices = prepared.request.sampling.n
         self._reasons: dict[int, str] = {}
         self._error: ErrorInfo | None = None
         self._num_prompt_tokens: int | None = None
@@ -192,7 +207,7 @@ class _Job:
             return
         request = self.prepared.request
         try:
-            choices = [_WORD.findall(reply(request)) for _ in range(self._num_choices)]
+            choices = [_WORD.findall(reply(request)) for _ in range(self.num_choices)]
         except FleetError as error:
             self._end(JobState.FAILED, "error", ErrorInfo.from_error(error))
             return
@@ -231,7 +246,7 @@ class _Job:
             "state": self.state.value,
             "queue": self.prepared.queue,
             "request": self.prepared.request.model_dump_json(),
-            "num_choices": str(self._num_choices),
+            "num_choices": str(self.num_choices),
             "enqueued_at": str(int(self._enqueued_at * 1000)),
         }
         deadline_s = self.prepared.request.deadline_s
@@ -248,11 +263,11 @@ class _Job:
     def _end(self, state: JobState, reason: str, error: ErrorInfo | None) -> None:
         self.state, self._error = state, error
         # A choice that has ended keeps its own reason.
-        self._reasons = dict.fromkeys(range(self._num_choices), reason) | self._reasons
+        self._reasons = dict.fromkeys(range(self.num_choices), reason) | self._reasons
         self._tell(LiveEvent("e", self.record().ended_event().model_dump_json()))
 
     def _num_tokens(self) -> list[int]:
-        return [sum(entry.choice == choice for entry in self._entries) for choice in range(self._num_choices)]
+        return [sum(entry.choice == choice for entry in self._entries) for choice in range(self.num_choices)]
 
     def _tell(self, event: LiveEvent) -> None:
         for inbox in self.inboxes:

@@ -27,6 +27,9 @@ def make_card(settings: WorkerSettings, engine: LLMEngine) -> ModelCard:
         aliases=[alias for alias in aliases if alias != settings.name],
         max_queue_depth=settings.max_queue_depth,
         max_tenant_depth=settings.max_tenant_depth,
+        max_tenant_bytes=settings.max_tenant_bytes,
+        # What jobs get that ask for nothing can be asked for too.
+        max_result_ttl_s=max(settings.max_result_ttl_s, settings.result_ttl_s),
         default_sampling=SamplingDefaults(**info.default_sampling),
         tool_parser=tool_parser_of(template) if tools == "auto" else tools,
         reasoning_parser=reasoning_parser_of(template) if reasoning == "auto" else _named(reasoning),

@@ -93,7 +93,15 @@ class WorkerSettings(FleetSettings):
     )
     drain_s: float = Field(20.0, ge=0, description="what running sequences get to finish on SIGTERM")
     max_queue_depth: int = Field(10_000, gt=0, description="open jobs of one lane before QueueFull")
-    max_tenant_depth: int = Field(10_000, gt=0, description="open jobs of one tenant in a lane")
+    max_tenant_depth: int = Field(
+        10_000, gt=0, description="choices in the open jobs of one tenant in a lane"
+    )
+    max_tenant_bytes: int | None = Field(
+        None, gt=0, description="of one tenant's requests and results on the server; None is no limit"
+    )
+    max_result_ttl_s: int = Field(
+        7 * 86400, gt=0, description="the longest result_ttl_s that a request may ask for"
+    )
     host_name: str | None = Field(
         None, pattern=r"^[\w.-]{1,63}$", description="this machine in workers' names; by default its own name"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from rich.table import Table
+from rich.table import Column, Table
 
 from pagefleet.api.cli.console import make_console
 from pagefleet.api.cli.model_names import complete_model
@@ -56,9 +56,11 @@ def keys() -> None:
 @click.option(
     "--lane", type=click.Choice(["interactive", "batch"]), default="interactive", help="Where its jobs go."
 )
-@click.option("--max-open", type=click.IntRange(1), help="Open jobs of the tenant in each queue.")
+@click.option("--max-open", type=click.IntRange(1), help="Choices in the tenant's open jobs in each queue.")
 @click.option("--requests-per-minute", type=click.IntRange(1), help="By default no limit.")
 @click.option("--tokens-per-minute", type=click.IntRange(1), help="Prompts and answers. By default no limit.")
+@click.option("--max-stored-bytes", type=click.IntRange(1), help="Of the tenant's requests and results.")
+@click.option("--max-result-ttl-s", type=click.IntRange(1), help="Seconds for which results can be read.")
 @_place_options
 def add(
     file: Path | None,
@@ -92,9 +94,26 @@ def list_keys(file: Path | None, in_redis: bool, redis_url: str | None) -> None:
     """
     with _place(file, in_redis, redis_url) as place:
         found = place.read()
-    table = Table("id", "tenant", "models", "lane", "max open", "requests/min", "tokens/min", box=None)
+    table = Table(
+        Column("id", no_wrap=True),
+        Column("tenant", no_wrap=True),
+        "models",
+        "lane",
+        "max open",
+        "requests/min",
+        "tokens/min",
+        "stored",
+        "result TTL",
+        box=None,
+    )
     for key in found:
-        limits = (key.max_open, key.requests_per_minute, key.tokens_per_minute)
+        limits = (
+            key.max_open,
+            key.requests_per_minute,
+            key.tokens_per_minute,
+            key.max_stored_bytes,
+            key.max_result_ttl_s,
+        )
         shown = ("-" if limit is None else str(limit) for limit in limits)
         table.add_row(key.key_id, key.tenant, ", ".join(key.models or ["all"]), key.lane, *shown)
     make_console().print(table)

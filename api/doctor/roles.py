@@ -60,6 +60,8 @@ _JOBS: Final = (
     ("GET", "pf:deleted:doctor"),
     ("LLEN", "pf:log:doctor"),
     ("ZCARD", "pf:tenant:doctor"),
+    ("ZCARD", "pf:stored:doctor"),
+    ("HGET", "pf:stored-bytes:doctor", "total"),
     ("HGET", "pf:rate:doctor", "requests"),
     ("ZCARD", "pf:recent:doctor"),
     ("LLEN", "pf:questions:doctor"),

@@ -163,13 +163,16 @@ async def start(
     answer.headers[JOB_HEADER] = answer.answer_id
     try:
         card = await card_for(gateway.fleet, key, body.model)
-        _check_depth(key, card, len(requests))
+        _check_depth(key, card, len(requests), num_choices)
+        ttl = _result_ttl(key, card, body.result_ttl_s, gateway.fleet.settings.result_ttl_s)
         fields = {**_in_lane(key), **_complete(body, card, default_max_tokens), "tenant": tenant_of(key)}
+        fields["result_ttl_s"] = ttl
         for job_id, own, num_reserved in zip(jobs_of(answer.answer_id), requests, shares, strict=True):
             stream = await gateway.fleet.start(
                 {**fields, **own},
                 job_id=job_id,
                 max_open=key.max_open,
+                max_stored=key.max_stored_bytes,
                 charge=charge_of(key, num_reserved),
                 timeout=None,
                 keep=not body.stream,
@@ -201,15 +204,38 @@ def _shares(key: ApiKey, share: int, num_jobs: int) -> list[int]:
     return [each + (index < rest) for index in range(num_jobs)]
 
 
-def _check_depth(key: ApiKey, card: ModelCard, num_jobs: int) -> None:
+def _check_depth(key: ApiKey, card: ModelCard, num_jobs: int, num_choices: int) -> None:
     """Raises: ApiError: so many can never be open together, however late they come back."""
     most = card.max_queue_depth
     if tenant_of(key):
-        most = min(most, card.max_tenant_depth, key.max_open or most)
+        most_choices = min(card.max_tenant_depth, key.max_open or card.max_tenant_depth)
+        if num_choices > most_choices:
+            raise ApiError(
+                400, f"n: {most_choices} choices in one request at most.", param="n", code="invalid_value"
+            )
+        most = min(most, most_choices // num_choices)
     if num_jobs > most:
         raise ApiError(
             400, f"prompt: {most} prompts in one request at most.", param="prompt", code="invalid_value"
         )
+
+
+def _result_ttl(key: ApiKey, card: ModelCard, asked: int | None, default: int) -> int | None:
+    """How long the key's jobs can be read: as the request asks, else as usual, cut to the key's limit.
+
+    Raises: ApiError: it asks for more.
+    """
+    most = key.max_result_ttl_s
+    if most is None:
+        return asked
+    if asked is not None and asked > most:
+        raise ApiError(
+            400,
+            f"result_ttl_s: {asked} is more than this API key allows; ask for {most} s at most.",
+            param="result_ttl_s",
+            code="invalid_value",
+        )
+    return min(default, most, card.max_result_ttl_s) if asked is None else asked
 
 
 def _complete(body: GenerationBody, card: ModelCard, default_max_tokens: int | None) -> dict[str, Any]:

@@ -41,9 +41,11 @@ class ApiKey(BaseModel):
     tenant: str = Field(min_length=1, max_length=128, description="on whose behalf: sees its own jobs only")
     models: list[str] | None = Field(None, description="canonical names or aliases")
     lane: Lane = "interactive"
-    max_open: _Limit | None = Field(None, description="open jobs of the tenant in each queue")
+    max_open: _Limit | None = Field(None, description="choices in the tenant's open jobs in each queue")
     requests_per_minute: _Limit | None = None
     tokens_per_minute: _Limit | None = None
+    max_stored_bytes: _Limit | None = Field(None, description="of the tenant's requests and results")
+    max_result_ttl_s: _Limit | None = Field(None, description="how long results can be read")
     created_at: int = 0
 
     def may_use(self, names: set[str]) -> bool:

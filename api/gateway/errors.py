@@ -100,6 +100,9 @@ def api_error(error: FleetError, names: Mapping[str, str] = SPELLED) -> ApiError
             return ApiError(404, "There is no such job.", param="job_id", code="job_not_found")
         case QueueFull() if error.param == "tenant":
             return _too_many("Too many of your requests are open; wait until one has ended.", "too_many_open")
+        case QueueFull() if error.param == "tenant_bytes":
+            message = "Your requests and results fill your storage; delete jobs, or wait until they expire."
+            return _too_many(message, "too_much_stored")
         case QueueFull():
             return _too_many("The model's queue is full; try again later.", "queue_full")
         case RedisUnavailable():

@@ -10,7 +10,8 @@ local key, default_ttl = KEYS[1], tonumber(ARGV[2])
 if not default_ttl then
   return redis.error_reply('ERR delete: a ttl must be a number')
 end
-local state = redis.call('HGET', key, 'state')
+local job = redis.call('HMGET', key, 'state', 'tenant', 'stored')
+local state = job[1]
 if not state then
   return 'missing'
 end
@@ -18,8 +19,12 @@ local ttl = tonumber(redis.call('HGET', key, 'ttl') or '')
 ttl = ttl and ttl >= 1 and ttl or default_ttl
 redis.call('SET', KEYS[6], '1', 'PX', string.format('%.0f', math.min(ttl, MAX_TOMBSTONE_MS)), 'NX')
 redis.call('ZREM', KEYS[4], ARGV[1])
-redis.call('ZREM', recent_jobs(redis.call('HGET', key, 'tenant')), ARGV[1])
+redis.call('ZREM', recent_jobs(job[2]), ARGV[1])
 if is_final(state) and not redis.call('ZSCORE', KEYS[3], ARGV[1]) then
+  if job[2] and job[3] then
+    local ledger, sum = stored_keys(job[2])
+    uncount_stored(ledger, sum, ARGV[1] .. ' ' .. job[3])
+  end
   redis.call('DEL', key, KEYS[2], KEYS[5])
   return 'deleted'
 end

@@ -9,6 +9,7 @@
 --   owner       worker process (unique per start) that holds it   epoch  number of the attempt
 --   attempts    how many claims                                   suspect  1: first prefill under way
 --   blame, fruitless   deaths blamed on it, deaths since its last token      solo  1: prefill it alone
+--   stored      bytes that count for its tenant: reserved by SUBMIT, measured by CLOSE
 --   asked       hash of what the caller asked for: another request with the same id is no attach
 --   request     JSON of the request                               queue, priority  where to send it again
 --   channel     reply channel of its client                       watched  1: publish on its own channel too
@@ -46,6 +47,37 @@ local function recent_jobs(tenant)
   return 'pf:recent:' .. (tenant or '')
 end
 
+-- What a tenant has stored. A sorted set has a member 'id bytes' for each of its jobs, with the time (ms) at which the
+-- next SUBMIT looks whether the job is still there; a hash has the sum of the bytes. Both are gone after the last job.
+local LOOK_AGAIN_MS = 3600000
+
+local function stored_keys(tenant)
+  return 'pf:stored:' .. tenant, 'pf:stored-bytes:' .. tenant
+end
+
+local function count_stored(ledger, sum, place, look_at)
+  if not redis.call('ZSCORE', ledger, place) then
+    redis.call('HINCRBY', sum, 'total', string.match(place, '%d+$'))
+  end
+  redis.call('ZADD', ledger, look_at, place)
+  local last = redis.call('ZRANGE', ledger, -1, -1, 'WITHSCORES')[2]
+  local ttl = string.format('%.0f', math.max(0, last - now_ms()) + LOOK_AGAIN_MS)
+  redis.call('PEXPIRE', ledger, ttl)
+  redis.call('PEXPIRE', sum, ttl)
+end
+
+local function uncount_stored(ledger, sum, place)
+  if not redis.call('ZSCORE', ledger, place) then
+    return
+  end
+  -- The sum first: a script whose first write is a deletion is not stopped at the memory limit.
+  redis.call('HINCRBY', sum, 'total', '-' .. string.match(place, '%d+$'))
+  redis.call('ZREM', ledger, place)
+  if redis.call('EXISTS', ledger) == 0 then
+    redis.call('DEL', sum)
+  end
+end
+
 -- Celery's state of a job, in the form of its Redis backend: stored and published, never over a final state.
 -- What cannot be read was written by another program and stays. Returns whether it was stored.
 local FINAL_RESULTS = { SUCCESS = true, FAILURE = true, REVOKED = true }
@@ -71,6 +103,22 @@ end
 local function clear_suspect(key, id, owner)
   redis.call('HSET', key, 'suspect', '0')
   redis.call('SREM', suspects_of(owner), id)
+end
+
+-- What a job takes in its tenant's ledger: a member for each choice, its id, 'id 1', 'id 2' and so on. An id has no
+-- blank. The ledger's size is the number of choices.
+local MAX_CHOICES = 128
+
+local function places_of(id, num_choices)
+  local places = { id }
+  for choice = 1, num_choices - 1 do
+    places[#places + 1] = id .. ' ' .. choice
+  end
+  return places
+end
+
+local function job_at(place)
+  return string.match(place, '^[^ ]*')
 end
 
 -- One PUBLISH for each channel and script call, however many jobs it speaks of.
@@ -103,7 +151,7 @@ end
 local function end_job(key, id, state, reason, error)
   local job = redis.call('HMGET', key, 'channel', 'watched', 'num_choices')
   local counts, reasons = {}, {}
-  for choice = 0, tonumber(job[3]) - 1 do
+  for choice = 0, math.min(tonumber(job[3]), MAX_CHOICES) - 1 do
     if reason ~= '' then
       redis.call('HSETNX', key, 'fin:' .. choice, reason)
     end

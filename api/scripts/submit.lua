@@ -1,16 +1,23 @@
 -- SUBMIT (protocol line 1): a new job becomes queued, unless its queue is too deep or it exists.
--- KEYS: job hash, log, open ledger of its queue, the newest jobs of its tenant (or of nobody's), tombstone, then the
---       ledger of its tenant if it has one
--- ARGV: id, max depth, max depth of one tenant, deadline in ms from now or '', '1': sends a lost job again,
---       hash of what its caller asked for or '', then field, value, ... of the hash
+-- KEYS: job hash, log, open ledger of its queue, the newest jobs of its tenant (or of nobody's), tombstone; if it has
+--       a tenant, then the tenant's ledger, what the tenant has stored, and the sum of it
+-- ARGV: id, max depth, max choices of one tenant's jobs, deadline in ms from now or '', '1': sends a lost job again,
+--       hash of what its caller asked for or '', number of choices, max bytes of one tenant, bytes of this job,
+--       then field, value, ... of the hash
 -- -> {'created'} | {'exists'} | {'other'} (the id is that of another request) | {'deleted'} | {'full', depth}
---    | {'tenant-full', depth}
+--    | {'tenant-full', choices that are open} | {'tenant-bytes', bytes that are stored}
 local RECENT_JOBS, RECENT_MS = 500, 86400000
-local id, max_depth, max_tenant_depth, deadline = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-local again, asked = ARGV[5], ARGV[6]
-if not max_depth or not max_tenant_depth or (deadline ~= '' and not tonumber(deadline)) or #ARGV < 8
-  or #ARGV % 2 == 1 then
-  return redis.error_reply('ERR submit: two depths, a deadline or none, a flag, a hash, and pairs of field and value')
+local id, max_depth, max_tenant_choices, deadline = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+local again, asked, num_choices = ARGV[5], ARGV[6], tonumber(ARGV[7])
+local max_bytes, bytes = tonumber(ARGV[8]), tonumber(ARGV[9])
+if not max_depth or not max_tenant_choices or (deadline ~= '' and not tonumber(deadline)) or #ARGV < 11
+  or #ARGV % 2 == 0 then
+  return redis.error_reply(
+    'ERR submit: two depths, a deadline or none, a flag, a hash, three counts, and pairs of field and value')
+end
+if not num_choices or num_choices < 1 or num_choices > MAX_CHOICES or num_choices % 1 ~= 0
+  or not max_bytes or not string.match(ARGV[9], '^%d+$') then
+  return redis.error_reply('ERR submit: 1 to ' .. MAX_CHOICES .. ' choices, and two numbers of bytes')
 end
 if redis.call('EXISTS', KEYS[1]) == 1 then
   -- A job without a hash of its request was written by an older version: it is read as it always was.
@@ -29,31 +36,57 @@ end
 local now = now_ms()
 
 -- A tenant's ledger has nobody who sweeps it: whoever finds it full takes out what has gone. It looks at a
--- hundred somewhere: were it the oldest, a hundred jobs that run for hours would hide the others as long.
+-- hundred somewhere: were it the oldest, a hundred places of jobs that run for hours would hide the others as long.
 local LOOKED_AT = 100
-local function tenant_depth(ledger)
+local function open_choices(ledger)
   local count = redis.call('ZCARD', ledger)
-  if count >= max_tenant_depth then
+  if count + num_choices > max_tenant_choices then
     local first = now % math.max(1, count - LOOKED_AT + 1)
-    for _, other in ipairs(redis.call('ZRANGE', ledger, first, first + LOOKED_AT - 1)) do
-      local state = redis.call('HGET', 'pf:job:' .. other, 'state')
+    for _, place in ipairs(redis.call('ZRANGE', ledger, first, first + LOOKED_AT - 1)) do
+      local state = redis.call('HGET', 'pf:job:' .. job_at(place), 'state')
       if not state or is_final(state) then
-        redis.call('ZREM', ledger, other)
+        redis.call('ZREM', ledger, place)
       end
     end
   end
   return redis.call('ZCARD', ledger)
 end
 
+-- What is overdue there has gone with its job; or the job waits or runs for long, or ended by an older version.
+local function stored_bytes(ledger, sum)
+  for _, place in ipairs(redis.call('ZRANGE', ledger, '-inf', now, 'BYSCORE', 'LIMIT', 0, LOOKED_AT)) do
+    local job = redis.call('HMGET', 'pf:job:' .. job_at(place), 'state', 'stored')
+    if job[1] and job_at(place) .. ' ' .. (job[2] or '') == place then
+      redis.call('ZADD', ledger, now + LOOK_AGAIN_MS, place)
+    else
+      uncount_stored(ledger, sum, place)
+    end
+  end
+  return tonumber(redis.call('HGET', sum, 'total')) or 0
+end
+
 if KEYS[6] then
-  local num_of_tenant = tenant_depth(KEYS[6])
-  if num_of_tenant >= max_tenant_depth then
+  local num_of_tenant = open_choices(KEYS[6])
+  if num_of_tenant + num_choices > max_tenant_choices then
     return { 'tenant-full', num_of_tenant }
   end
-  redis.call('ZADD', KEYS[6], now, id)
+  local num_stored = stored_bytes(KEYS[7], KEYS[8])
+  if num_stored + bytes > max_bytes then
+    return { 'tenant-bytes', num_stored }
+  end
+  local scored = {}
+  for _, place in ipairs(places_of(id, num_choices)) do
+    scored[#scored + 1] = now
+    scored[#scored + 1] = place
+  end
+  redis.call('ZADD', KEYS[6], unpack(scored))
+  count_stored(KEYS[7], KEYS[8], id .. ' ' .. ARGV[9], now + LOOK_AGAIN_MS)
 end
 redis.call('HSET', KEYS[1], 'state', 'Q', 'epoch', '0', 'attempts', '0', 'num_ended', '0',
-  'tenant_ledger', KEYS[6] or '', unpack(ARGV, 7))
+  'num_choices', num_choices, 'tenant_ledger', KEYS[6] or '', unpack(ARGV, 10))
+if KEYS[6] then
+  redis.call('HSET', KEYS[1], 'stored', ARGV[9])
+end
 if asked ~= '' then
   redis.call('HSET', KEYS[1], 'asked', asked)
 end

@@ -126,7 +126,7 @@ class TestTenants:
             (card,) = [card for card in store.cards() if card.name == ghost]
             store.publish_card(card.model_copy(update={"max_tenant_depth": 1}))
             first = fleet.generate("x", model=ghost, tenant="a")
-            with pytest.raises(QueueFull, match="1 jobs of the tenant 'a'"):
+            with pytest.raises(QueueFull, match="1 choices of the tenant 'a'"):
                 fleet.generate("x", model=ghost, tenant="a")
             others = [fleet.generate("x", model=ghost, tenant="b"), fleet.generate("x", model=ghost)]
             first.cancel()

@@ -108,10 +108,16 @@ class TestSubmit:
     def test_wrong_arguments_write_nothing(self, store):
         names = [keys.job("j"), keys.open_jobs(QUEUE)]
         for args in (
-            ["j", "many", "", "queue", QUEUE],
-            ["j", 10, "soon", "queue", QUEUE],
-            ["j", 10, "", "queue"],
-            ["j", 10, ""],
+            ["j", "many", 10, "", 0, "", 1, 10, 1, "queue", QUEUE],
+            ["j", 10, "many", "", 0, "", 1, 10, 1, "queue", QUEUE],
+            ["j", 10, 10, "soon", 0, "", 1, 10, 1, "queue", QUEUE],
+            ["j", 10, 10, "", 0, "", 0, 10, 1, "queue", QUEUE],
+            ["j", 10, 10, "", 0, "", 1.5, 10, 1, "queue", QUEUE],
+            ["j", 10, 10, "", 0, "", 129, 10, 1, "queue", QUEUE],
+            ["j", 10, 10, "", 0, "", 1, "many", 1, "queue", QUEUE],
+            ["j", 10, 10, "", 0, "", 1, 10, -1, "queue", QUEUE],
+            ["j", 10, 10, "", 0, "", 1, 10, 1, "queue"],
+            ["j", 10, 10, "", 0, "", 1, 10, 1],
         ):
             with pytest.raises(redis_py.ResponseError):
                 store.run(Operation("submit", names, args, str))

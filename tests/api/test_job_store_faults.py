@@ -389,6 +389,123 @@ class TestTenants:
         assert submit_for(store, "t", "k", max_tenant_depth=5) == Submitted(False, 10, None)
         assert not store.redis.exists(keys.tenant_jobs(QUEUE, "t"))
 
+    def submit_choices(self, store, job_id, n, most):
+        sampling = REQUEST.sampling.model_copy(update={"n": n})
+        request = REQUEST.model_copy(update={"tenant": "t", "sampling": sampling})
+        return store.submit(job_id, request, queue=QUEUE, channel=CHANNEL, limits=Limits(100, most))
+
+    def test_a_job_takes_a_place_for_each_choice(self, store):
+        assert self.submit_choices(store, "a", 3, 4).created
+        assert self.submit_choices(store, "b", 2, 4) == Submitted(False, None, 3)
+        assert self.submit_choices(store, "b", 1, 4).created
+        store.cancel("a")
+        store.close("a", QUEUE)
+        assert store.redis.zrange(keys.tenant_jobs(QUEUE, "t"), 0, -1) == ["b"]
+        assert self.submit_choices(store, "c", 3, 4).created
+        assert self.submit_choices(store, "d", 128, 127) == Submitted(False, None, 4)
+
+    def test_the_places_of_a_job_that_has_gone_are_cleared(self, store):
+        self.submit_choices(store, "a", 128, 128)
+        store.redis.delete(keys.job("a"))
+        assert wait_until(lambda: self.submit_choices(store, "b", 128, 128).created, 5, poll_s=0.001)
+        assert store.redis.zcard(keys.tenant_jobs(QUEUE, "t")) == 128
+
+
+class TestStoredBytes:
+    def submit(self, store, job_id, most=10**9, tenant="t", **fields):
+        request = REQUEST.model_copy(update={"tenant": tenant, **fields})
+        limits = Limits(10, 10, most)
+        return store.submit(job_id, request, queue=QUEUE, channel=CHANNEL, limits=limits)
+
+    def total(self, store):
+        """What counts, which must be the sum of what the jobs say."""
+        places = store.redis.zrange(keys.stored_jobs("t"), 0, -1)
+        total = int(store.redis.hget(keys.stored_bytes("t"), "total") or 0)
+        assert sum(int(place.split()[1]) for place in places) == total
+        return total
+
+    def reserved(self, store):
+        """Of one job."""
+        self.submit(store, "probe")
+        total = self.total(store)
+        store.delete("probe", QUEUE)
+        store.close("probe", QUEUE)
+        assert everything(store).keys() == {keys.deleted("probe")}
+        return total
+
+    def test_a_tenant_may_store_so_much(self, store):
+        one = self.reserved(store)
+        assert self.submit(store, "a", 2 * one).created
+        assert self.submit(store, "b", 2 * one).created
+        before = everything(store)
+        assert self.submit(store, "c", 2 * one) == Submitted(False, tenant_bytes=2 * one)
+        assert everything(store) == before
+        assert self.submit(store, "d", 2 * one, tenant="other").created
+        # The same job again is found before anything is counted.
+        assert self.submit(store, "a", 2 * one).exists
+
+    def test_choices_and_tokens_and_logprobs_count(self, store):
+        one = self.reserved(store)
+        larger = REQUEST.sampling.model_copy(update={"n": 2, "logprobs": 5})
+        self.submit(store, "a", sampling=larger)
+        assert self.total(store) > 10 * one
+
+    def test_what_has_ended_counts_what_is_stored(self, store):
+        self.submit(store, "a")
+        reserved = self.total(store)
+        store.redis.set(keys.result("a"), "r" * 100)
+        store.cancel("a")
+        for _ in range(2):  # anybody may close it again
+            store.close("a", QUEUE)
+        request = len(store.redis.hget(keys.job("a"), "request"))
+        assert self.total(store) == request + 200 < reserved
+        assert store.redis.ttl(keys.stored_jobs("t")) > store.settings.result_ttl_s
+
+    def test_a_larger_result_than_was_thought_counts_in_full(self, store):
+        self.submit(store, "a")
+        reserved = self.total(store)
+        store.redis.set(keys.result("a"), "r" * reserved)
+        store.cancel("a")
+        store.close("a", QUEUE)
+        assert self.total(store) > 2 * reserved
+
+    def test_what_has_expired_gives_its_bytes_back(self, store):
+        one = self.reserved(store)
+        self.submit(store, "a", result_ttl_s=1)
+        store.cancel("a")
+        store.close("a", QUEUE)
+        store.redis.delete(keys.job("a"))
+        assert not self.submit(store, "b", one).created
+        assert wait_until(lambda: self.submit(store, "b", one).created, 5)
+        assert self.total(store) == one
+
+    def test_an_open_job_that_is_looked_at_stays(self, store):
+        one = self.reserved(store)
+        self.submit(store, "a")
+        (place,) = store.redis.zrange(keys.stored_jobs("t"), 0, -1)
+        store.redis.zadd(keys.stored_jobs("t"), {place: 1})
+        assert self.submit(store, "b", one) == Submitted(False, tenant_bytes=one)
+        assert store.redis.zscore(keys.stored_jobs("t"), place) > 1
+
+    def test_a_deleted_job_counts_no_more(self, store):
+        self.submit(store, "a")
+        self.submit(store, "b")
+        store.cancel("a")
+        store.close("a", QUEUE)
+        for job_id in "ab":
+            store.delete(job_id, QUEUE)
+        store.close("b", QUEUE)
+        assert self.total(store) == 0
+        assert not store.redis.exists(keys.stored_jobs("t"), keys.stored_bytes("t"))
+
+    @pytest.mark.parametrize("field", ["stored", "tenant", "num_choices"])
+    def test_garbage_in_the_hash_does_not_stop_close(self, store, field):
+        self.submit(store, "a")
+        store.redis.hset(keys.job("a"), field, "9" * 400)
+        store.cancel("a")
+        assert store.close("a", QUEUE) == "closed"
+        assert store.redis.ttl(keys.job("a")) > 0
+
 
 class TestClients:
     def test_a_job_lives_for_its_client_unless_it_is_detached(self, store):

@@ -7,7 +7,7 @@ import pytest
 from pagefleet.api.errors import ContextTooLong, InvalidRequest, UnknownModel
 from pagefleet.api.fleet import prepare
 from pagefleet.api.messages import Fingerprint, ModelCard, SamplingDefaults
-from pagefleet.api.model_cards import CardIndex, check_fits, check_prompt_length
+from pagefleet.api.model_cards import CardIndex, check_fits, check_limits, check_prompt_length
 from pagefleet.api.requests import build_request
 
 FINGERPRINT = Fingerprint(weights="w", tokenizer="t", dtype="none", backend="null", version="0")
@@ -55,6 +55,25 @@ def test_an_unknown_model_names_the_known_ones_and_the_command():
     with pytest.raises(UnknownModel, match=r"'huge' here \(known: large, small\)") as raised:
         CardIndex([card("small"), card("large")]).resolve("huge")
     assert "pagefleet worker --model huge" in raised.value.message
+
+
+def test_a_models_workers_bound_how_long_results_are_kept():
+    mine = card().model_copy(update={"max_result_ttl_s": 100})
+    check_limits(request(prompt="x", result_ttl_s=100), mine)
+    with pytest.raises(
+        InvalidRequest, match=r"result_ttl_s: 101 is more than small allows.* 100 s"
+    ) as raised:
+        prepare(CardIndex([mine]), None, {"prompt": "x", "max_tokens": 4, "result_ttl_s": 101}, 1)
+    assert raised.value.param == "result_ttl_s"
+
+
+def test_more_choices_than_a_tenant_may_ever_have():
+    mine = card().model_copy(update={"max_tenant_depth": 2})
+    check_limits(request(prompt="x", n=3), mine)
+    check_limits(request(prompt="x", n=2, tenant="t"), mine)
+    with pytest.raises(InvalidRequest, match=r"n: 3 choices .* 2 at most") as raised:
+        check_limits(request(prompt="x", n=3, tenant="t"), mine)
+    assert raised.value.param == "n"
 
 
 def test_the_context_holds_the_prompt_and_one_token():

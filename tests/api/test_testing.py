@@ -199,6 +199,23 @@ class TestWaiting:
 
 
 class TestTheFakeAlone:
+    def test_a_tenants_choices_and_bytes_are_limited(self):
+        limits = {"max_tenant_depth": 2, "max_tenant_bytes": 2000}
+        fleet = InMemoryFleet(models=[fake_card().model_copy(update=limits)], paused=True)
+        fields = {"tenant": "a", "max_tokens": 5}
+        first = fleet.generate("x", **fields)
+        with pytest.raises(QueueFull, match="holds 1 choices of the tenant 'a', and this job has 2"):
+            fleet.generate("x", n=2, **fields)
+        fleet.run()
+        first.result()
+        fleet.generate("x", n=2, **fields).result()
+        with pytest.raises(QueueFull, match="the limit is 2000") as raised:
+            fleet.generate("x", **fields)
+        assert raised.value.param == "tenant_bytes"
+        with pytest.raises(InvalidRequest, match="max_tokens: this job may take"):
+            fleet.generate("x", tenant="b", max_tokens=20)
+        fleet.generate("x", max_tokens=20)
+
     def test_it_answers_what_it_is_told(self):
         fleet = InMemoryFleet(lambda request: f"You said {request.prompt}")
         chunks = list(fleet.generate("hello"))

@@ -116,6 +116,43 @@ def test_more_prompts_than_may_ever_be_open(ask, http, ghost):
         assert "retry-after" not in reply.headers
 
 
+def test_choices_are_counted(ask, ghost):
+    client = ask(tenant="choosy", max_open=3)
+    waiting = {**BODY, "model": ghost, "background": True}
+    assert client.post(CHAT, json={**waiting, "n": 2}).status_code == 202
+    assert code_of(client.post(CHAT, json={**waiting, "n": 2})) == (429, "too_many_open")
+    assert client.post(CHAT, json=waiting).status_code == 202
+    reply = client.post(CHAT, json={**waiting, "n": 4})
+    assert (code_of(reply), reply.json()["error"]["param"]) == ((400, "invalid_value"), "n")
+    body = {"model": ghost, "background": True, "n": 2, "prompt": ["a", "b"]}
+    reply = client.post("/v1/completions", json=body)
+    assert (code_of(reply), reply.json()["error"]["param"]) == ((400, "invalid_value"), "prompt")
+
+
+def test_how_long_results_are_kept(ask, jobs):
+    client = ask(max_result_ttl_s=100)
+    for asked, kept in ((None, 100), (50, 50)):
+        job_id = client.post(CHAT, json={**BODY, "result_ttl_s": asked}).json()["id"]
+        assert wait_until(lambda job_id=job_id: jobs.redis.ttl(keys.job(job_id)) > 0, 10)
+        assert kept - 30 < jobs.redis.ttl(keys.job(job_id)) <= kept
+    for asking, asked, limit in ((client, 101, 100), (ask(), 10**9, 7 * 86400)):
+        reply = asking.post(CHAT, json={**BODY, "result_ttl_s": asked})
+        assert (code_of(reply), reply.json()["error"]["param"]) == ((400, "invalid_value"), "result_ttl_s")
+        assert f"ask for {limit} s at most" in reply.json()["error"]["message"]
+
+
+def test_how_much_is_stored(ask):
+    client = ask(tenant="hoarder", max_stored_bytes=4000)
+    body = {**BODY, "max_tokens": 20}
+    job_id = client.post(CHAT, json=body).json()["id"]
+    reply = client.post(CHAT, json={**body, "max_tokens": 30})
+    assert code_of(reply) == (429, "too_much_stored")
+    assert client.delete(f"/v1/jobs/{job_id}").status_code == 200
+    assert wait_until(lambda: client.post(CHAT, json={**body, "max_tokens": 30}).status_code == 200, 5)
+    reply = client.post(CHAT, json={**body, "max_tokens": 100})
+    assert (code_of(reply), reply.json()["error"]["param"]) == ((400, "invalid_value"), "max_tokens")
+
+
 def test_requests_a_minute_over_all_replicas(ask, start_gateway, key_file):
     client = ask(tenant="slow", requests_per_minute=3)
     second = start_gateway(keys_file=key_file.path)
@@ -213,7 +250,10 @@ def test_the_commands(tmp_path):
         assert done.exit_code == 0, done.output
         return done.stdout
 
-    token = run("add", "--tenant", "acme", "--model", "a", "--max-open", "3", "--file", file).strip()
+    limits = ("--max-open", "3", "--max-stored-bytes", "50000", "--max-result-ttl-s", "600")
+    token = run("add", "--tenant", "acme", "--model", "a", *limits, "--file", file).strip()
+    (key,) = KeyFile(tmp_path / "keys.json").read()
+    assert (key.max_open, key.max_stored_bytes, key.max_result_ttl_s) == (3, 50000, 600)
     assert token.startswith("pf-")
     listed = run("list", "--file", file)
     assert "acme" in listed

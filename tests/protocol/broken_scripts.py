@@ -24,8 +24,32 @@ MISTAKES = [
         "is not among its tenant's newest",
     ),
     Mistake(
+        "SUBMIT does not count the job's bytes",
+        (Broken("submit", "count_stored(KEYS[7], KEYS[8], id .. ' ' .. ARGV[9], now + LOOK_AGAIN_MS)", ""),),
+        unattended(),
+        "what counts for a tenant is not what its jobs take",
+    ),
+    Mistake(
+        "CLOSE counts what was reserved and what is stored",
+        (Broken("close", "uncount_stored(ledger, sum, ARGV[1] .. ' ' .. job[8])", ""),),
+        unattended(),
+        "what counts for a tenant is not what its jobs take",
+    ),
+    Mistake(
+        "CLOSE of a deleted job leaves its bytes",
+        (Broken("close", "if job[7] and job[8] then", "if job[7] and job[8] and ttl ~= '0' then"),),
+        unattended("delete"),
+        "what counts for a tenant is not what its jobs take",
+    ),
+    Mistake(
+        "DELETE leaves the job's bytes",
+        (Broken("delete", "uncount_stored(ledger, sum, ARGV[1] .. ' ' .. job[3])", ""),),
+        unattended("delete"),
+        "what counts for a tenant is not what its jobs take",
+    ),
+    Mistake(
         "DELETE leaves the job among its tenant's newest",
-        (Broken("delete", "recent_jobs(redis.call('HGET', key, 'tenant'))", "'pf:recent:'"),),
+        (Broken("delete", "recent_jobs(job[2])", "'pf:recent:'"),),
         unattended("delete"),
         "although it was deleted",
     ),
@@ -190,7 +214,7 @@ MISTAKES = [
     ),
     Mistake(
         "CLOSE forgets the tenant's ledger",
-        (Broken("close", "redis.call('ZREM', job[3], ARGV[1])", ""),),
+        (Broken("close", "redis.call('ZREM', job[3], unpack(places_of(ARGV[1], num_choices)))", ""),),
         unattended(),
         "differ",
     ),

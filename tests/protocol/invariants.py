@@ -175,7 +175,21 @@ def _of_clients(state: State) -> Iterator[str]:
             yield f"a client saw the end D after {client.num_read} tokens"
 
 
+def _of_stored(keyspace: Keyspace) -> Iterator[str]:
+    """A tenant's bytes are those of its jobs."""
+    places = keyspace.members(keys.stored_jobs(calls.TENANT))
+    jobs = {job_id: keyspace.job(job_id) for job_id in JOB_IDS}
+    if set(places) != {f"{job_id} {job['stored']}" for job_id, job in jobs.items() if job is not None}:
+        yield "what counts for a tenant is not what its jobs take"
+    if sum(int(place.split()[1]) for place in places) != keyspace.total_stored(calls.TENANT):
+        yield "a tenant's total is not the sum of its jobs"
+    for name in (keys.stored_jobs(calls.TENANT), keys.stored_bytes(calls.TENANT)):
+        if name in keyspace.by_name and not keyspace.expires(name):
+            yield "what counts for a tenant never expires"
+
+
 def _of_keyspace(keyspace: Keyspace) -> Iterator[str]:
+    yield from _of_stored(keyspace)
     for job_id in JOB_IDS:
         fields = keyspace.job(job_id)
         if fields is None:

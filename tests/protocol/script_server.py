@@ -85,6 +85,9 @@ class Keyspace:
         """Tokens of an API key's minute."""
         return int(self._hashes[keys.rate(key_id)]["tokens"])
 
+    def total_stored(self, tenant: str) -> int:
+        return int(self._hashes.get(keys.stored_bytes(tenant), {}).get("total", 0))
+
     def log(self, job_id: str) -> tuple[str, ...]:
         return self.members(keys.log(job_id))
 

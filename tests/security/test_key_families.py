@@ -36,6 +36,8 @@ def ours(name):
         (keys.log(name), "rw", ""),
         (keys.open_jobs(lane_of(name)), "rw", "r"),
         (keys.tenant_jobs(lane_of("m"), name), "rw", ""),
+        (keys.stored_jobs(name), "rw", ""),
+        (keys.stored_bytes(name), "rw", ""),
         (keys.recent_jobs(name), "rw", ""),
         (keys.suspects(name), "rw", ""),
         (keys.client(name), "rw", ""),

@@ -43,6 +43,10 @@ REFUSED = {
     "a job's result": ({"args": [{"job_id": "a", "choices": []}]}, "result of another generate job"),
     "compressed": ({"kwargs": {"prompt": "a"}, "compression": "gzip"}, "headers.compression|compression"),
     "another serializer": ({"kwargs": {"prompt": "a"}, "serializer": "pickle"}, "content-type"),
+    "a result to be kept for ever": (
+        {"kwargs": {"prompt": "a", "result_ttl_s": 10**9}},
+        "result_ttl_s: 1000000000 is more than null allows",
+    ),
     "another's job": ({"kwargs": {"job_id": "another"}}, "two different jobs"),
 }
 

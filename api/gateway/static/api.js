@@ -35,6 +35,7 @@ function inWords(status, error, retryAfter) {
 function busy(error) {
   if (error.code === 'queue_full') return 'The queue of this model is full.'
   if (error.code === 'too_many_open') return 'Too many of your requests are open.'
+  if (error.code === 'too_much_stored') return 'Your requests and answers fill your storage: delete some jobs.'
   return 'The limit of this API key is reached.'
 }
 
