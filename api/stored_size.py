@@ -8,7 +8,7 @@ from pagefleet.api.messages import GenerateRequest
 
 _TOKEN_BYTES: Final = 100
 """Of a token in the log and in Celery's result together: its id, its text, and their JSON."""
-_LOGPROB_BYTES: Final = 150
+_LOGPROB_BYTES: Final = 200
 """Of a token with its logprob there, or of one that it is compared with."""
 _BYTES_A_TOKEN: Final = 4
 """Of a prompt's text."""

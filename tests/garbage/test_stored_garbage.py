@@ -123,7 +123,8 @@ def check_bad(stack, fleet, raw, job_id, before, state):
 FIELDS = [
     "state", "owner", "epoch", "attempts", "num_choices", "n:0", "n:1", "fin:0", "fin:1", "num_ended",
     "deadline", "request", "queue", "error", "fingerprint", "fingerprints", "suspect", "cancel", "clients",
-    "ttl", "solo", "priority", "tenant_ledger", "channel", "fruitless", "blame", "watched", "no-such-field",
+    "ttl", "solo", "priority", "tenant_ledger", "channel", "fruitless", "blame", "watched", "tenant",
+    "stored", "no-such-field",
 ]  # fmt: skip
 written = st.one_of(
     st.binary(max_size=12),
