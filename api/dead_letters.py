@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING
 
+from pagefleet.api import operations
 from pagefleet.api.arguments import shown_request
 from pagefleet.api.closing import JobCloser
 from pagefleet.api.connections import job_not_found, send_message
@@ -38,20 +39,26 @@ class DeadLetters:
             raise job_not_found(job_id)
         return record
 
-    def requeue(self, job_id: str) -> str:
+    def requeue(self, job_id: str, *, from_start: bool = False) -> str:
         """Sends the same request again, then removes the letter; returns the new job's id.
+
+        Of a job that waited for its weights in vain, the new one goes on with the tokens.
+
+        Args:
+            from_start: without the tokens: any weights may begin it.
 
         Raises: JobNotFound, UnknownModel, QueueFull.
         """
-        request = self.get(job_id).request().model_copy(update={"detached": True})
+        letter = self.get(job_id)
+        request = letter.request().model_copy(update={"detached": True})
         card = CardIndex(self._store.cards()).resolve(request.model)
         prepared = Prepared(str(uuid.uuid4()), request, card)
-        check_submitted(
-            self._store.submit(
-                prepared.job_id, request, queue=prepared.queue, channel="", limits=prepared.limits
-            ),
-            prepared,
+        submission = operations.submit(
+            prepared.job_id, request, queue=prepared.queue, channel="", limits=prepared.limits
         )
+        if letter.was_refused and not from_start:
+            submission = operations.resumed(submission, job_id)
+        check_submitted(self._store.run(submission), prepared)
         shown = shown_request(request, self._store.settings.prompt_chars)
         send_message(self._app, prepared.job_id, prepared.queue, request.priority, shown=shown)
         self.drop(job_id)

@@ -107,6 +107,11 @@ class JobRecord:
         return None if text is None else ErrorInfo.model_validate_json(text)
 
     @property
+    def was_refused(self) -> bool:
+        """It waits, or waited to its end, for a worker with the weights that it was begun with."""
+        return "refused" in self.fields
+
+    @property
     def times(self) -> dict[str, float | None]:
         """Seconds since the epoch on the server's clock; None where it never got that far."""
         return {name: self._seconds(name) for name in TIMES}

@@ -107,9 +107,9 @@ class JobStore:
         Args:
             started: by job, Celery's result from now on, as JSON.
         """
-        ttl_s, started = self.settings.result_ttl_s, started or {}
+        ttls, started = (self.settings.result_ttl_s, self.settings.refused_ttl_s), started or {}
         calls = [
-            operations.claim(job_id, worker_id, fingerprint_json, started.get(job_id, ""), ttl_s)
+            operations.claim(job_id, worker_id, fingerprint_json, started.get(job_id, ""), *ttls)
             for job_id in job_ids
         ]
         return self.run_many(calls, unreadable=Claim(ClaimVerdict.UNREADABLE))
@@ -287,12 +287,14 @@ class JobStore:
         return self.run(operations.delete(job_id, queue, self.settings.result_ttl_s))
 
     def expire(self, job_id: str) -> bool:
-        """Line 13, SWEEP: ends a job that waited past its deadline; after ``True`` it must be closed."""
+        """Line 13, SWEEP: ends a job that waited past its deadline, or for its weights for too long; after
+        ``True`` it must be closed."""
         return self.run(operations.expire(job_id))
 
-    def due(self, job_id: str) -> bool:
-        """Line 13, SWEEP: the time of a job that was to begin later has come; after ``True`` send it."""
-        return self.run(operations.due(job_id))
+    def due(self, job_id: str, *, is_wanted: bool = False) -> bool:
+        """Line 13, SWEEP: the time of a job that was to begin later, or was refused, has come; after ``True``
+        send it."""
+        return self.run(operations.due(job_id, is_wanted=is_wanted))
 
     def refuse(self, job_id: str, failure_json: str) -> bool:
         """Stores a failed result for an id that has no job; false where it has one, or a final result."""

@@ -6,7 +6,7 @@ Nothing here does I/O, so that the synchronous and the asynchronous store send t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -58,7 +58,7 @@ class ClaimVerdict(StrEnum):
 
 
 class Claim(NamedTuple):
-    """What CLAIM said; the later fields are set for ``CLAIMED`` only, ``reason`` for ``REFUSED``.
+    """What CLAIM said; ``reason`` and ``retry_in_s`` are set for ``REFUSED``, the others for ``CLAIMED``.
 
     ``solo``: the job may be what its last worker died of; no other job's first prefill beside its own.
     ``taken_over``: its last worker died with it. ``waited_s``: since it was enqueued.
@@ -71,6 +71,7 @@ class Claim(NamedTuple):
     request_json: str = ""
     num_tokens: tuple[int, ...] = ()
     reason: str = ""
+    retry_in_s: float = 0.0
     taken_over: bool = False
     waited_s: float = 0.0
 
@@ -217,6 +218,11 @@ def submit(
     )
 
 
+def resumed(submission: Operation[Submitted], letter_id: str) -> Operation[Submitted]:
+    """SUBMIT of a job that goes on with the tokens of a dead letter."""
+    return replace(submission, args=[*submission.args, "resumed", letter_id])
+
+
 def _parse_submitted(reply: list[Any]) -> Submitted:
     verdict, *depth = reply
     return Submitted(
@@ -234,13 +240,23 @@ def _flat(fields: Mapping[str, str | int]) -> list[str | int]:
 
 
 def claim(
-    job_id: str, worker_id: str, fingerprint_json: str, started_json: str = "", ttl_s: int = 3600
+    job_id: str,
+    worker_id: str,
+    fingerprint_json: str,
+    started_json: str = "",
+    ttl_s: int = 3600,
+    refused_ttl_s: int = 86400,
 ) -> Operation[Claim]:
-    """``started_json`` is Celery's result while the job runs; without it none is stored."""
+    """CLAIM.
+
+    Args:
+        started_json: Celery's result while the job runs; without it none is stored.
+        refused_ttl_s: how long a job that was begun with other weights waits before it is a dead letter.
+    """
     return Operation(
         "claim",
         [keys.job(job_id), keys.lease(worker_id), keys.DEAD, keys.result(job_id)],
-        [job_id, worker_id, fingerprint_json, started_json, ttl_s * 1000],
+        [job_id, worker_id, fingerprint_json, started_json, ttl_s * 1000, refused_ttl_s * 1000],
         _parse_claim,
     )
 
@@ -248,7 +264,7 @@ def claim(
 def _parse_claim(reply: list[Any]) -> Claim:
     verdict = ClaimVerdict(reply[0])
     if verdict is ClaimVerdict.REFUSED:
-        return Claim(verdict, reason=reply[1])
+        return Claim(verdict, reason=reply[1], retry_in_s=int(reply[2]) / 1000)
     if verdict is not ClaimVerdict.CLAIMED:
         return Claim(verdict)
     epoch, attempt, solo, taken_over, waited_ms, request_json, _num_choices, *num_tokens = reply[1:]
@@ -359,13 +375,13 @@ def delete(job_id: str, queue: str, ttl_s: int) -> Operation[DeleteVerdict]:
 
 
 def expire(job_id: str) -> Operation[bool]:
-    """True where the job waited past its deadline and has ended by this call."""
-    return Operation("expire", [keys.job(job_id)], [job_id], lambda reply: reply == "ended")
+    """True where the job waited past its deadline, or too long for its weights, and ended by this call."""
+    return Operation("expire", [keys.job(job_id), keys.DEAD], [job_id], lambda reply: reply == "ended")
 
 
-def due(job_id: str) -> Operation[bool]:
-    """True where the job's time has come by this call."""
-    return Operation("due", [keys.job(job_id)], [], lambda reply: bool(int(reply)))
+def due(job_id: str, *, is_wanted: bool = False) -> Operation[bool]:
+    """True where the job's time has come by this call; a refused one's comes at once if it ``is_wanted``."""
+    return Operation("due", [keys.job(job_id)], [int(is_wanted)], lambda reply: bool(int(reply)))
 
 
 def refuse(job_id: str, failure_json: str, ttl_s: int) -> Operation[bool]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pagefleet.api import keys
 from pagefleet.api.errors import ProtocolError
 from pagefleet.api.job_record import TIMES, JobRecord, LogPosition
-from pagefleet.api.messages import JobState, LogEntry
+from pagefleet.api.messages import Fingerprint, JobState, LogEntry
 from pagefleet.api.requests import invalid_request
 from pagefleet.api.sampling import MAX_CHOICES
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 OPEN_JOB_FIELDS: Final = (
     *("state", "owner", "epoch", "priority", "clients", "deadline"),
-    *("start_by", "not_before"),
+    *("start_by", "not_before", "refused_until", "fingerprint"),
 )
 
 
@@ -51,10 +51,13 @@ class OpenJob(NamedTuple):
     priority: int = 0
     clients: tuple[str, ...] = ()
     has_deadline: bool = False
+    """It may end while it waits."""
     is_gone: bool = False
     is_scheduled: bool = False
-    """It is to begin later; ``is_due``: its time has come."""
+    """It is to begin later, or was refused; ``is_due``: its time has come."""
     is_due: bool = False
+    waits_for: tuple[str, str] | None = None
+    """Weights and tokenizer of a refused job."""
 
 
 class DeadWorker(NamedTuple):
@@ -67,7 +70,9 @@ class DeadWorker(NamedTuple):
 
 def open_job(job_id: str, enqueued_ms: float, row: Any, now_ms: float) -> OpenJob:
     try:
-        state, owner, epoch, priority, clients, deadline, start_by, not_before = row
+        state, owner, epoch, priority, clients, deadline, start_by, not_before, refused_until, fingerprint = (
+            row
+        )
         if not 0 <= int(priority or 0) <= 9:
             raise ValueError("priority")
         return OpenJob(
@@ -78,13 +83,23 @@ def open_job(job_id: str, enqueued_ms: float, row: Any, now_ms: float) -> OpenJo
             int(epoch or 0),
             int(priority or 0),
             tuple((clients or "").split()),
-            deadline is not None or start_by is not None,
+            deadline is not None or start_by is not None or _is_past(refused_until, now_ms),
             not any(row),
             not_before is not None,
-            not_before is not None and int(not_before) <= now_ms,
+            _is_past(not_before, now_ms),
+            None if refused_until is None else _weights(fingerprint),
         )
     except (ValueError, TypeError):
         return OpenJob(job_id, enqueued_ms, None)
+
+
+def _weights(fingerprint_json: str) -> tuple[str, str]:
+    fingerprint = Fingerprint.model_validate_json(fingerprint_json)
+    return fingerprint.weights, fingerprint.tokenizer
+
+
+def _is_past(time_ms: str | None, now_ms: float) -> bool:
+    return time_ms is not None and int(time_ms) <= now_ms
 
 
 def queue_read(pipeline: Any, job_id: str, with_log: bool) -> None:

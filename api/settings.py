@@ -60,6 +60,12 @@ class FleetSettings(BaseSettings):
     socket_timeout_s: float = Field(5.0, gt=0, description="for one reply of the server")
     result_ttl_s: int = Field(3600, gt=0, description="how long an ended job can still be read")
     dead_letter_ttl_s: int = Field(7 * 86400, gt=0, description="how long a dead letter is kept")
+    refused_ttl_s: int = Field(
+        86400,
+        gt=0,
+        description="how long a job waits for a worker with the weights that it was begun with; then it is a "
+        "dead letter",
+    )
     card_ttl_s: float = Field(5.0, ge=0, description="how long a producer believes the model cards it read")
     max_request_bytes: int = Field(
         DEFAULT_MAX_REQUEST_BYTES, gt=0, description="of one request as JSON; producers and workers check it"

@@ -58,8 +58,9 @@ class JobMessage(ABC):
         """Another message or worker has the job: acknowledged in silence."""
 
     @abstractmethod
-    def returned(self) -> None:
-        """To the back of the queue: this worker can't do it."""
+    def left_waiting(self) -> None:
+        """This worker can't do it, and the job waits in Redis for another message: acknowledged, shown as one
+        that goes back to its queue."""
 
     @abstractmethod
     def put_back(self) -> None:

@@ -39,7 +39,6 @@ from pagefleet.workers.start_event import start_fields
 logger = logging.getLogger(__name__)
 
 _MAX_BATCH: Final = 64
-_REFUSED_PAUSE_S: Final = 1.0
 _NUM_COMPILERS: Final = 2
 
 
@@ -175,7 +174,7 @@ class Admission:
             case ClaimVerdict.NO_LEASE:
                 message.put_back()
             case ClaimVerdict.REFUSED:
-                self._refuse(message, claim.reason)
+                self._refuse(message, claim)
             case ClaimVerdict.UNREADABLE:
                 self._holder.condemn(message)
             case ClaimVerdict.MISSING if message.bare is None:
@@ -184,14 +183,15 @@ class Admission:
             case ClaimVerdict.MISSING:
                 self._create(message, message.bare)
 
-    def _refuse(self, message: JobMessage, reason: str) -> None:
-        logger.warning(
-            "job %s goes back to its queue: %s", message.job_id, reason, extra={"job": message.job_id}
+    def _refuse(self, message: JobMessage, claim: Claim) -> None:
+        logger.info(
+            "job %s is not taken (%s); it is sent again in %.1f s",
+            message.job_id,
+            claim.reason,
+            claim.retry_in_s,
+            extra={"job": message.job_id},
         )
-        # Not at once: where no other worker takes it, it would come back at once, again and again.
-        timer = threading.Timer(_REFUSED_PAUSE_S, message.returned)
-        timer.daemon = True
-        timer.start()
+        message.left_waiting()
 
     def _create(self, message: JobMessage, bare: BareMessage) -> None:
         """A service sent the message itself, past submit: the same checks and limits apply here."""

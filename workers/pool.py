@@ -131,8 +131,8 @@ class PooledMessage(JobMessage):
     def dropped(self) -> None:
         self._answer(lambda: self._finish((1, _exception_info(Ignore()), self._runtime())))
 
-    def returned(self) -> None:
-        self._answer(self._reject)
+    def left_waiting(self) -> None:
+        self._answer(self._leave_waiting)
 
     def put_back(self) -> None:
         self._answer(self._restore)
@@ -145,9 +145,11 @@ class PooledMessage(JobMessage):
         request.acknowledge()
         request._already_revoked = True
 
-    def _reject(self) -> None:
-        self._request.reject(requeue=True)
-        task_ready(self._request)
+    def _leave_waiting(self) -> None:
+        request = self._request
+        request.acknowledge()
+        request.send_event("task-rejected", requeue=True)
+        task_ready(request)
 
     def _restore(self) -> None:
         """kombu's own requeue is the back of the queue; a restore is the front."""

@@ -56,7 +56,7 @@ class Sweeper:
         patience_s: how long a waiting job must look stranded before it is sent again; one whose owner died
             twice as long, because the reaper sees to it first.
         count: told of each job that cannot be read.
-        on_dead_letter: told of each job that is given up for it.
+        on_dead_letter: told of each job that is given up here.
     """
 
     def __init__(
@@ -98,11 +98,15 @@ class Sweeper:
         num_sent = 0
         suspicions, self._suspicions = self._suspicions, {}
         without_client, self._without_client = self._without_client, set()
+        present = self._weights_present()
         for queue in self._queues:
             jobs = self._page_of(queue)
             alive = [job for job in jobs if not self._is_over(queue, job)]
             self._cancel_orphans(queue, alive, without_client)
-            num_sent += sum(self._send_scheduled(queue, job) for job in alive if job.is_due)
+            for job in alive:
+                is_wanted = job.is_scheduled and job.waits_for in present
+                if job.is_due or is_wanted:
+                    num_sent += self._send_scheduled(queue, job, is_wanted=is_wanted)
             for job in self._stranded(queue, [job for job in alive if not job.is_scheduled]):
                 num_sent += self._send_if_patient(queue, job, suspicions.get(job.job_id))
         return num_sent
@@ -116,22 +120,27 @@ class Sweeper:
         return jobs + page
 
     def _is_over(self, queue: str, job: OpenJob) -> bool:
-        """Ended, forgotten, or waiting past its deadline: closed on the way."""
+        """Ended, forgotten, or waiting past its deadline or for too long: closed on the way."""
         try:
             if job.state is None:
                 self._condemn(queue, job)
-            elif job.state.is_final or (job.has_deadline and self._store.expire(job.job_id)):
+            elif job.state.is_final:
                 self._close(queue, job.job_id)
+            elif job.has_deadline and self._store.expire(job.job_id):
+                if self._close(queue, job.job_id) is JobState.DEAD:
+                    self._on_dead_letter()
             else:
                 return False
         except ProtocolError:
             self._condemn(queue, job)
         return True
 
-    def _close(self, queue: str, job_id: str) -> None:
+    def _close(self, queue: str, job_id: str) -> JobState | None:
+        """How the job ended."""
         record = self._closer.close(job_id, queue)
         if record is not None and record.queue != queue:
             self._count("an ended job is closed", f"the hash of job {job_id} names another queue")
+        return None if record is None else record.state
 
     def _condemn(self, queue: str, job: OpenJob) -> None:
         """A ledger's entry without a hash leaves it; one whose hash cannot be read becomes a dead letter."""
@@ -179,9 +188,14 @@ class Sweeper:
             elif is_empty or job.enqueued_ms < overtaken_until.get(job.priority, 0.0):
                 yield job
 
-    def _send_scheduled(self, queue: str, job: OpenJob) -> bool:
-        """A job that was to begin later: its time has come."""
-        is_due = self._store.due(job.job_id)
+    def _weights_present(self) -> set[tuple[str, str]]:
+        """Of the workers that live: a job that waits for them need not wait out its time."""
+        made_with = [each.fingerprint for each in self._store.workers() if not each.is_draining]
+        return {(each.weights, each.tokenizer) for each in made_with if each is not None}
+
+    def _send_scheduled(self, queue: str, job: OpenJob, *, is_wanted: bool) -> bool:
+        """A job that was to begin later, or that was refused: its time has come."""
+        is_due = self._store.due(job.job_id, is_wanted=is_wanted)
         if is_due:
             send_message(self._app, job.job_id, queue, job.priority)
         return is_due

@@ -19,7 +19,8 @@ from pagefleet.api.settings import FleetSettings
 
 @click.group()
 def dead() -> None:
-    """The dead letters: jobs whose workers died again and again. They are kept for a week.
+    """The dead letters: jobs whose workers died again and again, or whose weights are gone. They are kept
+    for a week.
 
     \b
     pagefleet dead list
@@ -70,14 +71,18 @@ def show(job_id: str, redis_url: str | None) -> None:
 
 @dead.command()
 @click.argument("job_id")
+@click.option("--from-start", is_flag=True, help="Leave its tokens out, so that other weights may begin it.")
 @redis_option
-def requeue(job_id: str, redis_url: str | None) -> None:
+def requeue(job_id: str, from_start: bool, redis_url: str | None) -> None:
     """Send the request of the dead letter JOB_ID again, as a new job; the letter is removed.
+
+    If the job waited for its weights in vain, the new job goes on with its tokens.
 
     \b
     pagefleet dead requeue 5a31c0de
+    pagefleet dead requeue 5a31c0de --from-start
     """
-    click.echo(_letters(redis_url).requeue(job_id))
+    click.echo(_letters(redis_url).requeue(job_id, from_start=from_start))
 
 
 @dead.command()

@@ -1,20 +1,24 @@
 -- CLAIM (protocol line 4): a worker takes a job that its queue gave it, with a new epoch.
 -- KEYS: job hash, lease of the claiming worker, dead letters, Celery's result
--- ARGV: id, worker, fingerprint (JSON), Celery's result STARTED (JSON) or '', ttl in ms where the job has none
--- -> {'missing'} | {'unreadable'} | {'final'} | {'early'} | {'no-lease'} | {'elsewhere'} | {'ended'} | {'refused', reason}
+-- ARGV: id, worker, fingerprint (JSON), Celery's result STARTED (JSON) or '', ttl in ms where the job has none,
+--       ms after which a job that is refused becomes a dead letter
+-- -> {'missing'} | {'unreadable'} | {'final'} | {'early'} | {'no-lease'} | {'elsewhere'} | {'ended'}
+--    | {'refused', reason, ms until it is sent again}
 --    | {'claimed', epoch, attempts, solo, taken over from a dead worker, ms since it was enqueued, request, num_choices,
 --       n:0, n:1, ...}
 local MAX_BLAME, MAX_FRUITLESS = 3, 10
 -- A job may run for longer than its result is kept. STARTED holds nothing of the job: a day is the least.
 local MIN_STARTED_MS = 86400000
+local FIRST_WAIT_MS, MAX_WAIT_MS = 1000, 60000
 local id, worker, fingerprint, started, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local refused_ttl = tonumber(ARGV[6])
 local readable, mine = pcall(cjson.decode, fingerprint)
-if not readable or type(mine) ~= 'table' or not ttl then
-  return redis.error_reply('ERR claim: a fingerprint as JSON and a ttl')
+if not readable or type(mine) ~= 'table' or not ttl or not refused_ttl then
+  return redis.error_reply('ERR claim: a fingerprint as JSON and two ttls')
 end
 local key, dead_letters = KEYS[1], KEYS[3]
 local job = redis.call('HMGET', key, 'state', 'owner', 'cancel', 'deadline', 'request', 'num_choices',
-  'suspect', 'fingerprint', 'fingerprints', 'enqueued_at', 'not_before')
+  'suspect', 'fingerprint', 'fingerprints', 'enqueued_at', 'not_before', 'refused')
 local state, owner = job[1], job[2]
 if not state then
   return { 'missing' }
@@ -36,8 +40,15 @@ local not_before = count_in(job[11] or '0')
 if not not_before then
   return { 'unreadable' }
 end
--- The sweeper takes not_before away when the job is due, and sends it. Any message before that is a stray one.
-if state == 'Q' and now_ms() < not_before then
+
+local function was_of_another_model()
+  local theirs = job[8] and cjson.decode(job[8])
+  return theirs and (theirs.weights ~= mine.weights or theirs.tokenizer ~= mine.tokenizer)
+end
+
+-- The sweeper takes not_before away when the job is due, and sends it. Any message before that is a stray one. If a
+-- stray one brings a refused job to a worker with the right weights, that worker takes it.
+if state == 'Q' and now_ms() < not_before and (not job[12] or was_of_another_model()) then
   return { 'early' }
 end
 if redis.call('EXISTS', KEYS[2]) == 0 then
@@ -75,11 +86,18 @@ local function blame()
 end
 
 local now = now_ms()
+
+local function refused_for_good()
+  end_refused(key, id, dead_letters, now)
+  publish_announced()
+  return { 'ended' }
+end
+
 if job[3] == '1' then
   return ended('C', 'cancelled', '')
 end
 if job[4] and now > tonumber(job[4]) then
-  return ended('F', 'deadline', '')
+  return job[12] and refused_for_good() or ended('F', 'deadline', '')
 end
 if end_unstarted(key, id, now) then
   publish_announced()
@@ -109,12 +127,27 @@ if num_ended >= num_choices or num_ended ~= count_in(redis.call('HGET', key, 'nu
   return { 'unreadable' }
 end
 
--- Tokens of two models never stand in one answer; a job without any may start on either.
-local theirs = job[8] and cjson.decode(job[8])
-if theirs and num_tokens > 0 and (theirs.weights ~= mine.weights or theirs.tokenizer ~= mine.tokenizer) then
+-- REFUSE: the job waits here, twice as long each time, and no worker holds it. Its message can be acknowledged: the
+-- sweeper sends another when the job is due. The wait differs by up to a quarter from job to job, so that jobs which
+-- were refused together are not sent together for ever.
+local function refuse()
+  local known = redis.call('HMGET', key, 'backoff', 'refused_until')
+  local refused_until = tonumber(known[2]) or now + refused_ttl
   local reason = 'begun with other weights or another tokenizer; it waits for a worker that has them'
-  redis.call('HSET', key, 'state', 'Q', 'suspect', '0', 'refused', reason)
-  return { 'refused', reason }
+  redis.call('HSET', key, 'state', 'Q', 'suspect', '0', 'refused', reason, 'refused_until', refused_until)
+  if now > refused_until then
+    return refused_for_good()
+  end
+  local backoff = math.min(MAX_WAIT_MS, 2 * (tonumber(known[1]) or FIRST_WAIT_MS / 2))
+  local spread = tonumber(string.sub(redis.sha1hex(id .. backoff), 1, 4), 16) / 0xffff
+  local wait = math.floor(backoff * (1 + spread / 4))
+  redis.call('HSET', key, 'backoff', backoff, 'not_before', now + wait)
+  return { 'refused', reason, wait }
+end
+
+-- Tokens of two models never stand in one answer; a job without any may start on either.
+if num_tokens > 0 and was_of_another_model() then
+  return refuse()
 end
 local all = job[9] and cjson.decode(job[9]) or {}
 if job[8] ~= fingerprint then
@@ -125,7 +158,7 @@ local epoch = redis.call('HINCRBY', key, 'epoch', 1)
 local attempts = redis.call('HINCRBY', key, 'attempts', 1)
 redis.call('HSET', key, 'state', 'R', 'owner', worker, 'claimed_at', now, 'suspect', '0',
   'fingerprint', fingerprint)
-redis.call('HDEL', key, 'refused', 'not_before')
+redis.call('HDEL', key, 'refused', 'refused_until', 'backoff', 'not_before')
 if started ~= '' then
   store_result(KEYS[4], started, math.max(tonumber(redis.call('HGET', key, 'ttl')) or ttl, MIN_STARTED_MS))
 end

@@ -1,14 +1,18 @@
 -- SWEEP (protocol line 13), deadlines: a job that still waits when its time is up has ended.
--- KEYS: job hash          ARGV: id
+-- One that was refused becomes a dead letter, by then or once it has waited for its weights for long enough.
+-- KEYS: job hash, dead letters          ARGV: id
 -- -> 'ended' (the caller must CLOSE) | 'kept' | 'missing'
-local job, now = redis.call('HMGET', KEYS[1], 'state', 'deadline'), now_ms()
+local job, now = redis.call('HMGET', KEYS[1], 'state', 'deadline', 'refused', 'refused_until'), now_ms()
 if not job[1] then
   return 'missing'
 end
 if job[1] ~= 'Q' then
   return 'kept'
 end
-if job[2] and now > tonumber(job[2]) then
+local is_late = job[2] and now > tonumber(job[2])
+if job[3] and (is_late or now > (tonumber(job[4]) or math.huge)) then
+  end_refused(KEYS[1], ARGV[1], KEYS[2], now)
+elseif is_late then
   end_job(KEYS[1], ARGV[1], 'F', 'deadline', '')
 elseif not end_unstarted(KEYS[1], ARGV[1], now) then
   return 'kept'

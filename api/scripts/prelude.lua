@@ -18,7 +18,9 @@
 --   cancel      1: to be cancelled by its owner                   deadline  ms, Redis clock
 --   not_before  ms: no claim before that, gone once it is due     start_by  ms: cancelled if no claim comes before
 --   canvas      JSON: the Celery callbacks of a bare message      expired   1: cancelled because of start_by
---   fingerprint of the last claim, fingerprints (JSON, all different ones), refused: why a worker gave it back
+--   fingerprint of the last claim, fingerprints (JSON, all different ones)
+--   refused     why workers do not take it; a claim removes it with:  backoff  ms of its last wait, without the spread
+--   refused_until  ms: a dead letter from then on                 resumed   id of the dead letter that it goes on with
 --   num_prompt_tokens, num_cached_tokens, error (JSON), callbacks (marker)
 --   charge      API key that pays, tokens reserved, its limits of requests and tokens; '' once CLOSE has charged it
 --   enqueued_at (of a job with not_before the time at which it is due), claimed_at, first_token_at, ended_at
@@ -180,6 +182,17 @@ local function end_unstarted(key, id, now)
   redis.call('HSET', key, 'expired', '1')
   end_job(key, id, 'C', reason, '')
   return true
+end
+
+-- A job that was refused until its deadline, or for too long: a dead letter, never a failure. Its tokens stay: an
+-- operator can send it again. The caller publishes.
+local function end_refused(key, id, letters, now)
+  local deadline = tonumber(redis.call('HGET', key, 'deadline') or '')
+  local limit = deadline and now > deadline and 'before its deadline' or 'in time'
+  local message = 'The job was given up: it was begun with other weights or another tokenizer, and a worker that has '
+    .. 'them did not take it ' .. limit .. '.'
+  redis.call('ZADD', letters, now, id)
+  end_job(key, id, 'X', 'error', cjson.encode({ code = 'job_dead', message = message }))
 end
 
 -- CANCEL (protocol line 16); the caller publishes.

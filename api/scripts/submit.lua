@@ -109,4 +109,23 @@ redis.call('PEXPIRE', KEYS[4], RECENT_MS)
 -- Last: a script whose first write is a deletion is not stopped at the memory limit.
 -- The log of a job whose hash was deleted: its tokens would be counted twice. The tombstone was the former job's.
 redis.call('DEL', KEYS[2], KEYS[5])
+-- What a job keeps of the dead letter that it goes on with, beside its choices' counts and ends.
+local KEPT = { fingerprint = true, fingerprints = true, num_prompt_tokens = true, num_cached_tokens = true }
+local resumed = redis.call('HGET', KEYS[1], 'resumed')
+if resumed then
+  local fields, num_ended = redis.call('HGETALL', 'pf:job:' .. resumed), 0
+  for index = 1, #fields, 2 do
+    local field, value = fields[index], fields[index + 1]
+    -- END gave each choice that had no end the reason 'error'; it goes on.
+    local is_end = string.match(field, '^fin:%d+$') and value ~= 'error'
+    if is_end or KEPT[field] or string.match(field, '^n:%d+$') then
+      redis.call('HSET', KEYS[1], field, value)
+      num_ended = num_ended + (is_end and 1 or 0)
+    end
+  end
+  redis.call('HSET', KEYS[1], 'num_ended', num_ended)
+  for _, entry in ipairs(redis.call('LRANGE', 'pf:log:' .. resumed, 0, -1)) do
+    redis.call('RPUSH', KEYS[2], entry)
+  end
+end
 return { 'created' }

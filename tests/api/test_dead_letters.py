@@ -12,14 +12,15 @@ from pagefleet.api.celery_app import make_celery
 from pagefleet.api.cli.dead import dead
 from pagefleet.api.closing import JobCloser
 from pagefleet.api.dead_letters import DeadLetters
-from pagefleet.api.messages import WorkerStatus
-from pagefleet.api.operations import ClaimVerdict, Limits
+from pagefleet.api.messages import LogEntry, WorkerStatus
+from pagefleet.api.operations import ClaimVerdict, Limits, StepItem
 from pagefleet.api.requests import build_request
 from pagefleet.api.status import num_queued
 from pagefleet.api.testing import fake_card
 
 QUEUE = "pagefleet.m.interactive"
 CARD = fake_card("m")
+OTHER = CARD.fingerprint.model_copy(update={"weights": "other"})
 
 
 @pytest.fixture
@@ -68,6 +69,50 @@ def test_requeue_is_a_new_job_with_the_same_request(store, letters):
     assert num_queued(store, QUEUE) == 1
     assert letters.all() == []
     assert store.read("poison") is None
+
+
+def refused_letter(store):
+    """Two choices, the first one ended; until its deadline only workers with other weights asked for it."""
+    request = build_request({"model": "m", "prompt": "a secret", "seed": 1, "n": 2})
+    store.submit("old", request, queue=QUEUE, channel="", limits=Limits(10, 10))
+    store.beat(WorkerStatus(worker_id="w1", model="m", host="h", pid=1, started_at=0.0), 60)
+    store.claim(["old"], "w1", CARD.fingerprint.model_dump_json())
+    first = LogEntry(choice=0, offset=0, token_ids=[7, 8], texts=["a", "b"], finish_reason="stop")
+    second = LogEntry(choice=1, offset=0, token_ids=[9], texts=["c"])
+    store.step("w1", [StepItem("old", 1, 0, 0, first, 5), StepItem("old", 1, 1, 0, second)])
+    store.release("old", "w1", 1)
+    (claim,) = store.claim(["old"], "w1", OTHER.model_dump_json())
+    assert claim.verdict is ClaimVerdict.REFUSED
+    store.redis.hset(keys.job("old"), "deadline", "1")
+    assert store.expire("old")
+    store.close("old", QUEUE)
+
+
+def test_requeue_of_a_refused_job_goes_on_with_its_tokens(store, letters):
+    refused_letter(store)
+    (letter,) = letters.all()
+    assert "begun with other weights" in letter.error.message
+    new_id = letters.requeue("old")
+    record = store.read(new_id)
+    assert (record.state, record.num_tokens, record.num_prompt_tokens) == (JobState.QUEUED, [2, 1], 5)
+    assert [record.finish_reason(choice) for choice in (0, 1)] == ["stop", None]
+    assert record.fingerprints == [CARD.fingerprint]
+    assert store.redis.ttl(keys.log(new_id)) == -1
+    assert (letters.all(), store.read("old")) == ([], None)
+    # For other weights it is what it was; a worker with its own goes on.
+    (claim,) = store.claim([new_id], "w1", OTHER.model_dump_json())
+    assert claim.verdict is ClaimVerdict.REFUSED
+    (claim,) = store.claim([new_id], "w1", CARD.fingerprint.model_dump_json())
+    assert (claim.verdict, claim.num_tokens) == (ClaimVerdict.CLAIMED, (2, 1))
+
+
+def test_requeue_from_the_start_lets_other_weights_begin_it(store, letters):
+    refused_letter(store)
+    command = ["requeue", "old", "--from-start", "--redis-url", store.settings.url]
+    new_id = CliRunner().invoke(dead, command).output.strip()
+    assert store.read(new_id).num_tokens == [0, 0]
+    (claim,) = store.claim([new_id], "w1", OTHER.model_dump_json())
+    assert claim.verdict is ClaimVerdict.CLAIMED
 
 
 def test_drop_leaves_nothing(store, letters):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from job_store_helpers import (
@@ -43,6 +44,10 @@ def claim_with(store, fingerprint, worker_id, job_id="j"):
     beat(store, worker_id)
     (reply,) = store.claim([job_id], worker_id, fingerprint.model_dump_json())
     return reply
+
+
+def time_comes(store, job_id="j"):
+    store.redis.hset(keys.job(job_id), "not_before", "1")
 
 
 def submit_for(store, tenant, job_id, *, max_tenant_depth):
@@ -239,7 +244,78 @@ class TestFingerprints:
         die(store, "w1")
         for worker_id in ("w2", "w3", "w4"):
             assert claim_with(store, OTHER_WEIGHTS, worker_id).verdict is ClaimVerdict.REFUSED
+            time_comes(store)
         assert fields_of(store)["fruitless"] == "1"
+
+    def refused(self, store):
+        running(store)
+        step(store, item(0, 1))
+        store.release("j", "w1", 1)
+        return claim_with(store, OTHER_WEIGHTS, "w2")
+
+    def test_a_refused_job_waits_twice_as_long_each_time_and_no_worker_is_asked_before(self, store):
+        waits = [self.refused(store).retry_in_s]
+        assert claim_with(store, OTHER_WEIGHTS, "w3").verdict is ClaimVerdict.EARLY
+        for _ in range(8):
+            assert not store.due("j")
+            time_comes(store)
+            assert store.due("j")
+            waits.append(claim_with(store, OTHER_WEIGHTS, "w2").retry_in_s)
+        for wait, least in zip(waits, (1, 2, 4, 8, 16, 32, 60, 60, 60), strict=True):
+            assert least <= wait <= 1.25 * least
+        # It keeps its place in the ledger and its age, and waits no more once a worker has it.
+        fields = fields_of(store)
+        assert store.redis.zscore(keys.open_jobs(QUEUE), "j") == int(fields["enqueued_at"])
+        assert claim_with(store, FINGERPRINT, "w3").verdict is ClaimVerdict.CLAIMED
+        assert not {"refused", "refused_until", "backoff", "not_before"} & fields_of(store).keys()
+
+    def test_one_that_a_living_worker_can_take_is_due_at_once(self, store):
+        self.refused(store)
+        (job,) = store.open_jobs(QUEUE)
+        assert job.waits_for == (FINGERPRINT.weights, FINGERPRINT.tokenizer)
+        assert not store.due("j")
+        assert store.due("j", is_wanted=True)
+        assert not store.due("j", is_wanted=True)
+
+    def test_jobs_that_were_refused_together_are_sent_apart(self, store):
+        waits = set()
+        for index in range(8):
+            job_id = f"j{index}"
+            running(store, job_id)
+            step(store, item(0, 1, job_id=job_id))
+            store.release(job_id, "w1", 1)
+            waits.add(claim_with(store, OTHER_WEIGHTS, "w2", job_id).retry_in_s)
+        assert len(waits) > 4
+
+    @pytest.mark.parametrize("limit", ["deadline", "refused_until"])
+    def test_at_its_limit_it_is_a_dead_letter_and_keeps_its_tokens(self, store, limit):
+        self.refused(store)
+        assert not store.expire("j")
+        store.redis.hset(keys.job("j"), limit, "1")
+        assert store.expire("j")
+        record = store.read("j")
+        assert (record.state, record.finish_reason(0), record.num_tokens) == (JobState.DEAD, "error", [1])
+        assert "begun with other weights" in record.error.message
+        assert ("before its deadline" in record.error.message) == (limit == "deadline")
+        assert store.dead_letters() == ["j"]
+
+    @pytest.mark.parametrize("limit", ["deadline", "refused_until"])
+    def test_a_claim_finds_the_limit_too(self, store, limit):
+        self.refused(store)
+        time_comes(store)
+        store.redis.hset(keys.job("j"), limit, "1")
+        assert claim_with(store, OTHER_WEIGHTS, "w2").verdict is ClaimVerdict.ENDED
+        assert (store.read("j").state, store.dead_letters()) == (JobState.DEAD, ["j"])
+
+    def test_the_limit_counts_from_the_first_refusal_and_is_a_setting(self, store):
+        assert store.settings.refused_ttl_s == 24 * 3600
+        self.refused(store)
+        first = fields_of(store)["refused_until"]
+        assert 0 <= time.time() + 24 * 3600 - int(first) / 1000 < 60
+        time.sleep(0.01)
+        time_comes(store)
+        claim_with(store, OTHER_WEIGHTS, "w2")
+        assert fields_of(store)["refused_until"] == first
 
     def test_a_job_without_tokens_may_start_on_either(self, store):
         running(store)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from protocol.scenarios import Scenario, begun, begun_pair, unattended
+from protocol.scenarios import Scenario, begun, begun_pair, mixed, unattended
 from protocol.script_server import FAR, Broken
 
 
@@ -112,9 +112,27 @@ MISTAKES = [
     ),
     Mistake(
         "CLAIM takes a job before its time",
-        (Broken("claim", "if state == 'Q' and now_ms() < not_before then", "if false then"),),
+        (Broken("claim", "if state == 'Q' and now_ms() < not_before and", "if false and"),),
         unattended("duplicate", not_before=FAR),
         "a job was claimed before its time",
+    ),
+    Mistake(
+        "CLAIM goes on with other weights",
+        (Broken("claim", "if num_tokens > 0 and was_of_another_model() then", "if false then"),),
+        mixed("drain"),
+        "a job went on with other weights",
+    ),
+    Mistake(
+        "CLAIM refuses a job that is sent again at once",
+        (Broken("claim", "'backoff', backoff, 'not_before', now + wait)", "'backoff', backoff)"),),
+        mixed("drain"),
+        "a job was refused and does not wait",
+    ),
+    Mistake(
+        "EXPIRE fails a job that was refused until its deadline",
+        (Broken("expire", "if job[3] and (is_late or", "if job[3] and not is_late and ("),),
+        mixed("drain", "deadline"),
+        "a job that was refused failed",
     ),
     Mistake(
         "CLAIM stores STARTED over a final result",

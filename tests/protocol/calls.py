@@ -17,9 +17,6 @@ QUEUE: Final = "m.interactive"
 TENANT: Final = "t"
 _REQUEST: Final = GenerateRequest(model="m", prompt="Hello", deadline_s=10.0**6, tenant=TENANT)
 _LIMITS: Final = Limits(max_depth=10, max_tenant_depth=10)
-_FINGERPRINT: Final = Fingerprint(
-    weights="w", tokenizer="t", dtype="d", backend="b", version="v"
-).model_dump_json()
 CHARGE: Final = Charge("k", num_reserved=5, requests_per_minute=None, tokens_per_minute=1000)
 _LEASE_S: Final = 60.0
 _TTL_S, _DEAD_TTL_S = 60, 600
@@ -58,9 +55,10 @@ def reserve() -> Operation[Any]:
     return take(key, 1, CHARGE.num_reserved)
 
 
-def claim(worker: int, job: int) -> Operation[Any]:
+def claim(worker: int, job: int, weights: str = "w") -> Operation[Any]:
     started = result_meta("STARTED")
-    return operations.claim(JOB_IDS[job], WORKER_IDS[worker], _FINGERPRINT, started, _TTL_S)
+    fingerprint = Fingerprint(weights=weights, tokenizer="t", dtype="d", backend="b", version="v")
+    return operations.claim(JOB_IDS[job], WORKER_IDS[worker], fingerprint.model_dump_json(), started, _TTL_S)
 
 
 def mark(worker: int, job: int, epoch: int) -> Operation[Any]:
@@ -110,8 +108,8 @@ def delete(job: int) -> Operation[Any]:
     return operations.delete(JOB_IDS[job], QUEUE, _TTL_S)
 
 
-def due(job: int) -> Operation[Any]:
-    return operations.due(JOB_IDS[job])
+def due(job: int, is_wanted: bool) -> Operation[Any]:
+    return operations.due(JOB_IDS[job], is_wanted=is_wanted)
 
 
 def expire(job: int) -> Operation[Any]:

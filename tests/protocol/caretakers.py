@@ -83,12 +83,14 @@ class Sweeper(Actor):
             else:
                 yield Move(name("closes"), STEP, self.call(state, calls.close, job)[0])
             return
-        if fields["state"] == "Q" and fields["deadline"] == PAST:
+        if fields["state"] == "Q" and PAST in (fields["deadline"], fields.get("refused_until")):
             yield Move(name("expires"), STEP, self.call(state, calls.expire, job)[0])
         if self._has_no_client(state, fields) and fields.get("cancel") != "1":
             yield Move(name("cancels the orphan"), STEP, self.call(state, calls.cancel, job)[0])
         if "not_before" in fields and fields["state"] == "Q":
-            yield Move(name("finds due"), STEP, self.call(state, calls.due, job)[0])
+            made_with = fields.get("fingerprint", "")
+            is_wanted = any(each.mode == UP and f'"{each.weights}"' in made_with for each in state.workers)
+            yield Move(name("finds due"), STEP, self.call(state, calls.due, job, is_wanted)[0])
             return
         waits = fields["state"] == "Q" or not self.keyspace(state).has_lease(fields["owner"])
         if waits and not state.is_held(job) and state.clients[job].phase != SUBMITTED:

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parent.parent))
 
 from protocol.explorer import Explorer, World, walk
-from protocol.scenarios import CAPS, LONG, ONE_FAULT, SAMPLED, SCHEDULED, Scenario, begun_pair
+from protocol.scenarios import CAPS, LONG, MIXED, ONE_FAULT, SAMPLED, SCHEDULED, Scenario, begun_pair
 from protocol.script_server import ScriptServer
 
 from pagefleet.workers.redis_server import RedisServer
@@ -28,7 +28,7 @@ def main(names: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder, RedisServer(Path(folder) / "redis") as server:
         scripts = ScriptServer(server.url)
         world = World(scripts)
-        for scenario in [*ONE_FAULT, *CAPS, *SCHEDULED, begun_pair("death"), *LONG]:
+        for scenario in [*ONE_FAULT, *CAPS, *SCHEDULED, *MIXED, begun_pair("death"), *LONG]:
             if _is_wanted(scenario, names):
                 num_bad += not _search(world, scenario)
         for scenario in SAMPLED:

@@ -87,6 +87,9 @@ class Fate(Actor):
             if fields.get("not_before") == FAR:
                 due = self.server.with_fields(state.keyspace, keys.job(job_id), not_before=PAST)
                 yield Move(f"job {job_id}: its time comes", STEP, state._replace(keyspace=due))
+            if fields.get("refused_until") == FAR:
+                over = self.server.with_fields(state.keyspace, keys.job(job_id), refused_until=PAST)
+                yield Move(f"job {job_id}: it was refused for too long", STEP, state._replace(keyspace=over))
             if state.may("deadline"):
                 late = self.server.with_fields(state.keyspace, keys.job(job_id), deadline=PAST)
                 after = state.spend("deadline")._replace(keyspace=late)

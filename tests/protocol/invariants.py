@@ -64,7 +64,8 @@ class Invariants:
                 continue
             if was["state"] in FINAL and now["state"] != was["state"]:
                 yield f"a final state changed from {was['state']} to {now['state']}"
-            if was["state"] == "Q" and now["state"] == "R" and was.get("not_before") == FAR:
+            is_early = was.get("not_before") == FAR and "refused" not in was
+            if was["state"] == "Q" and now["state"] == "R" and is_early:
                 yield "a job was claimed before its time"
             if name.endswith("REVOKE") and was["state"] == "R":
                 yield "a revoke met a job that runs"
@@ -75,6 +76,7 @@ class Invariants:
                     yield "a worker wrote to the log of a job that another owns"
                 if was["state"] in FINAL:
                     yield "tokens were logged after the end"
+            yield from _of_weights(was, now, name)
             yield from self._of_blame(before, job, was, now)
 
     def _of_blame(
@@ -142,6 +144,18 @@ def _of_result(old: str, new: str, fields: Mapping[str, str] | None) -> Iterator
         yield f"the result went from {old} to STARTED"
     if fields is None or fields["state"] in FINAL:
         yield "a job that has ended or is gone became STARTED"
+
+
+def _of_weights(was: Mapping[str, str], now: Mapping[str, str], name: str) -> Iterator[str]:
+    """Tokens of two models never stand in one answer; a job that waits for its weights never fails."""
+    if "n:0" in was and now.get("fingerprint") != was["fingerprint"]:
+        yield "a job went on with other weights"
+    if "refused" in was and now["state"] == "F":
+        yield "a job that was refused failed"
+    if "refused" in now and now["state"] == "R":
+        yield "a job that runs counts as refused"
+    if "refused" in now and now["state"] == "Q" and ": claim" in name and "not_before" not in now:
+        yield "a job was refused and does not wait"
 
 
 def _of_charges(old: Keyspace, new: Keyspace) -> Iterator[str]:

@@ -18,19 +18,22 @@ class Scenario:
 
     With ``past``, each job begins with these fields in its hash: deaths that would take long to live through.
     Unattended, nobody reads, workers live and jobs are queued from the beginning; begun, they are with the
-    first worker and its first prefill is next. For two jobs all other states would be too many.
+    first worker and its first prefill is next. For two jobs all other states would be too many. Mixed, the
+    second worker has other weights.
     """
 
     events: tuple[str, ...] = ()
     num_jobs: int = 1
     is_attended: bool = True
     is_begun: bool = False
+    is_mixed: bool = False
     past: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         parts = [*self.events] or ["no fault"]
         parts += [f"{self.num_jobs} jobs"] if self.num_jobs > 1 else []
         parts += ["begun"] if self.is_begun else [] if self.is_attended else ["unattended"]
+        parts += ["mixed"] if self.is_mixed else []
         return ", ".join(parts + [f"{field}={value}" for field, value in self.past])
 
     def first_state(self, server: ScriptServer) -> State:
@@ -47,6 +50,8 @@ class Scenario:
             keyspace = server.with_fields(keyspace, keys.job(JOB_IDS[job]), **dict(self.past))
         state = first_state(keyspace, self.num_jobs, Counter(self.events))
         state = state._replace(clients=(Client(LEFT),) * self.num_jobs)
+        if self.is_mixed:
+            state = state.with_worker(1, weights="other")
         return _begin(server, state) if self.is_begun else state._replace(queue=(1,) * self.num_jobs)
 
 
@@ -64,6 +69,10 @@ def begun_pair(*events: str, **past: str) -> Scenario:
 
 def begun(*events: str) -> Scenario:
     return Scenario(events, is_attended=False, is_begun=True)
+
+
+def mixed(*events: str) -> Scenario:
+    return Scenario(events, is_attended=False, is_begun=True, is_mixed=True)
 
 
 def unattended(*events: str, **past: str) -> Scenario:
@@ -93,7 +102,12 @@ SCHEDULED = [
 ]
 """Exhaustive: a job that is to begin later, and its first message is on its way."""
 
+MIXED = [mixed(*events) for events in (("death",), ("drain",), ("drain", "deadline"), ("drain", "duplicate"))]
+"""Exhaustive: a job that was begun with other weights than the second worker's."""
+
 LONG = [
+    mixed("pause"),
+    *(mixed("drain", event) for event in ("cancel", "delete", "lost reply", "drop", "death")),
     Scenario(("pause",)),
     Scenario(("rollback",)),
     Scenario(("death", "death")),

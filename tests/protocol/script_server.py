@@ -223,7 +223,7 @@ def _key(name: str, kind: str, expires: int, value: Any) -> Key:
 def _timeless(field: str, value: str) -> str:
     if field == "at":
         return FAR
-    if field in ("deadline", "not_before"):
+    if field in ("deadline", "not_before", "refused_until"):
         return PAST if value == PAST else FAR
     return "1" if field in _TIMES else value
 

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from protocol.broken_scripts import MISTAKES
 from protocol.explorer import Explorer, World, walk
-from protocol.scenarios import CAPS, ONE_FAULT, SAMPLED, SCHEDULED, Scenario, begun_pair, unattended
+from protocol.scenarios import CAPS, MIXED, ONE_FAULT, SAMPLED, SCHEDULED, Scenario, begun_pair, unattended
 from protocol.script_server import ScriptServer
 
-QUICK = [*ONE_FAULT, *CAPS, *SCHEDULED, begun_pair(), begun_pair("death")]
+QUICK = [*ONE_FAULT, *CAPS, *SCHEDULED, *MIXED, begun_pair(), begun_pair("death")]
 WALKED = [Scenario(("pause",)), Scenario(("rollback",)), *SAMPLED]
 
 

@@ -151,7 +151,7 @@ class Worker(Actor):
                 state = state.unack(self.index, job, -1)
             runs = put(me.runs, job, held._replace(has_message=True))
             return state.with_worker(self.index, inbox=inbox, runs=runs)
-        state, reply = self.call(state, calls.claim, self.index, job)
+        state, reply = self.call(state, calls.claim, self.index, job, me.weights)
         state = state.with_worker(self.index, inbox=inbox)
         match reply.verdict:
             case ClaimVerdict.CLAIMED:

@@ -50,6 +50,8 @@ class Worker(NamedTuple):
     """The worker that it found dead."""
     first_prefills: frozenset[int] = frozenset()
     """Not its memory but the checker's: the jobs in their first prefill when its lease ran out."""
+    weights: str = "w"
+    """Of its model."""
 
 
 class Client(NamedTuple):

@@ -51,8 +51,8 @@ class RecordedMessage(JobMessage):
     def dropped(self) -> None:
         self.answers.put(("dropped", None))
 
-    def returned(self) -> None:
-        self.answers.put(("returned", None))
+    def left_waiting(self) -> None:
+        self.answers.put(("left waiting", None))
 
     def put_back(self) -> None:
         self.answers.put(("put back", None))

@@ -57,7 +57,6 @@ def test_a_failed_return_value_is_acknowledged_without_a_second_result():
     [
         (Request.on_accepted, ["self", "pid", "time_accepted"]),
         (Request._announce_revoked, ["self", "reason", "terminated", "signum", "expired"]),
-        (Request.reject, ["self", "requeue"]),
         (Request.terminate, ["self", "pool", "signal"]),
         (BasePool.on_apply, ["self", "args", "kwargs"]),
         (BasePool.terminate_job, ["self", "pid", "signal"]),

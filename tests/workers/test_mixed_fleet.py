@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 import uuid
 
 import pytest
 
-from pagefleet.api import FleetClient
+from pagefleet.api import FleetClient, JobDead, JobState, keys
 from pagefleet.api.celery_app import make_celery
+from pagefleet.api.closing import JobCloser
 from pagefleet.api.connections import send_message
+from pagefleet.api.dead_letters import DeadLetters
+from pagefleet.api.messages import LogEntry, WorkerStatus
+from pagefleet.api.operations import Limits, StepItem
+from pagefleet.api.requests import build_request
 from pagefleet.api.settings import FleetSettings
 from pagefleet.engine.backends.null import null_token
 from pagefleet.workers.engine_loop import wait_until
@@ -130,3 +136,64 @@ def test_other_weights_wait_for_their_own_kind(start):
         start("--null-weights", "one")
         assert stream.result().token_ids == tokens(5)
         assert fleet.status().refused == []
+
+
+NUM_REFUSED = 200
+ON_FOUR_SEATS = ["--max-num-seqs", "4", "--null-step-time", "0.005"]
+
+
+def begin_elsewhere(store, app, fingerprint, seed):
+    """A job with one token by other weights, and its message."""
+    job_id, queue = str(uuid.uuid4()), keys.queue("null", "interactive")
+    request = build_request({"model": "null", "prompt": "x", "seed": seed, "max_tokens": 8, "detached": True})
+    store.submit(job_id, request, queue=queue, channel="", limits=Limits(1000, 1000))
+    store.beat(WorkerStatus(worker_id="old", model="null", host="h", pid=1, started_at=0.0), 60)
+    store.claim([job_id], "old", fingerprint.model_dump_json())
+    entry = LogEntry(offset=0, token_ids=tokens(seed)[:1], texts=[""])
+    store.step("old", [StepItem(job_id, 1, 0, 0, entry, 1)])
+    store.release(job_id, "old", 1)
+    send_message(app, job_id, queue, request.priority)
+    return job_id
+
+
+def test_hundreds_of_refused_jobs_hold_no_seat_and_wait_for_their_weights(start):
+    """After an upgrade of the weights: new jobs run as if the old ones were not there."""
+    worker = start("--null-weights", "two", *ON_FOUR_SEATS)
+    with FleetClient(redis_url=start.url) as fleet:
+        store = fleet._live.store
+        (card,) = store.cards()
+        app = make_celery(FleetSettings(redis_url=start.url))
+        own = card.fingerprint.model_copy(update={"weights": "one"})
+        old = {begin_elsewhere(store, app, own, seed): seed for seed in range(NUM_REFUSED)}
+        store.redis.delete(keys.lease("old"))
+
+        begun_at = time.monotonic()
+        streams = [fleet.generate("y", max_tokens=50, seed=1) for _ in range(8)]
+        for stream in streams:
+            assert stream.result().token_ids == tokens(1)[:50]
+        # A refused job held one of the four seats for a second: the 200 took 50 s.
+        assert time.monotonic() - begun_at < 10
+
+        hashes = [keys.job(job_id) for job_id in old]
+        assert wait_until(lambda: all(int(store.redis.hget(name, "backoff")) >= 4000 for name in hashes), 30)
+        asked = sum("is not taken" in line for line in worker.read_log())
+        assert asked <= 4 * NUM_REFUSED
+
+        # Two of them have waited for long enough; one is sent again, and goes on where it was.
+        given_up = list(old)[:2]
+        for job_id in given_up:
+            store.redis.hset(keys.job(job_id), "refused_until", "1")
+        assert wait_until(lambda: set(store.dead_letters()) == set(given_up), 20)
+        assert store.read(given_up[0]).state is JobState.DEAD
+        with pytest.raises(JobDead, match="begun with other weights"):
+            fleet.attach(given_up[1]).result()
+        new_id = DeadLetters(store, app, JobCloser(store, app)).requeue(given_up[0])
+        seeds = {new_id: old[given_up[0]], **{job_id: old[job_id] for job_id in list(old)[2:]}}
+
+        worker.terminate()
+        assert worker.wait(20) == 0
+        start("--null-weights", "one", *ON_FOUR_SEATS)
+        for job_id, seed in seeds.items():
+            assert fleet.attach(job_id).result().token_ids == tokens(seed)[:8]
+            assert {each.weights for each in store.read(job_id).fingerprints} == {"one"}
+        app.close()
