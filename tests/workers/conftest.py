@@ -13,6 +13,7 @@ from celery import Celery
 from pagefleet.workers.engine_loop import wait_until
 
 TESTS = Path(__file__).parents[1]
+FOREIGN_QUEUE = "their-tasks"
 sys.path.insert(0, str(Path(__file__).parent))
 
 
@@ -30,7 +31,10 @@ def service(null_stack):
 
 @pytest.fixture(scope="session")
 def foreign_worker(null_stack, tmp_path_factory):
-    """A plain Celery worker of ``tests/foreign_app.py`` on the stack's Redis, beside the fleet's: its log."""
+    """A plain Celery worker of ``tests/foreign_app.py`` on the stack's Redis, beside the fleet's: its log.
+
+    On a queue of its own: it runs to the end of the session, and other tests start workers of theirs.
+    """
     log = tmp_path_factory.mktemp("foreign") / "worker.log"
     command = [
         "worker",
@@ -41,7 +45,7 @@ def foreign_worker(null_stack, tmp_path_factory):
         "--hostname",
         "foreign@here",
     ]
-    command += ["--loglevel", "INFO"]
+    command += ["--loglevel", "INFO", "--queues", FOREIGN_QUEUE]
     with log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "celery", "--app", "foreign_app", *command],

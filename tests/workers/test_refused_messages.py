@@ -30,7 +30,7 @@ def generate(service, *args, **kwargs):
 
 
 def foreign(service, name):
-    return signature(f"foreign_app.{name}", app=service)
+    return signature(f"foreign_app.{name}", app=service).set(queue="their-tasks")
 
 
 REFUSED = {
