@@ -24,7 +24,7 @@ help:
 	@echo "make constraints  write constraints.txt: the versions that make test-newest tried"
 	@echo "make check   ruff, mypy, import-linter only"
 	@echo "make bench   the engine and the whole fleet in turn (about 10 minutes)"
-	@echo "make protocol-check  the job protocol in every order of events, on a real server (about 2 minutes)"
+	@echo "make protocol-check  the job protocol in every order of events, on a real server (about 5 minutes)"
 	@echo "make chaos   workers, Valkey and clients killed, frozen, cut off: ROUNDS=100 (about 12 to 15 minutes)"
 	@echo "make chaos-model  the same with a real model in float64, 11 rounds (about 10 minutes)"
 	@echo "make chaos-gateway  the same through two gateways that are killed too, then twice the load that fits (about 7 minutes)"
