@@ -49,7 +49,8 @@ class LLMEngine:
         self._block_manager = BlockManager(info.num_blocks, info.block_size, config.enable_prefix_caching)
         most = config.max_num_batched_tokens or loaded.max_num_batched_tokens
         self._budget = StepBudget(most, config.max_step_s, loaded.token_s)
-        self._cost = StepCost(loaded.context_weight)
+        # Without a limit on the time, `max_num_batched_tokens` counts tokens and nothing else.
+        self._cost = StepCost(loaded.context_weight if config.max_step_s is not None else 0.0)
         self._scheduler = Scheduler(
             self._block_manager,
             config.max_num_seqs,

@@ -123,6 +123,22 @@ class SlowExecutor(null.NullExecutor):
         return super().execute(scheduled)
 
 
+def test_without_a_time_limit_tokens_are_counted_and_not_their_cost():
+    """A prompt that fits `max_num_batched_tokens` is one step; a smaller one is filled at any context."""
+    options = NullOptions(max_model_len=8192)
+    for most, sizes in ((8192, [7530]), (3000, [3000, 3000, 1530])):
+        config = EngineConfig(model="null", backend="null", null=options, max_num_batched_tokens=most)
+        loaded = replace(null.load(config), context_weight=CONTEXT_WEIGHT)
+        engine = LLMEngine(loaded, config)
+        engine.add_request(EngineRequest("a", [65] * 7530, SamplingParams(max_tokens=1)))
+        seen = []
+        while engine.has_unfinished_requests:
+            plan = engine.schedule()
+            seen += [entry.num_new_tokens for entry in plan.scheduled]
+            engine.execute(plan)
+        assert seen == sizes
+
+
 @pytest.mark.parametrize("token_s", [TOKEN_S, 1.5 * TOKEN_S, 0.6 * TOKEN_S])
 def test_a_prompt_of_7530_tokens_takes_little_longer_in_steps_than_in_one(token_s, monkeypatch):
     """Also if the warm-up was not quite right; and no step lasts longer than a quarter of the lease."""
