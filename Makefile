@@ -67,12 +67,13 @@ lint: $(DEV_STAMP)
 build/types/pagefleet:
 	mkdir -p $@
 	for package in api engine workers; do ln -sfn ../../../$$package $@/$$package; done
+	ln -sfn ../../../api/pagefleet/__init__.py ../../../api/pagefleet/py.typed $@
 
 types: $(DEV_STAMP) build/types/pagefleet
 	$(BIN)/mypy build/types/pagefleet
 
-imports: $(DEV_STAMP)
-	$(BIN)/lint-imports
+imports: $(DEV_STAMP) build/types/pagefleet
+	PYTHONPATH=build/types $(BIN)/lint-imports
 
 # Most tests wait more than they compute; those with a bar on the clock run by themselves afterwards.
 PYTEST_JOBS ?= 3

@@ -14,9 +14,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from pagefleet.api.async_client import AsyncFleetClient
-    from pagefleet.api.client import FleetClient
-    from pagefleet.api.errors import (
+    from pagefleet.api.client.async_client import AsyncFleetClient
+    from pagefleet.api.client.client import FleetClient
+    from pagefleet.api.client.fleet import Fleet
+    from pagefleet.api.client.stream import Chunk
+    from pagefleet.api.client.token_stream import AsyncTokenStream, TokenStream
+    from pagefleet.api.config.settings import FleetSettings
+    from pagefleet.api.contract.errors import (
         ConfigurationError,
         ContextTooLong,
         DeadlineExceeded,
@@ -39,8 +43,8 @@ if TYPE_CHECKING:
         UnknownModel,
         UnknownParameter,
     )
-    from pagefleet.api.fleet import Fleet, FleetStatus, QueueStatus, RunningJob
-    from pagefleet.api.messages import (
+    from pagefleet.api.contract.fleet_status import FleetStatus, QueueStatus, RunningJob
+    from pagefleet.api.contract.messages import (
         ChatMessage,
         ChoiceResult,
         JobResult,
@@ -49,10 +53,7 @@ if TYPE_CHECKING:
         SamplingParams,
         WorkerStatus,
     )
-    from pagefleet.api.settings import FleetSettings
-    from pagefleet.api.stream import Chunk
-    from pagefleet.api.structured_outputs import StructuredOutputs
-    from pagefleet.api.token_stream import AsyncTokenStream, TokenStream
+    from pagefleet.api.contract.structured_outputs import StructuredOutputs
 
 __all__ = [
     "AsyncFleetClient",
@@ -98,45 +99,45 @@ __all__ = [
 
 # Imported when first asked for: a service pays for redis and pydantic when it makes its client, not before.
 _HOMES: Final = {
-    "AsyncFleetClient": "async_client",
-    "AsyncTokenStream": "token_stream",
-    "ChatMessage": "messages",
-    "ChoiceResult": "messages",
-    "Chunk": "stream",
-    "ConfigurationError": "errors",
-    "ContextTooLong": "errors",
-    "DeadlineExceeded": "errors",
-    "Fleet": "fleet",
-    "FleetClient": "client",
-    "FleetError": "errors",
-    "FleetSettings": "settings",
-    "FleetStatus": "fleet",
-    "InvalidRequest": "errors",
-    "JobDead": "errors",
-    "JobDeleted": "errors",
-    "JobError": "errors",
-    "JobExists": "errors",
-    "JobFailed": "errors",
-    "JobLost": "errors",
-    "JobNotFound": "errors",
-    "JobResult": "messages",
-    "JobState": "messages",
-    "MissingExtra": "errors",
-    "ModelCard": "messages",
-    "NoAnswer": "errors",
-    "ProtocolError": "errors",
-    "QueueFull": "errors",
-    "QueueStatus": "fleet",
-    "RedisUnavailable": "errors",
-    "RunningJob": "fleet",
-    "SamplingParams": "messages",
-    "StorageFull": "errors",
-    "StreamTimeout": "errors",
-    "StructuredOutputs": "structured_outputs",
-    "TokenStream": "token_stream",
-    "UnknownModel": "errors",
-    "UnknownParameter": "errors",
-    "WorkerStatus": "messages",
+    "AsyncFleetClient": "client.async_client",
+    "AsyncTokenStream": "client.token_stream",
+    "ChatMessage": "contract.messages",
+    "ChoiceResult": "contract.messages",
+    "Chunk": "client.stream",
+    "ConfigurationError": "contract.errors",
+    "ContextTooLong": "contract.errors",
+    "DeadlineExceeded": "contract.errors",
+    "Fleet": "client.fleet",
+    "FleetClient": "client.client",
+    "FleetError": "contract.errors",
+    "FleetSettings": "config.settings",
+    "FleetStatus": "contract.fleet_status",
+    "InvalidRequest": "contract.errors",
+    "JobDead": "contract.errors",
+    "JobDeleted": "contract.errors",
+    "JobError": "contract.errors",
+    "JobExists": "contract.errors",
+    "JobFailed": "contract.errors",
+    "JobLost": "contract.errors",
+    "JobNotFound": "contract.errors",
+    "JobResult": "contract.messages",
+    "JobState": "contract.messages",
+    "MissingExtra": "contract.errors",
+    "ModelCard": "contract.messages",
+    "NoAnswer": "contract.errors",
+    "ProtocolError": "contract.errors",
+    "QueueFull": "contract.errors",
+    "QueueStatus": "contract.fleet_status",
+    "RedisUnavailable": "contract.errors",
+    "RunningJob": "contract.fleet_status",
+    "SamplingParams": "contract.messages",
+    "StorageFull": "contract.errors",
+    "StreamTimeout": "contract.errors",
+    "StructuredOutputs": "contract.structured_outputs",
+    "TokenStream": "client.token_stream",
+    "UnknownModel": "contract.errors",
+    "UnknownParameter": "contract.errors",
+    "WorkerStatus": "contract.messages",
 }
 
 

@@ -19,21 +19,14 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from pagefleet.api import keys
-from pagefleet.api.connections import job_not_found
-from pagefleet.api.errors import FleetError
-from pagefleet.api.fleet import (
-    DEFAULT_TIMEOUT_S,
-    Fleet,
-    FleetStatus,
-    Prepared,
-    QueueStatus,
-    check_submitted,
-    job_exists,
-    prepare,
-)
-from pagefleet.api.job_record import JobRecord, LogPosition
-from pagefleet.api.messages import (
+from pagefleet.api.client.fleet import DEFAULT_TIMEOUT_S, Fleet
+from pagefleet.api.client.questions import Answer, Asked
+from pagefleet.api.client.stream import StreamState
+from pagefleet.api.client.token_stream import LiveEvent, Resync, Source, TokenStream
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.errors import FleetError
+from pagefleet.api.contract.fleet_status import FleetStatus, QueueStatus
+from pagefleet.api.contract.messages import (
     AcceptedEvent,
     ErrorInfo,
     Fingerprint,
@@ -44,11 +37,11 @@ from pagefleet.api.messages import (
     ModelCard,
     TokenLogprobs,
 )
-from pagefleet.api.model_cards import CardIndex
-from pagefleet.api.operations import Submitted
-from pagefleet.api.questions import Answer, Asked
-from pagefleet.api.stream import StreamState
-from pagefleet.api.token_stream import LiveEvent, Resync, Source, TokenStream
+from pagefleet.api.contract.model_cards import CardIndex
+from pagefleet.api.protocol.job_errors import job_not_found
+from pagefleet.api.protocol.job_record import JobRecord, LogPosition
+from pagefleet.api.protocol.operations import Submitted
+from pagefleet.api.protocol.prepared import Prepared, check_submitted, job_exists, prepare
 
 Reply = Callable[[GenerateRequest], str]
 

@@ -18,12 +18,12 @@ from pagefleet.engine.errors import (
     UnknownModelError,
     UnsafeCheckpointError,
 )
-from pagefleet.engine.executor import Fingerprint, ModelInfo
-from pagefleet.engine.grammar import Grammar
 from pagefleet.engine.llm_engine import LLMEngine
+from pagefleet.engine.model_info import Fingerprint, ModelInfo
 from pagefleet.engine.outputs import EngineStats, FinishReason, SequenceOutput
-from pagefleet.engine.sampling_params import SamplingParams
-from pagefleet.engine.structured_output import StructuredOutput
+from pagefleet.engine.sampling.sampling_params import SamplingParams
+from pagefleet.engine.structured.grammar import Grammar
+from pagefleet.engine.structured.structured_output import StructuredOutput
 
 if TYPE_CHECKING:
     from pagefleet.engine.llm import LLM

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pagefleet.engine.errors import InvalidRequestError
-from pagefleet.engine.executor import ModelInfo
-from pagefleet.engine.grammar import Grammar
-from pagefleet.engine.sampling_params import SamplingParams
+from pagefleet.engine.model_info import ModelInfo
+from pagefleet.engine.sampling.sampling_params import SamplingParams
+from pagefleet.engine.structured.grammar import Grammar
 
 __all__ = [
     "EngineRequest",

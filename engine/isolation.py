@@ -17,11 +17,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence as Entries
 
+from pagefleet.engine.core.scheduler_output import ScheduledSequence, SchedulerOutput
+from pagefleet.engine.core.sequence import Sequence, SequenceStatus
 from pagefleet.engine.errors import EngineFailedError
 from pagefleet.engine.llm_engine import LLMEngine
 from pagefleet.engine.outputs import SequenceOutput
-from pagefleet.engine.scheduler_output import ScheduledSequence, SchedulerOutput
-from pagefleet.engine.sequence import Sequence, SequenceStatus
 
 __all__ = ["StepIsolation"]
 

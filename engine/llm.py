@@ -16,8 +16,8 @@ from pagefleet.engine.engine_request import EngineRequest
 from pagefleet.engine.isolation import StepIsolation
 from pagefleet.engine.llm_engine import LLMEngine
 from pagefleet.engine.outputs import FinishReason, SequenceOutput, TokenLogprobs
-from pagefleet.engine.sampling_params import SamplingParams
-from pagefleet.engine.structured_output import StructuredOutput
+from pagefleet.engine.sampling.sampling_params import SamplingParams
+from pagefleet.engine.structured.structured_output import StructuredOutput
 
 Prompt: TypeAlias = str | Sequence[int]
 Conversation: TypeAlias = Sequence[Mapping[str, Any]]

@@ -8,22 +8,23 @@ from __future__ import annotations
 import logging
 import time
 
-from pagefleet.engine.block_manager import BlockManager
 from pagefleet.engine.config import EngineConfig
+from pagefleet.engine.core.block_manager import BlockManager
+from pagefleet.engine.core.scheduler import Scheduler
+from pagefleet.engine.core.scheduler_output import SchedulerOutput
+from pagefleet.engine.core.sequence import Sequence, SequenceStatus
+from pagefleet.engine.core.sequence_factory import SequenceFactory
+from pagefleet.engine.core.step_budget import StepBudget, StepCost
+from pagefleet.engine.core.step_trace import StepTrace
+from pagefleet.engine.core.stop_checker import Progress, StopChecker, failed
 from pagefleet.engine.engine_request import EngineRequest
 from pagefleet.engine.errors import EngineAsleepError, EngineFailedError, InvalidRequestError
-from pagefleet.engine.executor import LoadedModel, ModelInfo, Report
-from pagefleet.engine.grammar import Grammar, GrammarCompiler
+from pagefleet.engine.execution.executor import LoadedModel, Report
+from pagefleet.engine.model_info import ModelInfo
 from pagefleet.engine.outputs import EngineStats, FinishReason, Sampled, SequenceOutput, TokenLogprobs
-from pagefleet.engine.scheduler import Scheduler
-from pagefleet.engine.scheduler_output import SchedulerOutput
-from pagefleet.engine.sequence import Sequence, SequenceStatus
-from pagefleet.engine.sequence_factory import SequenceFactory
-from pagefleet.engine.step_budget import StepBudget, StepCost
-from pagefleet.engine.step_trace import StepTrace
-from pagefleet.engine.stop_checker import Progress, StopChecker, failed
-from pagefleet.engine.structured_output import StructuredOutput
-from pagefleet.engine.tokenizer import Tokenizer
+from pagefleet.engine.structured.grammar import Grammar, GrammarCompiler
+from pagefleet.engine.structured.structured_output import StructuredOutput
+from pagefleet.engine.text.tokenizer import Tokenizer
 
 __all__ = ["EngineRequest", "LLMEngine"]
 
@@ -80,9 +81,9 @@ class LLMEngine:
         """
         # Imported here: only an engine with a model pays for importing torch.
         if config.backend == "null":
-            from pagefleet.engine.backends.null import load
+            from pagefleet.engine.execution.null import load
         else:
-            from pagefleet.engine.loader import load
+            from pagefleet.engine.loading.loader import load
         return cls(load(config, report), config)
 
     @property

@@ -9,22 +9,22 @@ from typing import Any, Final, get_args
 from annotated_types import Ge, Gt, Le, MaxLen
 from pydantic.fields import FieldInfo
 
-from pagefleet.api.errors import InvalidRequest
-from pagefleet.api.messages import GenerateRequest
-from pagefleet.api.requests import build_request
-from pagefleet.api.sampling import SamplingParams
+from pagefleet.api.contract.errors import InvalidRequest
+from pagefleet.api.contract.messages import GenerateRequest
+from pagefleet.api.contract.requests import build_request
+from pagefleet.api.contract.sampling import SamplingParams
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "sampling.md"
 _HEAD: Final = """\
 # Sampling parameters
 
-Written by `python -m ops.sampling_page` from `api/sampling.py`; change it there.
+Written by `python -m ops.sampling_page` from `api/contract/sampling.py`; change it there.
 
 Keyword arguments of `generate()` and `chat()`; `engine.SamplingParams` has the same. They work in vLLM's
 order: `allowed_token_ids`, `bad_words`, `min_tokens`, `logit_bias`, repetition, frequency and presence
-penalty, each exactly as `engine/logit_edits.py` says; then temperature, `min_p`, `top_k`, `top_p`,
-`typical_p` and one uniform number for each (seed, choice, position), as `engine/token_draw.py` says. No draw
-depends on what else is in the batch, and a job that is taken over goes on with the same draws.
+penalty, each exactly as `engine/sampling/logit_edits.py` says; then temperature, `min_p`, `top_k`, `top_p`,
+`typical_p` and one uniform number for each (seed, choice, position), as `engine/sampling/token_draw.py` says.
+No draw depends on what else is in the batch, and a job that is taken over goes on with the same draws.
 
 ## The same request again
 

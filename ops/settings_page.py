@@ -8,7 +8,7 @@ from typing import Any, Final
 from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 
-from pagefleet.api.settings import FleetSettings, FlowerSettings, GatewaySettings
+from pagefleet.api.config.settings import FleetSettings, FlowerSettings, GatewaySettings
 from pagefleet.workers.settings import WorkerSettings
 
 _TABLES: Final = (
@@ -20,7 +20,8 @@ PAGE: Final = Path(__file__).parents[1] / "docs" / "settings.md"
 _HEAD: Final = """\
 # Settings
 
-Written by `python -m ops.settings_page` from `api/settings.py` and `workers/settings.py`; change it there.
+Written by `python -m ops.settings_page` from `api/config/settings.py` and `workers/settings.py`; change
+it there.
 
 Each is a field of `FleetSettings`, `WorkerSettings`, `FlowerSettings` or `GatewaySettings`, and an
 environment variable; those that are often needed are options of the commands too. A `pagefleet` command

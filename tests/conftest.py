@@ -12,12 +12,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import pytest
 from reaper import reaper
 
-from pagefleet.api import FleetClient, FleetSettings, keys
-from pagefleet.api.errors import ConfigurationError
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.messages import Fingerprint, ModelCard
-from pagefleet.workers.local_stack import LocalStack
-from pagefleet.workers.redis_server import RedisServer, find_server_binary
+from pagefleet.api import FleetClient, FleetSettings
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.errors import ConfigurationError
+from pagefleet.api.contract.messages import Fingerprint, ModelCard
+from pagefleet.api.protocol.job_store import JobStore
+from pagefleet.workers.local.local_stack import LocalStack
+from pagefleet.workers.local.redis_server import RedisServer, find_server_binary
 
 NULL_WORKER = ["--model", "null", "--backend", "null", "--null-step-time", "0.005", "--null-recites"]
 

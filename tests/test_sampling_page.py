@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pagefleet.api.messages import GenerateRequest
-from pagefleet.api.sampling import SamplingParams
+from pagefleet.api.contract.messages import GenerateRequest
+from pagefleet.api.contract.sampling import SamplingParams
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pagefleet.api.settings import FlowerSettings
+from pagefleet.api.config.settings import FlowerSettings
 from pagefleet.workers.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[1]

@@ -15,16 +15,16 @@ from typing import Any
 import celery.signals
 from celery import Celery, bootsteps
 
-from pagefleet.api.celery_app import make_celery, make_queues
-from pagefleet.api.job_store import JobStore
+from pagefleet.api.broker.celery_app import make_celery, make_queues
+from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.engine import EngineConfig, LLMEngine, NullOptions
 from pagefleet.workers.fleet_worker import FleetWorker
-from pagefleet.workers.lanes import take_lanes_in_order
-from pagefleet.workers.metrics_server import served_metrics
+from pagefleet.workers.observe.metrics_server import served_metrics
 from pagefleet.workers.pool import EnginePool
+from pagefleet.workers.queue.lanes import take_lanes_in_order
+from pagefleet.workers.queue.unacked import guard_channel
 from pagefleet.workers.settings import WorkerSettings, let_threads_sleep, new_worker_id
 from pagefleet.workers.tasks import cancel_on_revoke, register_tasks
-from pagefleet.workers.unacked import guard_channel
 
 logger = logging.getLogger(__name__)
 

@@ -16,44 +16,44 @@ from typing import Final
 
 from celery import Celery
 
-from pagefleet.api import keys
-from pagefleet.api.closing import JobCloser
-from pagefleet.api.errors import FleetError, JobFailed, ProtocolError, RedisUnavailable
-from pagefleet.api.job_record import JobRecord
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.keys import Lane
-from pagefleet.api.messages import WorkerStatus
-from pagefleet.api.operations import CancelVerdict, StepStatus
-from pagefleet.api.status import num_queued
+from pagefleet.api.broker.closing import JobCloser
+from pagefleet.api.broker.status import num_queued
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.errors import FleetError, JobFailed, ProtocolError, RedisUnavailable
+from pagefleet.api.contract.keys import Lane
+from pagefleet.api.contract.messages import WorkerStatus
+from pagefleet.api.protocol.job_record import JobRecord
+from pagefleet.api.protocol.job_store import JobStore
+from pagefleet.api.protocol.operations import CancelVerdict, StepStatus
 from pagefleet.engine import EngineRequest, InvalidRequestError, LLMEngine, SequenceOutput
 from pagefleet.engine.errors import EngineFailedError
-from pagefleet.workers.active_job import ActiveJob, JobMessage
-from pagefleet.workers.admission import Admission, Holder
-from pagefleet.workers.auditor import AUDIT_EVERY_S, Auditor
-from pagefleet.workers.canvas import Canvas
-from pagefleet.workers.celery_results import ResultForm
-from pagefleet.workers.condemner import Condemner
-from pagefleet.workers.engine_loop import EngineLoop
-from pagefleet.workers.figures import Figures
-from pagefleet.workers.finisher import Ended, Finisher
-from pagefleet.workers.insist import Insist
-from pagefleet.workers.job_log import job_fields, log_end
-from pagefleet.workers.lanes import Yielder
-from pagefleet.workers.lease import Lease
-from pagefleet.workers.live_state import LiveState
-from pagefleet.workers.loop_thread import end_process
-from pagefleet.workers.message_gate import MessageGate
-from pagefleet.workers.metrics import FOLD_EVERY_S, Metrics
-from pagefleet.workers.model_card import make_card
-from pagefleet.workers.periodic import Periodic
-from pagefleet.workers.prompt import fleet_error
-from pagefleet.workers.publisher import Publisher
-from pagefleet.workers.question_desk import QuestionDesk
-from pagefleet.workers.recovery import REAP_EVERY_S, Reaper
-from pagefleet.workers.refuser import Refuser
-from pagefleet.workers.seats import Seats
+from pagefleet.workers.attempt.admission import Admission, Holder
+from pagefleet.workers.attempt.engine_loop import EngineLoop
+from pagefleet.workers.attempt.finisher import Ended, Finisher
+from pagefleet.workers.attempt.publisher import Publisher
+from pagefleet.workers.attempt.refuser import Refuser
+from pagefleet.workers.job.active_job import ActiveJob, JobMessage
+from pagefleet.workers.observe.figures import Figures
+from pagefleet.workers.observe.job_log import job_fields, log_end
+from pagefleet.workers.observe.metrics import FOLD_EVERY_S, Metrics
+from pagefleet.workers.prompting.model_card import make_card
+from pagefleet.workers.prompting.prompt import fleet_error
+from pagefleet.workers.prompting.question_desk import QuestionDesk
+from pagefleet.workers.queue.canvas import Canvas
+from pagefleet.workers.queue.celery_results import ResultForm
+from pagefleet.workers.queue.lanes import Yielder
+from pagefleet.workers.queue.message_gate import MessageGate
+from pagefleet.workers.queue.seats import Seats
+from pagefleet.workers.recovery.auditor import AUDIT_EVERY_S, Auditor
+from pagefleet.workers.recovery.condemner import Condemner
+from pagefleet.workers.recovery.lease import Lease
+from pagefleet.workers.recovery.live_state import LiveState
+from pagefleet.workers.recovery.recovery import REAP_EVERY_S, Reaper
+from pagefleet.workers.recovery.sweeper import SWEEP_EVERY_S, Sweeper
 from pagefleet.workers.settings import WorkerSettings
-from pagefleet.workers.sweeper import SWEEP_EVERY_S, Sweeper
+from pagefleet.workers.threads.insist import Insist
+from pagefleet.workers.threads.loop_thread import end_process
+from pagefleet.workers.threads.periodic import Periodic
 
 logger = logging.getLogger(__name__)
 

@@ -22,19 +22,19 @@ from celery.signals import worker_shutting_down
 from celery.worker.state import task_ready
 from kombu.transport.virtual.base import QoS as VirtualQoS
 
-from pagefleet.api import keys
-from pagefleet.api.closing import failure_of
-from pagefleet.api.connection import reason_of
-from pagefleet.api.job_record import JobRecord
-from pagefleet.api.keys import Lane
-from pagefleet.api.messages import JobState
-from pagefleet.workers.active_job import JobMessage
-from pagefleet.workers.bare_message import CALLBACKS, LINEAGE, BareMessage
-from pagefleet.workers.canvas import has_callbacks
+from pagefleet.api.broker.closing import failure_of
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.keys import Lane
+from pagefleet.api.contract.messages import JobState
+from pagefleet.api.protocol.connection import reason_of
+from pagefleet.api.protocol.job_record import JobRecord
 from pagefleet.workers.fleet_worker import FleetWorker
-from pagefleet.workers.hub_mailbox import HubMailbox
-from pagefleet.workers.message_rules import REFUSAL
-from pagefleet.workers.unacked import restore_unacked
+from pagefleet.workers.job.active_job import JobMessage
+from pagefleet.workers.job.bare_message import CALLBACKS, LINEAGE, BareMessage
+from pagefleet.workers.queue.canvas import has_callbacks
+from pagefleet.workers.queue.hub_mailbox import HubMailbox
+from pagefleet.workers.queue.message_rules import REFUSAL
+from pagefleet.workers.queue.unacked import restore_unacked
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from pydantic import ByteSize, Field
 
-from pagefleet.api.settings import CONFIG_VARIABLE, FleetSettings, FlowerSettings
+from pagefleet.api.config.settings import CONFIG_VARIABLE, FleetSettings, FlowerSettings
 
 _NO_SETTINGS: Final = frozenset({CONFIG_VARIABLE, "PAGEFLEET_TAG"})
 """Also ours: the file of settings, and the tag of compose's images."""

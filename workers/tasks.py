@@ -9,9 +9,9 @@ from celery.signals import task_revoked
 from celery.worker import control
 from kombu.utils.functional import maybe_list
 
-from pagefleet.api import keys
+from pagefleet.api.contract import keys
 from pagefleet.workers.fleet_worker import FleetWorker
-from pagefleet.workers.job_request import JobRequest
+from pagefleet.workers.job.job_request import JobRequest
 
 _NO_POOL: Final = "pagefleet.generate runs on EnginePool only; start the worker with `pagefleet worker`"
 

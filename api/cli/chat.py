@@ -8,9 +8,9 @@ import click
 
 from pagefleet.api.cli.options import given, make_client, redis_option, sampling_options
 from pagefleet.api.cli.waiting import WaitingNotice
-from pagefleet.api.errors import FleetError
-from pagefleet.api.fleet import Fleet
-from pagefleet.api.model_cards import CardIndex
+from pagefleet.api.client.fleet import Fleet
+from pagefleet.api.contract.errors import FleetError
+from pagefleet.api.contract.model_cards import CardIndex
 
 _HELP: Final = """\
 /help          list the commands

@@ -8,13 +8,13 @@ import time
 import click
 from rich.table import Table
 
-from pagefleet.api.celery_app import make_celery
+from pagefleet.api.broker.celery_app import make_celery
+from pagefleet.api.broker.closing import JobCloser
 from pagefleet.api.cli.console import make_console
 from pagefleet.api.cli.options import redis_option
-from pagefleet.api.closing import JobCloser
-from pagefleet.api.dead_letters import DeadLetters
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.settings import FleetSettings
+from pagefleet.api.config.settings import FleetSettings
+from pagefleet.api.operate.dead_letters import DeadLetters
+from pagefleet.api.protocol.job_store import JobStore
 
 
 @click.group()

@@ -13,11 +13,11 @@ from rich.text import Text
 
 from pagefleet.api.cli.console import make_console
 from pagefleet.api.cli.options import redis_option
-from pagefleet.api.doctor.examination import examine
-from pagefleet.api.doctor.finding import Finding, Level, Patient
-from pagefleet.api.doctor.roles import ROLES
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.settings import FleetSettings
+from pagefleet.api.config.settings import FleetSettings
+from pagefleet.api.operate.doctor.examination import examine
+from pagefleet.api.operate.doctor.finding import Finding, Level, Patient
+from pagefleet.api.operate.doctor.roles import ROLES
+from pagefleet.api.protocol.job_store import JobStore
 
 _TIMEOUT_S: Final = 1.9
 _INDENT: Final = 28

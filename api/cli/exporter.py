@@ -10,10 +10,10 @@ import threading
 import click
 
 from pagefleet.api.cli.options import redis_option
-from pagefleet.api.connection import safe_url
-from pagefleet.api.errors import ConfigurationError
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.settings import FleetSettings
+from pagefleet.api.config.settings import FleetSettings
+from pagefleet.api.contract.errors import ConfigurationError
+from pagefleet.api.protocol.connection import safe_url
+from pagefleet.api.protocol.job_store import JobStore
 
 
 @click.command()
@@ -32,7 +32,7 @@ def exporter(host: str, port: int, redis_url: str | None) -> None:
     # Only now: it comes with an extra.
     from prometheus_client import CollectorRegistry, start_http_server
 
-    from pagefleet.api.exporter import FleetCollector
+    from pagefleet.api.operate.exporter import FleetCollector
 
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     store = JobStore(FleetSettings.from_files(redis_url=redis_url))

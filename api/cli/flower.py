@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from pagefleet.api.cli.options import given, redis_option
-from pagefleet.api.errors import ConfigurationError
-from pagefleet.api.settings import FlowerSettings
+from pagefleet.api.config.settings import FlowerSettings
+from pagefleet.api.contract.errors import ConfigurationError
 
 
 @click.command()
@@ -44,7 +44,7 @@ def flower(**options: Any) -> None:
             f"{settings.flower_address}."
         )
     # Flower comes with an extra, and takes its time to import.
-    from pagefleet.api.dashboard.serve import serve
+    from pagefleet.api.operate.flower.serve import serve
 
     serve(settings, users)
 

@@ -7,8 +7,8 @@ import socket
 import click
 
 from pagefleet.api.cli.options import redis_option
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.settings import FleetSettings
+from pagefleet.api.config.settings import FleetSettings
+from pagefleet.api.protocol.job_store import JobStore
 
 
 @click.command()

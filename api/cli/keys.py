@@ -13,12 +13,12 @@ from rich.table import Column, Table
 from pagefleet.api.cli.console import make_console
 from pagefleet.api.cli.model_names import complete_model
 from pagefleet.api.cli.options import redis_option
-from pagefleet.api.errors import ConfigurationError
-from pagefleet.api.settings import GatewaySettings
+from pagefleet.api.config.settings import GatewaySettings
+from pagefleet.api.contract.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from pagefleet.api.gateway.api_keys import KeyFile
-    from pagefleet.api.gateway.redis_keys import RedisKeys
+    from pagefleet.api.gateway.access.api_keys import KeyFile
+    from pagefleet.api.gateway.access.redis_keys import RedisKeys
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -139,8 +139,8 @@ def revoke(file: Path | None, in_redis: bool, redis_url: str | None, key_id: str
 def _place(file: Path | None, in_redis: bool, redis_url: str | None) -> Iterator[KeyFile | RedisKeys]:
     """Where the keys stand: as it is asked for here, else as the gateway's settings say."""
     # Only now: other commands need nothing of the gateway.
-    from pagefleet.api.gateway.api_keys import KeyFile
-    from pagefleet.api.gateway.redis_keys import RedisKeys
+    from pagefleet.api.gateway.access.api_keys import KeyFile
+    from pagefleet.api.gateway.access.redis_keys import RedisKeys
 
     settings = GatewaySettings.from_files(redis_url=redis_url)
     if in_redis and file is not None:

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import click
 
-from pagefleet.api.errors import FleetError, MissingExtra
-from pagefleet.api.extras import missing_extras, pip_command
+from pagefleet.api.config.extras import missing_extras, pip_command
+from pagefleet.api.contract.errors import FleetError, MissingExtra
 
 COMMAND_GROUP: Final = "pagefleet.commands"
 

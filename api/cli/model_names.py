@@ -6,9 +6,9 @@ from typing import Final
 
 import click
 
-from pagefleet.api.errors import FleetError
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.settings import FleetSettings
+from pagefleet.api.config.settings import FleetSettings
+from pagefleet.api.contract.errors import FleetError
+from pagefleet.api.protocol.job_store import JobStore
 
 _PATIENCE_S: Final = 0.3
 

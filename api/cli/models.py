@@ -7,14 +7,14 @@ import json
 import click
 from rich.table import Table
 
-from pagefleet.api import keys
+from pagefleet.api.broker.status import num_open
 from pagefleet.api.cli.console import make_console
 from pagefleet.api.cli.model_names import complete_model
 from pagefleet.api.cli.options import make_client, redis_option
-from pagefleet.api.errors import ConfigurationError, UnknownModel
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.settings import FleetSettings
-from pagefleet.api.status import num_open
+from pagefleet.api.config.settings import FleetSettings
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.errors import ConfigurationError, UnknownModel
+from pagefleet.api.protocol.job_store import JobStore
 
 
 @click.group(invoke_without_command=True)

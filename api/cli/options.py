@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import click
 
 from pagefleet.api.cli.model_names import complete_model
-from pagefleet.api.client import FleetClient
-from pagefleet.api.settings import FleetSettings
+from pagefleet.api.client.client import FleetClient
+from pagefleet.api.config.settings import FleetSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
 

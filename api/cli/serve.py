@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 
 from pagefleet.api.cli.options import redis_option
-from pagefleet.api.connection import safe_url
-from pagefleet.api.log_format import PLAIN, PlaceOnly
-from pagefleet.api.settings import GatewaySettings
+from pagefleet.api.config.log_format import PLAIN, PlaceOnly
+from pagefleet.api.config.settings import GatewaySettings
+from pagefleet.api.protocol.connection import safe_url
 
 
 @click.command()

@@ -10,12 +10,12 @@ import click
 from pydantic import BaseModel
 from rich.table import Table
 
+from pagefleet.api.broker.status import read_status
 from pagefleet.api.cli.console import make_console
 from pagefleet.api.cli.options import redis_option
-from pagefleet.api.fleet import FleetStatus
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.settings import FleetSettings
-from pagefleet.api.status import read_status
+from pagefleet.api.config.settings import FleetSettings
+from pagefleet.api.contract.fleet_status import FleetStatus
+from pagefleet.api.protocol.job_store import JobStore
 
 
 @click.command()

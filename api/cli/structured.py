@@ -8,7 +8,7 @@ from typing import IO, Any, Final, TypeVar, cast
 
 import click
 
-from pagefleet.api.structured_outputs import StructuredOptions
+from pagefleet.api.contract.structured_outputs import StructuredOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 

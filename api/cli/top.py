@@ -11,13 +11,13 @@ from rich.text import Text
 
 from pagefleet.api.cli.console import make_console
 from pagefleet.api.cli.options import redis_option
-from pagefleet.api.connection import safe_url
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.settings import FleetSettings
-from pagefleet.api.top.fleet_view import read_view
-from pagefleet.api.top.keyboard import Keyboard
-from pagefleet.api.top.screen import SORTS, draw, footer, header
-from pagefleet.api.top.watcher import Watcher
+from pagefleet.api.config.settings import FleetSettings
+from pagefleet.api.operate.top.fleet_view import read_view
+from pagefleet.api.operate.top.keyboard import Keyboard
+from pagefleet.api.operate.top.screen import SORTS, draw, footer, header
+from pagefleet.api.operate.top.watcher import Watcher
+from pagefleet.api.protocol.connection import safe_url
+from pagefleet.api.protocol.job_store import JobStore
 
 _KEY_WAIT_S: Final = 0.2
 _LEAVE: Final = ("q", "Q", "\x04")

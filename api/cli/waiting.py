@@ -8,9 +8,10 @@ from typing import Final, Self
 
 import click
 
-from pagefleet.api.errors import FleetError, RedisUnavailable
-from pagefleet.api.fleet import Fleet, FleetStatus
-from pagefleet.api.token_stream import TokenStream
+from pagefleet.api.client.fleet import Fleet
+from pagefleet.api.client.token_stream import TokenStream
+from pagefleet.api.contract.errors import FleetError, RedisUnavailable
+from pagefleet.api.contract.fleet_status import FleetStatus
 
 _SILENT_S: Final = 2.0
 _POLL_S: Final = 0.5

@@ -14,28 +14,21 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pagefleet.api.async_client import AsyncFleetClient
-from pagefleet.api.errors import RedisUnavailable
-from pagefleet.api.gateway import (
-    chat_completions,
-    completions,
-    health,
-    job_list,
-    jobs,
-    models,
-    openapi,
-    page,
-    tokenize,
-)
-from pagefleet.api.gateway.api_keys import Finder, Keyring
+from pagefleet.api.client.async_client import AsyncFleetClient
+from pagefleet.api.config.settings import GatewaySettings
+from pagefleet.api.contract.errors import RedisUnavailable
+from pagefleet.api.gateway import health
+from pagefleet.api.gateway.access.api_keys import Finder, Keyring
+from pagefleet.api.gateway.access.rate_limit import RateLimit, ReadLimit
+from pagefleet.api.gateway.access.redis_keys import RedisKeyring
+from pagefleet.api.gateway.access.turns import Turns
 from pagefleet.api.gateway.context import Gateway
-from pagefleet.api.gateway.errors import HANDLERS
-from pagefleet.api.gateway.local_only import LocalOnly
+from pagefleet.api.gateway.http.errors import HANDLERS
+from pagefleet.api.gateway.http.local_only import LocalOnly
+from pagefleet.api.gateway.jobs import job_list, jobs
 from pagefleet.api.gateway.metrics import GatewayMetrics
-from pagefleet.api.gateway.rate_limit import RateLimit, ReadLimit
-from pagefleet.api.gateway.redis_keys import RedisKeyring
-from pagefleet.api.gateway.turns import Turns
-from pagefleet.api.settings import GatewaySettings
+from pagefleet.api.gateway.openai import chat_completions, completions, models, openapi, tokenize
+from pagefleet.api.gateway.page import page
 
 ROUTES: Final = [
     Route("/v1/chat/completions", chat_completions.create, methods=["POST"]),

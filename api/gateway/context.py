@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from pagefleet.api.async_client import AsyncFleetClient
-from pagefleet.api.gateway.api_keys import ApiKey, Finder
-from pagefleet.api.gateway.authentication import authenticate
+from pagefleet.api.client.async_client import AsyncFleetClient
+from pagefleet.api.config.settings import GatewaySettings
+from pagefleet.api.gateway.access.api_keys import ApiKey, Finder
+from pagefleet.api.gateway.access.authentication import authenticate
+from pagefleet.api.gateway.access.rate_limit import RateLimit, ReadLimit
+from pagefleet.api.gateway.access.turns import Turns
 from pagefleet.api.gateway.metrics import GatewayMetrics
-from pagefleet.api.gateway.rate_limit import RateLimit, ReadLimit
-from pagefleet.api.gateway.turns import Turns
-from pagefleet.api.settings import GatewaySettings
 
 
 @dataclass(frozen=True, slots=True)

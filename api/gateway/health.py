@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pagefleet.api.errors import RedisUnavailable
+from pagefleet.api.contract.errors import RedisUnavailable
 from pagefleet.api.gateway.context import gateway_of
 
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 
-from pagefleet.api.errors import ConfigurationError
-from pagefleet.api.event_loop import loop_factory
+from pagefleet.api.config.event_loop import loop_factory
+from pagefleet.api.config.log_format import log_loop_fault
+from pagefleet.api.config.settings import GatewaySettings
+from pagefleet.api.contract.errors import ConfigurationError
 from pagefleet.api.gateway.app import make_app
-from pagefleet.api.gateway.http_protocol import guarded
-from pagefleet.api.gateway.local_only import is_local
-from pagefleet.api.log_format import log_loop_fault
-from pagefleet.api.settings import GatewaySettings
+from pagefleet.api.gateway.http.http_protocol import guarded
+from pagefleet.api.gateway.http.local_only import is_local
 
 _BACKLOG = 2048
 _AFTER_DRAIN_S = 5

@@ -1,0 +1,4 @@
+"""Model architectures: configuration, rotary embedding, decoder, tensor names.
+
+Does not know checkpoints' folders, the scheduler or sampling.
+"""

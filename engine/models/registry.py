@@ -7,10 +7,10 @@ from typing import Any
 
 from pagefleet.engine.backends.base import Backend
 from pagefleet.engine.errors import ModelLoadError
+from pagefleet.engine.files.weights import WeightReader
 from pagefleet.engine.models.config import DecoderConfig
 from pagefleet.engine.models.decoder import Decoder
 from pagefleet.engine.models.required_tensors import required_tensors
-from pagefleet.engine.weights import WeightReader
 
 _DECODERS: Mapping[str, str] = {
     "llama": "LlamaForCausalLM",

@@ -100,7 +100,7 @@ def _walk(begun_at: float, fill: Callable[[], Any], mask: Any, accept: Callable[
 
 
 def measure(library: str, every: int) -> None:
-    from pagefleet.engine.checkpoint import resolve
+    from pagefleet.engine.loading.checkpoint import resolve
 
     make = {"llguidance": with_llguidance, "xgrammar": with_xgrammar}[library]
     walk = make(resolve(MODEL).folder)
@@ -142,7 +142,7 @@ def _spread(seconds: list[float], unit: float = 1e3) -> str:
 def overlap(batch_size: int = 16, num_steps: int = 160) -> None:
     """Steps of one batch, by turns with the masks beside the forward pass and after it."""
     from pagefleet.engine import EngineConfig, EngineRequest, LLMEngine, SamplingParams, StructuredOutput
-    from pagefleet.engine.token_masks import TokenMasks
+    from pagefleet.engine.execution.token_masks import TokenMasks
 
     engine = LLMEngine.from_config(EngineConfig(model=MODEL, num_blocks=1000, max_step_s=60.0))
     wanted = StructuredOutput(json_schema={"type": "array", "items": {"type": "string"}, "minItems": 99})

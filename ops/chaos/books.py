@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from ops.chaos.fleet import ChaosFleet, Resources
 from ops.chaos.workload import Outcome
-from pagefleet.api import keys
-from pagefleet.api.status import num_queued
-from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.gateway_process import GatewayProcess
+from pagefleet.api.broker.status import num_queued
+from pagefleet.api.contract import keys
+from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.local.gateway_process import GatewayProcess
 
 SETTLE_S: Final = 20.0
 MORE_THREADS: Final = 2

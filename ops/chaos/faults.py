@@ -12,9 +12,9 @@ from typing import Final
 from ops.chaos.fleet import sleep_until
 from ops.chaos.scene import Scene, Victim
 from ops.chaos.streams import ReaderProcess, StreamLog
-from pagefleet.api.messages import JobState
-from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.loop_thread import CRASH_EXIT_STATUS
+from pagefleet.api.contract.messages import JobState
+from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.loop_thread import CRASH_EXIT_STATUS
 
 PAUSE_S: Final = 5.5
 CUT_S: Final = 5.0

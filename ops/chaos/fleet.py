@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from ops.chaos.proxy import Proxy
-from pagefleet.api import FleetSettings, keys
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.messages import WorkerStatus
-from pagefleet.api.settings import GatewaySettings
-from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.gateway_process import GatewayProcess
-from pagefleet.workers.insist import Insist
-from pagefleet.workers.local_stack import WorkerProcess
-from pagefleet.workers.redis_server import RedisServer
+from pagefleet.api import FleetSettings
+from pagefleet.api.config.settings import GatewaySettings
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.messages import WorkerStatus
+from pagefleet.api.protocol.job_store import JobStore
+from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.local.gateway_process import GatewayProcess
+from pagefleet.workers.local.local_stack import WorkerProcess
+from pagefleet.workers.local.redis_server import RedisServer
+from pagefleet.workers.threads.insist import Insist
 
 T = TypeVar("T")
 
@@ -172,7 +173,7 @@ class ChaosFleet:
         return read_process(self.server.pid)[1]
 
     def _on_server(self, call: Any) -> Any:
-        from pagefleet.api.connection import redis_errors
+        from pagefleet.api.protocol.connection import redis_errors
 
         def guarded() -> Any:
             with redis_errors(self.server.url):

@@ -19,9 +19,9 @@ import httpx
 
 from ops.chaos.http_reader import events_of
 from ops.chaos.report import Overload, percentile
-from pagefleet.api.settings import GatewaySettings
-from pagefleet.workers.gateway_process import GatewayProcess
-from pagefleet.workers.local_stack import LocalStack
+from pagefleet.api.config.settings import GatewaySettings
+from pagefleet.workers.local.gateway_process import GatewayProcess
+from pagefleet.workers.local.local_stack import LocalStack
 
 _NUM_SEQS: Final = 16
 _STEP_S: Final = 0.025

@@ -7,7 +7,7 @@ import contextlib
 import threading
 from typing import Final, Self
 
-from pagefleet.workers.ports import free_port
+from pagefleet.workers.local.ports import free_port
 
 _CHUNK: Final = 65536
 

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from pagefleet.api import AsyncFleetClient, FleetClient, FleetError, RedisUnavailable
-from pagefleet.api.errors import JobNotFound
-from pagefleet.api.messages import JobResult
-from pagefleet.api.stream import Chunk
+from pagefleet.api.client.stream import Chunk
+from pagefleet.api.contract.errors import JobNotFound
+from pagefleet.api.contract.messages import JobResult
 
 _RETRY_S: Final = 0.1
 _PATIENCE_S: Final = 60.0

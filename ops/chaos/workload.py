@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from ops.chaos.shapes import SHAPES, is_whole
-from pagefleet.engine.backends.null import null_token
+from pagefleet.engine.execution.null import null_token
 
 _STRUCTURED: Final = (1, 5, 6)
 """Which of every eight requests say what their text must be, each another kind in turn."""

@@ -10,11 +10,11 @@ from typing import Any, Final, Literal, NamedTuple
 
 import httpx
 
-from pagefleet.api.gateway.answer import JOB_HEADER
-from pagefleet.api.gateway.body import IGNORED_HEADER
-from pagefleet.api.gateway.job_ids import jobs_of
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.messages import GenerateRequest
+from pagefleet.api.contract.messages import GenerateRequest
+from pagefleet.api.gateway.answers.answer import JOB_HEADER
+from pagefleet.api.gateway.answers.job_ids import jobs_of
+from pagefleet.api.gateway.http.body import IGNORED_HEADER
+from pagefleet.api.protocol.job_store import JobStore
 
 Support = Literal["yes", "no", "differs"]
 SEED: Final = 7

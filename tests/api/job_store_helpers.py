@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pagefleet.api import keys
-from pagefleet.api.messages import (
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.messages import (
     Fingerprint,
     GenerateRequest,
     LogEntry,
@@ -12,7 +12,7 @@ from pagefleet.api.messages import (
     parse_event,
     split_events,
 )
-from pagefleet.api.operations import Limits, StepItem
+from pagefleet.api.protocol.operations import Limits, StepItem
 
 QUEUE, CHANNEL = "m.interactive", "pf:reply:client"
 REQUEST = GenerateRequest(model="m", prompt="Hello", sampling=SamplingParams(seed=7), priority=3)

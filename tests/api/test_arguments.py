@@ -6,8 +6,8 @@ from ast import literal_eval
 
 import pytest
 
-from pagefleet.api.arguments import shown_repr, shown_request
-from pagefleet.api.messages import ChatMessage, GenerateRequest, SamplingParams
+from pagefleet.api.broker.arguments import shown_repr, shown_request
+from pagefleet.api.contract.messages import ChatMessage, GenerateRequest, SamplingParams
 
 SECRET = "sentinel"
 

@@ -23,11 +23,10 @@ from pagefleet.api import (
     StreamTimeout,
     UnknownModel,
     UnknownParameter,
-    inbox,
-    subscriber,
 )
-from pagefleet.api.job_store import JobStore
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.api.client import inbox, subscriber
+from pagefleet.api.protocol.job_store import JobStore
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 SEED_7 = "f-)WMZsL2`QBIlih"
 

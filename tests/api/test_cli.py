@@ -17,12 +17,13 @@ from importlib.metadata import version
 import pytest
 from click.testing import CliRunner
 
-from pagefleet.api import FleetClient, FleetSettings, keys
+from pagefleet.api import FleetClient, FleetSettings
 from pagefleet.api.cli.main import main
 from pagefleet.api.cli.waiting import reason_to_wait
-from pagefleet.api.extras import pip_command
-from pagefleet.api.fleet import QueueStatus, RefusedJob, RunningJob
-from pagefleet.api.job_store import JobStore
+from pagefleet.api.config.extras import pip_command
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.fleet_status import QueueStatus, RefusedJob, RunningJob
+from pagefleet.api.protocol.job_store import JobStore
 
 SEED_7 = "f-)WMZsL2`QBIlih"
 COMMANDS = ["bench", "chat", "completion", "dead", "demo", "doctor", "exporter", "flower", "generate"]

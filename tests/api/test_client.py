@@ -27,12 +27,11 @@ from pagefleet.api import (
     StreamTimeout,
     UnknownModel,
     UnknownParameter,
-    inbox,
-    keys,
-    token_stream,
 )
-from pagefleet.api.celery_app import make_celery
-from pagefleet.api.job_store import JobStore
+from pagefleet.api.broker.celery_app import make_celery
+from pagefleet.api.client import inbox, token_stream
+from pagefleet.api.contract import keys
+from pagefleet.api.protocol.job_store import JobStore
 
 SEED_7 = "f-)WMZsL2`QBIlih"
 SEED_7_IDS = list(SEED_7.encode())

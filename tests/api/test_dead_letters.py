@@ -7,15 +7,16 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from pagefleet.api import JobDead, JobNotFound, JobState, keys
-from pagefleet.api.celery_app import make_celery
+from pagefleet.api import JobDead, JobNotFound, JobState
+from pagefleet.api.broker.celery_app import make_celery
+from pagefleet.api.broker.closing import JobCloser
+from pagefleet.api.broker.status import num_queued
 from pagefleet.api.cli.dead import dead
-from pagefleet.api.closing import JobCloser
-from pagefleet.api.dead_letters import DeadLetters
-from pagefleet.api.messages import LogEntry, WorkerStatus
-from pagefleet.api.operations import ClaimVerdict, Limits, StepItem
-from pagefleet.api.requests import build_request
-from pagefleet.api.status import num_queued
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.messages import LogEntry, WorkerStatus
+from pagefleet.api.contract.requests import build_request
+from pagefleet.api.operate.dead_letters import DeadLetters
+from pagefleet.api.protocol.operations import ClaimVerdict, Limits, StepItem
 from pagefleet.api.testing import fake_card
 
 QUEUE = "pagefleet.m.interactive"

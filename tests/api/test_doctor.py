@@ -17,12 +17,12 @@ from click.testing import CliRunner
 
 from pagefleet.api import FleetSettings
 from pagefleet.api.cli.main import main
-from pagefleet.api.doctor import examination, fleet, process, server
-from pagefleet.api.doctor.finding import CheckGroup, Finding, Level, Patient
-from pagefleet.api.extras import pip_command
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.messages import Fingerprint, WorkerStatus
-from pagefleet.workers.redis_server import RedisServer
+from pagefleet.api.config.extras import pip_command
+from pagefleet.api.contract.messages import Fingerprint, WorkerStatus
+from pagefleet.api.operate.doctor import examination, fleet, process, server
+from pagefleet.api.operate.doctor.finding import CheckGroup, Finding, Level, Patient
+from pagefleet.api.protocol.job_store import JobStore
+from pagefleet.workers.local.redis_server import RedisServer
 
 WITHOUT_TORCH = """
 import sys, importlib.util

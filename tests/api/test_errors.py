@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from pagefleet.api import errors
-from pagefleet.api.errors import FleetError, JobFailed, error_from_code
+from pagefleet.api.contract import errors
+from pagefleet.api.contract.errors import FleetError, JobFailed, error_from_code
 
 
 def tree(root):

@@ -16,12 +16,13 @@ from job_store_helpers import submit as put
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from pagefleet.api import FleetSettings, keys
-from pagefleet.api.celery_app import make_celery
-from pagefleet.api.connections import send_message
-from pagefleet.api.exporter import FleetCollector
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.messages import ModelCard, WorkerStatus
+from pagefleet.api import FleetSettings
+from pagefleet.api.broker.celery_app import make_celery
+from pagefleet.api.broker.sending import send_message
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.messages import ModelCard, WorkerStatus
+from pagefleet.api.operate.exporter import FleetCollector
+from pagefleet.api.protocol.job_store import JobStore
 
 CARD = ModelCard(name="m", max_model_len=100, vocab_size=10, max_queue_depth=10, fingerprint=FINGERPRINT)
 

@@ -15,10 +15,10 @@ from pagefleet.api import (
     JobNotFound,
     JobState,
     QueueFull,
-    keys,
 )
-from pagefleet.api.celery_app import make_celery
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.api.broker.celery_app import make_celery
+from pagefleet.api.contract import keys
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 
 def store_of(fleet):

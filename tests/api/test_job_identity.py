@@ -8,13 +8,14 @@ import time
 import pytest
 from job_store_helpers import CHANNEL, QUEUE, REQUEST, submit
 
-from pagefleet.api import AsyncFleetClient, FleetClient, JobDeleted, JobExists, keys
-from pagefleet.api.errors import JobLost
-from pagefleet.api.operations import Limits
-from pagefleet.api.operations import submit as submit_call
+from pagefleet.api import AsyncFleetClient, FleetClient, JobDeleted, JobExists
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.errors import JobLost
+from pagefleet.api.protocol.operations import Limits
+from pagefleet.api.protocol.operations import submit as submit_call
 from pagefleet.api.testing import InMemoryFleet
-from pagefleet.engine.backends.null import null_token
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.engine.execution.null import null_token
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 LIMITS = Limits(10, 10)
 

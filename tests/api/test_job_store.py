@@ -25,9 +25,9 @@ from job_store_helpers import (
     submit,
 )  # fmt: skip
 
-from pagefleet.api import keys, operations
-from pagefleet.api.errors import ProtocolError, StorageFull
-from pagefleet.api.messages import (
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.errors import ProtocolError, StorageFull
+from pagefleet.api.contract.messages import (
     EndedEvent,
     ErrorInfo,
     GenerateRequest,
@@ -36,7 +36,8 @@ from pagefleet.api.messages import (
     parse_event,
     split_events,
 )
-from pagefleet.api.operations import (
+from pagefleet.api.protocol import operations
+from pagefleet.api.protocol.operations import (
     CancelVerdict,
     Claim,
     ClaimVerdict,
@@ -46,7 +47,7 @@ from pagefleet.api.operations import (
     StepStatus,
     Submitted,
 )
-from pagefleet.api.scripts import NAMES, load_script
+from pagefleet.api.protocol.scripts import NAMES, load_script
 
 
 class TestSubmit:
@@ -720,7 +721,7 @@ class TestScripts:
     def test_every_file_is_listed(self):
         from importlib.resources import files
 
-        import pagefleet.api.scripts as package
+        import pagefleet.api.protocol.scripts as package
 
         found = {path.name.removesuffix(".lua") for path in files(package).iterdir() if ".lua" in path.name}
         assert found - {"prelude"} == set(NAMES)

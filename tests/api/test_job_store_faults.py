@@ -22,14 +22,14 @@ from job_store_helpers import (
     submit,
 )  # fmt: skip
 
-from pagefleet.api import keys
-from pagefleet.api.celery_app import make_celery
-from pagefleet.api.closing import JobCloser
-from pagefleet.api.errors import StorageFull
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.messages import EndedEvent, JobState, ModelCard, WorkerStatus
-from pagefleet.api.operations import ClaimVerdict, DeleteVerdict, Limits, Submitted
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.api.broker.celery_app import make_celery
+from pagefleet.api.broker.closing import JobCloser
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.errors import StorageFull
+from pagefleet.api.contract.messages import EndedEvent, JobState, ModelCard, WorkerStatus
+from pagefleet.api.protocol.job_store import JobStore
+from pagefleet.api.protocol.operations import ClaimVerdict, DeleteVerdict, Limits, Submitted
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 OTHER_WEIGHTS = FINGERPRINT.model_copy(update={"weights": "w2"})
 OTHER_TOKENIZER = FINGERPRINT.model_copy(update={"tokenizer": "t2"})

@@ -22,10 +22,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pagefleet.api import keys
-from pagefleet.api.messages import GenerateRequest, JobState, LogEntry, WorkerStatus, split_events
-from pagefleet.api.operations import CancelVerdict, ClaimVerdict, DeleteVerdict, Limits, StepItem, StepStatus
-from pagefleet.api.stream import StreamState
+from pagefleet.api.client.stream import StreamState
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.messages import GenerateRequest, JobState, LogEntry, WorkerStatus, split_events
+from pagefleet.api.protocol.operations import (
+    CancelVerdict,
+    ClaimVerdict,
+    DeleteVerdict,
+    Limits,
+    StepItem,
+    StepStatus,
+)
 from pagefleet.api.testing import fake_card
 
 QUEUE, CHANNEL, TOTAL = "m.interactive", "pf:reply:machine", 12

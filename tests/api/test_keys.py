@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pagefleet.api import keys
+from pagefleet.api.contract import keys
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 

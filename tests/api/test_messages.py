@@ -7,9 +7,9 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from pagefleet.api import messages
-from pagefleet.api.errors import ContextTooLong, InvalidRequest, ProtocolError, UnknownParameter
-from pagefleet.api.messages import (
+from pagefleet.api.contract import messages
+from pagefleet.api.contract.errors import ContextTooLong, InvalidRequest, ProtocolError, UnknownParameter
+from pagefleet.api.contract.messages import (
     AcceptedEvent,
     ChoiceResult,
     EndedEvent,
@@ -26,7 +26,7 @@ from pagefleet.api.messages import (
     parse_event,
     split_events,
 )
-from pagefleet.api.requests import build_request
+from pagefleet.api.contract.requests import build_request
 from pagefleet.engine import InvalidRequestError
 from pagefleet.engine import SamplingParams as EngineSamplingParams
 

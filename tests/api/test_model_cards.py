@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from pagefleet.api.errors import ContextTooLong, InvalidRequest, UnknownModel
-from pagefleet.api.fleet import prepare
-from pagefleet.api.messages import Fingerprint, ModelCard, SamplingDefaults
-from pagefleet.api.model_cards import CardIndex, check_fits, check_limits, check_prompt_length
-from pagefleet.api.requests import build_request
+from pagefleet.api.contract.errors import ContextTooLong, InvalidRequest, UnknownModel
+from pagefleet.api.contract.messages import Fingerprint, ModelCard, SamplingDefaults
+from pagefleet.api.contract.model_cards import CardIndex, check_fits, check_limits, check_prompt_length
+from pagefleet.api.contract.requests import build_request
+from pagefleet.api.protocol.prepared import prepare
 
 FINGERPRINT = Fingerprint(weights="w", tokenizer="t", dtype="none", backend="null", version="0")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pagefleet.api.errors import ConfigurationError
-from pagefleet.api.settings import FleetSettings
+from pagefleet.api.config.settings import FleetSettings
+from pagefleet.api.contract.errors import ConfigurationError
 
 
 @pytest.fixture

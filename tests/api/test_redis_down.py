@@ -14,19 +14,19 @@ import pytest
 import redis as redis_py
 
 from pagefleet.api import AsyncFleetClient, FleetClient, FleetSettings, RedisUnavailable
-from pagefleet.api.celery_app import make_celery
-from pagefleet.api.closing import JobCloser
-from pagefleet.api.connection import safe_url
-from pagefleet.api.connections import send_message
-from pagefleet.api.errors import ConfigurationError
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.messages import Fingerprint, GenerateRequest, LogEntry, ModelCard, WorkerStatus
-from pagefleet.api.operations import Limits, StepItem, StepStatus
+from pagefleet.api.broker.celery_app import make_celery
+from pagefleet.api.broker.closing import JobCloser
+from pagefleet.api.broker.sending import send_message
+from pagefleet.api.contract.errors import ConfigurationError
+from pagefleet.api.contract.messages import Fingerprint, GenerateRequest, LogEntry, ModelCard, WorkerStatus
+from pagefleet.api.protocol.connection import safe_url
+from pagefleet.api.protocol.job_store import JobStore
+from pagefleet.api.protocol.operations import Limits, StepItem, StepStatus
 from pagefleet.api.testing import fake_card
-from pagefleet.workers.local_stack import LocalStack
-from pagefleet.workers.ports import free_port
-from pagefleet.workers.redis_server import RedisServer
-from pagefleet.workers.server_endpoint import ServerEndpoint
+from pagefleet.workers.local.local_stack import LocalStack
+from pagefleet.workers.local.ports import free_port
+from pagefleet.workers.local.redis_server import RedisServer
+from pagefleet.workers.local.server_endpoint import ServerEndpoint
 
 CONNECT_TIMEOUT_S = 1.0
 BAR_S = 3 * CONNECT_TIMEOUT_S

@@ -7,8 +7,8 @@ from click.testing import CliRunner
 
 from pagefleet.api import FleetClient
 from pagefleet.api.cli.main import main
-from pagefleet.api.errors import ConfigurationError
-from pagefleet.api.settings import FleetSettings, FlowerSettings
+from pagefleet.api.config.settings import FleetSettings, FlowerSettings
+from pagefleet.api.contract.errors import ConfigurationError
 from pagefleet.workers.settings import WorkerSettings
 
 

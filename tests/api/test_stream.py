@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pagefleet.api.errors import ContextTooLong, JobDead, JobFailed, ProtocolError
-from pagefleet.api.job_record import JobRecord
-from pagefleet.api.messages import AcceptedEvent, EndedEvent, ErrorInfo, JobState, LogEntry
-from pagefleet.api.stream import StreamState
+from pagefleet.api.client.stream import StreamState
+from pagefleet.api.contract.errors import ContextTooLong, JobDead, JobFailed, ProtocolError
+from pagefleet.api.contract.messages import AcceptedEvent, EndedEvent, ErrorInfo, JobState, LogEntry
+from pagefleet.api.protocol.job_record import JobRecord
 
 REQUEST = '{"model":"m","prompt":"Hello"}'
 

@@ -15,9 +15,10 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import pytest
 import uvicorn
 
-from pagefleet.api import FleetClient, FleetSettings, JobState, keys
-from pagefleet.api.job_store import JobStore
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.api import FleetClient, FleetSettings, JobState
+from pagefleet.api.contract import keys
+from pagefleet.api.protocol.job_store import JobStore
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 PAGE = Path(__file__).parents[2] / "docs" / "streaming.md"
 BLOCKS = dict(re.findall(r"^```python\n# (\w+)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL))

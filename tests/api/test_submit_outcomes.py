@@ -13,18 +13,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ops.chaos.proxy import Proxy
-from pagefleet.api import (
-    AsyncFleetClient,
-    FleetClient,
-    FleetSettings,
-    JobState,
-    RedisUnavailable,
-    async_sources,
-    keys,
-    sources,
-)
+from pagefleet.api import AsyncFleetClient, FleetClient, FleetSettings, JobState, RedisUnavailable
+from pagefleet.api.client import async_sources, sources
+from pagefleet.api.contract import keys
 from pagefleet.api.testing import fake_card
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 QUEUE = keys.queue("fake", "interactive")
 TIMEOUT_S = 0.8

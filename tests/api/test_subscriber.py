@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from pagefleet.api.subscriber import AsyncSubscriber, Subscriber
-from pagefleet.api.token_stream import LiveEvent
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.api.client.subscriber import AsyncSubscriber, Subscriber
+from pagefleet.api.client.token_stream import LiveEvent
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 CHANNEL = "pf:reply:test"
 
@@ -32,7 +32,7 @@ class Beat:
 
 @pytest.fixture(autouse=True)
 def beats_often(monkeypatch):
-    monkeypatch.setattr("pagefleet.api.subscriber.BEAT_EVERY_S", 0.0)
+    monkeypatch.setattr("pagefleet.api.client.subscriber.BEAT_EVERY_S", 0.0)
 
 
 def reports(caplog):

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from pagefleet.api.job_record import JobRecord
-from pagefleet.api.messages import EndedEvent, JobState
-from pagefleet.api.stream import StreamState
-from pagefleet.api.token_stream import AsyncSource, AsyncTokenStream, LiveEvent, Resync, Source, TokenStream
+from pagefleet.api.client.stream import StreamState
+from pagefleet.api.client.token_stream import (
+    AsyncSource,
+    AsyncTokenStream,
+    LiveEvent,
+    Resync,
+    Source,
+    TokenStream,
+)
+from pagefleet.api.contract.messages import EndedEvent, JobState
+from pagefleet.api.protocol.job_record import JobRecord
 
 RUNNING = JobRecord("a", {"state": "R", "num_choices": "1", "attempts": "1"})
 ENDED = LiveEvent(

@@ -19,15 +19,15 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from pagefleet.api import keys
 from pagefleet.api.cli.main import main
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.messages import Fingerprint, ModelCard, WorkerStatus
-from pagefleet.api.top.fleet_view import FleetView, GoneWorker, QueueView, WorkerView, read_view
-from pagefleet.api.top.screen import SORTS, draw
-from pagefleet.api.top.watcher import Watcher
-from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.redis_server import RedisServer
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.messages import Fingerprint, ModelCard, WorkerStatus
+from pagefleet.api.operate.top.fleet_view import FleetView, GoneWorker, QueueView, WorkerView, read_view
+from pagefleet.api.operate.top.screen import SORTS, draw
+from pagefleet.api.operate.top.watcher import Watcher
+from pagefleet.api.protocol.job_store import JobStore
+from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.local.redis_server import RedisServer
 
 
 def a_worker(name="w", *, age_s=0.2, model="m", **status):

@@ -16,9 +16,9 @@ from ops.chaos.soak import Sample, trends
 from ops.chaos.streams import StreamLog, Verdict
 from ops.chaos.workload import Outcome, null_tokens_are_right, workload_of
 from pagefleet.api import FleetSettings
-from pagefleet.api.errors import RedisUnavailable
-from pagefleet.api.job_store import JobStore
-from pagefleet.engine.backends.null import null_token
+from pagefleet.api.contract.errors import RedisUnavailable
+from pagefleet.api.protocol.job_store import JobStore
+from pagefleet.engine.execution.null import null_token
 
 CALM = Outcome([1, 2, 3, 4], "abcd", "length")
 

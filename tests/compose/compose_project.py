@@ -7,7 +7,7 @@ import os
 import subprocess
 import uuid
 
-from pagefleet.workers.ports import free_port
+from pagefleet.workers.local.ports import free_port
 
 PORTS = ("REDIS_PORT", "GATEWAY_PORT", "FLOWER_PORT", "PROMETHEUS_PORT")
 IMAGES = ("producer", "worker", "flower")

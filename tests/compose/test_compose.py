@@ -16,8 +16,8 @@ from urllib.parse import urlencode
 import pytest
 
 from pagefleet.api import FleetClient
-from pagefleet.engine.backends.null import null_token
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.engine.execution.null import null_token
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 pytestmark = pytest.mark.containers
 

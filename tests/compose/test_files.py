@@ -131,7 +131,7 @@ def test_docker_is_more_patient_than_a_drain(config):
 
 
 def test_the_gateway_asks_for_keys_and_is_more_patient_than_its_drain(config):
-    from pagefleet.api.settings import GatewaySettings
+    from pagefleet.api.config.settings import GatewaySettings
 
     gateway = config["services"]["gateway"]
     given = {name.removeprefix("PAGEFLEET_").lower() for name in gateway["environment"]} - {"redis_url"}

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from watched_fleet import NUM_BLOCKS, NUM_SEATS
 
-from pagefleet.api import FleetClient, keys
-from pagefleet.engine.backends.null import null_token
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.api import FleetClient
+from pagefleet.api.contract import keys
+from pagefleet.engine.execution.null import null_token
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 PROMPT = "sentinel-prompt " * 10
 NUM_JOBS = 32

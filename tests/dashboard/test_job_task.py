@@ -8,7 +8,7 @@ from ast import literal_eval
 import pytest
 from celery.events.state import State
 
-from pagefleet.api.dashboard.job_task import JobTask
+from pagefleet.api.operate.flower.job_task import JobTask
 
 JOB = "order-17"
 clock = itertools.count(1)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from flower_page import FlowerPage, running_flower
 from guarded_server import GuardedServer
 
-from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.local_stack import WorkerProcess
+from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.local.local_stack import WorkerProcess
 
 STEP_S = 0.1
 NUM_SEATS = 36

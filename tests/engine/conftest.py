@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from pagefleet.engine.config import EngineConfig
-from pagefleet.engine.executor import Fingerprint, LoadedModel, ModelInfo
+from pagefleet.engine.execution.executor import LoadedModel
 from pagefleet.engine.llm_engine import LLMEngine
-from pagefleet.engine.tokenizer import ByteTokenizer
+from pagefleet.engine.model_info import Fingerprint, ModelInfo
+from pagefleet.engine.text.tokenizer import ByteTokenizer
 
 # Tests import their helpers from this folder.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -90,7 +91,7 @@ def tiny_checkpoint(request: pytest.FixtureRequest, tiny_checkpoints: dict[str, 
 @pytest.fixture(scope="session")
 def smollm2_folder() -> Path:
     """The real SmolLM2-135M-Instruct, converted from its GGUF file unless an earlier run has done so."""
-    from pagefleet.engine.checkpoint import resolve
+    from pagefleet.engine.loading.checkpoint import resolve
 
     return resolve(SMOLLM2).folder
 
@@ -106,7 +107,7 @@ def smollm2_float64(smollm2_folder: Path) -> LoadedModel:
 
 
 def _loaded(**options: Any) -> LoadedModel:
-    from pagefleet.engine import loader
+    from pagefleet.engine.loading import loader
 
     return loader.load(EngineConfig(model=SMOLLM2, max_num_batched_tokens=128, **options))
 
@@ -151,8 +152,8 @@ def tiny_bytes(tmp_path_factory: pytest.TempPathFactory, transformers: Any) -> L
 def _in_float64(folder: Path) -> LoadedModel:
     import torch
 
-    from pagefleet.engine.model_runner import ModelRunner
-    from pagefleet.engine.model_source import ModelSource
+    from pagefleet.engine.execution.model_runner import ModelRunner
+    from pagefleet.engine.models.model_source import ModelSource
 
     config = json.loads((folder / "config.json").read_text())
     ends = (config["eos_token_id"],)

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pagefleet.engine.block_manager import BlockManager, hash_block
-from pagefleet.engine.sampling_params import SamplingParams
-from pagefleet.engine.sequence import Sequence
+from pagefleet.engine.core.block_manager import BlockManager, hash_block
+from pagefleet.engine.core.sequence import Sequence
+from pagefleet.engine.sampling.sampling_params import SamplingParams
 
 BLOCK_SIZE = 4
 # A run of one token and a few others: prefixes meet often.
@@ -184,7 +184,8 @@ def test_the_same_tokens_computed_twice_at_once_are_known_once():
 
 def test_hashes_are_the_same_in_every_process():
     program = (
-        "from pagefleet.engine.block_manager import hash_block; print(hash_block(b'p', [1, -2, 2**40]).hex())"
+        "from pagefleet.engine.core.block_manager import hash_block; "
+        "print(hash_block(b'p', [1, -2, 2**40]).hex())"
     )
     outputs = {
         subprocess.run(

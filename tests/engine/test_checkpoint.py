@@ -16,18 +16,18 @@ import torch
 from safetensors.torch import load_file
 from tiny_gguf import HIDDEN, write_gguf
 
-from pagefleet.engine import checkpoint, model_cache
-from pagefleet.engine.checkpoint import PackagedModel, locate, resolve
 from pagefleet.engine.errors import (
     MissingDependencyError,
     ModelLoadError,
     UnknownModelError,
     UnsafeCheckpointError,
 )
-from pagefleet.engine.generation_config import read_generation_config
-from pagefleet.engine.gguf_header import read_gguf_header
-from pagefleet.engine.hf_tokenizer import HFTokenizer
-from pagefleet.engine.model_cache import get_or_convert, list_cached, remove_cached
+from pagefleet.engine.files.gguf.header import read_gguf_header
+from pagefleet.engine.loading import checkpoint, model_cache
+from pagefleet.engine.loading.checkpoint import PackagedModel, locate, resolve
+from pagefleet.engine.loading.generation_config import read_generation_config
+from pagefleet.engine.loading.model_cache import get_or_convert, list_cached, remove_cached
+from pagefleet.engine.text.hf_tokenizer import HFTokenizer
 
 
 def test_a_gguf_file_is_converted_once(tmp_path, monkeypatch):
@@ -201,7 +201,7 @@ def test_an_alias_without_its_package_names_the_pip_command(tmp_path, monkeypatc
 
 def test_offline_a_hub_id_that_was_never_fetched_is_unknown(tmp_path):
     """In a process of its own: huggingface_hub reads its environment when it is imported."""
-    code = "from pagefleet.engine.checkpoint import resolve; resolve('some-owner/some-model')"
+    code = "from pagefleet.engine.loading.checkpoint import resolve; resolve('some-owner/some-model')"
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     result = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False

@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from pagefleet.engine.backends.base import RaggedBatch
 from pagefleet.engine.backends.reference import ReferenceBackend
 from pagefleet.engine.errors import ModelLoadError
+from pagefleet.engine.files.weights import WeightReader
+from pagefleet.engine.loading.fingerprint import fingerprint_weights
 from pagefleet.engine.models.config import DecoderConfig
 from pagefleet.engine.models.decoder import Decoder
 from pagefleet.engine.models.registry import load_model
-from pagefleet.engine.weights import WeightReader, fingerprint_weights
 
 BLOCK_SIZE = 4
 LENGTHS = (60, 1, 17)

@@ -8,10 +8,10 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given, settings
 
-from pagefleet.engine.detokenizer import Detokenized, IncrementalDetokenizer
 from pagefleet.engine.errors import InvalidRequestError
-from pagefleet.engine.sampling_params import SamplingParams
-from pagefleet.engine.tokenizer import ByteTokenizer, TokenDecoder
+from pagefleet.engine.sampling.sampling_params import SamplingParams
+from pagefleet.engine.text.detokenizer import Detokenized, IncrementalDetokenizer
+from pagefleet.engine.text.tokenizer import ByteTokenizer, TokenDecoder
 
 TOKENIZER = ByteTokenizer()
 

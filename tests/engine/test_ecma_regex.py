@@ -9,8 +9,8 @@ import pytest
 from ecma_validator import matches, validator_for
 
 from pagefleet.engine import EngineConfig, LLMEngine, NullOptions, StructuredOutput
-from pagefleet.engine.ecma_regex import to_rust
-from pagefleet.engine.json_schema import prepared
+from pagefleet.engine.structured.ecma_regex import to_rust
+from pagefleet.engine.structured.json_schema import prepared
 
 SPACES = "\t\n\v\f\r \xa0\u1680\u2000\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
 # White space for Python, for Unicode, or to the eye.

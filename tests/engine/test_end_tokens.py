@@ -11,11 +11,11 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from pagefleet.engine import loader
 from pagefleet.engine.config import EngineConfig
-from pagefleet.engine.end_tokens import end_token_ids
 from pagefleet.engine.errors import ModelLoadError
-from pagefleet.engine.hf_tokenizer import HFTokenizer
+from pagefleet.engine.loading import loader
+from pagefleet.engine.text.end_tokens import end_token_ids
+from pagefleet.engine.text.hf_tokenizer import HFTokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from pagefleet.engine.errors import ModelLoadError
-from pagefleet.engine.gguf_tokenizer import check_gguf_tokenizer, write_gguf_tokenizer
-from pagefleet.engine.hf_tokenizer import HFTokenizer
-from pagefleet.engine.pre_tokenizers import pre_tokenizer
+from pagefleet.engine.files.gguf.pre_tokenizers import pre_tokenizer
+from pagefleet.engine.files.gguf.tokenizer import check_gguf_tokenizer, write_gguf_tokenizer
+from pagefleet.engine.text.hf_tokenizer import HFTokenizer
 
 CONTROL, USER_DEFINED, BYTE, NORMAL, UNKNOWN = 3, 4, 6, 1, 2
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from pagefleet.engine.errors import InvalidRequestError, ModelLoadError
-from pagefleet.engine.hf_tokenizer import HFTokenizer
+from pagefleet.engine.text.hf_tokenizer import HFTokenizer
 
 TEXTS = [
     "Hello, world!",

@@ -46,7 +46,7 @@ MODELS = {
 }
 SCRIPT = """
 import json, sys
-from pagefleet.engine.checkpoint import locate, resolve
+from pagefleet.engine.loading.checkpoint import locate, resolve
 found = {}
 for name in sys.argv[1:]:
     try:

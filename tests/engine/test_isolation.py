@@ -18,12 +18,12 @@ from pagefleet.engine import (
     SamplingParams,
     StructuredOutput,
 )
-from pagefleet.engine.backends import null
-from pagefleet.engine.backends.null import NullExecutor, null_token
+from pagefleet.engine.core.speculation import Speculation
 from pagefleet.engine.errors import EngineFailedError
+from pagefleet.engine.execution import null
+from pagefleet.engine.execution.null import NullExecutor, null_token
 from pagefleet.engine.isolation import StepIsolation
-from pagefleet.engine.logit_rules import LogitRules
-from pagefleet.engine.speculation import Speculation
+from pagefleet.engine.sampling.logit_rules import LogitRules
 
 NUM_TOKENS = 12
 BAD, LOST = [*b"<fault step>"], [*b"<fault device>"]

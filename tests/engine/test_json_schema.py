@@ -13,7 +13,7 @@ from ecma_validator import validator_for
 from schema_generator import SchemaGenerator, eager_walk
 
 from pagefleet.engine import EngineConfig, InvalidRequestError, LLMEngine, NullOptions, StructuredOutput
-from pagefleet.engine.json_schema import prepared
+from pagefleet.engine.structured.json_schema import prepared
 
 NUM_SCHEMAS = 150
 INT: Any = {"type": "integer"}

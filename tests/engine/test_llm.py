@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pagefleet.engine import LLM, EngineRequest, InvalidRequestError, LLMEngine, SamplingParams
-from pagefleet.engine.executor import LoadedModel
+from pagefleet.engine.execution.executor import LoadedModel
 from pagefleet.engine.outputs import FinishReason
 
 NEAR_TIE = 1e-3
@@ -231,7 +231,7 @@ def test_one_bad_prompt_leaves_nobody_in_the_engine(llm):
 
 def test_loading_reports_its_stages_and_warms_up(smollm2_folder):
     from pagefleet.engine import EngineConfig
-    from pagefleet.engine.loader import load
+    from pagefleet.engine.loading.loader import load
 
     stages: dict[str, float] = {}
     config = EngineConfig(model=str(smollm2_folder), kv_memory_bytes=50_000_000, max_model_len=100)

@@ -23,15 +23,15 @@ from pagefleet.engine import (
     SamplingParams,
     SequenceOutput,
 )
-from pagefleet.engine.backends import null
-from pagefleet.engine.backends.null import null_token
+from pagefleet.engine.core.scheduler_output import ScheduledSequence
+from pagefleet.engine.core.speculation import num_agreed
 from pagefleet.engine.errors import EngineAsleepError
-from pagefleet.engine.executor import Executor
+from pagefleet.engine.execution import null
+from pagefleet.engine.execution.executor import Executor
+from pagefleet.engine.execution.null import null_token
 from pagefleet.engine.outputs import Sampled
-from pagefleet.engine.scheduler_output import ScheduledSequence
-from pagefleet.engine.speculation import num_agreed
-from pagefleet.engine.structured_output import StructuredOutput
-from pagefleet.engine.tokenizer import ByteTokenizer, TokenDecoder
+from pagefleet.engine.structured.structured_output import StructuredOutput
+from pagefleet.engine.text.tokenizer import ByteTokenizer, TokenDecoder
 
 EOS = ByteTokenizer.EOS_TOKEN_ID
 

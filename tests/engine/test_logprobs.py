@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pagefleet.engine import LLM, EngineConfig, EngineRequest, InvalidRequestError, LLMEngine, SamplingParams
-from pagefleet.engine.executor import LoadedModel
-from pagefleet.engine.logprobs import token_logprobs
+from pagefleet.engine.execution.executor import LoadedModel
+from pagefleet.engine.execution.logprobs import token_logprobs
 from pagefleet.engine.outputs import TokenLogprobs
 
 VOCAB_SIZE = 97

@@ -7,15 +7,9 @@ from typing import Any
 
 import pytest
 
-from pagefleet.engine import (
-    EngineConfig,
-    EngineRequest,
-    LLMEngine,
-    SamplingParams,
-    kv_sizing,
-    llm_engine,
-    loader,
-)
+from pagefleet.engine import EngineConfig, EngineRequest, LLMEngine, SamplingParams, llm_engine
+from pagefleet.engine.execution import kv_sizing
+from pagefleet.engine.loading import loader
 
 pytestmark = pytest.mark.slow
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from tiny_gguf import write_gguf
 
-from pagefleet.engine import EngineConfig, EngineRequest, LLMEngine, SamplingParams, kv_sizing
+from pagefleet.engine import EngineConfig, EngineRequest, LLMEngine, SamplingParams
 from pagefleet.engine.backends.base import Backend
-from pagefleet.engine.checkpoint import resolve
-from pagefleet.engine.kv_sizing import CPU_MEMORY_SHARE, peak_memory
+from pagefleet.engine.execution import kv_sizing
+from pagefleet.engine.execution.kv_sizing import CPU_MEMORY_SHARE, peak_memory
+from pagefleet.engine.loading.checkpoint import resolve
 
 MIB = 2**20
 CPU = torch.device("cpu")

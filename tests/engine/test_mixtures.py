@@ -22,7 +22,7 @@ from pagefleet.engine import (
     SamplingParams,
     StructuredOutput,
 )
-from pagefleet.engine.executor import LoadedModel
+from pagefleet.engine.execution.executor import LoadedModel
 
 MAX_TOKENS = 14
 SHARED = [*b"The same begin"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pagefleet.engine import EngineConfig, EngineRequest, LLMEngine, NullOptions, SamplingParams
-from pagefleet.engine.scheduler_output import SchedulerOutput
+from pagefleet.engine.core.scheduler_output import SchedulerOutput
 
 PROMPT = [*b"A prompt of some length, longer than three blocks of sixteen tokens each"]
 

@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pagefleet.engine import EngineConfig, EngineRequest, InvalidRequestError, LLMEngine, SamplingParams
-from pagefleet.engine.bad_words import bad_word_token_ids
 from pagefleet.engine.errors import ModelLoadError
-from pagefleet.engine.executor import LoadedModel
-from pagefleet.engine.generation_config import default_sampling, read_generation_config
-from pagefleet.engine.logit_rules import rules_of
+from pagefleet.engine.execution.executor import LoadedModel
+from pagefleet.engine.loading.generation_config import default_sampling, read_generation_config
 from pagefleet.engine.outputs import FinishReason
-from pagefleet.engine.tokenizer import ByteTokenizer
+from pagefleet.engine.sampling.logit_rules import rules_of
+from pagefleet.engine.text.bad_words import bad_word_token_ids
+from pagefleet.engine.text.tokenizer import ByteTokenizer
 
 VOCAB_SIZE = 97
 EOS = 2

@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pagefleet.engine.logit_rules import rules_of
-from pagefleet.engine.philox import philox4x32, uniforms
-from pagefleet.engine.row_sums import invert, invert_blocks
-from pagefleet.engine.sampler import Sampler, SamplingRow
-from pagefleet.engine.sampling_params import SamplingParams
+from pagefleet.engine.sampling.logit_rules import rules_of
+from pagefleet.engine.sampling.philox import philox4x32, uniforms
+from pagefleet.engine.sampling.row_sums import invert, invert_blocks
+from pagefleet.engine.sampling.sampler import Sampler, SamplingRow
+from pagefleet.engine.sampling.sampling_params import SamplingParams
 
 NUM_PROMPT = 3
 BAD_WORDS = [(5,), (1, 2), (2, 1, 7)]

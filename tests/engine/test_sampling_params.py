@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pagefleet.engine.errors import InvalidRequestError
-from pagefleet.engine.sampling_params import SamplingParams
+from pagefleet.engine.sampling.sampling_params import SamplingParams
 
 NAN, INFINITY = float("nan"), float("inf")
 

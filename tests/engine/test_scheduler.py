@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pagefleet.engine.block_manager import BlockManager
+from pagefleet.engine.core.block_manager import BlockManager
+from pagefleet.engine.core.ngram import NgramProposer
+from pagefleet.engine.core.scheduler import Scheduler
+from pagefleet.engine.core.scheduler_output import ScheduledSequence, SchedulerOutput
+from pagefleet.engine.core.sequence import Sequence, SequenceStatus
+from pagefleet.engine.core.speculation import num_agreed
 from pagefleet.engine.errors import InvalidRequestError
-from pagefleet.engine.ngram import NgramProposer
 from pagefleet.engine.outputs import FinishReason
-from pagefleet.engine.sampling_params import SamplingParams
-from pagefleet.engine.scheduler import Scheduler
-from pagefleet.engine.scheduler_output import ScheduledSequence, SchedulerOutput
-from pagefleet.engine.sequence import Sequence, SequenceStatus
-from pagefleet.engine.speculation import num_agreed
+from pagefleet.engine.sampling.sampling_params import SamplingParams
 
 BLOCK_SIZE = 4
 # A run of one token and a few others: prefixes meet often.

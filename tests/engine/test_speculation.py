@@ -20,10 +20,10 @@ from pagefleet.engine import (
     SamplingParams,
     StructuredOutput,
 )
-from pagefleet.engine.executor import LoadedModel
-from pagefleet.engine.ngram import Draft, NgramProposer
+from pagefleet.engine.core.ngram import Draft, NgramProposer
+from pagefleet.engine.execution.executor import LoadedModel
 from pagefleet.engine.outputs import TokenLogprobs
-from pagefleet.engine.tokenizer import ByteTokenizer
+from pagefleet.engine.text.tokenizer import ByteTokenizer
 
 EOS = ByteTokenizer.EOS_TOKEN_ID
 PROMPT = [1, 5, 9, 40, 41, 42, 43, 44, 40, 41, 42]

@@ -6,12 +6,12 @@ from collections.abc import Sequence as Tokens
 
 import pytest
 
-from pagefleet.engine import speculation
-from pagefleet.engine.block_manager import BlockManager
-from pagefleet.engine.ngram import Draft, NgramProposer
-from pagefleet.engine.sampling_params import SamplingParams
-from pagefleet.engine.scheduler import Scheduler
-from pagefleet.engine.sequence import Sequence
+from pagefleet.engine.core import speculation
+from pagefleet.engine.core.block_manager import BlockManager
+from pagefleet.engine.core.ngram import Draft, NgramProposer
+from pagefleet.engine.core.scheduler import Scheduler
+from pagefleet.engine.core.sequence import Sequence
+from pagefleet.engine.sampling.sampling_params import SamplingParams
 
 BLOCK_SIZE = 4
 

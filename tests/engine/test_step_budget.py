@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from pagefleet.engine import EngineConfig, EngineRequest, LLMEngine, NullOptions, SamplingParams, llm_engine
-from pagefleet.engine.backends import null
-from pagefleet.engine.step_budget import StepBudget, StepCost
+from pagefleet.engine.core.step_budget import StepBudget, StepCost
+from pagefleet.engine.execution import null
 
 
 def test_without_a_limit_the_budget_stays():

@@ -12,7 +12,7 @@ import pytest
 from structured_corpus import NamedSchema, fault, random_walk, run, schemas
 
 from pagefleet.engine import EngineConfig, LLMEngine, StructuredOutput
-from pagefleet.engine.executor import LoadedModel
+from pagefleet.engine.execution.executor import LoadedModel
 
 ALL = os.environ.get("PAGEFLEET_STRUCTURED_SCHEMAS") == "all"
 FEW = {"gpc", "numbers-only", "enum-unicode", "one-of-tagged", "patterns", "lengths", "tree", "mail"}

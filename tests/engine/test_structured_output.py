@@ -23,12 +23,12 @@ from pagefleet.engine import (
     SamplingParams,
     StructuredOutput,
 )
-from pagefleet.engine.executor import LoadedModel
-from pagefleet.engine.grammar import GrammarCompiler
-from pagefleet.engine.hf_tokenizer import HFTokenizer
-from pagefleet.engine.sampler import Sampler, SamplingRow
-from pagefleet.engine.stop_checker import StopChecker
-from pagefleet.engine.tokenizer import ByteTokenizer
+from pagefleet.engine.core.stop_checker import StopChecker
+from pagefleet.engine.execution.executor import LoadedModel
+from pagefleet.engine.sampling.sampler import Sampler, SamplingRow
+from pagefleet.engine.structured.grammar import GrammarCompiler
+from pagefleet.engine.text.hf_tokenizer import HFTokenizer
+from pagefleet.engine.text.tokenizer import ByteTokenizer
 
 PERSON = {
     "type": "object",

@@ -10,8 +10,8 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from pagefleet.engine.hf_tokenizer import HFTokenizer
-from pagefleet.engine.weights import fingerprint_tokenizer
+from pagefleet.engine.loading.fingerprint import fingerprint_tokenizer
+from pagefleet.engine.text.hf_tokenizer import HFTokenizer
 
 SPECIAL = " ".join(
     f"{name}={{{{ {name}_token }}}}" for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask", "image")

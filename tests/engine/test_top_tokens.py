@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pagefleet.engine import top_tokens
-from pagefleet.engine.top_tokens import RankedRows, first_highest
-from pagefleet.engine.wide_cut import keep_prefix
+from pagefleet.engine.sampling import top_tokens
+from pagefleet.engine.sampling.top_tokens import RankedRows, first_highest
+from pagefleet.engine.sampling.wide_cut import keep_prefix
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 

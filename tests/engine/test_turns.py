@@ -8,12 +8,12 @@ from itertools import combinations
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from pagefleet.engine.block_manager import BlockManager
+from pagefleet.engine.core.block_manager import BlockManager
+from pagefleet.engine.core.scheduler import Scheduler
+from pagefleet.engine.core.scheduler_output import SchedulerOutput
+from pagefleet.engine.core.sequence import Sequence, SequenceStatus
 from pagefleet.engine.outputs import FinishReason
-from pagefleet.engine.sampling_params import SamplingParams
-from pagefleet.engine.scheduler import Scheduler
-from pagefleet.engine.scheduler_output import SchedulerOutput
-from pagefleet.engine.sequence import Sequence, SequenceStatus
+from pagefleet.engine.sampling.sampling_params import SamplingParams
 
 BLOCK_SIZE = 4
 MANY = 100_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pagefleet.api import FleetClient
-from pagefleet.workers.local_stack import LocalStack
+from pagefleet.workers.local.local_stack import LocalStack
 
 WORKER = ["--model", "null", "--backend", "null", "--null-step-time", "0.005", "--lease-seconds", "1"]
 

@@ -15,9 +15,9 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pagefleet.api import keys
-from pagefleet.engine.backends.null import null_token
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.api.contract import keys
+from pagefleet.engine.execution.null import null_token
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 NUM_EXAMPLES = int(os.environ.get("PAGEFLEET_GARBAGE_EXAMPLES", "300"))
 QUEUE = "pagefleet.null.interactive"
@@ -173,7 +173,7 @@ def test_a_bad_message_is_counted_and_answered(name, fleet, raw):
 
 
 def test_a_bare_request_beyond_the_limit_or_of_a_newer_version_is_refused(stack, fleet, raw):
-    from pagefleet.api.celery_app import make_celery
+    from pagefleet.api.broker.celery_app import make_celery
 
     app = make_celery(fleet.settings)
     for change, reason in (({"prompt": "y" * 4_194_304}, "bytes"), ({"v": 99}, "unknown parameter 'v'")):

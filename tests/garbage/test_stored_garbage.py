@@ -14,14 +14,14 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pagefleet.api import keys
-from pagefleet.api.celery_app import make_celery
-from pagefleet.api.connections import send_message
-from pagefleet.api.errors import FleetError
-from pagefleet.api.operations import Limits
-from pagefleet.api.requests import build_request
-from pagefleet.engine.backends.null import null_token
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.api.broker.celery_app import make_celery
+from pagefleet.api.broker.sending import send_message
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.errors import FleetError
+from pagefleet.api.contract.requests import build_request
+from pagefleet.api.protocol.operations import Limits
+from pagefleet.engine.execution.null import null_token
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 NUM_EXAMPLES = int(os.environ.get("PAGEFLEET_GARBAGE_EXAMPLES", "300"))
 QUEUE = "pagefleet.null.interactive"

@@ -13,11 +13,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from pagefleet.api.gateway.api_keys import KeyFile
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.settings import FleetSettings, GatewaySettings
-from pagefleet.workers.gateway_process import GatewayProcess
-from pagefleet.workers.local_stack import LocalStack
+from pagefleet.api.config.settings import FleetSettings, GatewaySettings
+from pagefleet.api.gateway.access.api_keys import KeyFile
+from pagefleet.api.protocol.job_store import JobStore
+from pagefleet.workers.local.gateway_process import GatewayProcess
+from pagefleet.workers.local.local_stack import LocalStack
 
 NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.005", "--lease-seconds", "1"]
 

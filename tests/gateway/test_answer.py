@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pagefleet.api.errors import InvalidRequest
-from pagefleet.api.gateway.answer import Answer
+from pagefleet.api.contract.errors import InvalidRequest
+from pagefleet.api.gateway.answers.answer import Answer
 
 
 class Waiting:

@@ -10,9 +10,9 @@ import httpx
 import pytest
 from events import events_of
 
-from pagefleet.api import keys
-from pagefleet.api.messages import JobState
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.messages import JobState
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 HI = [{"role": "user", "content": "Hi"}]
 CHAT = "/v1/chat/completions"

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pagefleet.api.chat_message import Reading
-from pagefleet.api.gateway.choice_reader import ChoiceReader, joined, special_tokens
-from pagefleet.api.gateway.reasoning import REASONING_PARSERS
-from pagefleet.api.gateway.tool_parsers import TOOL_PARSERS
-from pagefleet.api.gateway.tool_parsers.text_reader import Kind
+from pagefleet.api.chat.choice_reader import ChoiceReader, joined, special_tokens
+from pagefleet.api.chat.reasoning import REASONING_PARSERS
+from pagefleet.api.chat.tool_parsers import TOOL_PARSERS
+from pagefleet.api.chat.tool_parsers.text_reader import Kind
+from pagefleet.api.contract.chat_message import Reading
 
 NAMES = ["weather", "add"]
 READERS = {**TOOL_PARSERS, **REASONING_PARSERS}

@@ -19,19 +19,19 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from ops.compatibility.addresses import ADDRESSES
 from ops.compatibility.page import ENDPOINTS, PAGE, page
 from ops.compatibility.probe import ask, ask_address
-from pagefleet.api.gateway.app import ROUTES
-from pagefleet.api.gateway.body import RequestBody
-from pagefleet.api.gateway.chat_completions import ChatBody
-from pagefleet.api.gateway.chat_message import CalledFunction, Message, MessageCall, Part
-from pagefleet.api.gateway.completions import CompletionBody
-from pagefleet.api.gateway.generation_body import (
+from pagefleet.api.gateway.answers.generation_body import (
     GenerationBody,
     JsonSchema,
     ResponseFormat,
     StreamOptions,
 )
-from pagefleet.api.gateway.tokenize import DetokenizeBody, TokenizeBody
-from pagefleet.api.gateway.tools import Function, NamedFunction, ToolBody, ToolChoice
+from pagefleet.api.gateway.app import ROUTES
+from pagefleet.api.gateway.http.body import RequestBody
+from pagefleet.api.gateway.openai.chat_completions import ChatBody
+from pagefleet.api.gateway.openai.chat_message import CalledFunction, Message, MessageCall, Part
+from pagefleet.api.gateway.openai.completions import CompletionBody
+from pagefleet.api.gateway.openai.tokenize import DetokenizeBody, TokenizeBody
+from pagefleet.api.gateway.openai.tools import Function, NamedFunction, ToolBody, ToolChoice
 
 PROBES = [(endpoint, probe) for endpoint in ENDPOINTS for probe in endpoint.probes]
 INSIDE = {

@@ -15,10 +15,10 @@ import httpx
 import psutil
 import pytest
 
-from pagefleet.api.gateway.job_ids import jobs_of
-from pagefleet.api.job_store import CLIENT_LEASE_S
-from pagefleet.api.messages import JobState
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.api.contract.messages import JobState
+from pagefleet.api.gateway.answers.job_ids import jobs_of
+from pagefleet.api.protocol.job_store import CLIENT_LEASE_S
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 HI = [{"role": "user", "content": "Hi"}]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from pagefleet.api.contract.sampling import SamplingParams
 from pagefleet.api.gateway.app import ROUTES
-from pagefleet.api.gateway.chat_completions import ChatBody
-from pagefleet.api.gateway.completions import CompletionBody
-from pagefleet.api.gateway.openapi import document
-from pagefleet.api.sampling import SamplingParams
+from pagefleet.api.gateway.openai.chat_completions import ChatBody
+from pagefleet.api.gateway.openai.completions import CompletionBody
+from pagefleet.api.gateway.openai.openapi import document
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "gateway.md").read_text()

@@ -11,10 +11,10 @@ import pytest
 from events import events_of
 from refusals import error_of
 
-from pagefleet.api import keys
-from pagefleet.api.gateway.job_ids import jobs_of
-from pagefleet.api.messages import ErrorInfo, JobState, WorkerStatus
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.messages import ErrorInfo, JobState, WorkerStatus
+from pagefleet.api.gateway.answers.job_ids import jobs_of
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 HI = [{"role": "user", "content": "Hi"}]
 IMAGE = {"role": "user", "content": [{"type": "image_url"}]}

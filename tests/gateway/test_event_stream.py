@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from pagefleet.api.gateway.event_stream import ABORT, EventStream
+from pagefleet.api.config.settings import GatewaySettings
+from pagefleet.api.gateway.answers.event_stream import EventStream
+from pagefleet.api.gateway.http.asgi_extensions import ABORT
 from pagefleet.api.gateway.metrics import GatewayMetrics
-from pagefleet.api.settings import GatewaySettings
 
 
 class Broken:

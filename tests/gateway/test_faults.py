@@ -8,10 +8,10 @@ import signal
 import openai
 import pytest
 
-from pagefleet.api.settings import GatewaySettings
-from pagefleet.engine.backends.null import null_token
-from pagefleet.workers.gateway_process import GatewayProcess
-from pagefleet.workers.local_stack import LocalStack
+from pagefleet.api.config.settings import GatewaySettings
+from pagefleet.engine.execution.null import null_token
+from pagefleet.workers.local.gateway_process import GatewayProcess
+from pagefleet.workers.local.local_stack import LocalStack
 
 NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.02", "--lease-seconds", "1"]
 NUM_TOKENS = 200

@@ -5,11 +5,11 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from pagefleet.api import keys
-from pagefleet.api.gateway.job_ids import answer_of, new_id
-from pagefleet.api.messages import GenerateRequest
-from pagefleet.api.operations import Limits
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.messages import GenerateRequest
+from pagefleet.api.gateway.answers.job_ids import answer_of, new_id
+from pagefleet.api.protocol.operations import Limits
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 BODY = {"model": "null", "prompt": "Hi", "max_tokens": 4}
 

@@ -11,10 +11,10 @@ import httpx
 import pytest
 from events import events_of, text_of
 
-from pagefleet.api import keys
-from pagefleet.api.messages import JobState
-from pagefleet.engine.backends.null import null_token
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.messages import JobState
+from pagefleet.engine.execution.null import null_token
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 HI = [{"role": "user", "content": "Hi"}]
 WHOLE = {"model": "null", "messages": HI}

@@ -11,13 +11,13 @@ import openai
 import pytest
 from click.testing import CliRunner
 
-from pagefleet.api import keys
 from pagefleet.api.cli.main import main
-from pagefleet.api.errors import ConfigurationError
-from pagefleet.api.gateway import api_keys
-from pagefleet.api.gateway.api_keys import ApiKey, KeyFile, Keyring
-from pagefleet.api.gateway.rate_limit import take
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.errors import ConfigurationError
+from pagefleet.api.gateway.access import api_keys
+from pagefleet.api.gateway.access.api_keys import ApiKey, KeyFile, Keyring
+from pagefleet.api.gateway.access.rate_limit import take
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 HI = [{"role": "user", "content": "Hi"}]
 BODY = {"model": "null", "messages": HI, "max_tokens": 4}

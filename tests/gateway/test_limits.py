@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagefleet.api import AsyncFleetClient, keys
-from pagefleet.api.errors import QueueFull, UnknownModel
-from pagefleet.api.gateway.sliced_json import sliced_json
-from pagefleet.api.gateway.turns import AT_ONCE, MAX_WAITING, Turns
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.api import AsyncFleetClient
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.errors import QueueFull, UnknownModel
+from pagefleet.api.gateway.access.turns import AT_ONCE, MAX_WAITING, Turns
+from pagefleet.api.gateway.http.sliced_json import sliced_json
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 HI = [{"role": "user", "content": "Hi"}]
 BODY = {"model": "null", "messages": HI, "max_tokens": 1}

@@ -13,13 +13,13 @@ import pytest
 import redis
 from pythonjsonlogger.json import JsonFormatter
 
-from pagefleet.api import keys
-from pagefleet.api.connection import redis_errors
-from pagefleet.api.errors import RedisUnavailable
-from pagefleet.api.log_format import PLAIN, PlaceOnly, log_loop_fault
-from pagefleet.api.messages import ErrorInfo, JobState, WorkerStatus
-from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.logs import _JsonPlaceOnly
+from pagefleet.api.config.log_format import PLAIN, PlaceOnly, log_loop_fault
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.errors import RedisUnavailable
+from pagefleet.api.contract.messages import ErrorInfo, JobState, WorkerStatus
+from pagefleet.api.protocol.connection import redis_errors
+from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.observe.logs import _JsonPlaceOnly
 
 MARK = "my-secret-9f2c"
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -114,7 +114,7 @@ def test_a_task_that_dies_is_logged_without_its_words():
         await asyncio.wait([task])
         del task
 
-    log, handler = logging.getLogger("pagefleet.api.log_format"), logging.StreamHandler(io.StringIO())
+    log, handler = logging.getLogger("pagefleet.api.config.log_format"), logging.StreamHandler(io.StringIO())
     handler.setFormatter(PlaceOnly(PLAIN))
     log.addHandler(handler)
     try:

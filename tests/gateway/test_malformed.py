@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from refusals import error_of
 
-from pagefleet.api.gateway.chat_completions import ChatBody
-from pagefleet.api.gateway.completions import CompletionBody
+from pagefleet.api.gateway.openai.chat_completions import ChatBody
+from pagefleet.api.gateway.openai.completions import CompletionBody
 
 HI = [{"role": "user", "content": "Hi"}]
 # Where one of the two is torn, the other one still says that the answer is short.

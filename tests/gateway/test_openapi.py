@@ -16,7 +16,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks as openapi_checks
 
-from pagefleet.api.gateway.openapi import document
+from pagefleet.api.gateway.openai.openapi import document
 
 FEW = {"post": 10, "get": 3, "delete": 3}
 MANY = {"post": 60, "get": 10, "delete": 10}

@@ -9,15 +9,16 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from pagefleet.api import AsyncFleetClient, FleetSettings, keys
+from pagefleet.api import AsyncFleetClient, FleetSettings
 from pagefleet.api.cli.main import main
-from pagefleet.api.errors import ConfigurationError, RedisUnavailable
-from pagefleet.api.gateway import redis_keys
-from pagefleet.api.gateway.redis_keys import RedisKeyring, RedisKeys
+from pagefleet.api.config.settings import GatewaySettings
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.errors import ConfigurationError, RedisUnavailable
+from pagefleet.api.gateway.access import redis_keys
+from pagefleet.api.gateway.access.redis_keys import RedisKeyring, RedisKeys
 from pagefleet.api.gateway.server import serve
-from pagefleet.api.settings import GatewaySettings
-from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.redis_server import RedisServer
+from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.local.redis_server import RedisServer
 
 SEEN_S = 3 * 1.0
 

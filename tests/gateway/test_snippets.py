@@ -16,10 +16,10 @@ import httpx
 import pytest
 from snippets import ROOT, blocks_of, commands_of
 
-from pagefleet.api.celery_app import make_celery
+from pagefleet.api.broker.celery_app import make_celery
 from pagefleet.api.cli.main import main
-from pagefleet.api.settings import FleetSettings
-from pagefleet.workers.ports import free_port
+from pagefleet.api.config.settings import FleetSettings
+from pagefleet.workers.local.ports import free_port
 
 PAGES = ["README.md", "docs/gateway.md"]
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]

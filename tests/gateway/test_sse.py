@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagefleet.api.gateway.sse import Position, parse_position
+from pagefleet.api.gateway.http.sse import Position, parse_position
 
 counts = st.lists(st.integers(0, 10**8 - 1), min_size=1, max_size=9)
 

@@ -9,11 +9,12 @@ import httpx
 import pytest
 
 from ops.chaos.proxy import Proxy
-from pagefleet.api import JobState, async_sources
+from pagefleet.api import JobState
+from pagefleet.api.client import async_sources
+from pagefleet.api.config.settings import GatewaySettings
 from pagefleet.api.gateway.app import make_app
-from pagefleet.api.settings import GatewaySettings
 from pagefleet.api.testing import fake_card
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 BODIES = {
     "stream": {"prompt": "x", "stream": True},

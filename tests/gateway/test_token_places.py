@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pagefleet.api.gateway.token_places import token_places
-from pagefleet.api.logprobs import Logprob
+from pagefleet.api.contract.logprobs import Logprob
+from pagefleet.api.gateway.openai.token_places import token_places
 
 PARTY = "🎉".encode()
 

@@ -11,12 +11,13 @@ import time
 import httpx
 import pytest
 
-from pagefleet.api import AsyncFleetClient, FleetClient, keys
-from pagefleet.api.errors import NoAnswer, QueueFull
-from pagefleet.api.questions import MAX_BYTES, MAX_WAITING
-from pagefleet.api.settings import FleetSettings
-from pagefleet.engine.tokenizer import ByteTokenizer
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.api import AsyncFleetClient, FleetClient
+from pagefleet.api.client.questions import MAX_BYTES, MAX_WAITING
+from pagefleet.api.config.settings import FleetSettings
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.errors import NoAnswer, QueueFull
+from pagefleet.engine.text.tokenizer import ByteTokenizer
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 HI = [{"role": "user", "content": "Hi"}]
 IN_PARTS = [{"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]}]

@@ -9,11 +9,11 @@ import openai
 import pytest
 from events import events_of
 
-from pagefleet.api.gateway.choice_reader import joined
-from pagefleet.api.gateway.openapi import document
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.settings import FleetSettings
-from pagefleet.workers.local_stack import WorkerProcess
+from pagefleet.api.chat.choice_reader import joined
+from pagefleet.api.config.settings import FleetSettings
+from pagefleet.api.gateway.openai.openapi import document
+from pagefleet.api.protocol.job_store import JobStore
+from pagefleet.workers.local.local_stack import WorkerProcess
 
 CITY = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 9}}, "required": ["city"]}
 WEATHER = {

@@ -9,8 +9,8 @@ from documented import METRICS_DOC, documented_metrics, existing_metrics
 from harness import leave, make_worker
 from prometheus_client import CollectorRegistry
 
-from pagefleet.api.exporter import FleetCollector
 from pagefleet.api.gateway.metrics import GatewayMetrics
+from pagefleet.api.operate.exporter import FleetCollector
 
 
 @pytest.fixture

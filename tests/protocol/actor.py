@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 from protocol.script_server import Keyspace, Line, ScriptServer
 from protocol.world import JOB_IDS, READING, SUBMITTED, State
 
-from pagefleet.api import keys
-from pagefleet.api.operations import Operation
+from pagefleet.api.contract import keys
+from pagefleet.api.protocol.operations import Operation
 
 STEP: Final = "step"
 """What an actor does by itself. Every state must reach its goal by such moves alone."""

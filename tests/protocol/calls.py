@@ -7,11 +7,12 @@ from typing import Any, Final
 
 from protocol.world import JOB_IDS, NUM_TOKENS, WORKER_IDS
 
-from pagefleet.api import keys, operations
-from pagefleet.api.gateway.api_keys import ApiKey
-from pagefleet.api.gateway.rate_limit import take
-from pagefleet.api.messages import Fingerprint, GenerateRequest, JobState, LogEntry, WorkerStatus
-from pagefleet.api.operations import Charge, Limits, Operation, StepItem
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.messages import Fingerprint, GenerateRequest, JobState, LogEntry, WorkerStatus
+from pagefleet.api.gateway.access.api_keys import ApiKey
+from pagefleet.api.gateway.access.rate_limit import take
+from pagefleet.api.protocol import operations
+from pagefleet.api.protocol.operations import Charge, Limits, Operation, StepItem
 
 QUEUE: Final = "m.interactive"
 TENANT: Final = "t"

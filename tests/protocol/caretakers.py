@@ -12,7 +12,7 @@ from protocol.script_server import PAST
 from protocol.workers import filed, named
 from protocol.world import FINAL, JOB_IDS, SUBMITTED, UP, WORKER_IDS, State
 
-from pagefleet.api import keys
+from pagefleet.api.contract import keys
 
 
 class Reaper(Actor):

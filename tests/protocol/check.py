@@ -17,7 +17,7 @@ from protocol.explorer import Explorer, World, walk
 from protocol.scenarios import CAPS, LONG, MIXED, ONE_FAULT, SAMPLED, SCHEDULED, Scenario, begun_pair
 from protocol.script_server import ScriptServer
 
-from pagefleet.workers.redis_server import RedisServer
+from pagefleet.workers.local.redis_server import RedisServer
 
 _NUM_WALKS = 300
 _SEED = 7

@@ -19,7 +19,7 @@ from protocol.world import (
     State,
 )
 
-from pagefleet.api import keys
+from pagefleet.api.contract import keys
 
 
 class Clients(Actor):

@@ -10,8 +10,8 @@ from protocol import calls
 from protocol.script_server import FAR, Keyspace, ScriptServer
 from protocol.world import FINAL, GONE, JOB_IDS, LEFT, NUM_TOKENS, RESULT_OF, UP, WORKER_IDS, State
 
-from pagefleet.api import keys
-from pagefleet.api.operations import StepStatus
+from pagefleet.api.contract import keys
+from pagefleet.api.protocol.operations import StepStatus
 
 PASSED = (StepStatus.OK, StepStatus.CANCEL, StepStatus.DEADLINE)
 MAX_BLAME, MAX_FRUITLESS = 3, 10

@@ -9,7 +9,7 @@ from protocol import calls
 from protocol.script_server import FAR, ScriptServer
 from protocol.world import JOB_IDS, LEFT, RUNNING, WORKER_IDS, Client, Run, State, first_state
 
-from pagefleet.api import keys
+from pagefleet.api.contract import keys
 
 
 @dataclass(frozen=True)

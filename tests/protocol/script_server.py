@@ -18,10 +18,10 @@ from typing import Any, Final, NamedTuple
 
 import redis
 
-from pagefleet.api import keys
-from pagefleet.api.messages import split_events
-from pagefleet.api.operations import Operation
-from pagefleet.api.scripts import load_script
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.messages import split_events
+from pagefleet.api.protocol.operations import Operation
+from pagefleet.api.protocol.scripts import load_script
 
 PAST: Final = "1"
 FAR: Final = "99999999999999"

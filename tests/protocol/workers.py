@@ -31,8 +31,8 @@ from protocol.world import (
     put,
 )
 
-from pagefleet.api import keys
-from pagefleet.api.operations import ClaimVerdict, StepStatus
+from pagefleet.api.contract import keys
+from pagefleet.api.protocol.operations import ClaimVerdict, StepStatus
 
 NOTHING = frozenset[int]()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import redis
 
-from pagefleet.workers.redis_server import RedisServer
+from pagefleet.workers.local.redis_server import RedisServer
 
 TEMPLATE = Path(__file__).parents[2] / "ops" / "redis" / "users.acl"
 PASSWORDS = {

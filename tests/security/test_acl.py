@@ -17,18 +17,19 @@ from celery import Celery, chain, chord, signature
 from guarded_server import ADMIN, TEMPLATE, captured_events
 from prometheus_client import CollectorRegistry
 
-from pagefleet.api import AsyncFleetClient, FleetClient, keys
-from pagefleet.api.celery_app import make_celery
-from pagefleet.api.errors import RedisUnavailable
-from pagefleet.api.exporter import FleetCollector
-from pagefleet.api.gateway.authentication import ANYBODY
-from pagefleet.api.gateway.rate_limit import take
-from pagefleet.api.gateway.redis_keys import RedisKeyring, RedisKeys
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.settings import FleetSettings
-from pagefleet.engine.backends.null import null_token
-from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.local_stack import WorkerProcess
+from pagefleet.api import AsyncFleetClient, FleetClient
+from pagefleet.api.broker.celery_app import make_celery
+from pagefleet.api.config.settings import FleetSettings
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.errors import RedisUnavailable
+from pagefleet.api.gateway.access.authentication import ANYBODY
+from pagefleet.api.gateway.access.rate_limit import take
+from pagefleet.api.gateway.access.redis_keys import RedisKeyring, RedisKeys
+from pagefleet.api.operate.exporter import FleetCollector
+from pagefleet.api.protocol.job_store import JobStore
+from pagefleet.engine.execution.null import null_token
+from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.local.local_stack import WorkerProcess
 
 NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.02"]
 NULL += ["--lease-seconds", "1", "--drain-seconds", "0", "--log-level", "DEBUG"]

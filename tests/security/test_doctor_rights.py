@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from guarded_server import TEMPLATE
 
-from pagefleet.api.doctor.finding import Patient
-from pagefleet.api.doctor.rights import lacking_rights, rights
-from pagefleet.api.doctor.roles import ROLES
-from pagefleet.api.doctor.server import configuration
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.settings import FleetSettings
+from pagefleet.api.config.settings import FleetSettings
+from pagefleet.api.operate.doctor.finding import Patient
+from pagefleet.api.operate.doctor.rights import lacking_rights, rights
+from pagefleet.api.operate.doctor.roles import ROLES
+from pagefleet.api.operate.doctor.server import configuration
+from pagefleet.api.protocol.job_store import JobStore
 
 OF_THE_CONNECTION = {"hello", "auth", "ping", "select", "client|setinfo", "client|setname"}
 TRIED_TOGETHER = {"multi", "exec", "watch", "unwatch"}

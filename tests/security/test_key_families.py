@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pagefleet.api import keys
+from pagefleet.api.contract import keys
 
 UUID = "deadbeef-0000-4000-8000-000000000000"
 NAMES = (

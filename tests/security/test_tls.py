@@ -9,12 +9,12 @@ import pytest
 from tls import Authority, TlsFront
 
 from pagefleet.api import AsyncFleetClient, FleetClient, FleetSettings
-from pagefleet.api.celery_app import make_celery
-from pagefleet.api.connections import send_message
-from pagefleet.api.errors import ConfigurationError, RedisUnavailable
-from pagefleet.api.job_store import JobStore
-from pagefleet.engine.backends.null import null_token
-from pagefleet.workers.local_stack import WorkerProcess, WorkerStartError
+from pagefleet.api.broker.celery_app import make_celery
+from pagefleet.api.broker.sending import send_message
+from pagefleet.api.contract.errors import ConfigurationError, RedisUnavailable
+from pagefleet.api.protocol.job_store import JobStore
+from pagefleet.engine.execution.null import null_token
+from pagefleet.workers.local.local_stack import WorkerProcess, WorkerStartError
 
 NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.005", "--drain-seconds", "0"]
 REFUSED = r"The certificate of Redis at rediss://127\.0\.0\.1:\d+/0 was refused: .+; PAGEFLEET_REDIS_CA names"

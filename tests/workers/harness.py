@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from pagefleet.api import keys
-from pagefleet.api.celery_app import make_celery
-from pagefleet.api.fleet import prepare
-from pagefleet.api.job_record import JobRecord
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.keys import Lane
-from pagefleet.api.model_cards import CardIndex
-from pagefleet.api.operations import Limits
+from pagefleet.api.broker.celery_app import make_celery
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.keys import Lane
+from pagefleet.api.contract.model_cards import CardIndex
+from pagefleet.api.protocol.job_record import JobRecord
+from pagefleet.api.protocol.job_store import JobStore
+from pagefleet.api.protocol.operations import Limits
+from pagefleet.api.protocol.prepared import prepare
 from pagefleet.engine import EngineConfig, LLMEngine, NullOptions
-from pagefleet.workers.active_job import JobMessage
-from pagefleet.workers.bare_message import BareMessage
 from pagefleet.workers.fleet_worker import FleetWorker
+from pagefleet.workers.job.active_job import JobMessage
+from pagefleet.workers.job.bare_message import BareMessage
 from pagefleet.workers.settings import WorkerSettings
 
 STEP_S = 0.005

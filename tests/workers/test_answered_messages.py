@@ -6,15 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from pagefleet.api import FleetClient, InvalidRequest, keys
-from pagefleet.api.celery_app import make_celery, make_queue
-from pagefleet.api.connections import send_message
-from pagefleet.api.messages import JobState
+from pagefleet.api import FleetClient, InvalidRequest
+from pagefleet.api.broker.celery_app import make_celery, make_queue
+from pagefleet.api.broker.sending import send_message
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.messages import JobState
 from pagefleet.workers.app import AdmissionStep
-from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.message_gate import MessageGate
+from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.pool import PooledMessage
-from pagefleet.workers.recovery import Reaper
+from pagefleet.workers.queue.message_gate import MessageGate
+from pagefleet.workers.recovery.recovery import Reaper
 
 
 def nothing_is_unacked(fleet: FleetClient) -> bool:

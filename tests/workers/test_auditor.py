@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from pagefleet.api.celery_app import make_celery
-from pagefleet.api.messages import JobState, WorkerStatus
-from pagefleet.api.operations import Limits
-from pagefleet.api.requests import build_request
-from pagefleet.api.status import num_queued
+from pagefleet.api.broker.celery_app import make_celery
+from pagefleet.api.broker.status import num_queued
+from pagefleet.api.contract.messages import JobState, WorkerStatus
+from pagefleet.api.contract.requests import build_request
+from pagefleet.api.protocol.operations import Limits
 from pagefleet.api.testing import fake_card
-from pagefleet.workers.auditor import Auditor
+from pagefleet.workers.recovery.auditor import Auditor
 
 QUEUE = "pagefleet.null.interactive"
 FINGERPRINT = fake_card().fingerprint.model_dump_json()

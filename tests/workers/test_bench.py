@@ -9,7 +9,7 @@ import pytest
 from pagefleet.engine import EngineConfig, LLMEngine
 from pagefleet.workers.bench.report import run_round
 from pagefleet.workers.bench.workload import Workload
-from pagefleet.workers.local_stack import LocalStack
+from pagefleet.workers.local.local_stack import LocalStack
 
 pytestmark = [pytest.mark.alone, pytest.mark.slow]
 

@@ -11,11 +11,12 @@ import threading
 import pytest
 from harness import leave, make_worker, submit
 
-from pagefleet.api import FleetClient, keys
-from pagefleet.api.celery_app import make_celery
-from pagefleet.api.messages import JobState
-from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.local_stack import LocalStack
+from pagefleet.api import FleetClient
+from pagefleet.api.broker.celery_app import make_celery
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.messages import JobState
+from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.local.local_stack import LocalStack
 
 STEP_S = 0.3
 NULL = ["--model", "null", "--backend", "null"]

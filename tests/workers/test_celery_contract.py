@@ -21,7 +21,7 @@ from kombu.message import Message
 from kombu.transport import virtual
 from kombu.transport.redis import Channel, MultiChannelPoller, QoS
 
-from pagefleet.api import keys
+from pagefleet.api.contract import keys
 
 
 def test_the_versions_are_those_that_the_pool_was_written_against():
@@ -94,7 +94,7 @@ def test_results_can_be_signalled_without_being_stored():
 
 
 def test_a_result_is_stored_in_this_form():
-    """workers/celery_results.py makes it, scripts store it."""
+    """workers/queue/celery_results.py makes it, scripts store it."""
     stored = inspect.getsource(BaseKeyValueStoreBackend._store_result)
     for use in (
         "self._get_result_meta(result=result, state=state,",
@@ -136,7 +136,7 @@ def test_call_soon_wakes_the_loop_from_another_thread():
 
 
 def test_lanes_replace_how_brpop_is_sent():
-    """workers/lanes.py sends the same command with its own order of lists."""
+    """workers/queue/lanes.py sends the same command with its own order of lists."""
     source = inspect.getsource(Channel._brpop_start)
     for use in (
         "self._q_for_pri(queue, pri) for pri in self.priority_steps",

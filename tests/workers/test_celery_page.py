@@ -10,9 +10,10 @@ import pytest
 from celery import Celery
 from gateway.snippets import blocks_of
 
-from pagefleet.api import ConfigurationError, keys
-from pagefleet.api.celery_check import check_celery_app
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.api import ConfigurationError
+from pagefleet.api.broker.celery_check import check_celery_app
+from pagefleet.api.contract import keys
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 MODULE, *SNIPPETS = [block.text for block in blocks_of("docs/celery.md") if block.language == "python"]
 

@@ -11,9 +11,10 @@ from celery import chain, group, signature
 from celery.exceptions import TaskRevokedError
 from celery.states import READY_STATES
 
-from pagefleet.api import FleetClient, JobState, keys
-from pagefleet.api.errors import UnknownParameter
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.api import FleetClient, JobState
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.errors import UnknownParameter
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 QUEUE = "pagefleet.null.interactive"
 TASK = "pagefleet.generate"

@@ -6,18 +6,23 @@ import json
 
 import pytest
 
-from pagefleet.api.chat_message import ChatMessage, Tool
-from pagefleet.api.errors import InvalidRequest
-from pagefleet.api.fleet import prepare
-from pagefleet.api.messages import GenerateRequest, ModelCard
-from pagefleet.api.model_cards import CardIndex
+from pagefleet.api.contract.chat_message import ChatMessage, Tool
+from pagefleet.api.contract.errors import InvalidRequest
+from pagefleet.api.contract.messages import GenerateRequest, ModelCard
+from pagefleet.api.contract.model_cards import CardIndex
+from pagefleet.api.protocol.prepared import prepare
 from pagefleet.engine import EngineConfig, LLMEngine, NullOptions
 from pagefleet.engine.errors import InvalidRequestError
-from pagefleet.engine.tokenizer import ByteTokenizer
-from pagefleet.workers.chat_format import closed, opened_thought, reasoning_parser_of, tool_parser_of
-from pagefleet.workers.conversation import for_template
-from pagefleet.workers.model_card import make_card
-from pagefleet.workers.prompt import echo_of, engine_request, tokenize
+from pagefleet.engine.text.tokenizer import ByteTokenizer
+from pagefleet.workers.prompting.chat_format import (
+    closed,
+    opened_thought,
+    reasoning_parser_of,
+    tool_parser_of,
+)
+from pagefleet.workers.prompting.conversation import for_template
+from pagefleet.workers.prompting.model_card import make_card
+from pagefleet.workers.prompting.prompt import echo_of, engine_request, tokenize
 from pagefleet.workers.settings import WorkerSettings
 
 QWEN = "{%- if tools %}... within <tool_call></tool_call> XML tags{% endif %}<think>\n\n</think>"

@@ -8,16 +8,17 @@ import math
 import pytest
 from harness import leave, make_worker, submit
 
-from pagefleet.api import DeadlineExceeded, keys
-from pagefleet.api.closing import failure_of
-from pagefleet.api.job_record import JobRecord
-from pagefleet.api.messages import JobState, TokenLogprobs
-from pagefleet.engine.backends.null import null_token
+from pagefleet.api import DeadlineExceeded
+from pagefleet.api.broker.closing import failure_of
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.messages import JobState, TokenLogprobs
+from pagefleet.api.protocol.job_record import JobRecord
+from pagefleet.engine.execution.null import null_token
 from pagefleet.engine.outputs import TokenLogprobs as EngineLogprobs
-from pagefleet.engine.tokenizer import ByteTokenizer
-from pagefleet.workers import replay as replaying
-from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.speller import Speller, Spelling
+from pagefleet.engine.text.tokenizer import ByteTokenizer
+from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.job.speller import Speller, Spelling
+from pagefleet.workers.recovery import replay as replaying
 
 SEED = 7
 

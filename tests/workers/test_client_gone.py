@@ -10,10 +10,10 @@ import time
 import pytest
 
 from pagefleet.api import FleetClient, JobState
-from pagefleet.api.job_store import CLIENT_LEASE_S
-from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.local_stack import LocalStack
-from pagefleet.workers.sweeper import SWEEP_EVERY_S
+from pagefleet.api.protocol.job_store import CLIENT_LEASE_S
+from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.local.local_stack import LocalStack
+from pagefleet.workers.recovery.sweeper import SWEEP_EVERY_S
 
 NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.05"]
 NUM_TOKENS = 2000

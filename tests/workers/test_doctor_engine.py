@@ -7,11 +7,11 @@ import json
 import pytest
 
 from pagefleet.api import FleetSettings
-from pagefleet.api.doctor.finding import Patient
-from pagefleet.api.job_store import JobStore
-from pagefleet.engine.checkpoint import locate
+from pagefleet.api.operate.doctor.finding import Patient
+from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.engine.errors import UnknownModelError
-from pagefleet.engine.model_size import model_size
+from pagefleet.engine.loading.checkpoint import locate
+from pagefleet.engine.loading.model_size import model_size
 from pagefleet.workers.doctor import device, model, processor
 from pagefleet.workers.doctor.cgroup import cpu_quota, memory_limit
 from pagefleet.workers.doctor.group import ENGINE

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from pagefleet.api import FleetClient, JobDead, JobFailed
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.settings import FleetSettings
-from pagefleet.engine.backends.null import null_token
-from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.local_stack import WorkerProcess
-from pagefleet.workers.loop_thread import CRASH_EXIT_STATUS
-from pagefleet.workers.redis_server import RedisServer
+from pagefleet.api.config.settings import FleetSettings
+from pagefleet.api.protocol.job_store import JobStore
+from pagefleet.engine.execution.null import null_token
+from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.local.local_stack import WorkerProcess
+from pagefleet.workers.local.redis_server import RedisServer
+from pagefleet.workers.threads.loop_thread import CRASH_EXIT_STATUS
 
 WORKER = ["--model", "null", "--backend", "null", "--null-step-time", "0.01", "--lease-seconds", "1"]
 NUM_TOKENS = 200

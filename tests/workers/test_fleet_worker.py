@@ -7,12 +7,12 @@ import time
 import pytest
 from harness import RecordedMessage, leave, make_worker, submit
 
-from pagefleet.api import keys
-from pagefleet.api.errors import ContextTooLong, InvalidRequest, QueueFull, UnknownParameter
-from pagefleet.api.messages import JobState
-from pagefleet.engine.backends.null import null_token
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.errors import ContextTooLong, InvalidRequest, QueueFull, UnknownParameter
+from pagefleet.api.contract.messages import JobState
 from pagefleet.engine.errors import EngineFailedError
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.engine.execution.null import null_token
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 
 @pytest.fixture

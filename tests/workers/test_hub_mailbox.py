@@ -8,7 +8,7 @@ import time
 
 from kombu.asynchronous import Hub
 
-from pagefleet.workers.hub_mailbox import HubMailbox
+from pagefleet.workers.queue.hub_mailbox import HubMailbox
 
 
 def test_a_signal_handler_wakes_the_hub():

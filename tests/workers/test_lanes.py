@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 
 from pagefleet.api import FleetClient
-from pagefleet.engine.backends.null import null_token
-from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.local_stack import LocalStack
+from pagefleet.engine.execution.null import null_token
+from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.local.local_stack import LocalStack
 
 pytestmark = pytest.mark.alone
 

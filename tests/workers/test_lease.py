@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from pagefleet.api import keys
-from pagefleet.api.errors import RedisUnavailable
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.messages import WorkerStatus
-from pagefleet.api.settings import FleetSettings
+from pagefleet.api.config.settings import FleetSettings
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.errors import RedisUnavailable
+from pagefleet.api.contract.messages import WorkerStatus
+from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.api.testing import fake_card
-from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.lease import Lease
+from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.recovery.lease import Lease
 
 LEASE_S = 0.6
 

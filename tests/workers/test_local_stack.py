@@ -9,9 +9,9 @@ import stat
 import pytest
 
 from pagefleet.api import FleetClient, FleetSettings
-from pagefleet.api.errors import ConfigurationError
-from pagefleet.workers.local_stack import LocalStack
-from pagefleet.workers.server_endpoint import ServerEndpoint
+from pagefleet.api.contract.errors import ConfigurationError
+from pagefleet.workers.local.local_stack import LocalStack
+from pagefleet.workers.local.server_endpoint import ServerEndpoint
 
 NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.02"]
 

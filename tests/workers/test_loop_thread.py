@@ -5,11 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from pagefleet.workers.loop_thread import CRASH_EXIT_STATUS, LoopThread
+from pagefleet.workers.threads.loop_thread import CRASH_EXIT_STATUS, LoopThread
 
 CRASHING = """
 import logging, time
-from pagefleet.workers.loop_thread import LoopThread
+from pagefleet.workers.threads.loop_thread import LoopThread
 logging.basicConfig()
 LoopThread("finisher", lambda: 1 / 0).start()
 time.sleep(30)

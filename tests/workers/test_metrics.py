@@ -14,17 +14,17 @@ from harness import leave, make_worker, submit
 from prometheus_client.parser import text_string_to_metric_families
 
 from pagefleet.api import FleetClient
-from pagefleet.api.errors import ConfigurationError
-from pagefleet.api.messages import LogEntry
-from pagefleet.api.operations import StepItem
+from pagefleet.api.contract.errors import ConfigurationError
+from pagefleet.api.contract.messages import LogEntry
+from pagefleet.api.protocol.operations import StepItem
 from pagefleet.engine import SequenceOutput
-from pagefleet.engine.backends.null import null_token
-from pagefleet.engine.scheduler_output import ScheduledSequence, SchedulerOutput
-from pagefleet.workers.active_job import ActiveJob
-from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.local_stack import WorkerProcess
-from pagefleet.workers.metrics import Metrics
-from pagefleet.workers.metrics_server import served_metrics
+from pagefleet.engine.core.scheduler_output import ScheduledSequence, SchedulerOutput
+from pagefleet.engine.execution.null import null_token
+from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.job.active_job import ActiveJob
+from pagefleet.workers.local.local_stack import WorkerProcess
+from pagefleet.workers.observe.metrics import Metrics
+from pagefleet.workers.observe.metrics_server import served_metrics
 from pagefleet.workers.settings import WorkerSettings
 
 NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.005", "--lease-seconds", "1"]

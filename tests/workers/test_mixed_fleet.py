@@ -9,19 +9,20 @@ import uuid
 
 import pytest
 
-from pagefleet.api import FleetClient, JobDead, JobState, keys
-from pagefleet.api.celery_app import make_celery
-from pagefleet.api.closing import JobCloser
-from pagefleet.api.connections import send_message
-from pagefleet.api.dead_letters import DeadLetters
-from pagefleet.api.messages import LogEntry, WorkerStatus
-from pagefleet.api.operations import Limits, StepItem
-from pagefleet.api.requests import build_request
-from pagefleet.api.settings import FleetSettings
-from pagefleet.engine.backends.null import null_token
-from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.local_stack import WorkerProcess
-from pagefleet.workers.redis_server import RedisServer
+from pagefleet.api import FleetClient, JobDead, JobState
+from pagefleet.api.broker.celery_app import make_celery
+from pagefleet.api.broker.closing import JobCloser
+from pagefleet.api.broker.sending import send_message
+from pagefleet.api.config.settings import FleetSettings
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.messages import LogEntry, WorkerStatus
+from pagefleet.api.contract.requests import build_request
+from pagefleet.api.operate.dead_letters import DeadLetters
+from pagefleet.api.protocol.operations import Limits, StepItem
+from pagefleet.engine.execution.null import null_token
+from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.local.local_stack import WorkerProcess
+from pagefleet.workers.local.redis_server import RedisServer
 
 WORKER = ["--model", "null", "--backend", "null", "--null-step-time", "0.02", "--lease-seconds", "1"]
 WORKER += ["--drain-seconds", "0"]

@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from pagefleet.api import ContextTooLong, FleetClient, InvalidRequest
-from pagefleet.api.settings import GatewaySettings
-from pagefleet.workers.gateway_process import GatewayProcess
-from pagefleet.workers.local_stack import LocalStack
+from pagefleet.api.config.settings import GatewaySettings
+from pagefleet.workers.local.gateway_process import GatewayProcess
+from pagefleet.workers.local.local_stack import LocalStack
 
 MODEL = "smollm2-135m-instruct"
 PROMPTS = [
@@ -126,7 +126,7 @@ def test_a_call_of_a_tool_that_is_demanded_parses(model_stack):
 
 def test_a_chat_that_the_template_refuses_is_refused_with_its_reason(own_environment, tmp_path):
     """A checkpoint folder whose template allows no system message; everything else is the real model's."""
-    from pagefleet.engine.checkpoint import resolve
+    from pagefleet.engine.loading.checkpoint import resolve
 
     folder = tmp_path / "strict"
     shutil.copytree(resolve(MODEL, None).folder, folder)

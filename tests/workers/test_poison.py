@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from pagefleet.api import FleetClient, JobDead
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.settings import FleetSettings
-from pagefleet.engine.backends.null import null_token
-from pagefleet.workers.local_stack import WorkerProcess
-from pagefleet.workers.redis_server import RedisServer
+from pagefleet.api.config.settings import FleetSettings
+from pagefleet.api.protocol.job_store import JobStore
+from pagefleet.engine.execution.null import null_token
+from pagefleet.workers.local.local_stack import WorkerProcess
+from pagefleet.workers.local.redis_server import RedisServer
 
 WORKER = ["--model", "null", "--backend", "null", "--null-step-time", "0.01", "--lease-seconds", "1"]
 NUM_BYSTANDERS = 12

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from tiny_gguf import write_gguf
 
 from pagefleet.api.cli.main import main
-from pagefleet.engine.model_cache import list_cached
+from pagefleet.engine.loading.model_cache import list_cached
 
 
 def prepare(*arguments):

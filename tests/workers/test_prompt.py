@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from pagefleet.api.errors import ContextTooLong
-from pagefleet.api.fleet import prepare
-from pagefleet.api.model_cards import CardIndex
+from pagefleet.api.contract.errors import ContextTooLong
+from pagefleet.api.contract.model_cards import CardIndex
+from pagefleet.api.protocol.prepared import prepare
 from pagefleet.engine import EngineConfig, LLMEngine, NullOptions, SamplingParams
-from pagefleet.workers.model_card import make_card
-from pagefleet.workers.prompt import engine_request
+from pagefleet.workers.prompting.model_card import make_card
+from pagefleet.workers.prompting.prompt import engine_request
 from pagefleet.workers.settings import WorkerSettings
 
 EVERY_PARAMETER = {

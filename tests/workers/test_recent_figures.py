@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pagefleet.workers.recent_figures import RecentFigures
+from pagefleet.workers.observe.recent_figures import RecentFigures
 
 
 def test_a_rate_is_over_the_last_five_seconds():

@@ -8,11 +8,11 @@ import psutil
 import pytest
 import redis
 
-from pagefleet.api.errors import ConfigurationError, RedisUnavailable
-from pagefleet.api.extras import pip_command
-from pagefleet.workers import redis_server
-from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.redis_server import RedisServer, find_server_binary
+from pagefleet.api.config.extras import pip_command
+from pagefleet.api.contract.errors import ConfigurationError, RedisUnavailable
+from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.local import redis_server
+from pagefleet.workers.local.redis_server import RedisServer, find_server_binary
 
 
 def test_the_embedded_binary_is_found_and_runs():

@@ -11,8 +11,8 @@ import redis
 from celery import chain, chord, signature
 from celery.exceptions import TaskRevokedError
 
-from pagefleet.api import keys
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.api.contract import keys
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 QUEUE = keys.queue("null", "interactive")
 TASK = "pagefleet.generate"

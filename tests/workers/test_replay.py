@@ -6,12 +6,12 @@ import pytest
 from click.testing import CliRunner
 from tiny_gguf import write_gguf
 
-from pagefleet.api import keys
 from pagefleet.api.cli.main import main
-from pagefleet.api.job_record import JobRecord
-from pagefleet.api.job_store import JobStore
-from pagefleet.api.messages import Fingerprint
-from pagefleet.api.settings import FleetSettings
+from pagefleet.api.config.settings import FleetSettings
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.messages import Fingerprint
+from pagefleet.api.protocol.job_record import JobRecord
+from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.workers.cli.replay import _as_it_was
 from pagefleet.workers.settings import WorkerSettings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from harness import leave, make_worker, submit
 
-from pagefleet.api.messages import JobState
+from pagefleet.api.contract.messages import JobState
 
 
 @pytest.fixture

@@ -10,16 +10,16 @@ import pytest
 import redis
 from celery import Celery
 
-from pagefleet.api import keys
-from pagefleet.api.celery_app import make_celery
-from pagefleet.api.closing import JobCloser
-from pagefleet.api.messages import JobState, WorkerStatus
-from pagefleet.api.operations import Claim, ClaimVerdict, Limits, Schedule
-from pagefleet.api.requests import build_request
-from pagefleet.api.status import num_queued
-from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.message_rules import refusal
-from pagefleet.workers.sweeper import Sweeper
+from pagefleet.api.broker.celery_app import make_celery
+from pagefleet.api.broker.closing import JobCloser
+from pagefleet.api.broker.status import num_queued
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.messages import JobState, WorkerStatus
+from pagefleet.api.contract.requests import build_request
+from pagefleet.api.protocol.operations import Claim, ClaimVerdict, Limits, Schedule
+from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.queue.message_rules import refusal
+from pagefleet.workers.recovery.sweeper import Sweeper
 
 QUEUE = keys.queue("null", "interactive")
 FAILURE = json.dumps({"status": "FAILURE"})

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from pagefleet.api.errors import ConfigurationError
-from pagefleet.api.settings import FlowerSettings
-from pagefleet.workers.flower_process import FlowerProcess
-from pagefleet.workers.local_stack import WorkerProcess
-from pagefleet.workers.ports import free_port
+from pagefleet.api.config.settings import FlowerSettings
+from pagefleet.api.contract.errors import ConfigurationError
+from pagefleet.workers.local.flower_process import FlowerProcess
+from pagefleet.workers.local.local_stack import WorkerProcess
+from pagefleet.workers.local.ports import free_port
 from pagefleet.workers.settings import WorkerSettings, new_worker_id
 
 

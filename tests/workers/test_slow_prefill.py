@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pagefleet.api import FleetClient
-from pagefleet.workers.local_stack import LocalStack
+from pagefleet.workers.local.local_stack import LocalStack
 
 LEASE_S = 1.5
 NUM_PROMPT_TOKENS = 1500

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pagefleet.engine import EngineRequest, SamplingParams
-from pagefleet.workers.solo_gate import SoloGate
+from pagefleet.workers.attempt.solo_gate import SoloGate
 
 
 def request(job_id, log=()):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from harness import leave, make_worker, submit
 
-from pagefleet.api.messages import JobState
-from pagefleet.engine.backends.null import null_token
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.api.contract.messages import JobState
+from pagefleet.engine.execution.null import null_token
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 SEED, PERIOD, NUM_TOKENS = 7, 5, 300
 

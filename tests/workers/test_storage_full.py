@@ -7,14 +7,15 @@ import signal
 import pytest
 import redis
 
-from pagefleet.api import FleetClient, keys
-from pagefleet.api.celery_app import make_celery, make_queue
-from pagefleet.api.connections import send_message
-from pagefleet.api.errors import StorageFull
-from pagefleet.engine.backends.null import null_token
-from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.local_stack import LocalStack
-from pagefleet.workers.unacked import guard_channel
+from pagefleet.api import FleetClient
+from pagefleet.api.broker.celery_app import make_celery, make_queue
+from pagefleet.api.broker.sending import send_message
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.errors import StorageFull
+from pagefleet.engine.execution.null import null_token
+from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.local.local_stack import LocalStack
+from pagefleet.workers.queue.unacked import guard_channel
 
 pytestmark = pytest.mark.alone
 

@@ -12,9 +12,9 @@ from harness import RecordedMessage, leave, make_worker, submit
 
 from pagefleet.api import InvalidRequest
 from pagefleet.api.cli.main import main
-from pagefleet.api.messages import JobState
-from pagefleet.workers import admission
-from pagefleet.workers.engine_loop import wait_until
+from pagefleet.api.contract.messages import JobState
+from pagefleet.workers.attempt import admission
+from pagefleet.workers.attempt.engine_loop import wait_until
 
 POINT = {
     "type": "object",

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from pagefleet.api import FleetClient, keys
-from pagefleet.api.celery_app import make_celery
-from pagefleet.api.connections import send_message
-from pagefleet.api.messages import JobState, WorkerStatus
-from pagefleet.api.operations import Limits
-from pagefleet.api.requests import build_request
-from pagefleet.api.status import num_queued
-from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.sweeper import Sweeper
+from pagefleet.api import FleetClient
+from pagefleet.api.broker.celery_app import make_celery
+from pagefleet.api.broker.sending import send_message
+from pagefleet.api.broker.status import num_queued
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.messages import JobState, WorkerStatus
+from pagefleet.api.contract.requests import build_request
+from pagefleet.api.protocol.operations import Limits
+from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.recovery.sweeper import Sweeper
 
 QUEUE = "pagefleet.null.interactive"
 

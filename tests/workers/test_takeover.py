@@ -11,10 +11,10 @@ from itertools import pairwise
 import pytest
 
 from pagefleet.api import FleetClient
-from pagefleet.api.job_store import JobStore
-from pagefleet.engine.backends.null import null_token
-from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.local_stack import LocalStack
+from pagefleet.api.protocol.job_store import JobStore
+from pagefleet.engine.execution.null import null_token
+from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.local.local_stack import LocalStack
 
 NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.02"]
 NUM_STREAMS = 24

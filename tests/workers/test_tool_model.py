@@ -10,9 +10,9 @@ import pytest
 
 from ops.tool_model import FILE
 from pagefleet.api import FleetClient
-from pagefleet.api.settings import GatewaySettings
-from pagefleet.workers.gateway_process import GatewayProcess
-from pagefleet.workers.local_stack import LocalStack
+from pagefleet.api.config.settings import GatewaySettings
+from pagefleet.workers.local.gateway_process import GatewayProcess
+from pagefleet.workers.local.local_stack import LocalStack
 
 MODEL = "coder"
 CITY = {

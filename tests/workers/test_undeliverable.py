@@ -6,10 +6,10 @@ import base64
 import json
 import logging
 
-from pagefleet.api import keys
-from pagefleet.api.celery_app import make_celery
-from pagefleet.api.connections import send_message
-from pagefleet.workers.message_gate import MessageGate
+from pagefleet.api.broker.celery_app import make_celery
+from pagefleet.api.broker.sending import send_message
+from pagefleet.api.contract import keys
+from pagefleet.workers.queue.message_gate import MessageGate
 
 QUEUE = keys.queue("null", "interactive")
 

@@ -21,13 +21,13 @@ from click.testing import CliRunner
 
 from pagefleet.api import FleetClient, FleetSettings
 from pagefleet.api.cli.main import main
-from pagefleet.api.errors import ConfigurationError
-from pagefleet.api.extras import pip_command
-from pagefleet.api.settings import FlowerSettings
+from pagefleet.api.config.extras import pip_command
+from pagefleet.api.config.settings import FlowerSettings
+from pagefleet.api.contract.errors import ConfigurationError
+from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.cli.up import _print_flower, _print_gateway
-from pagefleet.workers.engine_loop import wait_until
-from pagefleet.workers.flower_process import FlowerProcess
-from pagefleet.workers.ports import free_port
+from pagefleet.workers.local.flower_process import FlowerProcess
+from pagefleet.workers.local.ports import free_port
 
 UP = [sys.executable, "-m", "pagefleet.api.cli.main", "up", "--workers", "2", "--flower-port", "0"]
 UP += ["--gateway-port", "0"]

@@ -18,12 +18,12 @@ from urllib.parse import urlsplit
 import psutil
 
 from pagefleet.api import AsyncFleetClient
-from pagefleet.api.event_loop import loop_factory
-from pagefleet.api.settings import GatewaySettings
+from pagefleet.api.config.event_loop import loop_factory
+from pagefleet.api.config.settings import GatewaySettings
 from pagefleet.workers.bench.machine import describe_machine
 from pagefleet.workers.bench.timing import percentile
-from pagefleet.workers.gateway_process import GatewayProcess
-from pagefleet.workers.local_stack import LocalStack
+from pagefleet.workers.local.gateway_process import GatewayProcess
+from pagefleet.workers.local.local_stack import LocalStack
 
 _SETTLED_S: Final = 1.0
 """Of each stream's beginning nothing is compared: who attaches reads what is there already at once."""

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from pagefleet.engine import EngineConfig, EngineRequest, LLMEngine, SamplingParams
-from pagefleet.engine.loader import load
-from pagefleet.engine.model_runner import ModelRunner
-from pagefleet.engine.sampler import Sampler, SamplingRow
+from pagefleet.engine.execution.model_runner import ModelRunner
+from pagefleet.engine.loading.loader import load
+from pagefleet.engine.sampling.sampler import Sampler, SamplingRow
 from pagefleet.workers.bench.machine import StealMeter, describe_machine, describe_versions
 
 Progress = Callable[[str], None]

@@ -60,7 +60,7 @@ def bench(
     from pagefleet.engine import LLMEngine
     from pagefleet.workers.app import engine_config
     from pagefleet.workers.bench.report import run_bench
-    from pagefleet.workers.local_stack import LocalStack
+    from pagefleet.workers.local.local_stack import LocalStack
     from pagefleet.workers.settings import WorkerSettings, let_threads_sleep
 
     let_threads_sleep()

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from pagefleet.api import AsyncFleetClient, WorkerStatus
 from pagefleet.workers.bench.timing import LoadTiming, StreamTiming
-from pagefleet.workers.local_stack import LocalStack
+from pagefleet.workers.local.local_stack import LocalStack
 
 _SYSTEM: Final = "You are a helpful assistant. Answer in two or three sentences."
 _QUESTIONS: Final = (

@@ -27,7 +27,7 @@ def prepare(**options: Any) -> None:
         return
     # Only now: torch.
     from pagefleet.engine import EngineError
-    from pagefleet.engine.checkpoint import resolve
+    from pagefleet.engine.loading.checkpoint import resolve
 
     try:
         checkpoint = resolve(settings.model, settings.cache_dir)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pagefleet.api.cli.options import given, redis_option
-from pagefleet.api.errors import JobNotFound
-from pagefleet.api.job_record import JobRecord
-from pagefleet.api.job_store import JobStore
+from pagefleet.api.contract.errors import JobNotFound
+from pagefleet.api.protocol.job_record import JobRecord
+from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.workers.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from pagefleet.engine.tokenizer import Tokenizer
-    from pagefleet.workers.replay import ReplayedChoice
+    from pagefleet.engine.text.tokenizer import Tokenizer
+    from pagefleet.workers.recovery.replay import ReplayedChoice
 
 
 @click.command()
@@ -37,9 +37,9 @@ def replay(job_id: str, **options: Any) -> None:
     """
     # Only now: the engine.
     from pagefleet.engine import EngineError, LLMEngine
-    from pagefleet.workers import replay as replaying
     from pagefleet.workers.app import engine_config
-    from pagefleet.workers.model_card import make_card
+    from pagefleet.workers.prompting.model_card import make_card
+    from pagefleet.workers.recovery import replay as replaying
 
     settings = WorkerSettings.from_files(**given(options))
     record = _read(job_id, settings)

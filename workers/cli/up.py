@@ -14,16 +14,16 @@ from typing import Final
 import click
 
 from pagefleet.api.cli.options import redis_option
-from pagefleet.api.connection import safe_url
-from pagefleet.api.errors import ConfigurationError
-from pagefleet.api.extras import has_extra, pip_command
-from pagefleet.api.settings import FlowerSettings, GatewaySettings
-from pagefleet.workers.child_process import ChildProcess
-from pagefleet.workers.flower_process import FlowerProcess
-from pagefleet.workers.gateway_process import GatewayProcess
-from pagefleet.workers.local_stack import LocalStack, WorkerProcess
+from pagefleet.api.config.extras import has_extra, pip_command
+from pagefleet.api.config.settings import FlowerSettings, GatewaySettings
+from pagefleet.api.contract.errors import ConfigurationError
+from pagefleet.api.protocol.connection import safe_url
+from pagefleet.workers.local.child_process import ChildProcess
+from pagefleet.workers.local.flower_process import FlowerProcess
+from pagefleet.workers.local.gateway_process import GatewayProcess
+from pagefleet.workers.local.local_stack import LocalStack, WorkerProcess
+from pagefleet.workers.local.stack_guard import StackGuard
 from pagefleet.workers.settings import WorkerSettings
-from pagefleet.workers.stack_guard import StackGuard
 
 _SHORT_LIFE_S: Final = 10.0
 _MAX_SHORT_LIVES: Final = 3

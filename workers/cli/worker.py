@@ -12,7 +12,7 @@ import click
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
 from pagefleet.api.cli.options import given, redis_option
-from pagefleet.workers.logs import configure_logging
+from pagefleet.workers.observe.logs import configure_logging
 from pagefleet.workers.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from pagefleet.api.doctor.finding import Finding, Patient
+from pagefleet.api.operate.doctor.finding import Finding, Patient
 from pagefleet.workers.settings import WorkerSettings
 
 _DRIVER: Final = Path("/proc/driver/nvidia/version")

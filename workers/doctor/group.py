@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pagefleet.api.doctor.finding import CheckGroup
+from pagefleet.api.operate.doctor.finding import CheckGroup
 from pagefleet.workers.doctor import device, model, processor
 
 ENGINE: Final = CheckGroup(

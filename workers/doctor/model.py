@@ -10,11 +10,11 @@ from typing import Final
 
 import psutil
 
-from pagefleet.api.doctor.finding import Finding, Patient
+from pagefleet.api.operate.doctor.finding import Finding, Patient
 from pagefleet.engine import EngineError
-from pagefleet.engine.checkpoint import locate
-from pagefleet.engine.model_cache import default_cache_dir
-from pagefleet.engine.model_size import ModelSize, model_size
+from pagefleet.engine.loading.checkpoint import locate
+from pagefleet.engine.loading.model_cache import default_cache_dir
+from pagefleet.engine.loading.model_size import ModelSize, model_size
 from pagefleet.workers.doctor.cgroup import memory_limit
 from pagefleet.workers.settings import WorkerSettings
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from pagefleet.api.doctor.finding import Finding, Patient
+from pagefleet.api.operate.doctor.finding import Finding, Patient
 from pagefleet.workers.doctor.cgroup import cpu_quota
 from pagefleet.workers.settings import WorkerSettings, thread_variables
 

@@ -1,0 +1,260 @@
+"""One job's stream as the reader sees it: every token exactly once, in order, then the end.
+
+:class:`StreamState` is sans-IO: it is fed events (live, perhaps lost, doubled or late) and records
+(replayed from the log) and says what is new. ``token_stream.py`` gives it threads and sockets.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from pydantic import ValidationError
+
+from pagefleet.api.contract.errors import FleetError, JobDead, JobFailed, ProtocolError
+from pagefleet.api.contract.messages import (
+    AcceptedEvent,
+    ChoiceResult,
+    EndedEvent,
+    JobResult,
+    JobState,
+    LogEntry,
+    StreamEvent,
+    TokenLogprobs,
+    parse_event,
+)
+from pagefleet.api.contract.requests import invalid_request
+from pagefleet.api.protocol.job_record import JobRecord, LogPosition
+
+SILENCE_S: Final = 2.0
+"""After this long without an event, a reader looks into the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens that became readable together. ``offset`` is the index of the first of them."""
+
+    choice: int
+    offset: int
+    token_ids: list[int]
+    text: str
+    finish_reason: str | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    """One for each token, where the request asked for them."""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """With the first token of each choice, where the request asked for them."""
+    prompt_token_ids: list[int] | None = None
+    """The same way."""
+    text_offset: int = 0
+    """How many characters of the choice's text stand before it."""
+
+    @property
+    def end(self) -> int:
+        """How many tokens of the choice a reader has with it: what it can go on after."""
+        return self.offset + len(self.token_ids)
+
+
+class _Choice:
+    """What has been seen of one choice."""
+
+    def __init__(self) -> None:
+        self.num_tokens = 0
+        self.num_chars = 0
+        self.token_ids: list[int] = []
+        self.texts: list[str] = []
+        self.logprobs: list[TokenLogprobs] = []
+        self.stop_reason: str | int | None = None
+
+
+class StreamState:
+    """Dedupes by token index, notices gaps, knows the end.
+
+    Args:
+        after: how many tokens the reader has already of each choice, one number for all or one for each;
+            no chunk repeats them.
+        keep: whether :meth:`result` will be asked for. A relay that only passes chunks on needs no more than
+            their count.
+        num_choices: as far as it is known.
+    """
+
+    def __init__(
+        self, job_id: str, *, after: int | Sequence[int] = 0, keep: bool = True, num_choices: int = 1
+    ) -> None:
+        self.job_id = job_id
+        self.wants_replay = False
+        self.position = LogPosition(0, num_choices)
+        """Up to where the log has been seen; an event is one item of it."""
+        self.num_prompt_tokens: int | None = None
+        self.num_cached_tokens = 0
+        self.attempts = 0
+        self._after = after
+        self._keep = keep
+        self._choices: defaultdict[int, _Choice] = defaultdict(_Choice)
+        self._chunks: deque[Chunk] = deque()
+        self._prompt_logprobs: list[TokenLogprobs] | None = None
+        self._prompt_token_ids: list[int] | None = None
+        self._end: EndedEvent | None = None
+
+    @property
+    def ended(self) -> bool:
+        """The job is in a final state and every token of its log has been seen."""
+        return self._end is not None and self._has_seen(self._end.num_tokens)
+
+    @property
+    def error(self) -> FleetError | None:
+        """What a reader should raise at the end; None for an end that is an answer."""
+        if self._end is None or self._end.state in (JobState.DONE, JobState.CANCELLED):
+            return None
+        if self._end.error is not None:
+            return self._end.error.to_error(self.job_id)
+        if "deadline" in self._end.finish_reasons:
+            return None
+        failure = JobDead if self._end.state is JobState.DEAD else JobFailed
+        return failure(f"Job {self.job_id} failed without a reason.", job_id=self.job_id)
+
+    @property
+    def num_tokens(self) -> int:
+        """Seen so far, of all choices together."""
+        return sum(choice.num_tokens for choice in self._choices.values())
+
+    @property
+    def state(self) -> JobState | None:
+        """The final one, once it is known."""
+        return None if self._end is None else self._end.state
+
+    def finish(self, choice: int) -> tuple[str | None, str | int | None]:
+        """Why a choice of an ended job ended, and what stopped it."""
+        reasons = [] if self._end is None else self._end.finish_reasons
+        reason = reasons[choice] if choice < len(reasons) else None
+        return reason, self._choices[choice].stop_reason
+
+    def text_of(self, choice: int, num_tokens: int) -> str:
+        """What the first tokens of a choice say, as far as they have come. Only where it was to ``keep``."""
+        return "".join(self._choices[choice].texts[:num_tokens])
+
+    def pop(self) -> Chunk | None:
+        return self._chunks.popleft() if self._chunks else None
+
+    def feed_line(self, kind: str, body: str) -> None:
+        """One live event as it came over the channel."""
+        try:
+            event = parse_event(kind, body)
+        except ValidationError as error:
+            raise ProtocolError(
+                f"Job {self.job_id} sent an unreadable event: "
+                f"{invalid_request(error, with_value=False).message}",
+                job_id=self.job_id,
+            ) from None
+        if event is not None:
+            self.feed(event)
+
+    def feed(self, event: StreamEvent) -> None:
+        if isinstance(event, LogEntry):
+            self._feed_entry(event)
+        elif isinstance(event, AcceptedEvent):
+            self.num_prompt_tokens, self.attempts = event.num_prompt_tokens, event.attempt
+            self.num_cached_tokens = self.num_cached_tokens or event.num_cached_tokens
+        elif self._end is None:
+            self._end = event
+            self.wants_replay = not self.ended
+
+    def feed_record(self, record: JobRecord) -> None:
+        """State and log, read together: fills every gap and finds an end that was missed."""
+        first, asked_choices = record.after or LogPosition(0, record.num_choices)
+        if asked_choices != record.num_choices:
+            self.position, self.wants_replay = LogPosition(0, record.num_choices), True
+            return
+        self.num_prompt_tokens, self.attempts = record.num_prompt_tokens, record.attempts
+        self.num_cached_tokens = record.num_cached_tokens
+        for entry in record.entries:
+            self._feed_entry(entry)
+        self.position = LogPosition(first + len(record.entries), record.num_choices)
+        # Where the whole log has a gap, reading it again at once would not fill it. The rest of a log may
+        # have one: the items before it were compacted, or a server that lost a second has others.
+        self.wants_replay = first > 0 and not self._has_seen(record.num_tokens)
+        if self.wants_replay:
+            self.position = LogPosition(0, record.num_choices)
+        if record.state.is_final and self._end is None:
+            self._end = record.ended_event()
+
+    def _has_seen(self, num_tokens: Sequence[int]) -> bool:
+        return all(self._choices[index].num_tokens >= count for index, count in enumerate(num_tokens))
+
+    def result(self, model: str) -> JobResult:
+        """The outcome as far as it has been seen."""
+        end = self._end
+        num_choices = max(self._choices, default=0) + 1 if end is None else len(end.num_tokens)
+        return JobResult(
+            job_id=self.job_id,
+            model=model,
+            state=JobState.RUNNING if end is None else end.state,
+            choices=[self._result_of(index) for index in range(num_choices)],
+            prompt_logprobs=self._prompt_logprobs,
+            prompt_token_ids=self._prompt_token_ids,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_cached_tokens=self.num_cached_tokens,
+            attempts=self.attempts,
+            error=None if end is None else end.error,
+        )
+
+    def _feed_entry(self, entry: LogEntry) -> None:
+        choice = self._choices[entry.choice]
+        skip = choice.num_tokens - entry.offset
+        if skip < 0:
+            self.wants_replay = True
+            return
+        if skip >= len(entry.token_ids):
+            return
+        # An event that overlaps with others is not what the log was counted by.
+        num_entries = 0 if skip else self.position.num_entries + 1
+        self.position = self.position._replace(num_entries=num_entries)
+        num_chars, start = choice.num_chars, choice.num_tokens
+        choice.num_tokens = entry.offset + len(entry.token_ids)
+        choice.num_chars += sum(map(len, entry.texts[skip:]))
+        self._prompt_logprobs = entry.prompt_logprobs or self._prompt_logprobs
+        self._prompt_token_ids = entry.prompt_token_ids or self._prompt_token_ids
+        choice.stop_reason = entry.stop_reason
+        if self._keep:
+            choice.token_ids += entry.token_ids[skip:]
+            choice.texts += entry.texts[skip:]
+            choice.logprobs += (entry.logprobs or [])[skip:]
+        had = max(start, self._had(entry.choice)) - entry.offset
+        self._give(entry, had, num_chars + sum(map(len, entry.texts[skip:had])))
+
+    def _had(self, choice: int) -> int:
+        if isinstance(self._after, int):
+            return self._after
+        return self._after[choice] if choice < len(self._after) else 0
+
+    def _give(self, entry: LogEntry, skip: int, text_offset: int) -> None:
+        token_ids, text = entry.token_ids[skip:], "".join(entry.texts[skip:])
+        if token_ids:
+            logprobs = None if entry.logprobs is None else entry.logprobs[skip:]
+            offset = entry.offset + skip
+            self._chunks.append(
+                Chunk(
+                    entry.choice,
+                    offset,
+                    token_ids,
+                    text,
+                    entry.finish_reason,
+                    logprobs,
+                    # A log has them once, with the first choice's first token.
+                    self._prompt_logprobs if offset == 0 else None,
+                    self._prompt_token_ids if offset == 0 else None,
+                    text_offset,
+                )
+            )
+
+    def _result_of(self, index: int) -> ChoiceResult:
+        choice = self._choices[index]
+        return ChoiceResult(
+            index=index,
+            token_ids=list(choice.token_ids),
+            text="".join(choice.texts),
+            finish_reason=None if self._end is None else self._end.finish_reasons[index],
+            stop_reason=choice.stop_reason,
+            logprobs=choice.logprobs or None,
+        )

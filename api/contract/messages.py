@@ -1,0 +1,355 @@
+"""The wire contract: requests, log entries, stream events, results and model cards.
+
+Everything that crosses a process boundary is one of these models; nothing else is trusted. They know
+nothing of Redis or Celery. Every stored JSON carries ``v``, the protocol version that wrote it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import ConfigDict, Field, JsonValue, model_validator
+
+from pagefleet.api.contract.chat_message import ChatMessage, Reading, Tool
+from pagefleet.api.contract.errors import FleetError, error_from_code
+from pagefleet.api.contract.keys import Lane
+from pagefleet.api.contract.logprobs import Logprob, TokenLogprobs
+from pagefleet.api.contract.sampling import (
+    MAX_RESULT_TOKENS,
+    MAX_SEED,
+    SamplingDefaults,
+    SamplingOptions,
+    SamplingParams,
+)
+from pagefleet.api.contract.wire_model import FIELD_FAULT, StoredModel, wrong
+
+__all__ = [
+    "EVENT_KINDS",
+    "FIELD_FAULT",
+    "MAX_RESULT_TOKENS",
+    "MAX_SEED",
+    "MAX_TTL_S",
+    "PROTOCOL_VERSION",
+    "AcceptedEvent",
+    "ChatMessage",
+    "ChoiceResult",
+    "EndedEvent",
+    "ErrorInfo",
+    "Fingerprint",
+    "GenerateRequest",
+    "JobResult",
+    "JobState",
+    "LogEntry",
+    "Logprob",
+    "ModelCard",
+    "Reading",
+    "SamplingDefaults",
+    "SamplingOptions",
+    "SamplingParams",
+    "StreamEvent",
+    "TokenLogprobs",
+    "Tool",
+    "WorkerStatus",
+    "parse_event",
+    "split_events",
+]
+from pagefleet.api.contract.structured_outputs import StructuredOutputs
+
+PROTOCOL_VERSION: Final = 1
+MAX_DEADLINE_S: Final = 10.0**9
+MAX_ECHO: Final = 1_000_000
+"""Characters, or tokens, of a prompt times the choices that echo it: each has it in its log."""
+MAX_TTL_S: Final = 10**9
+
+
+class JobState(StrEnum):
+    """The one-letter states of ``pf:job:<id>``; the last four are final and never change."""
+
+    QUEUED = "Q"
+    RUNNING = "R"
+    DONE = "D"
+    FAILED = "F"
+    CANCELLED = "C"
+    DEAD = "X"
+
+    @property
+    def is_final(self) -> bool:
+        return self not in (JobState.QUEUED, JobState.RUNNING)
+
+
+class GenerateRequest(StoredModel):
+    """One generation: exactly one of ``prompt``, ``prompt_token_ids`` and ``messages``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(min_length=1, max_length=512)
+    prompt: str | None = Field(None, max_length=10_000_000)
+    prompt_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
+    messages: list[ChatMessage] | None = None
+    tools: list[Tool] | None = None
+    """What the model is told that it may call."""
+    chat_template_kwargs: dict[str, JsonValue] | None = None
+    """Further variables of the chat template."""
+    reading: Reading | None = None
+    sampling: SamplingParams = SamplingParams()
+    structured_outputs: StructuredOutputs | None = None
+    lane: Lane = "interactive"
+    priority: int = Field(5, ge=0, le=9, description="9 is the most urgent")
+    deadline_s: float | None = Field(
+        None, gt=0, le=MAX_DEADLINE_S, description="seconds from submit until the job is given up"
+    )
+
+    detached: bool | None = Field(
+        None, description="true: goes on without its client; by default so in the batch lane"
+    )
+    tenant: str | None = Field(None, min_length=1, max_length=128, description="on whose behalf")
+    result_ttl_s: int | None = Field(
+        None, gt=0, le=MAX_TTL_S, description="how long it can be read after its end"
+    )
+    truncate_prompt_tokens: int | None = Field(
+        None, gt=0, le=MAX_RESULT_TOKENS, description="only the last so many tokens of the prompt count"
+    )
+    cache_salt: str | None = Field(
+        None, min_length=1, max_length=256, description="shares the prefix cache with the same salt only"
+    )
+    prefix_cache: bool | None = Field(
+        None, description="false: computes the whole prompt; neither uses nor fills the prefix cache"
+    )
+    return_prompt_token_ids: bool = Field(False, description="the result has the prompt's tokens too")
+    echo: bool = Field(
+        False,
+        description="the text begins with the prompt's; stop strings don't see it, and messages have none",
+    )
+
+    @property
+    def lives_alone(self) -> bool:
+        """Whether the job goes on where its client is gone."""
+        return self.lane == "batch" if self.detached is None else self.detached
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Self:
+        given = [
+            name for name in ("prompt", "prompt_token_ids", "messages") if getattr(self, name) is not None
+        ]
+        if len(given) != 1:
+            raise ValueError(
+                "give exactly one of prompt, prompt_token_ids and messages"
+                + (f", not {' and '.join(given)}" if given else "")
+            )
+        if not getattr(self, given[0]):
+            raise wrong(given[0], "it is empty")
+        if self.echo and self.messages is not None:
+            raise wrong("echo", "only a prompt can be echoed, not messages")
+        for name in ("tools", "chat_template_kwargs", "reading"):
+            if getattr(self, name) is not None and self.messages is None:
+                raise wrong(name, "only messages can have it, not a prompt")
+        if self.echo and self.sampling.n * len(getattr(self, given[0])) > MAX_ECHO:
+            raise wrong("echo", f"a prompt as long as this can't be echoed {self.sampling.n} times")
+        return self
+
+
+class ErrorInfo(StoredModel):
+    """Why a job was rejected or failed, in the terms of :mod:`pagefleet.api.contract.errors`."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+    @classmethod
+    def from_error(cls, error: FleetError) -> ErrorInfo:
+        return cls(code=error.code, message=error.message, param=error.param)
+
+    def to_error(self, job_id: str) -> FleetError:
+        return error_from_code(self.code, self.message, param=self.param, job_id=job_id)
+
+
+class LogEntry(StoredModel):
+    """What one flush added to one choice of a job: an item of ``pf:log:<id>`` and a ``tokens`` event.
+
+    ``offset`` is the index of ``token_ids[0]`` among the choice's tokens. ``texts[i]`` is what exactly
+    ``token_ids[i]`` adds after stop-string hold-back: any reader replays text without a tokenizer, and a
+    stream can be cut and continued at any token.
+    """
+
+    choice: int = Field(0, ge=0, lt=128)
+    offset: int = Field(ge=0, le=MAX_RESULT_TOKENS)
+    token_ids: list[int] = Field(max_length=MAX_RESULT_TOKENS)
+    texts: list[str] = Field(max_length=MAX_RESULT_TOKENS)
+    logprobs: list[TokenLogprobs] | None = None
+    """One for each token, where the request asks for them."""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """Of the prompt's tokens from the second on: with the first token of choice 0."""
+    prompt_token_ids: list[int] | None = None
+    """The same way, where the request asks for them."""
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+    @model_validator(mode="after")
+    def _a_text_for_each_token(self) -> Self:
+        if len(self.texts) != len(self.token_ids):
+            raise ValueError(f"{len(self.token_ids)} token_ids but {len(self.texts)} texts")
+        if self.logprobs is not None and len(self.logprobs) != len(self.token_ids):
+            raise ValueError(f"{len(self.token_ids)} token_ids but {len(self.logprobs)} logprobs")
+        return self
+
+    def to_json(self) -> str:
+        return self.model_dump_json(exclude_defaults=True)
+
+
+class AcceptedEvent(StoredModel):
+    """The worker tokenised and admitted the prompt; sent again by every attempt, and with the first token if
+    the prefix cache had a part of the prompt."""
+
+    num_prompt_tokens: int
+    attempt: int
+    num_cached_tokens: int = 0
+
+
+class EndedEvent(StoredModel):
+    """The job reached a final state. ``num_tokens[c]`` is how many tokens choice ``c`` has in the log."""
+
+    state: JobState
+    num_tokens: list[int]
+    finish_reasons: list[str | None]
+    error: ErrorInfo | None = None
+
+
+StreamEvent = LogEntry | AcceptedEvent | EndedEvent
+
+ENDED: Final = "e"
+
+EVENT_KINDS: Final[dict[str, type[LogEntry] | type[AcceptedEvent] | type[EndedEvent]]] = {
+    "t": LogEntry,
+    "a": AcceptedEvent,
+    ENDED: EndedEvent,
+}
+
+
+def split_events(payload: str) -> list[tuple[str, str, str]]:
+    """The lines of one PUBLISH: ``(job_id, kind, json)`` each."""
+    events = []
+    for line in payload.split("\n"):
+        job_id, _, rest = line.partition(" ")
+        kind, _, body = rest.partition(" ")
+        events.append((job_id, kind, body))
+    return events
+
+
+def parse_event(kind: str, body: str) -> StreamEvent | None:
+    """One event, or None for a kind that a newer version invented."""
+    model = EVENT_KINDS.get(kind)
+    return None if model is None else model.model_validate_json(body)
+
+
+class Fingerprint(StoredModel):
+    """What decides a model's output. Only ``weights`` and ``tokenizer`` forbid another worker's resume."""
+
+    weights: str
+    tokenizer: str
+    dtype: str
+    backend: str
+    version: str
+
+
+class ChoiceResult(StoredModel):
+    index: int = 0
+    token_ids: list[int] = Field(default_factory=list)
+    text: str = ""
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    """One for each token, where the request asked for them."""
+
+
+class JobResult(StoredModel):
+    """What ``TokenStream.result()`` returns and ``AsyncResult(job_id).get()`` holds (as a dict).
+
+    Times are seconds since the epoch on the server's clock; None where the job never got that far.
+    """
+
+    job_id: str
+    model: str
+    state: JobState
+    choices: list[ChoiceResult]
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """Of the prompt's tokens from the second on, where the request asked for them."""
+    prompt_token_ids: list[int] | None = None
+    """Where the request asked for them."""
+    num_prompt_tokens: int | None = None
+    num_cached_tokens: int = 0
+    """Of the prompt's tokens: found in the prefix cache by the attempt that gave the first token."""
+    attempts: int = 0
+    worker: str | None = None
+    fingerprints: list[Fingerprint] = Field(default_factory=list)
+    """The engines that computed it, in order: more than one where an attempt's dtype, backend or version
+    differed from the one's before."""
+    error: ErrorInfo | None = None
+    enqueued_at: float | None = None
+    claimed_at: float | None = None
+    first_token_at: float | None = None
+    ended_at: float | None = None
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].text
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.choices[0].token_ids
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self.choices[0].finish_reason
+
+
+class ModelCard(StoredModel):
+    """What a producer must know of a model; published by its workers and kept after they die."""
+
+    name: str
+    task: Literal["generate"] = "generate"
+    max_model_len: int = Field(gt=0)
+    vocab_size: int = Field(gt=0)
+    aliases: list[str] = Field(default_factory=list)
+    max_queue_depth: int = Field(gt=0)
+    max_tenant_depth: int = Field(2**31, gt=0)
+    """In choices."""
+    max_tenant_bytes: int | None = Field(None, gt=0)
+    """Of requests and results; None is no limit."""
+    max_result_ttl_s: int = Field(MAX_TTL_S, gt=0)
+    """The longest ``result_ttl_s`` that a request may ask for."""
+    default_sampling: SamplingDefaults = SamplingDefaults()
+    """What the model's own generation_config.json asks for where a request says nothing."""
+    tool_parser: str | None = None
+    """How the model writes its calls of tools; None: a worker that knew nothing of tools."""
+    reasoning_parser: str | None = None
+    """How it writes what it thinks before it answers; None: it doesn't."""
+    fingerprint: Fingerprint
+
+
+class WorkerStatus(StoredModel):
+    """The value of ``pf:lease:<worker>``: what a worker says of itself with each beat."""
+
+    worker_id: str
+    model: str
+    host: str
+    pid: int
+    started_at: float
+    num_running: int = 0
+    num_waiting: int = 0
+    job_ids: list[str] = Field(default_factory=list, description="the jobs that it holds")
+    num_bad_messages: int = Field(0, description="dropped or dead-lettered because they could not be read")
+    num_free_blocks: int = 0
+    num_blocks: int = 0
+    num_generation_tokens: int = 0
+    num_decode_steps: int = Field(0, description="steps in which at least one sequence received a token")
+    last_batch_size: int = 0
+    max_batch_size: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    is_draining: bool = Field(False, description="takes nothing new and will leave")
+    lease_s: float | None = Field(None, description="how long a beat keeps it alive")
+    generation_tok_s: float = Field(0.0, description="over its last seconds")
+    ttft_p50_s: float | None = Field(None, description="of its last minutes' first tokens, from the submit")
+    ttft_p95_s: float | None = None
+    fingerprint: Fingerprint | None = None

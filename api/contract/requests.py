@@ -1,0 +1,92 @@
+"""From what a user wrote to a validated request, and from pydantic's complaints to one sentence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from pagefleet.api.contract.errors import InvalidRequest, UnknownParameter
+from pagefleet.api.contract.messages import FIELD_FAULT, GenerateRequest, SamplingParams
+
+_BRANCHES: Final = frozenset({"bool", "int", "float", "str", "none"})
+_OWN_FIELDS: Final = [name for name in GenerateRequest.model_fields if name not in ("v", "sampling")]
+
+
+def build_request(fields: Mapping[str, Any]) -> GenerateRequest:
+    """A validated request from flat fields: sampling parameters beside the rest, as users write them.
+
+    Raises:
+        UnknownParameter: a name nobody knows; the sentence offers the nearest known one.
+        InvalidRequest: a wrong type, a value out of range, an empty prompt or more than one input.
+    """
+    own, sampling = {}, {}
+    for name, value in fields.items():
+        if name in SamplingParams.model_fields:
+            sampling[name] = value
+        elif name in _OWN_FIELDS:
+            own[name] = value
+        else:
+            raise UnknownParameter(_unknown(name), param=name)
+    try:
+        return GenerateRequest(sampling=SamplingParams(**sampling), **own)
+    except ValidationError as error:
+        raise invalid_request(error) from None
+
+
+def invalid_request(error: ValidationError, *, with_value: bool = True) -> InvalidRequest:
+    """The first complaint of pydantic as one sentence that names the parameter.
+
+    Args:
+        with_value: false if the sentence may come into a log: what was given may be a prompt, or an answer.
+    """
+    first = error.errors(include_url=False)[0]
+    location = [str(part) for part in first["loc"] if not _is_inside(part)]
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == FIELD_FAULT:
+        param = first["ctx"]["param"]
+        return InvalidRequest(f"{param}: {message}.", param=param)
+    param = ".".join(location) or None
+    if param is None:
+        return InvalidRequest(f"{message}.")
+    given = repr(first["input"])
+    shown = given if len(given) <= 80 else given[:77] + "..."
+    got = f" (got {shown})" if with_value else ""
+    return InvalidRequest(f"{param}: {message[0].lower()}{message[1:]}{got}.", param=param)
+
+
+def _is_inside(part: str | int) -> bool:
+    """pydantic's own words for one branch of a union, and for a key that is wrong itself."""
+    return isinstance(part, str) and ("[" in part or part in _BRANCHES)
+
+
+def check_size(num_bytes: int, max_bytes: int) -> None:
+    """Raises: InvalidRequest."""
+    if num_bytes > max_bytes:
+        raise InvalidRequest(
+            f"The request has {num_bytes} bytes; {max_bytes} are allowed (PAGEFLEET_MAX_REQUEST_BYTES)."
+        )
+
+
+# What is no sequence is left as it is: validation names it better than a TypeError would.
+
+
+def as_list(token_ids: Sequence[int] | None) -> Any:
+    if isinstance(token_ids, str) or not isinstance(token_ids, Iterable):
+        return token_ids
+    return list(token_ids)
+
+
+def as_messages(messages: Sequence[Mapping[str, str]]) -> Any:
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
+        return messages
+    return [dict(message) if isinstance(message, Mapping) else message for message in messages]
+
+
+def _unknown(name: str) -> str:
+    known = [*SamplingParams.model_fields, *_OWN_FIELDS]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "see SamplingParams for what there is."
+    return f"unknown parameter {name!r}: {hint}"

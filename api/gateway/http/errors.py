@@ -1,0 +1,201 @@
+"""What goes wrong, as OpenAI's clients expect to hear it: a status and ``{message, type, param, code}``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from pagefleet.api.contract.errors import (
+    ContextTooLong,
+    FleetError,
+    InvalidRequest,
+    JobDead,
+    JobDeleted,
+    JobExists,
+    JobLost,
+    JobNotFound,
+    NoAnswer,
+    QueueFull,
+    RedisUnavailable,
+    UnknownModel,
+    UnknownParameter,
+)
+
+logger = logging.getLogger(__name__)
+
+INVALID: Final = "invalid_request_error"
+SERVER: Final = "server_error"
+_CLIENT_GONE: Final = 499
+_CODES: Final = {
+    "missing": "missing_required_parameter",
+    **dict.fromkeys(("greater_than_equal", "less_than_equal", "less_than"), "invalid_value"),
+}
+"""Of pydantic's types of errors; of all others ``invalid_type``."""
+SPELLED: Final[Mapping[str, str]] = {
+    "prompt_token_ids": "prompt",
+    "structured_outputs": "response_format",
+    "detached": "background",
+    "token_ids": "tokens",
+}
+"""Fields of a job that a request over HTTP calls otherwise; ``GenerationBody.names`` says it of a request."""
+
+
+class ApiError(Exception):
+    """One refusal, complete."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = INVALID,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = dict(headers or {})
+        self.body: dict[str, Any] = {
+            "error": {"message": message, "type": kind, "param": param, "code": code}
+        }
+
+    def response(self) -> Response:
+        return JSONResponse(self.body, self.status, self.headers)
+
+
+def api_error(error: FleetError, names: Mapping[str, str] = SPELLED) -> ApiError:
+    """A fleet's error in HTTP's terms. What is not the caller's fault is told without its details.
+
+    Args:
+        names: how the request spells its job's fields.
+    """
+    match error:
+        case ContextTooLong():
+            return _invalid(error, names, "context_length_exceeded")
+        case UnknownParameter():
+            return _invalid(error, names, "unknown_parameter")
+        case InvalidRequest():
+            return _invalid(error, names, "invalid_value")
+        case UnknownModel():
+            return ApiError(
+                404,
+                "The model does not exist or you do not have access to it: /v1/models lists those that do.",
+                param="model",
+                code="model_not_found",
+            )
+        case JobExists():
+            message = "The id is that of another job; choose another id."
+            return ApiError(409, message, param="job_id", code="job_exists")
+        case JobDeleted():
+            return ApiError(410, "The job was deleted.", param="job_id", code="job_deleted")
+        case JobNotFound():
+            return ApiError(404, "There is no such job.", param="job_id", code="job_not_found")
+        case QueueFull() if error.param == "tenant":
+            return _too_many("Too many of your requests are open; wait until one has ended.", "too_many_open")
+        case QueueFull() if error.param == "tenant_bytes":
+            message = "Your requests and results fill your storage; delete jobs, or wait until they expire."
+            return _too_many(message, "too_much_stored")
+        case QueueFull():
+            return _too_many("The model's queue is full; try again later.", "queue_full")
+        case RedisUnavailable():
+            logger.warning("no Redis: %s", error.message)
+            message = "The service is not available right now; try again later."
+            return ApiError(
+                503, message, kind=SERVER, code="service_unavailable", headers={"retry-after": "1"}
+            )
+        case NoAnswer():
+            message = "No worker of this model answered in time; try again later."
+            return ApiError(503, message, kind=SERVER, code="no_worker", headers={"retry-after": "1"})
+        case JobDead():
+            return ApiError(500, "The job was given up after repeated faults.", kind=SERVER, code="job_dead")
+        case JobLost():
+            return ApiError(500, "The job was lost.", kind=SERVER, code="job_lost")
+        case _:
+            # Its words may quote the prompt: they are in the job's hash, and its kind alone is here.
+            logger.error("job %s failed: %s", error.job_id, error.code)
+            return ApiError(500, "The job failed.", kind=SERVER, code="job_failed")
+
+
+def invalid_body(error: ValidationError) -> ApiError:
+    """The first complaint about a body, as one sentence that names the field."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"The body is no JSON: {first['ctx']['error']}.", code="invalid_json")
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    message = first["msg"].removeprefix("Value error, ")
+    if not param:
+        return ApiError(400, f"{message}.", code="invalid_type")
+    code = _CODES.get(first["type"], "invalid_type")
+    return ApiError(400, f"{param}: {message[0].lower()}{message[1:]}.", param=param, code=code)
+
+
+async def on_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def on_fleet_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, FleetError)
+    return api_error(error).response()
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """What the router itself refuses: an address or a method that there isn't."""
+    assert isinstance(error, HTTPException)
+    where = f"({request.method} {request.url.path})"
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        refusal = ApiError(405, f"This address has no such method {where}.", code="method_not_supported")
+        refusal.headers |= error.headers or {}
+    else:
+        refusal = ApiError(error.status_code, f"Invalid URL {where}.", code="unknown_url")
+    return refusal.response()
+
+
+async def on_fault(request: Request, error: Exception) -> Response:
+    """A mistake of ours: the log has it."""
+    return ApiError(500, "The server had an error while processing your request.", kind=SERVER).response()
+
+
+async def on_client_gone(request: Request, error: Exception) -> Response:
+    """Nobody reads it."""
+    return Response(status_code=_CLIENT_GONE)
+
+
+HANDLERS: Final = {
+    ApiError: on_api_error,
+    FleetError: on_fleet_error,
+    HTTPException: on_http_error,
+    ClientDisconnect: on_client_gone,
+    Exception: on_fault,
+}
+
+
+def _too_many(message: str, code: str) -> ApiError:
+    return ApiError(429, message, kind="requests", code=code, headers={"retry-after": "1"})
+
+
+def _invalid(error: InvalidRequest, names: Mapping[str, str], code: str) -> ApiError:
+    """What is wrong with a request, in its own words: ``param`` and the beginning of the message."""
+    if error.param is None:
+        return ApiError(400, error.message, code=code)
+    param, message = _spelled(error.param, names), error.message
+    if message.startswith(error.param):
+        message = param + message[len(error.param) :]
+    return ApiError(400, message, param=param, code=code)
+
+
+def _spelled(param: str, names: Mapping[str, str]) -> str:
+    """``prompt_token_ids.0`` is ``prompt[0]``: the longest name that is known, then its parts."""
+    parts = param.split(".")
+    known = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in names), 0)
+    begin = names[".".join(parts[:known])] if known else ""
+    rest = "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in parts[known:])
+    return (begin + rest).removeprefix(".")

@@ -1,0 +1,1 @@
+"""The job endpoints: list, read, resume, cancel and delete jobs over HTTP."""

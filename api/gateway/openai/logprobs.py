@@ -1,0 +1,81 @@
+"""Logprobs as the two endpoints, and vLLM, shape them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pagefleet.api.client.stream import Chunk
+from pagefleet.api.contract.logprobs import Logprob, TokenLogprobs
+from pagefleet.api.contract.messages import JobResult
+
+_LOWEST = -9999.0
+"""OpenAI's figure for what has no probability at all: JSON has no infinity."""
+
+
+def chat_logprobs(tokens: Sequence[TokenLogprobs]) -> dict[str, Any]:
+    return {
+        "content": [
+            {**_chat_token(each), "top_logprobs": [_chat_token(top) for top in each.top]} for each in tokens
+        ],
+        "refusal": None,
+    }
+
+
+def completion_logprobs(tokens: Sequence[TokenLogprobs | str], offsets: list[int]) -> dict[str, Any]:
+    """A string in place of a token stands for one without logprobs: the first of a prompt.
+
+    Args:
+        offsets: where in the choice's text each of them begins.
+    """
+    spelled = [each if isinstance(each, str) else _completion_token(each) for each in tokens]
+    return {
+        "tokens": spelled,
+        "token_logprobs": [None if isinstance(each, str) else _finite(each.logprob) for each in tokens],
+        "top_logprobs": [None if isinstance(each, str) else _top(each) for each in tokens],
+        "text_offset": offsets,
+    }
+
+
+def prompt_fields(told: Chunk | JobResult) -> dict[str, Any]:
+    """vLLM's fields of a prompt, each where it was asked for."""
+    fields: dict[str, Any] = {}
+    if told.prompt_token_ids is not None:
+        fields["prompt_token_ids"] = told.prompt_token_ids
+    if told.prompt_logprobs is not None:
+        fields["prompt_logprobs"] = prompt_logprobs(told.prompt_logprobs)
+    return fields
+
+
+def prompt_logprobs(tokens: Sequence[TokenLogprobs]) -> list[dict[str, Any] | None]:
+    """vLLM's ``prompt_logprobs``: by token id, the prompt's own token among the likeliest."""
+    positions: list[dict[str, Any] | None] = [None]
+    for each in tokens:
+        likeliest: dict[str, Any] = {
+            str(top.token_id): {"logprob": _finite(top.logprob), "rank": rank, "decoded_token": top.text}
+            for rank, top in enumerate(each.top, 1)
+        }
+        own = {"logprob": _finite(each.logprob), "rank": each.rank, "decoded_token": each.text}
+        positions.append({**likeliest, str(each.token_id): own})
+    return positions
+
+
+def _chat_token(token: Logprob) -> dict[str, Any]:
+    return {"token": token.text, "logprob": _finite(token.logprob), "bytes": list(token.spelled)}
+
+
+def _completion_token(token: Logprob) -> str:
+    """A part of a character as OpenAI spells it."""
+    if token.token_bytes is None:
+        return token.text
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.token_bytes)
+
+
+def _top(token: TokenLogprobs) -> dict[str, float]:
+    """The likeliest, and the token itself if it is none of them."""
+    likeliest = {_completion_token(top): _finite(top.logprob) for top in token.top}
+    return {**likeliest, _completion_token(token): _finite(token.logprob)}
+
+
+def _finite(value: float) -> float:
+    return max(value, _LOWEST)

@@ -1,0 +1,71 @@
+"""DeadLetters: jobs in state X, and the two ways out of it for an operator."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+from pagefleet.api.broker.arguments import shown_request
+from pagefleet.api.broker.closing import JobCloser
+from pagefleet.api.broker.sending import send_message
+from pagefleet.api.contract.messages import JobState
+from pagefleet.api.contract.model_cards import CardIndex
+from pagefleet.api.protocol import operations
+from pagefleet.api.protocol.job_errors import job_not_found
+from pagefleet.api.protocol.job_record import JobRecord
+from pagefleet.api.protocol.job_store import JobStore
+from pagefleet.api.protocol.prepared import Prepared, check_submitted
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+
+class DeadLetters:
+    """The dead letters of one server. A final state never changes: who runs one again gets a new job."""
+
+    def __init__(self, store: JobStore, app: Celery, closer: JobCloser) -> None:
+        self._store = store
+        self._app = app
+        self._closer = closer
+
+    def all(self) -> list[JobRecord]:
+        """The oldest first, without their tokens."""
+        records = [self._store.read(job_id, with_log=False) for job_id in self._store.dead_letters()]
+        return [record for record in records if record is not None]
+
+    def get(self, job_id: str) -> JobRecord:
+        """Raises: JobNotFound."""
+        record = self._store.read(job_id)
+        if record is None or record.state is not JobState.DEAD:
+            raise job_not_found(job_id)
+        return record
+
+    def requeue(self, job_id: str, *, from_start: bool = False) -> str:
+        """Sends the same request again, then removes the letter; returns the new job's id.
+
+        Of a job that waited for its weights in vain, the new one goes on with the tokens.
+
+        Args:
+            from_start: without the tokens: any weights may begin it.
+
+        Raises: JobNotFound, UnknownModel, QueueFull.
+        """
+        letter = self.get(job_id)
+        request = letter.request().model_copy(update={"detached": True})
+        card = CardIndex(self._store.cards()).resolve(request.model)
+        prepared = Prepared(str(uuid.uuid4()), request, card)
+        submission = operations.submit(
+            prepared.job_id, request, queue=prepared.queue, channel="", limits=prepared.limits
+        )
+        if letter.was_refused and not from_start:
+            submission = operations.resumed(submission, job_id)
+        check_submitted(self._store.run(submission), prepared)
+        shown = shown_request(request, self._store.settings.prompt_chars)
+        send_message(self._app, prepared.job_id, prepared.queue, request.priority, shown=shown)
+        self.drop(job_id)
+        return prepared.job_id
+
+    def drop(self, job_id: str) -> None:
+        """Removes the letter with its prompt and its tokens. Raises: JobNotFound."""
+        self.get(job_id)
+        self._closer.delete(job_id)

@@ -1,0 +1,119 @@
+"""AsyncJobStore: the producer's half of :class:`~pagefleet.api.protocol.job_store.JobStore` for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final, TypeVar
+
+import redis
+
+from pagefleet.api.config.settings import FleetSettings
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.messages import ModelCard, WorkerStatus
+from pagefleet.api.protocol.connection import connect_async, redis_errors
+from pagefleet.api.protocol.job_record import JobRecord, LogPosition
+from pagefleet.api.protocol.job_store import CLIENT_LEASE_S
+from pagefleet.api.protocol.operations import Operation
+from pagefleet.api.protocol.replies import (
+    HEAD_FIELDS,
+    parse_after,
+    parse_heads,
+    parse_record,
+    queue_read,
+    queue_read_after,
+    readable,
+)
+from pagefleet.api.protocol.scripts import load_script
+
+T = TypeVar("T")
+
+_PARSED_AT_ONCE: Final = 2**16
+"""Bytes of a log: some milliseconds."""
+
+
+class AsyncJobStore:
+    """The producer's half of :class:`JobStore` on ``redis.asyncio``: the same operations, awaited."""
+
+    def __init__(self, settings: FleetSettings) -> None:
+        self.settings = settings
+        self.redis: Any = connect_async(settings)
+
+    async def read(self, job_id: str, *, with_log: bool = True) -> JobRecord | None:
+        """Line 15, replay."""
+        with redis_errors(self.settings.url):
+            pipeline = self.redis.pipeline(transaction=True)
+            queue_read(pipeline, job_id, with_log)
+            replies = await pipeline.execute()
+        if with_log and sum(map(len, replies[1])) > _PARSED_AT_ONCE:
+            # A long log takes seconds: others go on meanwhile.
+            return await asyncio.to_thread(parse_record, job_id, replies)
+        return parse_record(job_id, replies)
+
+    async def read_after(self, job_id: str, position: LogPosition) -> JobRecord | None:
+        """Line 15, replay, by a reader that has the log up to ``position``."""
+        with redis_errors(self.settings.url):
+            pipeline = self.redis.pipeline(transaction=True)
+            queue_read_after(pipeline, job_id, position)
+            return parse_after(job_id, position, await pipeline.execute())
+
+    async def reply_channel(self, job_id: str) -> str | None:
+        """On which its producer listens: whose job it is."""
+        with redis_errors(self.settings.url):
+            channel: str | None = await self.redis.hget(keys.job(job_id), "channel")
+            return channel
+
+    async def recent_jobs(self, tenant: str | None) -> list[str]:
+        """The ids of a tenant's newest jobs, or of nobody's; the newest first."""
+        with redis_errors(self.settings.url):
+            job_ids: list[str] = await self.redis.zrange(keys.recent_jobs(tenant), 0, -1)
+        return job_ids[::-1]
+
+    async def job_heads(self, job_ids: Sequence[str]) -> dict[str, JobRecord]:
+        """What there is of these jobs but for their requests and logs, which may be large."""
+        with redis_errors(self.settings.url):
+            pipeline = self.redis.pipeline(transaction=False)
+            for job_id in job_ids:
+                pipeline.hmget(keys.job(job_id), *HEAD_FIELDS)
+            rows = await pipeline.execute(raise_on_error=False)
+        return parse_heads(job_ids, rows)
+
+    async def beat_client(self, client_id: str) -> None:
+        """Line 15: the client lives."""
+        with redis_errors(self.settings.url):
+            await self.redis.set(keys.client(client_id), "1", px=int(CLIENT_LEASE_S * 1000))
+
+    async def cards(self) -> list[ModelCard]:
+        with redis_errors(self.settings.url):
+            names = sorted(await self.redis.smembers(keys.MODELS))
+            texts = await self.redis.mget([keys.model(name) for name in names]) if names else []
+        return readable(ModelCard, names, texts)
+
+    async def workers(self) -> list[WorkerStatus]:
+        """The workers whose lease is alive, by id."""
+        with redis_errors(self.settings.url):
+            ids = sorted(await self.redis.zrange(keys.WORKERS, 0, -1))
+            texts = await self.redis.mget([keys.lease(worker_id) for worker_id in ids]) if ids else []
+        return readable(WorkerStatus, ids, texts)
+
+    async def api_keys_stamp(self) -> str | None:
+        with redis_errors(self.settings.url):
+            stamp: str | None = await self.redis.hget(keys.API_KEYS, keys.API_KEYS_STAMP)
+            return stamp
+
+    async def api_keys(self) -> dict[str, str]:
+        with redis_errors(self.settings.url):
+            return dict(await self.redis.hgetall(keys.API_KEYS))
+
+    async def run(self, operation: Operation[T]) -> T:
+        script = load_script(operation.script)
+        with redis_errors(self.settings.url):
+            call = (len(operation.keys), *operation.keys, *operation.args)
+            try:
+                reply = await self.redis.evalsha(script.sha, *call)
+            except redis.exceptions.NoScriptError:
+                reply = await self.redis.eval(script.source, *call)
+        return operation.parse(reply)
+
+    async def close_connections(self) -> None:
+        await self.redis.aclose()

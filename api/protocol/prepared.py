@@ -1,0 +1,192 @@
+"""A request that is checked against the model's card and ready to submit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pagefleet.api.config.settings import DEFAULT_MAX_REQUEST_BYTES
+from pagefleet.api.contract import keys
+from pagefleet.api.contract.errors import FleetError, InvalidRequest, JobDeleted, JobExists, QueueFull
+from pagefleet.api.contract.messages import GenerateRequest, ModelCard
+from pagefleet.api.contract.model_cards import CardIndex, check_fits, check_limits
+from pagefleet.api.contract.requests import build_request, check_size
+from pagefleet.api.contract.stored_size import reserved_bytes
+from pagefleet.api.protocol import operations
+from pagefleet.api.protocol.operations import (
+    NO_LIMIT,
+    NO_SCHEDULE,
+    Charge,
+    Limits,
+    Operation,
+    Schedule,
+    Submitted,
+)
+
+JOB_ID: Final = r"^[^\s\x00-\x1f]{1,255}$"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that is known to be right as far as a producer can tell, and where it goes."""
+
+    job_id: str
+    request: GenerateRequest
+    card: ModelCard
+    max_open: int | None = None
+    """How many choices its tenant's open jobs in its queue may have, where the card allows more."""
+    max_stored: int | None = None
+    """How many bytes its tenant's jobs may take, where the card allows more."""
+    charge: Charge | None = None
+    asked: str = ""
+    """Hash of what the caller asked for, its defaults not filled in."""
+
+    @property
+    def queue(self) -> str:
+        return keys.queue(self.card.name, self.request.lane)
+
+    @property
+    def num_reserved_bytes(self) -> int:
+        """What it counts for its tenant until it is closed."""
+        request_json = self.request.model_dump_json(exclude_defaults=True)
+        return reserved_bytes(self.request, len(request_json.encode()))
+
+    @property
+    def limits(self) -> Limits:
+        card = self.card
+        return Limits(
+            card.max_queue_depth,
+            min(card.max_tenant_depth, self.max_open or card.max_tenant_depth),
+            min(card.max_tenant_bytes or NO_LIMIT, self.max_stored or NO_LIMIT),
+        )
+
+
+def check_submitted(submitted: Submitted, prepared: Prepared) -> None:
+    """Raises: QueueFull, JobExists, JobDeleted, where SUBMIT wrote nothing for it."""
+    if submitted.is_other:
+        raise job_exists(prepared.job_id)
+    if submitted.is_deleted:
+        raise JobDeleted(
+            f"The job {prepared.job_id!r} was deleted; it is not submitted again.", job_id=prepared.job_id
+        )
+    if submitted.depth is not None:
+        raise QueueFull(
+            f"The queue {prepared.queue} holds {submitted.depth} jobs, its limit; try again later.",
+            job_id=prepared.job_id,
+        )
+    if submitted.tenant_depth is not None:
+        raise QueueFull(
+            f"The queue {prepared.queue} holds {submitted.tenant_depth} choices of the tenant "
+            f"{prepared.request.tenant!r}, and this job has {prepared.request.sampling.n}; its limit is "
+            f"{prepared.limits.max_tenant_depth}; try again later.",
+            param="tenant",
+            job_id=prepared.job_id,
+        )
+    if submitted.tenant_bytes is not None:
+        raise _too_much_stored(prepared, submitted.tenant_bytes)
+
+
+def _too_much_stored(prepared: Prepared, num_stored: int) -> FleetError:
+    num_bytes, most = prepared.num_reserved_bytes, prepared.limits.max_tenant_bytes
+    told = f"this job may take {num_bytes} bytes with its result"
+    if num_bytes > most:
+        return InvalidRequest(
+            f"max_tokens: {told}, and all jobs of its tenant {most}; ask for fewer tokens, choices or "
+            "logprobs.",
+            param="max_tokens",
+            job_id=prepared.job_id,
+        )
+    return QueueFull(
+        f"The jobs of the tenant {prepared.request.tenant!r} take {num_stored} bytes, and {told}; "
+        f"the limit is {most}. Delete jobs, or wait until they expire.",
+        param="tenant_bytes",
+        job_id=prepared.job_id,
+    )
+
+
+def job_exists(job_id: str) -> JobExists:
+    return JobExists(
+        f"job_id: {job_id!r} is the id of a job with another request or tenant; choose another id, or read "
+        "that job with attach().",
+        param="job_id",
+        job_id=job_id,
+    )
+
+
+def prepare(
+    cards: CardIndex,
+    job_id: str | None,
+    fields: Mapping[str, Any],
+    seed: int,
+    max_bytes: int = DEFAULT_MAX_REQUEST_BYTES,
+) -> Prepared:
+    """Validates a request against the cards; a missing seed becomes ``seed``, the model its canonical name.
+
+    Its size is bounded by ``max_bytes``, that of its result by ``max_tokens`` and the model's context.
+
+    Raises:
+        InvalidRequest, UnknownModel, ContextTooLong: nothing was sent anywhere.
+    """
+    if job_id is not None and not _is_job_id(job_id):
+        raise InvalidRequest(
+            "job_id: give 1 to 255 characters without blanks or line breaks.", param="job_id"
+        )
+    model = fields.get("model")
+    if model is not None and not isinstance(model, str):
+        raise InvalidRequest(f"model: a name is expected, not {model!r}.", param="model")
+    given = {name: value for name, value in fields.items() if value is not None}
+    # Wrong fields are the more useful complaint where the model is unknown too: validate first.
+    request = build_request({**given, "model": model or "-"})
+    card = cards.resolve(model)
+    asked = _hash_of(request.model_copy(update={"model": card.name}))
+    # Kept with the job: whoever takes it over draws with the same parameters.
+    request = build_request({**card.default_sampling.fill(given), "model": card.name})
+    sampling = request.sampling
+    if sampling.seed is None:
+        sampling = sampling.model_copy(update={"seed": seed})
+    if "max_tokens" not in given:
+        # The default must not make a model with a short context refuse what nobody asked for.
+        most = max(sampling.min_tokens, min(sampling.max_tokens, card.max_model_len))
+        sampling = sampling.model_copy(update={"max_tokens": most})
+    request = request.model_copy(update={"model": card.name, "sampling": sampling})
+    check_fits(request, card)
+    check_limits(request, card)
+    check_size(len(request.model_dump_json(exclude_defaults=True).encode()), max_bytes)
+    return Prepared(job_id or str(uuid.uuid4()), request, card, asked=asked)
+
+
+def _hash_of(request: GenerateRequest) -> str:
+    """The same for the same fields, in whatever order, and in every version that knows them."""
+    fields = request.model_dump(mode="json", exclude_defaults=True, exclude={"v"})
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _is_job_id(job_id: Any) -> bool:
+    return isinstance(job_id, str) and re.fullmatch(r"[^\s\x00-\x1f\ud800-\udfff]{1,255}", job_id) is not None
+
+
+def submit_operation(
+    prepared: Prepared,
+    channel: str = "",
+    client_id: str = "",
+    *,
+    again: bool = False,
+    schedule: Schedule = NO_SCHEDULE,
+) -> Operation[Submitted]:
+    return operations.submit(
+        prepared.job_id,
+        prepared.request,
+        queue=prepared.queue,
+        channel=channel,
+        limits=prepared.limits,
+        client_id=client_id,
+        charge=prepared.charge,
+        asked=prepared.asked,
+        again=again,
+        schedule=schedule,
+    )

@@ -1,0 +1,103 @@
+"""SequenceFactory: from a request to its sequences, one for each choice, with their logs replayed."""
+
+from __future__ import annotations
+
+import secrets
+from typing import NamedTuple
+
+from pagefleet.engine.core.ngram import NgramProposer
+from pagefleet.engine.core.sequence import Sequence
+from pagefleet.engine.core.stop_checker import Progress, StopChecker
+from pagefleet.engine.engine_request import (
+    EngineRequest,
+    check_logs,
+    check_prompt_length,
+    check_sampling_token_ids,
+    checked_token_ids,
+)
+from pagefleet.engine.model_info import ModelInfo
+from pagefleet.engine.sampling.logit_rules import rules_of
+from pagefleet.engine.text.bad_words import bad_word_token_ids
+from pagefleet.engine.text.detokenizer import IncrementalDetokenizer
+from pagefleet.engine.text.tokenizer import Tokenizer
+
+__all__ = ["NewSequence", "SequenceFactory"]
+
+
+class NewSequence(NamedTuple):
+    """A sequence, and how its log ended it, where it did."""
+
+    sequence: Sequence
+    ended: Progress | None
+
+
+class SequenceFactory:
+    """One model's."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, info: ModelInfo, stop_checker: StopChecker, *, speculates: bool
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._info = info
+        self._stop_checker = stop_checker
+        self._speculates = speculates
+
+    def max_num_tokens(self, request: EngineRequest, num_prompt_tokens: int) -> int:
+        """To how many tokens a choice may grow, prompt and output."""
+        return min(num_prompt_tokens + request.sampling_params.max_tokens, self._info.max_model_len)
+
+    def make(self, request: EngineRequest) -> list[NewSequence]:
+        """The request's choices but for those that had ended; their logs went through the detokenizer.
+
+        Raises InvalidRequestError with code `empty_prompt`, `context_length`, `token_out_of_vocabulary`,
+        `invalid_type` or `invalid_value`.
+        """
+        params = request.sampling_params
+        prompt = checked_token_ids("prompt_token_ids", request.prompt_token_ids, self._info)
+        check_logs(request)
+        check_prompt_length(len(prompt), self._info)
+        check_sampling_token_ids(params, self._info)
+        seed = params.seed if params.seed is not None else secrets.randbits(64)
+        made: list[NewSequence] = []
+        for choice in range(params.n):
+            log = request.logs[choice] if choice < len(request.logs) else ()
+            if log is not None:
+                sequence = self._new(request, list(prompt), seed, choice)
+                tokens = checked_token_ids("logs", log, self._info)
+                sequence.first_choice = made[0].sequence if made else None
+                made.append(NewSequence(sequence, self._replay(sequence, tokens)))
+        return made
+
+    def _new(self, request: EngineRequest, prompt: list[int], seed: int, choice: int) -> Sequence:
+        params = request.sampling_params
+        bad_words = bad_word_token_ids(params.bad_words, self._tokenizer, self._info.vocab_size)
+        ends = self._stop_checker.end_token_ids(params, has_grammar=request.grammar is not None)
+        sequence = Sequence(
+            request_id=request.request_id,
+            token_ids=prompt,
+            num_prompt_tokens=len(prompt),
+            sampling_params=params,
+            seed=seed,
+            choice=choice,
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+            prefix_cache=request.prefix_cache,
+            detokenizer=IncrementalDetokenizer(self._tokenizer, params, prompt),
+            logit_rules=rules_of(params, len(prompt), bad_words, ends),
+            grammar=request.grammar.copy() if request.grammar is not None else None,
+            proposer=NgramProposer(len(prompt)) if self._speculates and params.speculate else None,
+            # The same for every choice: the first one brings them.
+            prompt_logprobs=[] if params.prompt_logprobs is not None and choice == 0 else None,
+        )
+        if sequence.grammar is not None:
+            sequence.grammar.limit(self.max_num_tokens(request, len(prompt)) - len(prompt))
+        return sequence
+
+    def _replay(self, sequence: Sequence, log: list[int]) -> Progress | None:
+        """Append an earlier attempt's tokens; says how they end the sequence, where they do."""
+        sequence.token_ids += log
+        for num_tokens in range(sequence.num_prompt_tokens + 1, sequence.num_tokens + 1):
+            progress = self._stop_checker.check(sequence, num_tokens)
+            if progress.finish_reason is not None:
+                return progress
+        return None

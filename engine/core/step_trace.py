@@ -1,0 +1,101 @@
+"""StepTrace: where the time of an engine's first steps goes, as a file for Perfetto or chrome://tracing.
+
+The format is the Trace Event Format's complete events ("ph": "X"), times in microseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Final
+
+from pagefleet.engine.core.scheduler_output import SchedulerOutput
+
+__all__ = ["NO_TRACE", "StepTrace"]
+
+logger = logging.getLogger(__name__)
+
+_NOTHING: Final[AbstractContextManager[None]] = nullcontext()
+
+
+class StepTrace:
+    """Collects the stages of `num_steps` steps from any threads, then writes `file` and costs nothing more.
+
+    The file is there when the step after the last one begins, or when the trace is closed: another thread may
+    still be publishing the last one's tokens until then.
+    """
+
+    def __init__(self, file: Path | None, num_steps: int) -> None:
+        self._file = file
+        self._num_left = num_steps
+        self._events: list[dict[str, Any]] = []
+        self._is_on = file is not None and num_steps > 0
+
+    def span(self, name: str, **arguments: Any) -> AbstractContextManager[None]:
+        """A stage of a step, as long as the `with` block."""
+        return self._timed(name, arguments) if self._is_on else _NOTHING
+
+    def step(self, plan: SchedulerOutput) -> AbstractContextManager[None]:
+        """A step and its batch."""
+        if not self._is_on or not plan.scheduled:
+            return _NOTHING
+        if self._num_left == 0:
+            self.close()
+            return _NOTHING
+        self._num_left -= 1
+        return self._timed("step", _composition(plan))
+
+    def close(self) -> None:
+        """Write what there is."""
+        if not self._is_on:
+            return
+        self._is_on = False
+        assert self._file is not None
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        threads = [
+            {"ph": "M", "name": "thread_name", "pid": os.getpid(), "tid": ident, "args": {"name": name}}
+            for ident, name in names.items()
+        ]
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._file.write_text(json.dumps({"traceEvents": threads + self._events}))
+        except OSError as error:
+            logger.warning("the trace of steps could not be written: %s", error)
+        else:
+            logger.info("the trace of steps is in %s: open it in https://ui.perfetto.dev", self._file)
+        self._events = []
+
+    @contextmanager
+    def _timed(self, name: str, arguments: dict[str, Any]) -> Iterator[None]:
+        begun_at = time.perf_counter_ns()
+        try:
+            yield
+        finally:
+            ended_at = time.perf_counter_ns()
+            event = {"ph": "X", "name": name, "pid": os.getpid(), "tid": threading.get_ident()}
+            event |= {"ts": begun_at / 1000, "dur": (ended_at - begun_at) / 1000, "args": arguments}
+            self._events.append(event)
+
+
+NO_TRACE: Final = StepTrace(None, 0)
+
+
+def _composition(plan: SchedulerOutput) -> dict[str, Any]:
+    entries = plan.scheduled
+    prefills = [
+        entry for entry in entries if entry.sequence.num_computed_tokens < entry.sequence.num_prompt_tokens
+    ]
+    return {
+        "num_seqs": len(entries),
+        "num_tokens": sum(entry.num_new_tokens for entry in entries),
+        "num_prefills": len(prefills),
+        "num_prefill_tokens": sum(entry.num_new_tokens for entry in prefills),
+        "num_preempted": len(plan.preempted),
+        "context_lens": [entry.sequence.num_computed_tokens for entry in entries],
+    }

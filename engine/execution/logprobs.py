@@ -1,0 +1,79 @@
+"""Logprobs: where tokens stand in the distribution that the model gave, before anything is done to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from pagefleet.engine.core.scheduler_output import ScheduledSequence
+from pagefleet.engine.outputs import TokenLogprobs
+
+__all__ = ["PromptRows", "prompt_rows", "token_logprobs"]
+
+
+def token_logprobs(
+    logits: torch.Tensor, token_ids: Sequence[int], num_top: Sequence[int]
+) -> list[TokenLogprobs]:
+    """For each row of logits [N, vocab]: its token's logprob and rank, and its `num_top` most likely tokens.
+
+    logprob(t) = logit(t) - logsumexp(logits), in float32 or what is wider. A row is a function of its own
+    logits: of equal logits the smaller id comes first, also where only some of them are among the top.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    total = logits.logsumexp(dim=-1, keepdim=True)
+    chosen = logits.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])
+    ranks = ((logits > chosen).sum(dim=-1) + 1).tolist()
+    own = (chosen - total)[:, 0].tolist()
+    tops = _top(logits, total, num_top)
+    return [TokenLogprobs(*row) for row in zip(token_ids, own, ranks, tops, strict=True)]
+
+
+def _top(
+    logits: torch.Tensor, total: torch.Tensor, num_top: Sequence[int]
+) -> list[tuple[tuple[int, float], ...]]:
+    widest = min(max(num_top), logits.shape[-1])
+    if not widest:
+        return [()] * len(logits)
+    # topk takes any of equals: what is at least as large as its last value is ranked again.
+    least = logits.topk(widest, dim=-1).values[:, -1:]
+    rows, columns = (logits >= least).nonzero(as_tuple=True)
+    values = (logits - total)[rows, columns]
+    by_rank = torch.argsort(values, descending=True, stable=True)
+    by_row = by_rank[torch.argsort(rows[by_rank], stable=True)]
+    tops: list[list[tuple[int, float]]] = [[] for _ in range(len(logits))]
+    ranked = zip(rows[by_row].tolist(), columns[by_row].tolist(), values[by_row].tolist(), strict=True)
+    for row, token_id, logprob in ranked:
+        if len(tops[row]) < num_top[row]:
+            tops[row].append((token_id, logprob))
+    return [tuple(top) for top in tops]
+
+
+class PromptRows(NamedTuple):
+    """What a step computes of prompts whose logprobs are asked for."""
+
+    rows: list[int]
+    """In the ragged batch: the tokens whose successors are tokens of the prompt too."""
+    token_ids: list[int]
+    """Their successors."""
+    num_top: list[int]
+    lengths: dict[int, int]
+    """Rows of each scheduled entry that has some, in their order."""
+
+
+def prompt_rows(scheduled: Sequence[ScheduledSequence]) -> PromptRows:
+    found = PromptRows([], [], [], {})
+    first_row = 0
+    for index, (sequence, num_new_tokens) in enumerate(scheduled):
+        if sequence.needs_prompt_logits:
+            begin = sequence.num_computed_tokens
+            end = min(begin + num_new_tokens, sequence.num_prompt_tokens - 1)
+            num_top = sequence.sampling_params.prompt_logprobs
+            assert num_top is not None
+            found.rows.extend(range(first_row, first_row + end - begin))
+            found.token_ids.extend(sequence.token_ids[begin + 1 : end + 1])
+            found.num_top.extend([num_top] * (end - begin))
+            found.lengths[index] = end - begin
+        first_row += num_new_tokens
+    return found

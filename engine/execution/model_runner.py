@@ -1,0 +1,210 @@
+"""ModelRunner: the executor with a model in it. From scheduled sequences to a ragged batch to tokens.
+
+Knows no requests, no stops and no text. Host work is vectorised: no Python loop runs over tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pagefleet.engine.backends.base import RaggedBatch
+from pagefleet.engine.core.scheduler_output import ScheduledSequence
+from pagefleet.engine.execution.executor import Executor
+from pagefleet.engine.execution.logprobs import PromptRows, prompt_rows, token_logprobs
+from pagefleet.engine.execution.token_masks import TokenMasks
+from pagefleet.engine.execution.verification import agreed, logit_rows, sampling_rows
+from pagefleet.engine.models.config import DecoderConfig
+from pagefleet.engine.models.decoder import Decoder
+from pagefleet.engine.models.model_source import ModelSource
+from pagefleet.engine.outputs import Sampled, TokenLogprobs
+from pagefleet.engine.sampling.sampler import Sampler, SamplingRow
+from pagefleet.engine.sampling.sampling_params import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+NUM_PROMPT_ROWS = 64
+"""Rows of a prompt whose logits are in memory at once."""
+
+
+class ModelRunner(Executor):
+    """Loads a decoder and runs it; before the first step its KV cache must be allocated.
+
+    Args:
+        eos_token_ids: what a grammar lets through where it may end.
+
+    Raises ModelLoadError.
+    """
+
+    def __init__(self, source: ModelSource, eos_token_ids: tuple[int, ...] = ()) -> None:
+        self._source = source
+        self._loaded: Decoder | None = source.load()
+        self._num_blocks = self._block_size = 0
+        self.sampler = Sampler()
+        self._masks = TokenMasks(self.model_config.vocab_size, eos_token_ids)
+
+    @property
+    def device(self) -> torch.device:
+        return self._source.device
+
+    @property
+    def model_config(self) -> DecoderConfig:
+        return self._model.config
+
+    def kv_bytes_per_block(self, block_size: int) -> int:
+        """Bytes that a block of so many tokens takes over all layers."""
+        return self._model.backend.kv_bytes_per_block(self._model.attention, block_size)
+
+    @torch.inference_mode()
+    def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
+        """Lays out an empty cache, in place of the one that was there."""
+        self._num_blocks, self._block_size = num_blocks, block_size
+        self._model.backend.allocate_kv_cache(self._model.attention, num_blocks, block_size)
+
+    @torch.inference_mode()
+    def execute(self, scheduled: list[ScheduledSequence]) -> list[Sampled]:
+        """See `Executor.execute`."""
+        with self.trace.span("prepare"):
+            batch = ragged_batch(scheduled)
+            prompts = prompt_rows(scheduled)
+        # Before the forward pass, and beside it.
+        masks = self._masks.start(scheduled)
+        sampled_rows = logit_rows(scheduled)
+        try:
+            with self.trace.span("forward"):
+                hidden = self._forward(batch, np.append(sampled_rows, np.array(prompts.rows, dtype=np.int64)))
+        except BaseException:
+            if masks is not None:
+                # The next step looks at the same grammars.
+                with contextlib.suppress(Exception):
+                    masks()
+            raise
+        found = [Sampled()] * len(scheduled)
+        if len(sampled_rows):
+            rows = sampling_rows(scheduled)
+            with self.trace.span("sample", num_rows=len(rows)):
+                allowed = masks() if masks is not None else None
+                found = agreed(scheduled, self._sample(hidden[: len(rows)], rows, allowed))
+        if prompts.rows:
+            with self.trace.span("prompt_logprobs", num_rows=len(prompts.rows)):
+                self._add_prompt_logprobs(found, hidden[len(sampled_rows) :], prompts)
+        return found
+
+    def has_lost_device(self, error: Exception) -> bool:
+        """See `Executor.has_lost_device`. An error on a GPU poisons its context for the whole process; one
+        that does not (memory that is short) lets the device be waited for."""
+        if isinstance(error, torch.AcceleratorError):
+            return True
+        if self.device.type == "cpu":
+            return False
+        try:
+            torch.accelerator.synchronize(self.device)
+        except RuntimeError:
+            return True
+        return False
+
+    @torch.inference_mode()
+    def warm_up(self, query_lens: list[int]) -> None:
+        """Computes one step of sequences of these lengths, all in block 0, which nobody owns yet."""
+        lens = np.array(query_lens, dtype=np.int64)
+        tokens, blocks = int(lens.sum()), np.zeros((len(lens), int(lens.max())), dtype=np.int64)
+        batch = RaggedBatch(np.zeros(tokens, dtype=np.int64), lens, np.zeros_like(lens), blocks)
+        logits = self._model.logits(self._forward(batch, np.cumsum(lens) - 1))
+        self.sampler.sample(logits, [SamplingRow(SamplingParams(), 0, 0, 0)] * len(lens))
+
+    def sleep(self) -> None:
+        """See `Executor.sleep`."""
+        self._loaded = None
+
+    def wake(self) -> None:
+        """See `Executor.wake`."""
+        self._loaded = self._source.load()
+        self.allocate_kv_cache(self._num_blocks, self._block_size)
+
+    def close(self) -> None:
+        """Drops model and cache."""
+        self._masks.close()
+        self._loaded = None
+
+    @property
+    def _model(self) -> Decoder:
+        assert self._loaded is not None, "closed or asleep"
+        return self._loaded
+
+    def _forward(self, batch: RaggedBatch, rows: NDArray[np.int64]) -> torch.Tensor:
+        """What the model's `logits` takes of these rows of the batch: [len(rows), hidden]."""
+        plan = self._model.backend.begin_step(batch)
+        return self._model.forward(plan, torch.from_numpy(rows).to(self.device))
+
+    def _sample(
+        self, hidden: torch.Tensor, rows: list[SamplingRow], allowed: NDArray[np.int32] | None
+    ) -> list[Sampled]:
+        logits = self._model.logits(hidden)
+        token_ids = self._token_ids(logits, rows, allowed)
+        found = [Sampled((token_id,)) for token_id in token_ids]
+        asking = [
+            index
+            for index, (row, token_id) in enumerate(zip(rows, token_ids, strict=True))
+            if row.params.logprobs is not None and token_id < logits.shape[-1]
+        ]
+        if asking:
+            num_top = [rows[index].params.logprobs or 0 for index in asking]
+            chosen = [token_ids[index] for index in asking]
+            for index, logprobs in zip(asking, token_logprobs(logits[asking], chosen, num_top), strict=True):
+                found[index] = found[index]._replace(logprobs=(logprobs,))
+        return found
+
+    def _token_ids(
+        self, logits: torch.Tensor, rows: list[SamplingRow], allowed: NDArray[np.int32] | None
+    ) -> list[int]:
+        """What is sampled; no token, the id `vocab_size`, for a row whose parameters cannot be applied."""
+        try:
+            return self.sampler.sample(logits, rows, allowed)
+        except Exception as error:
+            if self.has_lost_device(error):
+                raise
+            if len(rows) > 1:
+                # The forward pass is not to blame: only the rows are sampled one by one.
+                return [
+                    self._token_ids(
+                        logits[at : at + 1], [row], None if allowed is None else allowed[at : at + 1]
+                    )[0]
+                    for at, row in enumerate(rows)
+                ]
+            logger.exception("a token of seed %d could not be sampled", rows[0].seed)
+            return [int(logits.shape[-1])]
+
+    def _add_prompt_logprobs(self, found: list[Sampled], hidden: torch.Tensor, prompts: PromptRows) -> None:
+        logprobs: list[TokenLogprobs] = []
+        # A few rows at a time: a long prompt times a vocabulary would be gigabytes.
+        for start in range(0, len(prompts.rows), NUM_PROMPT_ROWS):
+            some = slice(start, start + NUM_PROMPT_ROWS)
+            logits = self._model.logits(hidden[some])
+            logprobs += token_logprobs(logits, prompts.token_ids[some], prompts.num_top[some])
+        start = 0
+        for index, length in prompts.lengths.items():
+            found[index] = found[index]._replace(prompt_logprobs=tuple(logprobs[start : start + length]))
+            start += length
+
+
+def ragged_batch(scheduled: list[ScheduledSequence]) -> RaggedBatch:
+    """The scheduled tokens end to end, and each sequence's blocks."""
+    token_ids: list[int] = []
+    for entry in scheduled:
+        start = entry.sequence.num_computed_tokens
+        token_ids += entry.sequence.token_ids[start : start + entry.num_new_tokens]
+        token_ids += entry.draft_token_ids
+    tables = [sequence.block_table for sequence, _ in scheduled]
+    block_tables = np.zeros((len(tables), max(map(len, tables))), dtype=np.int64)
+    for row, table in zip(block_tables, tables, strict=True):
+        row[: len(table)] = table
+    return RaggedBatch(
+        token_ids=np.array(token_ids, dtype=np.int64),
+        query_lens=np.array([num_new_tokens for _, num_new_tokens in scheduled], dtype=np.int64),
+        context_lens=np.array([sequence.num_computed_tokens for sequence, _ in scheduled], dtype=np.int64),
+        block_tables=block_tables,
+    )

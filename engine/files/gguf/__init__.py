@@ -1,0 +1,1 @@
+"""Readers of GGUF files: header, parts, tokenizer metadata, pre-tokenizers."""

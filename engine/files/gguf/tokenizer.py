@@ -1,0 +1,169 @@
+"""The tokenizer that a GGUF file describes, as the files that `HFTokenizer` reads.
+
+transformers' own conversion knows some of the pre-tokenizers only, and reads no flag for spaces; what it does
+not know it takes for GPT-2's, and the tokens differ.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Final
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+
+from pagefleet.engine.errors import ModelLoadError
+from pagefleet.engine.files.gguf.pre_tokenizers import PreTokenizer, pre_tokenizer
+
+__all__ = ["check_gguf_tokenizer", "write_gguf_tokenizer"]
+
+_SPECIAL_TOKENS: Final = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+    "sep_token": "seperator_token_id",
+    "cls_token": "cls_token_id",
+    "mask_token": "mask_token_id",
+}
+"""transformers' names and GGUF's (`seperator` is theirs)."""
+_BLANK: Final = "\u2581"
+
+
+class _Type(IntEnum):
+    """tokenizer.ggml.token_type"""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+def check_gguf_tokenizer(scalars: Mapping[str, Any]) -> None:
+    """Raise ModelLoadError unless `write_gguf_tokenizer` can build this tokenizer exactly."""
+    kind = scalars.get("tokenizer.ggml.model")
+    if kind == "gpt2":
+        pre_tokenizer(scalars.get("tokenizer.ggml.pre"))
+    elif kind != "llama":
+        raise ModelLoadError(
+            f"The tokenizer model {kind!r} (tokenizer.ggml.model) is not supported; supported are gpt2 and "
+            "llama. Use the model's safetensors."
+        )
+    if scalars.get("tokenizer.ggml.remove_extra_whitespaces"):
+        raise ModelLoadError(
+            "The tokenizer removes extra white space (tokenizer.ggml.remove_extra_whitespaces), which is not "
+            "supported; use the model's safetensors."
+        )
+
+
+def write_gguf_tokenizer(metadata: Mapping[str, Any], folder: Path) -> None:
+    """Write tokenizer.json and tokenizer_config.json into `folder`.
+
+    Args:
+        metadata: the file's keys and values, arrays among them.
+    """
+    check_gguf_tokenizer(metadata)
+    ggml = {
+        key.removeprefix("tokenizer.ggml."): value
+        for key, value in metadata.items()
+        if key.startswith("tokenizer.ggml.")
+    }
+    tokens: list[str] = ggml["tokens"]
+    if ggml["model"] == "gpt2":
+        family = pre_tokenizer(ggml["pre"])
+        tokenizer, adds_bos = _byte_level(ggml, family), family.adds_bos
+    else:
+        tokenizer, adds_bos = _sentencepiece(ggml), True
+    _add_tokens(tokenizer, ggml)
+    named = {
+        name: tokens[ggml[key]]
+        for name, key in _SPECIAL_TOKENS.items()
+        if 0 <= ggml.get(key, -1) < len(tokens)
+    }
+    before = [named["bos_token"]] if ggml.get("add_bos_token", adds_bos) and "bos_token" in named else []
+    after = [named["eos_token"]] if ggml.get("add_eos_token") and "eos_token" in named else []
+    if before or after:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[*before, "$A", *after],
+            pair=[*before, "$A", *after, "$B"],
+            special_tokens=[(token, tokens.index(token)) for token in dict.fromkeys([*before, *after])],
+        )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **named}
+    if templates := _chat_templates(metadata):
+        config["chat_template"] = templates
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def _byte_level(ggml: Mapping[str, Any], family: PreTokenizer) -> Tokenizer:
+    """Words of a vocabulary that spells bytes, joined by the file's merges."""
+    vocab = {token: token_id for token_id, token in enumerate(ggml["tokens"])}
+    # The first part of a merge may begin with a blank; neither has one inside.
+    merges = [(merge[:at], merge[at + 1 :]) for merge in ggml["merges"] if (at := merge.find(" ", 1)) > 0]
+    tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=family.ignores_merges))
+    if (normalizer := family.normalizer()) is not None:
+        tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = family.build(add_prefix_space=bool(ggml.get("add_space_prefix")))
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _sentencepiece(ggml: Mapping[str, Any]) -> Tokenizer:
+    """SentencePiece's BPE: what two pieces make is joined if it is a piece, the best score first."""
+    tokens: list[str] = ggml["tokens"]
+    types = ggml.get("token_type") or [_Type.NORMAL] * len(tokens)
+    vocab = {token: token_id for token_id, token in enumerate(tokens)}
+    unknown = ggml.get("unknown_token_id", 0)
+    model = models.BPE(
+        vocab,
+        _merges(tokens, types, ggml["scores"]),
+        unk_token=tokens[unknown],
+        fuse_unk=True,
+        byte_fallback=_Type.BYTE in types,
+    )
+    tokenizer = Tokenizer(model)
+    blanks = normalizers.Replace(" ", _BLANK)
+    has_prefix = ggml.get("add_space_prefix", True)
+    tokenizer.normalizer = (
+        normalizers.Sequence([normalizers.Prepend(_BLANK), blanks]) if has_prefix else blanks
+    )
+    readers = [decoders.Replace(_BLANK, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*readers, decoders.Strip(" ", 1, 0)] if has_prefix else readers)
+    return tokenizer
+
+
+def _merges(tokens: Sequence[str], types: Sequence[int], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """All pairs of pieces that make a piece, by its score; of one piece, by the ids of its halves."""
+    text = (_Type.NORMAL, _Type.USER_DEFINED, _Type.UNUSED)
+    ids = {token: token_id for token_id, token in enumerate(tokens) if types[token_id] in text}
+    ranked = sorted(ids, key=lambda token: -scores[ids[token]])
+    merges: list[tuple[str, str]] = []
+    for token in ranked:
+        halves = [(token[:at], token[at:]) for at in range(1, len(token))]
+        known = [pair for pair in halves if pair[0] in ids and pair[1] in ids]
+        merges += sorted(known, key=lambda pair: (ids[pair[0]], ids[pair[1]]))
+    return merges
+
+
+def _add_tokens(tokenizer: Tokenizer, ggml: Mapping[str, Any]) -> None:
+    """The tokens that are found in a text as they are: special ones, and what the model's makers added."""
+    types = list(zip(ggml["tokens"], ggml.get("token_type") or (), strict=False))
+    special = [token for token, kind in types if kind in (_Type.CONTROL, _Type.UNKNOWN)]
+    added = [token for token, kind in types if kind == _Type.USER_DEFINED]
+    tokenizer.add_special_tokens([AddedToken(each, normalized=False, special=True) for each in special])
+    tokenizer.add_tokens([AddedToken(each, normalized=False, special=False) for each in added])
+
+
+def _chat_templates(metadata: Mapping[str, Any]) -> list[dict[str, str]]:
+    prefix = "tokenizer.chat_template"
+    found = {"default": metadata[prefix]} if prefix in metadata else {}
+    found |= {
+        key.removeprefix(f"{prefix}."): value
+        for key, value in metadata.items()
+        if key.startswith(f"{prefix}.") and isinstance(value, str)
+    }
+    return [{"name": name, "template": template} for name, template in found.items()]

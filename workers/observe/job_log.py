@@ -1,0 +1,50 @@
+"""What the log says of a job: its id, its tenant, its attempt, never its text."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from pagefleet.api.contract.keys import Lane
+from pagefleet.api.protocol.job_record import JobRecord
+from pagefleet.workers.job.active_job import ActiveJob
+from pagefleet.workers.job.job_times import JobTimes
+
+logger = logging.getLogger("pagefleet.jobs")
+
+
+def job_fields(job: ActiveJob) -> dict[str, Any]:
+    """For ``extra=`` of a log call about an attempt."""
+    return {"job": job.job_id, "tenant": job.tenant, "attempt": job.times.attempt}
+
+
+def log_end(record: JobRecord, lane: Lane, job: ActiveJob | None) -> None:
+    """The one line that each job gets at info."""
+    fields = end_fields(record, lane, job)
+    if logger.isEnabledFor(logging.INFO):
+        told = " ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
+        logger.info("job ended: %s", told, extra=fields)
+
+
+def end_fields(record: JobRecord, lane: Lane, job: ActiveJob | None) -> dict[str, Any]:
+    """Seconds are rounded to 0.1 ms; what is not known is None."""
+    times = JobTimes() if job is None else job.times
+    return {
+        "job": record.job_id,
+        "tenant": record.tenant,
+        "attempt": record.attempts,
+        "lane": lane,
+        "state": record.state.name.lower(),
+        "finish_reason": record.ended_by,
+        "error": None if record.error is None else record.error.code,
+        "num_prompt_tokens": record.num_prompt_tokens,
+        "num_tokens": sum(record.num_tokens),
+        "queue_s": _rounded(times.queue_s),
+        "prefill_s": _rounded(times.prefill_s),
+        "decode_s": _rounded(times.decode_s),
+        "total_s": _rounded(record.seconds_open),
+    }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 4)

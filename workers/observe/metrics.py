@@ -1,0 +1,248 @@
+"""Metrics: what a worker counts of its jobs and steps, for Prometheus; meanings and names after vLLM's.
+
+The engine's thread only appends to a list; another thread folds it into the counts. ``docs/metrics.md`` has
+every name in a table.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from pagefleet.api.contract.keys import LANES, Lane
+from pagefleet.api.contract.messages import JobState
+from pagefleet.api.protocol.job_record import JobRecord
+from pagefleet.engine import SequenceOutput
+from pagefleet.engine.core.scheduler_output import SchedulerOutput
+from pagefleet.workers.job.active_job import ActiveJob
+from pagefleet.workers.observe import buckets
+from pagefleet.workers.observe.interval_histogram import IntervalHistogram
+from pagefleet.workers.observe.recent_figures import RecentFigures
+
+FOLD_EVERY_S: Final = 0.25
+FINISH_REASONS: Final = ("stop", "length", "cancelled", "deadline", "error")
+_LABELS: Final = ("model", "lane")
+
+
+class _Step(NamedTuple):
+    begun_at: float
+    ended_at: float
+    plan: SchedulerOutput
+    outputs: Sequence[SequenceOutput]
+
+
+class Metrics(Collector):
+    """One worker's counts, in a registry of its own.
+
+    Args:
+        model: the canonical name, a label of everything.
+    """
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.registry = CollectorRegistry()
+        self.recent = RecentFigures()
+        self._steps: deque[_Step] = deque()
+        self._jobs: dict[str, ActiveJob] = {}
+        self._folding = threading.Lock()
+        # First: a scrape begins with the latest counts.
+        self.registry.register(self)
+        ProcessCollector(registry=self.registry)
+        self._make_step_metrics()
+        self._make_request_metrics()
+        self._make_fleet_metrics()
+        for lane in LANES:
+            self._begin_at_zero(lane)
+
+    # What the worker's parts tell.
+
+    def on_step(self, begun_at: float, plan: SchedulerOutput, outputs: Sequence[SequenceOutput]) -> None:
+        """From the engine's thread, which pays for one append."""
+        self._steps.append(_Step(begun_at, time.monotonic(), plan, outputs))
+
+    def on_claimed(self, job: ActiveJob) -> None:
+        if job.times.taken_over:
+            self._takeovers.labels(self.model, job.message.lane).inc()
+
+    def on_begin(self, job: ActiveJob) -> None:
+        """Before the engine has the job."""
+        self._jobs[job.request_id] = job
+
+    def on_let_go(self, job: ActiveJob) -> None:
+        """The attempt is over, in whatever way; its times are complete afterwards."""
+        if job.request_id in self._jobs:
+            self.fold()
+            self._jobs.pop(job.request_id, None)
+
+    def on_closed(self, record: JobRecord, lane: Lane, job: ActiveJob | None) -> None:
+        """A job has ended for good. ``job`` is its last attempt, where this worker had it."""
+        labels = (self.model, lane)
+        reason = record.ended_by
+        self._finished.labels(*labels, reason if reason in FINISH_REASONS else "error").inc()
+        self._num_generated.labels(*labels).observe(sum(record.num_tokens))
+        if record.num_prompt_tokens is not None:
+            self._num_prompt.labels(*labels).observe(record.num_prompt_tokens)
+        if (seconds := record.seconds_open) is not None:
+            self._e2e.labels(*labels).observe(seconds)
+        if job is not None and (decode_s := job.times.decode_s) is not None:
+            self._decode_time.labels(*labels).observe(decode_s)
+        if record.state is JobState.DEAD:
+            self.on_dead_letter()
+
+    def on_fenced(self, reason: str) -> None:
+        self._fenced_writes.labels(self.model, reason).inc()
+
+    def on_dead_letter(self) -> None:
+        self._dead_letters.labels(self.model).inc()
+
+    def on_published(self, latency_s: float) -> None:
+        self._publish_latency.observe(latency_s)
+
+    # From the steps to the counts.
+
+    def collect(self) -> Iterable[Metric]:
+        """Has nothing of its own: the registry's other collectors do."""
+        self.fold()
+        return ()
+
+    def fold(self) -> None:
+        """Counts the steps that have ended; from any thread but the engine's."""
+        with self._folding:
+            while self._steps:
+                self._fold_step(self._steps.popleft())
+
+    def _fold_step(self, step: _Step) -> None:
+        if step.plan.scheduled:
+            self._step_time.observe(step.ended_at - step.begun_at)
+            self._step_tokens.observe(sum(entry.num_new_tokens for entry in step.plan.scheduled))
+            self._step_num_seqs.observe(len(step.plan.scheduled))
+        for sequence in step.plan.first_prefills:
+            job = self._jobs.get(sequence.request_id)
+            if job is not None and job.times.scheduled_at is None:
+                job.times.scheduled_at = step.begun_at
+        for lane in LANES:
+            self._fold_tokens(lane, step)
+
+    def _fold_tokens(self, lane: Lane, step: _Step) -> None:
+        jobs, ended_at = self._jobs, step.ended_at
+        num_tokens = 0
+        since: dict[float, int] = {}
+        for output in step.outputs:
+            job = jobs.get(output.request_id)
+            if job is None or job.message.lane != lane or not output.token_ids:
+                continue
+            times = job.times
+            num_tokens += len(output.token_ids)
+            last_token_at = times.last_token_at.get(output.choice)
+            times.last_token_at[output.choice] = ended_at
+            if times.first_token_at is None:
+                times.first_token_at = ended_at
+                self._count_first_token(job)
+            elif last_token_at is not None:
+                since[last_token_at] = since.get(last_token_at, 0) + 1
+        if num_tokens:
+            self._generation_tokens.labels(self.model, lane).inc(num_tokens)
+            self.recent.add_tokens(num_tokens, ended_at)
+        for last_token_at, count in since.items():
+            self._inter_token.observe((self.model, lane), ended_at - last_token_at, count)
+
+    def _count_first_token(self, job: ActiveJob) -> None:
+        """Queue, prefill and first token of a job that began here; of a resumed one, the prompt alone."""
+        labels, times = (self.model, job.message.lane), job.times
+        self._prompt_tokens.labels(*labels).inc(job.num_prompt_tokens)
+        for histogram, seconds in (
+            (self._queue_time, times.queue_s),
+            (self._prefill_time, times.prefill_s),
+            (self._first_token, times.first_token_s),
+        ):
+            if seconds is not None:
+                histogram.labels(*labels).observe(seconds)
+        if times.first_token_s is not None and times.first_token_at is not None:
+            self.recent.add_first_token(times.first_token_s, times.first_token_at)
+
+    # The names.
+
+    def _make_step_metrics(self) -> None:
+        self._step_time = self._histogram(
+            "step_time_seconds", "One step, from its scheduling to its tokens.", buckets.STEP_S, ("model",)
+        ).labels(self.model)
+        self._step_tokens = self._histogram(
+            "iteration_tokens", "Tokens that a step computed.", buckets.TOKENS, ("model",)
+        ).labels(self.model)
+        self._step_num_seqs = self._histogram(
+            "step_num_seqs", "Sequences in a step: the batch size.", buckets.NUM_SEQS, ("model",)
+        ).labels(self.model)
+        self._inter_token = IntervalHistogram(
+            "pagefleet_inter_token_latency_seconds", "Between two tokens of a job.", _LABELS, buckets.TOKEN_S
+        )
+        self.registry.register(self._inter_token)
+        self._prompt_tokens = self._counter(
+            "prompt_tokens", "Prompt tokens of the jobs that got a first token here, cached ones included."
+        )
+        self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
+
+    def _make_request_metrics(self) -> None:
+        self._finished = self._counter(
+            "request_success", "Jobs that ended, by finish reason.", (*_LABELS, "finished_reason")
+        )
+        self._first_token = self._histogram(
+            "time_to_first_token_seconds", "From the submit to the first token.", buckets.FIRST_TOKEN_S
+        )
+        self._e2e = self._histogram(
+            "e2e_request_latency_seconds", "From the submit to the end of the job.", buckets.REQUEST_S
+        )
+        self._queue_time = self._histogram(
+            "request_queue_time_seconds", "From the submit to the first step.", buckets.REQUEST_S
+        )
+        self._prefill_time = self._histogram(
+            "request_prefill_time_seconds", "From the first step to the first token.", buckets.REQUEST_S
+        )
+        self._decode_time = self._histogram(
+            "request_decode_time_seconds", "From an attempt's first token to its last.", buckets.REQUEST_S
+        )
+        self._num_prompt = self._histogram("request_prompt_tokens", "Prompt tokens of a job.", buckets.TOKENS)
+        self._num_generated = self._histogram(
+            "request_generation_tokens", "Tokens in a job's log when it ended.", buckets.TOKENS
+        )
+
+    def _make_fleet_metrics(self) -> None:
+        self._takeovers = self._counter("takeovers", "Jobs taken over from a worker that died.")
+        self._fenced_writes = self._counter(
+            "fenced_writes", "Jobs that were not this worker's any more.", ("model", "reason")
+        )
+        self._dead_letters = self._counter("dead_letters", "Jobs that were given up for good.", ("model",))
+        self._publish_latency = self._histogram(
+            "publish_latency_seconds",
+            "From the end of a step until the server had its tokens.",
+            buckets.STEP_S,
+            ("model",),
+        ).labels(self.model)
+
+    def _begin_at_zero(self, lane: str) -> None:
+        """A series that appears with its first event has no rate of it."""
+        labels = (self.model, lane)
+        self._inter_token.add(labels)
+        for metric in (
+            self._prompt_tokens, self._generation_tokens, self._takeovers, self._first_token, self._e2e,
+            self._queue_time, self._prefill_time, self._decode_time, self._num_prompt, self._num_generated,
+        ):  # fmt: skip
+            metric.labels(*labels)
+        for reason in FINISH_REASONS:
+            self._finished.labels(*labels, reason)
+        self._fenced_writes.labels(self.model, "fenced")
+        self._dead_letters.labels(self.model)
+
+    def _counter(self, name: str, documentation: str, labels: Sequence[str] = _LABELS) -> Counter:
+        return Counter(f"pagefleet_{name}", documentation, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, documentation: str, bounds: Sequence[float], labels: Sequence[str] = _LABELS
+    ) -> Histogram:
+        return Histogram(f"pagefleet_{name}", documentation, labels, buckets=bounds, registry=self.registry)
