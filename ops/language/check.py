@@ -1,0 +1,44 @@
+"""Compares the prose of files with the patterns."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ops.language.patterns import PATTERNS
+from ops.language.prose import prose_of
+
+ROOT: Final = Path(__file__).parents[2]
+_KINDS: Final = ("*.md", "*.py", "*.lua")
+_EXCEPT: Final = ("ops/language/", "tests/")
+"""This check quotes what it rejects; the tests have sentences of models in them."""
+
+
+class Hit(NamedTuple):
+    path: Path
+    line: int
+    found: str
+    text: str
+    advice: str
+
+    def __str__(self) -> str:
+        place = f"{self.path.relative_to(ROOT)}:{self.line}"
+        return f"{place}: {self.found!r}: write {self.advice}\n    {self.text.strip()}"
+
+
+def files_of(paths: Sequence[str]) -> list[Path]:
+    """The files under ``paths`` that git knows; all of them without a path."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *(paths or _KINDS)]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    suffixes = tuple(kind.removeprefix("*") for kind in _KINDS)
+    wanted = [name for name in names if name.endswith(suffixes) and not name.startswith(_EXCEPT)]
+    return [ROOT / name for name in wanted if (ROOT / name).is_file()]
+
+
+def check(path: Path) -> Iterator[Hit]:
+    for number, text in prose_of(path):
+        for pattern in PATTERNS:
+            for match in pattern.expression.finditer(text):
+                yield Hit(path, number, match[0], text, pattern.advice)
