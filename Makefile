@@ -70,7 +70,7 @@ build/types/pagefleet:
 	ln -sfn ../../../api/pagefleet/__init__.py ../../../api/pagefleet/py.typed $@
 
 types: $(DEV_STAMP) build/types/pagefleet
-	$(BIN)/mypy build/types/pagefleet
+	$(BIN)/mypy build/types/pagefleet tests/api/typed_calls.py
 
 imports: $(DEV_STAMP) build/types/pagefleet
 	PYTHONPATH=build/types $(BIN)/lint-imports

@@ -19,7 +19,8 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from pagefleet.api.client.fleet import DEFAULT_TIMEOUT_S, Fleet
+from pagefleet.api.client.fleet import Fleet
+from pagefleet.api.client.job_options import DEFAULT_TIMEOUT_S
 from pagefleet.api.client.questions import Answer, Asked
 from pagefleet.api.client.stream import StreamState
 from pagefleet.api.client.token_stream import LiveEvent, Resync, Source, TokenStream

@@ -11,17 +11,15 @@ from typing import Any, Self, TypeVar, Unpack
 from pagefleet.api.broker.status import read_status
 from pagefleet.api.client.async_connections import AsyncConnections
 from pagefleet.api.client.async_sources import AsyncAttachedSource, AsyncOwnSource
-from pagefleet.api.client.fleet import DEFAULT_TIMEOUT_S
+from pagefleet.api.client.job_options import DEFAULT_TIMEOUT_S, JobOptions, job_arguments
 from pagefleet.api.client.questions import Asked, TokenizedPrompt, detokenize_question, tokenize_question
 from pagefleet.api.client.stream import StreamState
 from pagefleet.api.client.token_stream import AsyncTokenStream
 from pagefleet.api.config.settings import FleetSettings
 from pagefleet.api.contract.errors import FleetError
 from pagefleet.api.contract.fleet_status import FleetStatus
-from pagefleet.api.contract.keys import Lane
-from pagefleet.api.contract.messages import MAX_SEED, ModelCard, SamplingOptions, WorkerStatus
+from pagefleet.api.contract.messages import MAX_SEED, ModelCard, WorkerStatus
 from pagefleet.api.contract.requests import as_list, as_messages
-from pagefleet.api.contract.structured_outputs import StructuredOptions
 from pagefleet.api.protocol import operations
 from pagefleet.api.protocol.job_errors import about, job_not_found
 from pagefleet.api.protocol.job_record import JobRecord
@@ -45,76 +43,20 @@ class AsyncFleetClient:
         self,
         prompt: str | None = None,
         *,
-        model: str | None = None,
         prompt_token_ids: Sequence[int] | None = None,
-        job_id: str | None = None,
-        lane: Lane = "interactive",
-        priority: int = 5,
-        deadline_s: float | None = None,
-        detached: bool | None = None,
-        tenant: str | None = None,
-        result_ttl_s: int | None = None,
-        truncate_prompt_tokens: int | None = None,
-        cache_salt: str | None = None,
-        prefix_cache: bool | None = None,
-        structured_outputs: StructuredOptions | None = None,
-        timeout: float | None = DEFAULT_TIMEOUT_S,
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[JobOptions],
     ) -> AsyncTokenStream:
         """See :meth:`pagefleet.api.client.fleet.Fleet.generate`."""
-        fields = {
-            "prompt": prompt,
-            "prompt_token_ids": as_list(prompt_token_ids),
-            "model": model,
-            "lane": lane,
-            "priority": priority,
-            "deadline_s": deadline_s,
-            "detached": detached,
-            "tenant": tenant,
-            "result_ttl_s": result_ttl_s,
-            "truncate_prompt_tokens": truncate_prompt_tokens,
-            "cache_salt": cache_salt,
-            "prefix_cache": prefix_cache,
-            "structured_outputs": structured_outputs,
-            **sampling,
-        }
+        job_id, fields, timeout = job_arguments(
+            options, prompt=prompt, prompt_token_ids=as_list(prompt_token_ids)
+        )
         return await self.start(fields, job_id=job_id, timeout=timeout)
 
     async def chat(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        model: str | None = None,
-        job_id: str | None = None,
-        lane: Lane = "interactive",
-        priority: int = 5,
-        deadline_s: float | None = None,
-        detached: bool | None = None,
-        tenant: str | None = None,
-        result_ttl_s: int | None = None,
-        truncate_prompt_tokens: int | None = None,
-        cache_salt: str | None = None,
-        prefix_cache: bool | None = None,
-        structured_outputs: StructuredOptions | None = None,
-        timeout: float | None = DEFAULT_TIMEOUT_S,
-        **sampling: Unpack[SamplingOptions],
+        self, messages: Sequence[Mapping[str, str]], **options: Unpack[JobOptions]
     ) -> AsyncTokenStream:
         """See :meth:`pagefleet.api.client.fleet.Fleet.chat`."""
-        fields = {
-            "messages": as_messages(messages),
-            "model": model,
-            "lane": lane,
-            "priority": priority,
-            "deadline_s": deadline_s,
-            "detached": detached,
-            "tenant": tenant,
-            "result_ttl_s": result_ttl_s,
-            "truncate_prompt_tokens": truncate_prompt_tokens,
-            "cache_salt": cache_salt,
-            "prefix_cache": prefix_cache,
-            "structured_outputs": structured_outputs,
-            **sampling,
-        }
+        job_id, fields, timeout = job_arguments(options, messages=as_messages(messages))
         return await self.start(fields, job_id=job_id, timeout=timeout)
 
     async def attach(

@@ -12,7 +12,8 @@ from typing import Any, Final, Self
 
 from pagefleet.api.broker.status import read_status
 from pagefleet.api.client.connections import Connections
-from pagefleet.api.client.fleet import DEFAULT_TIMEOUT_S, Fleet
+from pagefleet.api.client.fleet import Fleet
+from pagefleet.api.client.job_options import DEFAULT_TIMEOUT_S
 from pagefleet.api.client.questions import Answer, Asked, ask
 from pagefleet.api.client.sources import AttachedSource, OwnSource
 from pagefleet.api.client.stream import StreamState

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
+from pagefleet.api.client.job_options import DEFAULT_TIMEOUT_S, JobOptions, job_arguments
 from pagefleet.api.client.questions import (
     Answer,
     Asked,
@@ -15,13 +16,8 @@ from pagefleet.api.client.questions import (
 )
 from pagefleet.api.client.token_stream import TokenStream
 from pagefleet.api.contract.fleet_status import FleetStatus
-from pagefleet.api.contract.keys import Lane
-from pagefleet.api.contract.messages import ModelCard, SamplingOptions
+from pagefleet.api.contract.messages import ModelCard
 from pagefleet.api.contract.requests import as_list, as_messages
-from pagefleet.api.contract.structured_outputs import StructuredOptions
-
-DEFAULT_TIMEOUT_S = 600.0
-"""How long a stream waits for its next chunk before it raises ``StreamTimeout``."""
 
 
 class Fleet(ABC):
@@ -35,104 +31,31 @@ class Fleet(ABC):
         self,
         prompt: str | None = None,
         *,
-        model: str | None = None,
         prompt_token_ids: Sequence[int] | None = None,
-        job_id: str | None = None,
-        lane: Lane = "interactive",
-        priority: int = 5,
-        deadline_s: float | None = None,
-        detached: bool | None = None,
-        tenant: str | None = None,
-        result_ttl_s: int | None = None,
-        truncate_prompt_tokens: int | None = None,
-        cache_salt: str | None = None,
-        prefix_cache: bool | None = None,
-        structured_outputs: StructuredOptions | None = None,
-        timeout: float | None = DEFAULT_TIMEOUT_S,
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[JobOptions],
     ) -> TokenStream:
-        """Continues a text (or token ids).
+        """Continue a text or token ids.
 
         Args:
-            prompt: the text; or ``prompt_token_ids``, exactly one of them.
-            model: name or alias; may be left out where the fleet knows one model only.
-            job_id: makes the call idempotent: a second one with the same id reads the first one's job; with
-                other arguments it raises ``JobExists``.
-            lane: ``batch`` fills what ``interactive`` leaves.
-            priority: 0..9 within the lane, 9 is the most urgent.
-            deadline_s: seconds from now after which the job is given up; its stream then ends with
-                finish_reason ``deadline``.
-            detached: the job goes on where this process is gone. By default a job of the batch lane does,
-                and one of the interactive lane is cancelled after 10 s without its client.
-            tenant: on whose behalf; the number of choices in one tenant's open jobs may be limited.
-            result_ttl_s: how long the job can be read after its end; by default an hour. The model's workers
-                bound it (``max_result_ttl_s``, by default seven days).
-            truncate_prompt_tokens: only the last so many tokens of the prompt count.
-            cache_salt: the job shares computed prefixes with jobs of the same salt only.
-            prefix_cache: False computes the whole prompt and keeps nothing of it for other jobs.
-            structured_outputs: what the text must be: one of json_schema, json_object, regex, choice and
-                grammar. A schema that is wrong, impossible or not to be kept ends the job with
-                ``InvalidRequest``.
-            timeout: seconds without a chunk after which the stream raises ``StreamTimeout``.
-            sampling: see :class:`~pagefleet.api.contract.messages.SamplingParams`.
+            prompt: the text.
+            prompt_token_ids: the token ids, in place of ``prompt``.
+            options: see :class:`~pagefleet.api.client.job_options.JobOptions`.
 
         Raises:
             InvalidRequest, ContextTooLong, UnknownModel, JobExists, QueueFull, RedisUnavailable.
         """
-        fields = {
-            "prompt": prompt,
-            "prompt_token_ids": as_list(prompt_token_ids),
-            "model": model,
-            "lane": lane,
-            "priority": priority,
-            "deadline_s": deadline_s,
-            "detached": detached,
-            "tenant": tenant,
-            "result_ttl_s": result_ttl_s,
-            "truncate_prompt_tokens": truncate_prompt_tokens,
-            "cache_salt": cache_salt,
-            "prefix_cache": prefix_cache,
-            "structured_outputs": structured_outputs,
-            **sampling,
-        }
-        return self._start(job_id, fields, timeout)
+        return self._start(*job_arguments(options, prompt=prompt, prompt_token_ids=as_list(prompt_token_ids)))
 
-    def chat(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        model: str | None = None,
-        job_id: str | None = None,
-        lane: Lane = "interactive",
-        priority: int = 5,
-        deadline_s: float | None = None,
-        detached: bool | None = None,
-        tenant: str | None = None,
-        result_ttl_s: int | None = None,
-        truncate_prompt_tokens: int | None = None,
-        cache_salt: str | None = None,
-        prefix_cache: bool | None = None,
-        structured_outputs: StructuredOptions | None = None,
-        timeout: float | None = DEFAULT_TIMEOUT_S,
-        **sampling: Unpack[SamplingOptions],
-    ) -> TokenStream:
-        """Answers a conversation through the model's chat template. Arguments as for :meth:`generate`."""
-        fields = {
-            "messages": as_messages(messages),
-            "model": model,
-            "lane": lane,
-            "priority": priority,
-            "deadline_s": deadline_s,
-            "detached": detached,
-            "tenant": tenant,
-            "result_ttl_s": result_ttl_s,
-            "truncate_prompt_tokens": truncate_prompt_tokens,
-            "cache_salt": cache_salt,
-            "prefix_cache": prefix_cache,
-            "structured_outputs": structured_outputs,
-            **sampling,
-        }
-        return self._start(job_id, fields, timeout)
+    def chat(self, messages: Sequence[Mapping[str, str]], **options: Unpack[JobOptions]) -> TokenStream:
+        """Answer a conversation through the model's chat template.
+
+        Args:
+            messages: each with ``role`` and ``content``.
+            options: see :class:`~pagefleet.api.client.job_options.JobOptions`.
+
+        Raises: as :meth:`generate`.
+        """
+        return self._start(*job_arguments(options, messages=as_messages(messages)))
 
     @abstractmethod
     def _start(self, job_id: str | None, fields: Mapping[str, Any], timeout: float | None) -> TokenStream: ...

@@ -7,6 +7,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from pagefleet.api.client.job_options import JobOptions
 from pagefleet.api.contract import messages
 from pagefleet.api.contract.errors import ContextTooLong, InvalidRequest, ProtocolError, UnknownParameter
 from pagefleet.api.contract.messages import (
@@ -293,6 +294,12 @@ class TestTheEngineAgrees:
 
     def test_the_keyword_arguments_are_the_fields(self):
         assert list(messages.SamplingOptions.__annotations__) == list(SamplingParams.model_fields)
+
+    def test_each_option_of_a_job_is_a_field_or_the_clients(self):
+        options = set(JobOptions.__annotations__) - {"job_id", "timeout"}
+        known = {*SamplingParams.model_fields, *messages.GenerateRequest.model_fields}
+        assert options >= set(SamplingParams.model_fields)
+        assert options <= known
 
     @pytest.mark.parametrize(
         ("name", "value", "accepted"),
