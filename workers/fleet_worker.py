@@ -51,8 +51,8 @@ from pagefleet.workers.recovery.live_state import LiveState
 from pagefleet.workers.recovery.recovery import REAP_EVERY_S, Reaper
 from pagefleet.workers.recovery.sweeper import SWEEP_EVERY_S, Sweeper
 from pagefleet.workers.settings import WorkerSettings
-from pagefleet.workers.threads.insist import Insist
-from pagefleet.workers.threads.loop_thread import end_process
+from pagefleet.workers.threads.loop_thread import exit_process
+from pagefleet.workers.threads.outage_retry import OutageRetry
 from pagefleet.workers.threads.periodic import Periodic
 
 logger = logging.getLogger(__name__)
@@ -82,14 +82,14 @@ class FleetWorker(Holder):
         self._draining = False
         self.queues = {lane: keys.queues(self.card.name, lane) for lane in keys.LANES}
         self._closer = JobCloser(store, app)
-        self.insist = Insist()
+        self.retry = OutageRetry()
         self.metrics = Metrics(self.card.name)
         self.gate = MessageGate(settings.max_request_bytes, keep=store.keep_unreadable)
         self._seats = Seats(engine, settings.max_num_seqs)
         self._condemner = Condemner(
             store,
             self._closer,
-            self.insist,
+            self.retry,
             worker_id=worker_id,
             gate=self.gate,
             metrics=self.metrics,
@@ -99,20 +99,20 @@ class FleetWorker(Holder):
             settings.lease_s,
             self.card,
             self.status,
-            is_waiting=lambda: self.insist.is_waiting,
+            is_waiting=lambda: self.retry.is_retrying,
             file=settings.lease_file,
         )
         self.loop = EngineLoop(engine, self, self.lease, self.metrics)
         self.figures = Figures(engine.stats, lambda: self.loop.batch.num_tokens)
         results = ResultForm(app, f"{settings.name}@{worker_id}")
-        canvas = Canvas(app, store, self.insist, results)
+        canvas = Canvas(app, store, self.retry, results)
         self.finisher = Finisher(
-            store, app, self.insist, canvas, on_closed=self._on_closed, on_unreadable=self.condemn
+            store, app, self.retry, canvas, on_closed=self._on_closed, on_unreadable=self.condemn
         )
         self.publisher = Publisher(
             store,
             worker_id,
-            self.insist,
+            self.retry,
             self.metrics,
             abort=self.loop.abort,
             on_ended=self._on_ended,
@@ -121,8 +121,8 @@ class FleetWorker(Holder):
             on_unreadable=self._on_unreadable,
             trace=engine.trace,
         )
-        refuser = Refuser(store, self.insist, results, canvas, self.gate.count)
-        self.admission = Admission(store, worker_id, self.card, engine, self.insist, self, results, refuser)
+        refuser = Refuser(store, self.retry, results, canvas, self.gate.count)
+        self.admission = Admission(store, worker_id, self.card, engine, self.retry, self, results, refuser)
         self.questions = QuestionDesk(
             store,
             self.card,
@@ -230,7 +230,7 @@ class FleetWorker(Holder):
         self._draining = True
         self.questions.close()
         deadline = time.monotonic() + self.settings.drain_s
-        self.insist.at_most(self.settings.drain_s + self.settings.lease_s)
+        self.retry.set_time_limit(self.settings.drain_s + self.settings.lease_s)
         for duty in self._duties:
             duty.stop()
         self.admission.stop()
@@ -274,7 +274,7 @@ class FleetWorker(Holder):
         released (line 8), and the process ends. The reaper of another worker restores the messages."""
         logger.critical("the engine failed: %s", error, exc_info=error)
         self._draining = True
-        self.insist.at_most(self.settings.lease_s)
+        self.retry.set_time_limit(self.settings.lease_s)
         for duty in self._duties:
             duty.stop()
         # RedisUnavailable: the lease runs out, and what was held comes back by that.
@@ -285,7 +285,7 @@ class FleetWorker(Holder):
         self.publisher.stop()
         self.finisher.stop()
         self.lease.give_up()
-        end_process(f"its engine computes nothing any more, no job was failed for it: {error}")
+        exit_process(f"the engine has failed; its jobs return to their queues: {error}")
 
     # What becomes of jobs, in the publisher's and the admission's threads.
 

@@ -37,7 +37,7 @@ def wrong_records(fleet: ChaosFleet, calm: Mapping[str, Outcome]) -> list[str]:
     """Jobs whose log or Celery result is not what the calm run had, each index exactly once."""
     wrong = []
     for job_id, outcome in calm.items():
-        record = fleet.patiently(functools.partial(fleet.store.read, job_id))
+        record = fleet.retry(functools.partial(fleet.store.read, job_id))
         if record is None:
             wrong.append(f"{job_id}: no hash")
             continue

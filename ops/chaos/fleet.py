@@ -18,7 +18,7 @@ from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.gateway_process import GatewayProcess
 from pagefleet.workers.local.local_stack import WorkerProcess
 from pagefleet.workers.local.redis_server import RedisServer
-from pagefleet.workers.threads.insist import Insist
+from pagefleet.workers.threads.outage_retry import OutageRetry
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ class ChaosFleet:
             if gateway.port not in [other.port for other in self.gateways]:
                 self.gateways.append(gateway)
         self.store = JobStore(FleetSettings(redis_url=self.server.url))
-        self.patiently = Insist()
+        self.retry = OutageRetry()
         self.worker_ids: list[str] = []
 
     def start(self) -> Self:
@@ -108,7 +108,7 @@ class ChaosFleet:
 
     def statuses(self) -> list[WorkerStatus | None]:
         """What each worker says of itself; None for one without a lease."""
-        by_pid = {status.pid: status for status in self.patiently(self.store.workers)}
+        by_pid = {status.pid: status for status in self.retry(self.store.workers)}
         return [by_pid.get(worker.pid) for worker in self.workers]
 
     def reader_arguments(self, style: str) -> list[str]:
@@ -179,7 +179,7 @@ class ChaosFleet:
             with redis_errors(self.server.url):
                 return call()
 
-        return self.patiently(guarded)
+        return self.retry(guarded)
 
 
 def read_process(pid: int) -> tuple[int, float]:

@@ -247,11 +247,11 @@ def test_an_engine_that_failed_leaves_its_suspects_and_gives_the_rest_back(store
     for name in ("a", "b"):
         assert wait_until(lambda name=name: store.read(name, with_log=False).num_tokens[0] > 3, 10)
     ends = []
-    monkeypatch.setattr("pagefleet.workers.fleet_worker.end_process", ends.append)
+    monkeypatch.setattr("pagefleet.workers.fleet_worker.exit_process", ends.append)
     job = worker._held["a"]
     worker.loop.stop()
     worker.on_engine_failed([job.request_id], EngineFailedError("gone", [job.request_id]))
-    assert ends == ["its engine computes nothing any more, no job was failed for it: gone"]
+    assert ends == ["the engine has failed; its jobs return to their queues: gone"]
     a, b = store.read("a"), store.read("b")
     assert (a.state, a.fields["suspect"]) == (JobState.RUNNING, "1")
     assert (b.state, b.fields["suspect"]) == (JobState.QUEUED, "0")

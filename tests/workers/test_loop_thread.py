@@ -19,7 +19,7 @@ time.sleep(30)
 def test_an_unexpected_error_in_a_thread_ends_the_process_and_says_why():
     done = subprocess.run([sys.executable, "-c", CRASHING], capture_output=True, text=True, timeout=20)
     assert done.returncode == CRASH_EXIT_STATUS
-    assert "the thread pagefleet-finisher failed" in done.stderr
+    assert "thread pagefleet-finisher failed" in done.stderr
     assert "ZeroDivisionError" in done.stderr
 
 

@@ -32,8 +32,8 @@ from pagefleet.workers.job.speller import Speller, Spelling
 from pagefleet.workers.observe.job_log import job_fields
 from pagefleet.workers.prompting.prompt import echo_of, engine_request
 from pagefleet.workers.queue.celery_results import ResultForm
-from pagefleet.workers.threads.insist import Insist
 from pagefleet.workers.threads.loop_thread import LoopThread
+from pagefleet.workers.threads.outage_retry import OutageRetry
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Admission:
         worker_id: str,
         card: ModelCard,
         engine: LLMEngine,
-        insist: Insist,
+        retry: OutageRetry,
         holder: Holder,
         results: ResultForm,
         refuser: Refuser,
@@ -96,7 +96,7 @@ class Admission:
         self._fingerprint = card.fingerprint.model_dump_json()
         self._engine = engine
         self._spelling = Spelling(engine.tokenizer)
-        self._insist = insist
+        self._retry = retry
         self._holder = holder
         self._messages: queue.SimpleQueue[JobMessage | None] = queue.SimpleQueue()
         self._stopping = False
@@ -147,7 +147,7 @@ class Admission:
             started = {
                 message.job_id: self._results.started(message.job_id, message.context) for message in batch
             }
-            claims = self._insist(
+            claims = self._retry(
                 functools.partial(self._store.claim, job_ids, self._worker_id, self._fingerprint, started)
             )
             for message, claim in zip(batch, claims, strict=True):
@@ -199,7 +199,7 @@ class Admission:
             prepared = prepare(self._cards, message.job_id, bare.fields(), seed, max_bytes)
             # Of a job that was deleted its message may still have come.
             submit = submit_operation(prepared, again=True, schedule=bare.schedule())
-            check_submitted(self._insist(functools.partial(self._store.run, submit)), prepared)
+            check_submitted(self._retry(functools.partial(self._store.run, submit)), prepared)
         except JobExists:
             pass  # somebody has made it meanwhile: the next claim tells
         except FleetError as error:
@@ -219,7 +219,7 @@ class Admission:
         try:
             job.choices = new_choices(request, claim.num_tokens)
             if any(claim.num_tokens):
-                record = self._insist(functools.partial(self._store.read, job.job_id))
+                record = self._retry(functools.partial(self._store.read, job.job_id))
                 resume(job.choices, claim.num_tokens, record)
         except ProtocolError:
             self._holder.condemn(message)

@@ -15,8 +15,8 @@ from pagefleet.api.protocol.job_record import JobRecord
 from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.workers.job.active_job import ActiveJob, JobMessage
 from pagefleet.workers.queue.canvas import Canvas, stored_context
-from pagefleet.workers.threads.insist import Insist
 from pagefleet.workers.threads.loop_thread import LoopThread
+from pagefleet.workers.threads.outage_retry import OutageRetry
 
 
 class Ended(NamedTuple):
@@ -43,7 +43,7 @@ class Finisher:
         self,
         store: JobStore,
         app: Celery,
-        insist: Insist,
+        retry: OutageRetry,
         canvas: Canvas,
         *,
         on_closed: Callable[[Ended, JobRecord], None],
@@ -52,7 +52,7 @@ class Finisher:
         self._on_closed = on_closed
         self._on_unreadable = on_unreadable
         self._store = store
-        self._insist = insist
+        self._retry = retry
         self._canvas = canvas
         self._closer = JobCloser(store, app, tell_callbacks=False)
         self._ended: queue.SimpleQueue[Ended | None] = queue.SimpleQueue()
@@ -73,7 +73,7 @@ class Finisher:
         while (ended := self._ended.get()) is not None:
             message = ended.message
             try:
-                record = self._insist(functools.partial(self._close, message))
+                record = self._retry(functools.partial(self._close, message))
             except ProtocolError:
                 self._on_unreadable(message)
                 continue

@@ -24,8 +24,8 @@ from pagefleet.engine import FinishReason, SequenceOutput
 from pagefleet.engine.core.step_trace import NO_TRACE, StepTrace
 from pagefleet.workers.job.active_job import ActiveJob
 from pagefleet.workers.observe.metrics import Metrics
-from pagefleet.workers.threads.insist import Insist
 from pagefleet.workers.threads.loop_thread import LoopThread
+from pagefleet.workers.threads.outage_retry import OutageRetry
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Publisher:
         self,
         store: JobStore,
         worker_id: str,
-        insist: Insist,
+        retry: OutageRetry,
         metrics: Metrics,
         *,
         abort: Callable[[str], None],
@@ -64,7 +64,7 @@ class Publisher:
         self._store = store
         self._trace = trace
         self._worker_id = worker_id
-        self._insist = insist
+        self._retry = retry
         self._metrics = metrics
         self._abort = abort
         self._on_ended = on_ended
@@ -140,7 +140,7 @@ class Publisher:
 
         def mark() -> None:
             self._flush()
-            fenced = self._insist(lambda: self._store.mark(self._worker_id, epochs))
+            fenced = self._retry(lambda: self._store.mark(self._worker_id, epochs))
             lost.update(latest[job_id].request_id for job_id in fenced)
 
         self._wait_for(mark)
@@ -187,7 +187,7 @@ class Publisher:
                 items = [item for _, item in batch]
                 step = functools.partial(self._store.step, self._worker_id, items)
                 with self._trace.span("publish", num_items=len(items)):
-                    replies = self._insist(step, unless=StorageFull)
+                    replies = self._retry(step, reraise=StorageFull)
                 for (job, item), reply in zip(batch, replies, strict=True):
                     self._on_reply(job, item, reply)
             self._note_latency()
@@ -290,7 +290,7 @@ class Publisher:
         self._abort(job.request_id)
         info = None if error is None else ErrorInfo.from_error(error)
         try:
-            verdict = self._insist(
+            verdict = self._retry(
                 lambda: self._store.end(
                     job.job_id, self._worker_id, job.epoch, state, reason=reason, error=info
                 )
@@ -311,7 +311,7 @@ class Publisher:
         if self._jobs.get(job.request_id) is not job:
             return
         try:
-            verdict = self._insist(
+            verdict = self._retry(
                 functools.partial(self._store.release, job.job_id, self._worker_id, job.epoch)
             )
         except ProtocolError:
@@ -351,7 +351,7 @@ class Publisher:
 
     def _release(self, job: ActiveJob) -> None:
         with contextlib.suppress(ProtocolError):
-            self._insist(functools.partial(self._store.release, job.job_id, self._worker_id, job.epoch))
+            self._retry(functools.partial(self._store.release, job.job_id, self._worker_id, job.epoch))
 
     def _stop(self) -> None:
         self._stopping = True

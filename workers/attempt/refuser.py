@@ -10,7 +10,7 @@ from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.workers.job.active_job import JobMessage
 from pagefleet.workers.queue.canvas import Canvas, has_callbacks
 from pagefleet.workers.queue.celery_results import ResultForm
-from pagefleet.workers.threads.insist import Insist
+from pagefleet.workers.threads.outage_retry import OutageRetry
 
 
 class Refuser:
@@ -24,20 +24,20 @@ class Refuser:
     def __init__(
         self,
         store: JobStore,
-        insist: Insist,
+        retry: OutageRetry,
         results: ResultForm,
         canvas: Canvas,
         count: Callable[[str, str], None],
     ) -> None:
         self._store = store
-        self._insist = insist
+        self._retry = retry
         self._results = results
         self._canvas = canvas
         self._count = count
 
     def refuse(self, message: JobMessage, error: FleetError) -> None:
         failure = self._results.failure(message.job_id, error, message.context)
-        if not self._insist(functools.partial(self._store.refuse, message.job_id, failure)):
+        if not self._retry(functools.partial(self._store.refuse, message.job_id, failure)):
             if message.refusal is None:  # else it was counted when it came
                 self._count("a message is dropped", "its id has a job or a result already")
             message.dropped()

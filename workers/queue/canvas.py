@@ -22,7 +22,7 @@ from pagefleet.api.protocol.job_record import JobRecord
 from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.workers.job.bare_message import CALLBACKS
 from pagefleet.workers.queue.celery_results import ResultForm
-from pagefleet.workers.threads.insist import Insist
+from pagefleet.workers.threads.outage_retry import OutageRetry
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +40,10 @@ def stored_context(record: JobRecord) -> Any:
 class Canvas:
     """Links, errbacks, chain and chord of a message. ``context`` is Celery's ``Context`` of it everywhere."""
 
-    def __init__(self, app: Celery, store: JobStore, insist: Insist, results: ResultForm) -> None:
+    def __init__(self, app: Celery, store: JobStore, retry: OutageRetry, results: ResultForm) -> None:
         self._app = app
         self._store = store
-        self._insist = insist
+        self._retry = retry
         self._results = results
 
     def ended(self, record: JobRecord, context: Any) -> None:
@@ -96,7 +96,7 @@ class Canvas:
     def _fail(self, follow_ups: Any, error: FleetError) -> None:
         for task_id in ids_of(follow_ups):
             failure = self._results.failure(task_id, error)
-            self._insist(functools.partial(self._store.refuse, task_id, failure))
+            self._retry(functools.partial(self._store.refuse, task_id, failure))
 
 
 def ids_of(signatures: Any) -> Iterator[str]:

@@ -13,7 +13,7 @@ from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.workers.job.active_job import ActiveJob, JobMessage
 from pagefleet.workers.observe.metrics import Metrics
 from pagefleet.workers.queue.message_gate import MessageGate
-from pagefleet.workers.threads.insist import Insist
+from pagefleet.workers.threads.outage_retry import OutageRetry
 
 
 class Condemner:
@@ -23,7 +23,7 @@ class Condemner:
         self,
         store: JobStore,
         closer: JobCloser,
-        insist: Insist,
+        retry: OutageRetry,
         *,
         worker_id: str,
         gate: MessageGate,
@@ -31,7 +31,7 @@ class Condemner:
     ) -> None:
         self._store = store
         self._closer = closer
-        self._insist = insist
+        self._retry = retry
         self._worker_id = worker_id
         self._gate = gate
         self._metrics = metrics
@@ -39,17 +39,17 @@ class Condemner:
     def condemn(self, message: JobMessage) -> None:
         """The job's hash or log cannot be read."""
         queue = message.queue
-        if self._insist(functools.partial(self._store.condemn, message.job_id, queue)):
+        if self._retry(functools.partial(self._store.condemn, message.job_id, queue)):
             self._gate.count("a job is condemned", f"what is stored of job {message.job_id} cannot be read")
             self._metrics.on_dead_letter()
             with contextlib.suppress(ProtocolError):
-                self._insist(functools.partial(self._closer.close, message.job_id, queue))
+                self._retry(functools.partial(self._closer.close, message.job_id, queue))
         message.dropped()
 
     def missing(self, message: JobMessage) -> None:
         """The server knows no such job, or none any more."""
         queue = message.queue
-        if self._insist(functools.partial(self._store.condemn, message.job_id, queue, only_missing=True)):
+        if self._retry(functools.partial(self._store.condemn, message.job_id, queue, only_missing=True)):
             self._gate.count("a job is condemned", f"what is stored of job {message.job_id} is gone")
         message.dropped()
 
@@ -67,7 +67,7 @@ class Condemner:
         """What the hash of a lost job says where it still names this worker, but not this attempt: only a
         claim gives a job another epoch, and this worker did not claim it again."""
         try:
-            record = self._insist(functools.partial(self._store.read, job.job_id, with_log=False))
+            record = self._retry(functools.partial(self._store.read, job.job_id, with_log=False))
         except ProtocolError:
             return None
         if record is None or record.state is not JobState.RUNNING:

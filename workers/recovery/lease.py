@@ -14,7 +14,7 @@ from typing import Final
 from pagefleet.api.contract.errors import RedisUnavailable
 from pagefleet.api.contract.messages import ModelCard, WorkerStatus
 from pagefleet.api.protocol.job_store import JobStore
-from pagefleet.workers.threads.loop_thread import LoopThread, end_process
+from pagefleet.workers.threads.loop_thread import LoopThread, exit_process
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class Lease:
             if not self._ticked.is_set():
                 num_without_tick = 0 if self._is_waiting() else num_without_tick + 1
                 if num_without_tick > _WEDGED_AFTER_BEATS:
-                    end_process("the engine is wedged: no step has ended for three leases")
+                    exit_process("the engine has not finished a step for three lease times")
                 continue
             num_without_tick = 0
             self._ticked.clear()

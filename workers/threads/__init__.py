@@ -1,4 +1,4 @@
-"""Threads of a worker: loops, periodic work, calls that are repeated through an outage.
+"""Building blocks for a worker's threads: loops, periodic tasks, and calls retried through a Redis outage.
 
 Does not know jobs.
 """

@@ -1,4 +1,4 @@
-"""A thread of the worker: if it ends by a mistake of ours, the process must not live on without it."""
+"""LoopThread: a thread of the worker whose unexpected end terminates the process."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ CRASH_EXIT_STATUS: Final = 70
 
 
 class LoopThread(threading.Thread):
-    """Runs ``loop`` until it returns; what it raises ends the process.
+    """Runs ``loop`` until it returns. If ``loop`` raises, the process exits.
 
-    A worker that lost one of its threads would hold its jobs and its lease and move nothing: a hang. A
-    worker that is gone loses its lease, and another goes on with its jobs.
+    A worker that has lost one of its threads would keep its jobs and its lease without making progress. A
+    worker that exits loses its lease, and another worker continues its jobs.
     """
 
     def __init__(self, name: str, loop: Callable[[], None]) -> None:
@@ -30,16 +30,16 @@ class LoopThread(threading.Thread):
         try:
             self._loop()
         except RedisUnavailable as error:
-            # Only a worker that is leaving stops insisting: what it held comes back when its lease ends.
-            logger.warning("the thread %s leaves without Redis: %s", self.name, error)
-        # Also what is no Exception, such as a panic in a library's Rust code.
+            # Retries are only limited during shutdown. The jobs are recovered when the lease expires.
+            logger.warning("thread %s ends because Redis is unavailable: %s", self.name, error)
+        # BaseException: a panic in a library's Rust code is not an Exception.
         except BaseException:
-            logger.critical("the thread %s failed", self.name, exc_info=True)
-            end_process(f"without its thread {self.name} a worker moves nothing")
+            logger.critical("thread %s failed", self.name, exc_info=True)
+            exit_process(f"thread {self.name} failed, and a worker cannot make progress without it")
 
 
-def end_process(reason: str) -> NoReturn:
-    """Leaves at once: whatever holds the process back is what is wrong with it."""
-    logger.critical("the worker ends: %s", reason)
+def exit_process(reason: str) -> NoReturn:
+    """Exit at once with :data:`CRASH_EXIT_STATUS`. Cleanup could block on what has failed."""
+    logger.critical("the worker exits: %s", reason)
     logging.shutdown()
     os._exit(CRASH_EXIT_STATUS)

@@ -1,4 +1,4 @@
-"""A duty that a worker does every so often, in a thread of its own, as long as Redis can be reached."""
+"""Periodic: a task that a worker repeats at a fixed interval in a separate thread."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ logger = logging.getLogger(__name__)
 
 
 class Periodic:
-    """Calls ``duty`` every ``every_s`` seconds until :meth:`stop`; an outage only skips a turn."""
+    """Calls ``task`` every ``interval_s`` seconds until :meth:`stop`. A Redis outage skips a run."""
 
-    def __init__(self, name: str, every_s: float, duty: Callable[[], object]) -> None:
+    def __init__(self, name: str, interval_s: float, task: Callable[[], object]) -> None:
         self._name = name
-        self._every_s = every_s
-        self._duty = duty
+        self._interval_s = interval_s
+        self._task = task
         self._stopping = threading.Event()
         self._thread = LoopThread(name, self._run)
 
@@ -26,15 +26,15 @@ class Periodic:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread after the turn that it is in."""
+        """End the thread after its current run."""
         self._stopping.set()
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopping.wait(self._every_s):
+        while not self._stopping.wait(self._interval_s):
             try:
-                self._duty()
+                self._task()
             except ProtocolError as error:
-                logger.error("no %s this time: %s", self._name, error)
+                logger.error("this run of the %s failed: %s", self._name, error)
             except RedisUnavailable as error:
-                logger.debug("no %s without Redis: %s", self._name, error)
+                logger.debug("this run of the %s was skipped, Redis is unavailable: %s", self._name, error)
