@@ -13,7 +13,7 @@ PIP_INSTALL := install --quiet --disable-pip-version-check $(addprefix --constra
 export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help demo tool-model test test-slow test-newest constraints check lint types imports pytest pytest-slow prometheus
-.PHONY: browser litellm screenshots protocol-check bench chaos chaos-model chaos-gateway soak garbage structured
+.PHONY: release-check browser litellm screenshots protocol-check bench chaos chaos-model chaos-gateway soak garbage structured
 .PHONY: compose-test clean
 
 help:
@@ -34,6 +34,7 @@ help:
 	@echo "make tool-model  fetch a tool-calling model (491 MB) for the tests that skip without it"
 	@echo "make structured  what the model writes under 126 JSON schemas, greedy and at temperature 1.5"
 	@echo "make compose-test  the images and compose.yaml on a real container engine (about 5 minutes)"
+	@echo "make release-check  wheel and sdist in empty environments, with each extra (about 5 minutes)"
 	@echo "make clean   remove the environment and build products"
 
 $(VENV)/bin/pip:
@@ -62,6 +63,7 @@ check: lint types imports
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/typos
 
 # Type checkers cannot follow the mapping from the folders at the root to the packages: links stand for it.
 build/types/pagefleet:
@@ -162,6 +164,9 @@ structured: $(DEV_STAMP)
 # On the engine that answers at DOCKER_HOST; else root on Debian gets one of its own (ops/container-lab.sh).
 compose-test: $(DEV_STAMP)
 	$(BIN)/python -m pytest tests/compose -v $(PYTEST_ARGS)
+
+release-check: $(DEV_STAMP)
+	$(BIN)/python -m ops.release_check
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -34,6 +34,14 @@ def test_every_package_on_disk_is_listed():
     assert on_disk - {"pagefleet.api.pagefleet"} | {"pagefleet"} == set(PACKAGES)
 
 
+def test_pre_commit_runs_the_versions_of_the_constraints():
+    pinned = pins(ROOT / "constraints.txt")
+    text = (ROOT / ".pre-commit-config.yaml").read_text()
+    hooks = dict(re.findall(r'\["([\w-]+)==([\d.]+)"\]', text))
+    assert set(hooks) == {"ruff", "typos"}
+    assert hooks == {name: pinned[name] for name in hooks}
+
+
 def test_every_command_exists():
     for target in PYPROJECT["project"]["entry-points"]["pagefleet.commands"].values():
         module = target.partition(":")[0]

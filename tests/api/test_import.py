@@ -95,3 +95,18 @@ def test_nothing_is_connected_by_importing_or_constructing(tmp_path):
         "FleetClient(redis_url='redis://127.0.0.1:1/0'); print(threading.active_count())"
     )
     assert run(program) == "1"
+
+
+def test_the_root_package_has_both_doors_and_opens_them_lazily():
+    program = (
+        "import sys, pagefleet\n"
+        "print(pagefleet.__all__)\n"
+        "assert not [name for name in sys.modules if name.startswith('pagefleet.')]\n"
+        "from pagefleet import AsyncFleetClient, FleetClient, FleetError\n"
+        f"heavy = set({HEAVY}) & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "from pagefleet import LLM, SamplingParams\n"
+        "assert 'torch' not in sys.modules\n"
+        "LLM, SamplingParams\n"
+    )
+    assert run(program) == "['LLM', 'AsyncFleetClient', 'FleetClient', 'FleetError', 'SamplingParams']"

@@ -370,9 +370,11 @@ def test_the_core_imports_no_torch():
     program = (
         "import sys\n"
         "import pagefleet.engine\n"
-        "from pagefleet.engine import block_manager, config, errors, executor, outputs, sampling_params\n"
-        "from pagefleet.engine import detokenizer, engine_request, llm_engine, scheduler, sequence\n"
-        "from pagefleet.engine.backends import null\n"
+        "from pagefleet.engine import config, engine_request, errors, llm_engine, outputs\n"
+        "from pagefleet.engine.core import block_manager, scheduler, sequence\n"
+        "from pagefleet.engine.execution import executor, null\n"
+        "from pagefleet.engine.text import detokenizer\n"
+        "from pagefleet.engine.sampling import sampling_params\n"
         "heavy = {'torch', 'transformers', 'tokenizers', 'numpy', 'redis', 'celery'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

@@ -26,7 +26,7 @@ def test_every_address_is_documented_and_in_openapi():
 
 def test_every_field_of_a_body_does_something():
     """A field that the model has, and nobody reads, would be ignored in silence."""
-    code = "\n".join(path.read_text() for path in (ROOT / "api" / "gateway").glob("*.py"))
+    code = "\n".join(path.read_text() for path in (ROOT / "api" / "gateway").rglob("*.py"))
     without_effect = {"user", "metadata", "store"}
     for body in (ChatBody, CompletionBody):
         fields = set(body.model_fields)

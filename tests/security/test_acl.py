@@ -327,7 +327,8 @@ def test_what_is_not_needed_is_denied(guarded_for_all, command):
 
 def test_a_worker_may_run_every_command_of_every_script():
     """Some stand on paths that only a broken hash or a death leads to."""
-    scripts = "\n".join(path.read_text() for path in (TEMPLATE.parents[2] / "api" / "scripts").glob("*.lua"))
+    folder = TEMPLATE.parents[2] / "api" / "protocol" / "scripts"
+    scripts = "\n".join(path.read_text() for path in folder.glob("*.lua"))
     used = {name.lower() for name in re.findall(r"redis\.call\('(\w+)'", scripts)}
     (worker,) = (line for line in TEMPLATE.read_text().splitlines() if line.startswith("user worker "))
     assert len(used) > 20

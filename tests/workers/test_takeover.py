@@ -16,7 +16,8 @@ from pagefleet.engine.execution.null import null_token
 from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.local_stack import LocalStack
 
-NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.02"]
+# One worker cannot hold all streams, 36 choices, however late the other one begins to pull.
+NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.02", "--max-num-seqs", "30"]
 NUM_STREAMS = 24
 NUM_TOKENS = 250
 NUM_CHOICES = 3
