@@ -147,7 +147,9 @@ class FleetWorker(Holder):
         if self._draining or not self.lease.valid or self.lease.storage_full:
             return []
         # A job takes a seat for each of its choices.
-        more = [(job.message.lane, max(0, job.num_going_on - 1)) for job in list(self._held.values())]
+        more = [
+            (job.message.lane, max(0, job.num_unfinished_choices - 1)) for job in list(self._held.values())
+        ]
         num_held += sum(count for _, count in more)
         num_batch += sum(count for lane, count in more if lane == "batch")
         return self._seats.lanes_with_room(num_held, num_batch)
@@ -338,7 +340,7 @@ class FleetWorker(Holder):
 
     def _on_released(self, job: ActiveJob) -> None:
         self._let_go(job)
-        job.message.put_back()
+        job.message.requeue()
 
     def _on_closed(self, ended: Ended, record: JobRecord) -> None:
         """Told and counted by the worker that ended it; one that nobody ever ran, by who gets its message."""

@@ -56,13 +56,13 @@ class PooledMessage(JobMessage):
         self._pool = pool
         self._slot = slot
         self._begun_at = time.monotonic()
-        self._accept: Callable[..., None] = callbacks["accept_callback"]
-        self._finish: Callable[..., None] = callbacks["callback"]
-        self._request: Any = self._finish.__self__
+        self._accept_callback: Callable[..., None] = callbacks["accept_callback"]
+        self._finish_callback: Callable[..., None] = callbacks["callback"]
+        self._request: Any = self._finish_callback.__self__
         self.bare = None if "job_id" in request_dict["kwargs"] else self._bare(request_dict)
         # `inspect active` would show them to all who may ask workers, and a bare message's hold its prompt.
         self._request._args, self._request._kwargs = (), {}
-        self._told: Mapping[str, Any] | None = None
+        self._started_fields: Mapping[str, Any] | None = None
         self._answered = False
 
     @property
@@ -93,11 +93,15 @@ class PooledMessage(JobMessage):
         stand without a message.
         """
         older, older_tag = self._request, self.delivery_tag
-        self._request, self._finish, self._accept = newer._request, newer._finish, newer._accept
+        self._request, self._finish_callback, self._accept_callback = (
+            newer._request,
+            newer._finish_callback,
+            newer._accept_callback,
+        )
         if self.delivery_tag != older_tag:
             self._pool.mailbox.post(older.acknowledge)
-        if self._told is not None:
-            self.started(self._told)
+        if self._started_fields is not None:
+            self.mark_started(self._started_fields)
 
     @property
     def delivery_tag(self) -> str:
@@ -106,35 +110,35 @@ class PooledMessage(JobMessage):
     def use_channel(self, channel: Any) -> None:
         self._request.message.channel = channel
 
-    def started(self, told: Mapping[str, Any]) -> None:
+    def mark_started(self, event_fields: Mapping[str, Any]) -> None:
         self._begun_at = time.monotonic()
-        self._told = self._request.told = dict(told)
-        accept, begun_at = self._accept, self._begun_at
+        self._started_fields = self._request.started_fields = dict(event_fields)
+        accept, begun_at = self._accept_callback, self._begun_at
         self._pool.mailbox.post(lambda: accept(self._slot, begun_at))
 
-    def ended(self, record: JobRecord) -> None:
+    def finish(self, record: JobRecord) -> None:
         if record.state is JobState.CANCELLED:
             self._answer(lambda: self._revoked(expired=record.has_expired))
         elif record.state is JobState.DONE:
-            self._answer(lambda: self._finish((0, _summary(record), self._runtime())))
+            self._answer(lambda: self._finish_callback((0, _summary(record), self._runtime())))
         else:
             self._fail(failure_of(record))
 
-    def rejected(self, error: Exception) -> None:
+    def reject(self, error: Exception) -> None:
         self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         """Its words may quote the prompt: they are in the result, and events and logs get the kind alone."""
         told = type(error)(f"{getattr(error, 'code', 'error')}; the result says why")
-        self._answer(lambda: self._finish((1, _exception_info(told), self._runtime())))
+        self._answer(lambda: self._finish_callback((1, _exception_info(told), self._runtime())))
 
-    def dropped(self) -> None:
-        self._answer(lambda: self._finish((1, _exception_info(Ignore()), self._runtime())))
+    def drop(self) -> None:
+        self._answer(lambda: self._finish_callback((1, _exception_info(Ignore()), self._runtime())))
 
-    def left_waiting(self) -> None:
+    def defer(self) -> None:
         self._answer(self._leave_waiting)
 
-    def put_back(self) -> None:
+    def requeue(self) -> None:
         self._answer(self._restore)
 
     def _revoked(self, *, expired: bool) -> None:
@@ -159,7 +163,7 @@ class PooledMessage(JobMessage):
         VirtualQoS.ack(channel.qos, self.delivery_tag)
         request.acknowledged = True
         # Shown as one that will be tried again, not as one that runs here.
-        request.send_event("task-rejected" if self._told is None else "task-retried", requeue=True)
+        request.send_event("task-rejected" if self._started_fields is None else "task-retried", requeue=True)
         task_ready(request)
 
     def terminate(self, signal: object = None) -> None:

@@ -39,22 +39,22 @@ class RecordedMessage(JobMessage):
         self.bare = None if bare_fields is None else BareMessage(bare_fields, lane=lane)
         self.answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
 
-    def started(self, told: Mapping[str, Any]) -> None:
-        self.answers.put(("started", told))
+    def mark_started(self, event_fields: Mapping[str, Any]) -> None:
+        self.answers.put(("started", event_fields))
 
-    def ended(self, record: JobRecord) -> None:
+    def finish(self, record: JobRecord) -> None:
         self.answers.put(("ended", record))
 
-    def rejected(self, error: Exception) -> None:
+    def reject(self, error: Exception) -> None:
         self.answers.put(("rejected", error))
 
-    def dropped(self) -> None:
+    def drop(self) -> None:
         self.answers.put(("dropped", None))
 
-    def left_waiting(self) -> None:
+    def defer(self) -> None:
         self.answers.put(("left waiting", None))
 
-    def put_back(self) -> None:
+    def requeue(self) -> None:
         self.answers.put(("put back", None))
 
     def last_answer(self, timeout_s: float = 10.0) -> tuple[str, Any]:

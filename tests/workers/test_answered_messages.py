@@ -144,5 +144,5 @@ def test_of_a_job_that_is_revoked_before_or_after_its_start(time_start, announce
     callbacks = {"accept_callback": None, "callback": request.callback}
     message = PooledMessage(pool, 1, fields, callbacks)
     message.terminate()
-    message.ended(SimpleNamespace(state=JobState.CANCELLED, has_expired=False))
+    message.finish(SimpleNamespace(state=JobState.CANCELLED, has_expired=False))
     assert request.announced == announced

@@ -17,7 +17,7 @@ from pagefleet.engine.execution.null import null_token
 from pagefleet.engine.outputs import TokenLogprobs as EngineLogprobs
 from pagefleet.engine.text.tokenizer import ByteTokenizer
 from pagefleet.workers.attempt.engine_loop import wait_until
-from pagefleet.workers.job.speller import Speller, Spelling
+from pagefleet.workers.job.output_encoder import OutputEncoder, TokenFieldCache
 from pagefleet.workers.recovery import replay as replaying
 
 SEED = 7
@@ -156,12 +156,12 @@ def test_a_job_that_is_cut_off_says_so_whatever_its_first_choice_did(store, work
 
 
 def test_numbers_that_json_has_no_word_for():
-    speller = Speller(Spelling(ByteTokenizer()))
+    encoder = OutputEncoder(TokenFieldCache(ByteTokenizer()))
     found = [EngineLogprobs(65, math.nan, 1, ((66, -math.inf), (0xC3, -0.1234567)))]
-    (told,) = speller.logprobs(found)
-    assert TokenLogprobs.model_validate_json(told.model_dump_json()) == told
-    assert (told.logprob, told.text, told.spelled) == (-9999.0, "A", b"A")
-    impossible, half = told.top
+    (encoded,) = encoder.logprobs(found)
+    assert TokenLogprobs.model_validate_json(encoded.model_dump_json()) == encoded
+    assert (encoded.logprob, encoded.text, encoded.spelled) == (-9999.0, "A", b"A")
+    impossible, half = encoded.top
     assert impossible.logprob == -9999.0
     assert (half.logprob, half.text, half.spelled) == (-0.123457, "\ufffd", b"\xc3")
 

@@ -37,8 +37,11 @@ REFUSED = {
     "unknown task": ({"name": "their.task"}, "unknown task"),
     "two positional arguments": ({"args": ["a", "b"]}, "takes one positional argument, not 2"),
     "a number": ({"args": [7]}, "must be a string .* not int"),
-    "a prompt twice": ({"args": ["a"], "kwargs": {"prompt": "b"}}, "prompt: given by position and by name"),
-    "two inputs": ({"args": ["a"], "kwargs": {"messages": []}}, "given by position and by name"),
+    "a prompt twice": (
+        {"args": ["a"], "kwargs": {"prompt": "b"}},
+        "prompt: passed by position and by keyword",
+    ),
+    "two inputs": ({"args": ["a"], "kwargs": {"messages": []}}, "passed by position and by keyword"),
     "an unknown field": ({"args": [{"promt": "a"}]}, "did you mean 'prompt'"),
     "a job's result": ({"args": [{"job_id": "a", "choices": []}]}, "result of another generate job"),
     "compressed": ({"kwargs": {"prompt": "a"}, "compression": "gzip"}, "headers.compression|compression"),

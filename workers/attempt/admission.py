@@ -28,7 +28,7 @@ from pagefleet.workers.attempt.start_event import start_fields
 from pagefleet.workers.job.active_job import ActiveJob, JobMessage
 from pagefleet.workers.job.bare_message import BareMessage
 from pagefleet.workers.job.job_times import JobTimes
-from pagefleet.workers.job.speller import Speller, Spelling
+from pagefleet.workers.job.output_encoder import OutputEncoder, TokenFieldCache
 from pagefleet.workers.observe.job_log import job_fields
 from pagefleet.workers.prompting.prompt import echo_of, engine_request
 from pagefleet.workers.queue.celery_results import ResultForm
@@ -95,7 +95,7 @@ class Admission:
         self._cards = CardIndex([card])
         self._fingerprint = card.fingerprint.model_dump_json()
         self._engine = engine
-        self._spelling = Spelling(engine.tokenizer)
+        self._token_fields = TokenFieldCache(engine.tokenizer)
         self._retry = retry
         self._holder = holder
         self._messages: queue.SimpleQueue[JobMessage | None] = queue.SimpleQueue()
@@ -169,9 +169,9 @@ class Admission:
             case ClaimVerdict.FINAL | ClaimVerdict.ENDED:
                 self._holder.close(message, ended_here=claim.verdict is ClaimVerdict.ENDED)
             case ClaimVerdict.ELSEWHERE | ClaimVerdict.EARLY:
-                message.dropped()
+                message.drop()
             case ClaimVerdict.NO_LEASE:
-                message.put_back()
+                message.requeue()
             case ClaimVerdict.REFUSED:
                 self._refuse(message, claim)
             case ClaimVerdict.UNREADABLE:
@@ -190,7 +190,7 @@ class Admission:
             claim.retry_in_s,
             extra={"job": message.job_id},
         )
-        message.left_waiting()
+        message.defer()
 
     def _create(self, message: JobMessage, bare: BareMessage) -> None:
         """A service sent the message itself, past submit: the same checks and limits apply here."""
@@ -247,7 +247,9 @@ class Admission:
         """What is to be done with the job: the engine gets it, or it fails."""
         try:
             to_compute = engine_request(job.request_id, request, job.choices, self._engine, self._card)
-            job.speller = Speller(self._spelling, echo_of(request, to_compute, self._engine.tokenizer))
+            job.encoder = OutputEncoder(
+                self._token_fields, echo_of(request, to_compute, self._engine.tokenizer)
+            )
         except FleetError as error:
             return functools.partial(self._holder.fail, job, error)
         except Exception as error:  # noqa: BLE001
@@ -271,7 +273,7 @@ class Admission:
         if request.return_prompt_token_ids:
             job.choices[0].prompt_token_ids = prompt_token_ids
         self._holder.run(job, to_compute, solo=solo)
-        job.message.started(start_fields(job, request, self._store.settings.prompt_chars))
+        job.message.mark_started(start_fields(job, request, self._store.settings.prompt_chars))
 
     def _parse(self, request_json: str) -> GenerateRequest:
         check_size(len(request_json.encode()), self._store.settings.max_request_bytes)

@@ -78,10 +78,10 @@ class Finisher:
                 self._on_unreadable(message)
                 continue
             if record is None:
-                message.dropped()
+                message.drop()
             else:
                 self._on_closed(ended, record)
-                message.ended(record)
+                message.finish(record)
 
     def _close(self, message: JobMessage) -> JobRecord | None:
         record = self._closer.close(message.job_id)

@@ -194,7 +194,7 @@ class Publisher:
         except StorageFull:
             self._is_full = True
             held = {name: job for name, job in waiting.items() if self._jobs.get(name) is job}
-            self._dirty |= {name: job for name, job in held.items() if job.has_news}
+            self._dirty |= {name: job for name, job in held.items() if job.has_unsent}
 
     def _note_latency(self) -> None:
         """From the oldest step whose tokens were waiting to the server's reply."""
@@ -212,7 +212,7 @@ class Publisher:
         except queue.Empty:
             pass
         now = time.monotonic()
-        quiet = [job for job in list(self._jobs.values()) if now - job.asked_at > _QUIET_S]
+        quiet = [job for job in list(self._jobs.values()) if now - job.last_sent_at > _QUIET_S]
         self._dirty |= {job.request_id: job for job in quiet}
 
     def _batches(self) -> Iterator[list[tuple[ActiveJob, StepItem]]]:
@@ -221,7 +221,7 @@ class Publisher:
         batch: list[tuple[ActiveJob, StepItem]] = []
         num_tokens = 0
         for job in jobs:
-            job.asked_at = time.monotonic()
+            job.last_sent_at = time.monotonic()
             for item in job.next_items():
                 batch.append((job, item))
                 num_tokens += _size(item)
@@ -272,7 +272,7 @@ class Publisher:
             if job is None:
                 continue
             has_failed = output.finish_reason is FinishReason.ERROR
-            job.take(replace(output, finish_reason=None) if has_failed else output)
+            job.add_output(replace(output, finish_reason=None) if has_failed else output)
             self._dirty[job.request_id] = job
             if has_failed:
                 # What came before is told first.

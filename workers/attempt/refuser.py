@@ -40,8 +40,8 @@ class Refuser:
         if not self._retry(functools.partial(self._store.refuse, message.job_id, failure)):
             if message.refusal is None:  # else it was counted when it came
                 self._count("a message is dropped", "its id has a job or a result already")
-            message.dropped()
+            message.drop()
             return
         if has_callbacks(message.context):
             self._canvas.failed(message.job_id, error, message.context)
-        message.rejected(error)
+        message.reject(error)

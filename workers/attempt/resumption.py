@@ -25,7 +25,7 @@ def resume(choices: Sequence[ActiveChoice], num_tokens: Sequence[int], record: J
         if entry.choice >= len(choices) or entry.offset != len(choices[entry.choice].token_ids):
             break
         _check_logprobs(choices[entry.choice], entry)
-        choices[entry.choice].take_log(entry)
+        choices[entry.choice].add_log_entry(entry)
     for choice, count in zip(choices, num_tokens, strict=True):
         choice.num_sent = count
         choice.finish_reason = record.finish_reason(choice.index) if record is not None else None

@@ -1,4 +1,4 @@
-"""A job as its worker sees it: its message, its choices, its times.
+"""A job as its worker sees it: its Celery message, its choices and their tokens, its times.
 
 Does not know threads, queues or the job store.
 """

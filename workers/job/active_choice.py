@@ -1,4 +1,4 @@
-"""One choice of a job that this worker holds: its tokens, and how many of them the server has."""
+"""ActiveChoice: one choice of a job that this worker holds, with its tokens and how many Redis has."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from pagefleet.api.contract.messages import LogEntry
 
 @dataclass(slots=True, eq=False)
 class ActiveChoice:
-    """``token_ids`` and ``texts`` hold everything since the choice's beginning, the log's part included: any
-    suffix can be sent again when the server forgot it."""
+    """``token_ids`` and ``texts`` start with the choice's first token and include those of earlier attempts,
+    so that any suffix can be sent again if Redis has lost it."""
 
     index: int
     token_ids: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprobs] | None = None
-    """One for each token, where they are asked for."""
+    """One per token; None if the request does not ask for logprobs."""
     prompt_logprobs: list[TokenLogprobs] | None = None
-    """Go with the first token."""
+    """Sent with the first token."""
     prompt_token_ids: list[int] | None = None
-    """The same way; of choice 0, where they are asked for."""
+    """Sent with the first token of choice 0, if the request asks for them."""
     num_sent: int = 0
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     has_ended: bool = False
-    """The server knows its end."""
+    """Redis has stored the finish reason."""
 
     @property
-    def has_news(self) -> bool:
+    def has_unsent(self) -> bool:
         return not self.has_ended and (len(self.token_ids) > self.num_sent or self.finish_reason is not None)
 
-    def take_log(self, entry: LogEntry) -> None:
-        """What an earlier attempt left."""
+    def add_log_entry(self, entry: LogEntry) -> None:
+        """Add tokens that an earlier attempt wrote to the log."""
         self.token_ids += entry.token_ids
         self.texts += entry.texts
         if self.logprobs is not None:
@@ -41,7 +41,7 @@ class ActiveChoice:
         self.prompt_logprobs = self.prompt_logprobs or entry.prompt_logprobs
 
     def next_entry(self) -> LogEntry:
-        """Everything that the log does not have yet."""
+        """Return everything that the log does not contain yet."""
         begin = self.num_sent
         return LogEntry(
             choice=self.index,

@@ -1,4 +1,4 @@
-"""BareMessage: a job as a service that only knows Celery asks for it: arguments and Celery's options."""
+"""BareMessage: a job that a service sends with plain Celery, as task arguments and task options."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _INPUTS: Final = ("prompt", "messages", "prompt_token_ids")
 
 @dataclass(frozen=True, slots=True)
 class BareMessage:
-    """``not_before`` and ``start_by`` are seconds since the epoch: Celery's ``eta`` and ``expires``.
-    ``time_limits`` are seconds, hard and soft."""
+    """``not_before`` and ``start_by`` are Celery's ``eta`` and ``expires`` in seconds since the epoch.
+    ``time_limits`` are the hard and the soft limit in seconds."""
 
     kwargs: Mapping[str, Any]
     args: Sequence[Any] = ()
@@ -29,14 +29,16 @@ class BareMessage:
     start_by: float | None = None
     time_limits: Sequence[float | None] = ()
     context: Mapping[str, Any] = field(default_factory=dict)
-    """The message's headers and callbacks, as Celery's ``Context`` reads them."""
+    """The callbacks and lineage of the message, named as in Celery's ``Context``."""
 
     def fields(self) -> dict[str, Any]:
-        """The request's fields. What a task before it in a chain returned comes as positional argument: a
-        string is the prompt, a dict holds fields.
+        """Return the fields of the request.
+
+        The result of the previous task in a chain arrives as the positional argument: a string is the
+        prompt, a dict holds fields.
 
         Raises:
-            InvalidRequest: other positional arguments, or one that says what a keyword says too.
+            InvalidRequest: the positional arguments are of another kind or repeat a keyword argument.
         """
         fields = {"lane": self.lane, **self._positional(), **self.kwargs}
         deadlines = [limit for limit in self.time_limits if limit]
@@ -61,8 +63,8 @@ class BareMessage:
             return {}
         if len(self.args) > 1:
             raise InvalidRequest(
-                f"pagefleet.generate takes one positional argument, not {len(self.args)}: a prompt, or a "
-                "dict of fields. Give the rest by name.",
+                f"pagefleet.generate takes one positional argument, not {len(self.args)}: the prompt, or a "
+                "dict of fields. Pass the others by keyword.",
                 param="args",
             )
         (value,) = self.args
@@ -73,21 +75,21 @@ class BareMessage:
         else:
             raise InvalidRequest(
                 "The positional argument of pagefleet.generate must be a string (the prompt) or a dict of "
-                f"fields, not {type(value).__name__}; a task before it in the chain may make one of it.",
+                f"fields, not {type(value).__name__}. In a chain, convert the result in a task before it.",
                 param="args",
             )
         if {"job_id", "choices"} <= given.keys():
             raise InvalidRequest(
-                "The positional argument is the result of another generate job; put a task between the two "
-                "that returns the next prompt, or make the signature immutable.",
+                "The positional argument is the result of another generate job. Put a task between the two "
+                "jobs that returns the next prompt, or make the signature immutable.",
                 param="args",
             )
         inputs = [name for name in _INPUTS if name in given or name in self.kwargs]
         twice = sorted(given.keys() & self.kwargs.keys()) or (inputs if len(inputs) > 1 else [])
         if twice:
             raise InvalidRequest(
-                f"{' and '.join(twice)}: given by position and by name; leave one out, or make the signature "
-                "immutable so that the task before it passes nothing on.",
+                f"{' and '.join(twice)}: passed by position and by keyword. Pass only one of them; in a "
+                "chain, make the signature immutable so that it does not receive the previous result.",
                 param=twice[0],
             )
         return given

@@ -1,4 +1,4 @@
-"""JobRequest: Celery's request of a job, whose events say more and which waits for nothing in memory."""
+"""JobRequest: Celery's ``Request`` for jobs, with more fields in its events and without ETA handling."""
 
 from __future__ import annotations
 
@@ -8,32 +8,33 @@ from typing import Any, Final
 
 from celery.worker.request import Request
 
-_ENDS: Final = ("task-failed", "task-revoked")
+_END_EVENTS: Final = ("task-failed", "task-revoked")
 
 
 class JobRequest(Request):  # type: ignore[misc]
-    """Named by the task (``Task.Request``), which is Celery's way to have one of one's own.
+    """The task names it as ``Task.Request``, Celery's hook for a custom request class.
 
-    Celery would keep a message with an ETA in this process's memory, and acknowledge one that has expired,
-    also where its job runs already: both are taken away from it, and SUBMIT writes them down.
+    Celery would keep a message with an ETA in this process's memory, and would acknowledge an expired one
+    even if its job is already running. So both values are removed from the request here, and SUBMIT stores
+    them in the job instead.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.told: dict[str, Any] = {}
-        """What ``task-started`` says beside what Celery does."""
-        self.not_before, self.start_by = _seconds(self.eta), _seconds(self.expires)
+        self.started_fields: dict[str, Any] = {}
+        """Fields of ``task-started`` in addition to Celery's."""
+        self.not_before, self.start_by = _timestamp(self.eta), _timestamp(self.expires)
         self._eta: None = None
         self._expires: None = None
 
     def send_event(self, type: str, **fields: Any) -> None:
         if type == "task-started":
-            fields |= self.told
-        elif type in _ENDS and self.time_start:
-            # Celery tells a runtime of what succeeded alone.
+            fields |= self.started_fields
+        elif type in _END_EVENTS and self.time_start:
+            # Celery sends a runtime only with task-succeeded.
             fields["runtime"] = time.time() - self.time_start
         super().send_event(type, **fields)
 
 
-def _seconds(moment: datetime | None) -> float | None:
+def _timestamp(moment: datetime | None) -> float | None:
     return None if moment is None else moment.timestamp()

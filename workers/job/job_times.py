@@ -1,4 +1,4 @@
-"""JobTimes: what an attempt's stages took."""
+"""JobTimes: the durations of an attempt's stages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class JobTimes:
-    """Moments of one attempt, on this process's monotonic clock; what came before the claim is ``waited_s``.
+    """Times of one attempt on this process's monotonic clock. ``waited_s`` is the time before the claim.
 
     submitted ...... claimed ...... scheduled ...... first token ...... last token
       |--- waited_s ---|
@@ -17,18 +17,18 @@ class JobTimes:
 
     attempt: int = 1
     taken_over: bool = False
-    """The worker that had the job before died with it."""
+    """The previous worker died while it held the job."""
     waited_s: float = 0.0
     claimed_at: float = field(default_factory=time.monotonic)
     scheduled_at: float | None = None
-    """None also for a job that brought tokens along: it does not begin here."""
+    """The first prefill; None if the job continues from the tokens of an earlier attempt."""
     first_token_at: float | None = None
     last_token_at: dict[int, float] = field(default_factory=dict)
-    """By choice."""
+    """By choice index."""
 
     @property
     def queue_s(self) -> float | None:
-        """From the submit until the engine took it up, an earlier attempt without a token included."""
+        """From submit to the first prefill, including earlier attempts without tokens."""
         return None if self.scheduled_at is None else self.waited_s + self.scheduled_at - self.claimed_at
 
     @property
@@ -39,7 +39,7 @@ class JobTimes:
 
     @property
     def first_token_s(self) -> float | None:
-        """From the submit to the first token of all; None where another attempt had it."""
+        """From submit to the job's first token; None if an earlier attempt produced it."""
         if self.first_token_at is None or self.scheduled_at is None:
             return None
         return self.waited_s + self.first_token_at - self.claimed_at

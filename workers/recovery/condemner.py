@@ -44,14 +44,14 @@ class Condemner:
             self._metrics.on_dead_letter()
             with contextlib.suppress(ProtocolError):
                 self._retry(functools.partial(self._closer.close, message.job_id, queue))
-        message.dropped()
+        message.drop()
 
     def missing(self, message: JobMessage) -> None:
         """The server knows no such job, or none any more."""
         queue = message.queue
         if self._retry(functools.partial(self._store.condemn, message.job_id, queue, only_missing=True)):
             self._gate.count("a job is condemned", f"what is stored of job {message.job_id} is gone")
-        message.dropped()
+        message.drop()
 
     def was_overwritten(self, job: ActiveJob) -> bool:
         """Whether somebody else than a claim ended this attempt, by another epoch in the job's hash.
