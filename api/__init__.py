@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from pagefleet.api.broker.celery_check import check_celery_app
     from pagefleet.api.client.async_client import AsyncFleetClient
     from pagefleet.api.client.client import FleetClient
     from pagefleet.api.client.fleet import Fleet
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         UnknownParameter,
     )
     from pagefleet.api.contract.fleet_status import FleetStatus, QueueStatus, RunningJob
+    from pagefleet.api.contract.keys import queue_name
     from pagefleet.api.contract.messages import (
         ChatMessage,
         ChoiceResult,
@@ -95,6 +97,8 @@ __all__ = [
     "UnknownModel",
     "UnknownParameter",
     "WorkerStatus",
+    "check_celery_app",
+    "queue_name",
 ]
 
 # Imported when first asked for: a service pays for redis and pydantic when it makes its client, not before.
@@ -138,6 +142,8 @@ _HOMES: Final = {
     "UnknownModel": "contract.errors",
     "UnknownParameter": "contract.errors",
     "WorkerStatus": "contract.messages",
+    "check_celery_app": "broker.celery_check",
+    "queue_name": "contract.keys",
 }
 
 

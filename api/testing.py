@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from pagefleet.api.client.fleet import Fleet
-from pagefleet.api.client.job_options import DEFAULT_TIMEOUT_S
+from pagefleet.api.client.job_options import DEFAULT_IDLE_TIMEOUT_S
 from pagefleet.api.client.questions import Answer, Asked
 from pagefleet.api.client.stream import StreamState
 from pagefleet.api.client.token_stream import LiveEvent, Resync, Source, TokenStream
@@ -91,12 +91,12 @@ class InMemoryFleet(Fleet):
             job.run(self._reply)
 
     def attach(
-        self, job_id: str, *, after: int = 0, timeout: float | None = DEFAULT_TIMEOUT_S
+        self, job_id: str, *, after: int = 0, idle_timeout: float | None = DEFAULT_IDLE_TIMEOUT_S
     ) -> TokenStream:
         job = self._job(job_id)
         state = StreamState(job_id, after=after)
         state.feed_record(job.record())
-        return TokenStream(state, _JobSource(self, job), job.prepared.card.name, timeout)
+        return TokenStream(state, _JobSource(self, job), job.prepared.card.name, idle_timeout)
 
     def cancel(self, job_id: str) -> bool:
         return self._job(job_id).cancel()
@@ -134,12 +134,14 @@ class InMemoryFleet(Fleet):
     def close(self) -> None:
         """Nothing is held open."""
 
-    def _start(self, job_id: str | None, fields: Mapping[str, Any], timeout: float | None) -> TokenStream:
+    def _start(
+        self, job_id: str | None, fields: Mapping[str, Any], idle_timeout: float | None
+    ) -> TokenStream:
         prepared = prepare(self._cards, job_id, fields, next(self._seeds))
         if prepared.job_id in self._jobs:
             if self._jobs[prepared.job_id].prepared.asked != prepared.asked:
                 raise job_exists(prepared.job_id)
-            return self.attach(prepared.job_id, timeout=timeout)
+            return self.attach(prepared.job_id, idle_timeout=idle_timeout)
         check_submitted(self._room_for(prepared), prepared)
         job = self._jobs[prepared.job_id] = _Job(prepared)
         source = _JobSource(self, job)
@@ -149,7 +151,7 @@ class InMemoryFleet(Fleet):
             StreamState(prepared.job_id, num_choices=prepared.request.sampling.n),
             source,
             prepared.card.name,
-            timeout,
+            idle_timeout,
         )
 
     def _job(self, job_id: str) -> _Job:

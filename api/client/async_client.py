@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar, Unpack
 from pagefleet.api.broker.status import read_status
 from pagefleet.api.client.async_connections import AsyncConnections
 from pagefleet.api.client.async_sources import AsyncAttachedSource, AsyncOwnSource
-from pagefleet.api.client.job_options import DEFAULT_TIMEOUT_S, JobOptions, job_arguments
+from pagefleet.api.client.job_options import DEFAULT_IDLE_TIMEOUT_S, JobOptions, job_arguments
 from pagefleet.api.client.questions import Asked, TokenizedPrompt, detokenize_question, tokenize_question
 from pagefleet.api.client.stream import StreamState
 from pagefleet.api.client.token_stream import AsyncTokenStream
@@ -47,24 +47,24 @@ class AsyncFleetClient:
         **options: Unpack[JobOptions],
     ) -> AsyncTokenStream:
         """See :meth:`pagefleet.api.client.fleet.Fleet.generate`."""
-        job_id, fields, timeout = job_arguments(
+        job_id, fields, idle_timeout = job_arguments(
             options, prompt=prompt, prompt_token_ids=as_list(prompt_token_ids)
         )
-        return await self.start(fields, job_id=job_id, timeout=timeout)
+        return await self.start(fields, job_id=job_id, idle_timeout=idle_timeout)
 
     async def chat(
         self, messages: Sequence[Mapping[str, str]], **options: Unpack[JobOptions]
     ) -> AsyncTokenStream:
         """See :meth:`pagefleet.api.client.fleet.Fleet.chat`."""
-        job_id, fields, timeout = job_arguments(options, messages=as_messages(messages))
-        return await self.start(fields, job_id=job_id, timeout=timeout)
+        job_id, fields, idle_timeout = job_arguments(options, messages=as_messages(messages))
+        return await self.start(fields, job_id=job_id, idle_timeout=idle_timeout)
 
     async def attach(
         self,
         job_id: str,
         *,
         after: int | Sequence[int] = 0,
-        timeout: float | None = DEFAULT_TIMEOUT_S,
+        idle_timeout: float | None = DEFAULT_IDLE_TIMEOUT_S,
         keep: bool = True,
     ) -> AsyncTokenStream:
         """See :meth:`pagefleet.api.client.fleet.Fleet.attach`.
@@ -91,7 +91,7 @@ class AsyncFleetClient:
                 raise
             state = StreamState(job_id, after=after, keep=keep)
             state.feed_record(record)
-            return AsyncTokenStream(state, source, record.model, timeout)
+            return AsyncTokenStream(state, source, record.model, idle_timeout)
 
     async def job(self, job_id: str, *, with_log: bool = True) -> JobRecord:
         """What the server knows of a job now. Raises: JobNotFound."""
@@ -197,7 +197,7 @@ class AsyncFleetClient:
         max_open: int | None = None,
         max_stored: int | None = None,
         charge: Charge | None = None,
-        timeout: float | None = DEFAULT_TIMEOUT_S,
+        idle_timeout: float | None = DEFAULT_IDLE_TIMEOUT_S,
         keep: bool = True,
         is_drawn: bool = False,
     ) -> AsyncTokenStream:
@@ -226,6 +226,6 @@ class AsyncFleetClient:
         source = AsyncOwnSource(live, prepared, is_drawn=is_drawn or job_id is None)
         if not await source.submit():
             await source.close()
-            return await self.attach(prepared.job_id, timeout=timeout, keep=keep)
+            return await self.attach(prepared.job_id, idle_timeout=idle_timeout, keep=keep)
         state = StreamState(prepared.job_id, keep=keep, num_choices=prepared.request.sampling.n)
-        return AsyncTokenStream(state, source, prepared.card.name, timeout)
+        return AsyncTokenStream(state, source, prepared.card.name, idle_timeout)

@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 from pagefleet.api.broker.status import read_status
 from pagefleet.api.client.connections import Connections
 from pagefleet.api.client.fleet import Fleet
-from pagefleet.api.client.job_options import DEFAULT_TIMEOUT_S
+from pagefleet.api.client.job_options import DEFAULT_IDLE_TIMEOUT_S
 from pagefleet.api.client.questions import Answer, Asked, ask
 from pagefleet.api.client.sources import AttachedSource, OwnSource
 from pagefleet.api.client.stream import StreamState
@@ -45,7 +45,7 @@ class FleetClient(Fleet):
         _CLIENTS.add(self)
 
     def attach(
-        self, job_id: str, *, after: int = 0, timeout: float | None = DEFAULT_TIMEOUT_S
+        self, job_id: str, *, after: int = 0, idle_timeout: float | None = DEFAULT_IDLE_TIMEOUT_S
     ) -> TokenStream:
         live = self._live
         with about(job_id):
@@ -62,7 +62,7 @@ class FleetClient(Fleet):
                 source.close()
                 raise
             state.feed_record(record)
-            return TokenStream(state, source, record.model, timeout)
+            return TokenStream(state, source, record.model, idle_timeout)
 
     def cancel(self, job_id: str) -> bool:
         return self._live.cancel(job_id)
@@ -97,7 +97,9 @@ class FleetClient(Fleet):
     ) -> None:
         self.close()
 
-    def _start(self, job_id: str | None, fields: Mapping[str, Any], timeout: float | None) -> TokenStream:
+    def _start(
+        self, job_id: str | None, fields: Mapping[str, Any], idle_timeout: float | None
+    ) -> TokenStream:
         live = self._live
         model = fields.get("model")
         cards = live.index(model if isinstance(model, str) else None)
@@ -107,9 +109,9 @@ class FleetClient(Fleet):
         source = OwnSource(live, prepared, is_drawn=job_id is None)
         if not source.submit():
             source.close()
-            return self.attach(prepared.job_id, timeout=timeout)
+            return self.attach(prepared.job_id, idle_timeout=idle_timeout)
         state = StreamState(prepared.job_id, num_choices=prepared.request.sampling.n)
-        return TokenStream(state, source, prepared.card.name, timeout)
+        return TokenStream(state, source, prepared.card.name, idle_timeout)
 
     @property
     def _live(self) -> Connections:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
-from pagefleet.api.client.job_options import DEFAULT_TIMEOUT_S, JobOptions, job_arguments
+from pagefleet.api.client.job_options import DEFAULT_IDLE_TIMEOUT_S, JobOptions, job_arguments
 from pagefleet.api.client.questions import (
     Answer,
     Asked,
@@ -58,11 +58,13 @@ class Fleet(ABC):
         return self._start(*job_arguments(options, messages=as_messages(messages)))
 
     @abstractmethod
-    def _start(self, job_id: str | None, fields: Mapping[str, Any], timeout: float | None) -> TokenStream: ...
+    def _start(
+        self, job_id: str | None, fields: Mapping[str, Any], idle_timeout: float | None
+    ) -> TokenStream: ...
 
     @abstractmethod
     def attach(
-        self, job_id: str, *, after: int = 0, timeout: float | None = DEFAULT_TIMEOUT_S
+        self, job_id: str, *, after: int = 0, idle_timeout: float | None = DEFAULT_IDLE_TIMEOUT_S
     ) -> TokenStream:
         """Reads any job from any process, also after it has ended, from token ``after`` on.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+from pagefleet.api.contract.errors import UnknownParameter
 from pagefleet.api.contract.keys import Lane
 from pagefleet.api.contract.sampling import SamplingOptions
 from pagefleet.api.contract.structured_outputs import StructuredOptions
 
-DEFAULT_TIMEOUT_S: Final = 600.0
+DEFAULT_IDLE_TIMEOUT_S: Final = 600.0
 """How long a stream waits for its next chunk before it raises ``StreamTimeout``."""
 
 
@@ -38,8 +39,8 @@ class JobOptions(SamplingOptions, total=False):
         structured_outputs: constrains the text; exactly one of json_schema, json_object, regex, choice and
             grammar. A schema that is invalid, unsatisfiable or unsupported ends the job with
             ``InvalidRequest``.
-        timeout: seconds without a chunk after which the stream raises ``StreamTimeout``, by default 600.
-            None waits forever.
+        idle_timeout: seconds without a chunk after which the stream raises ``StreamTimeout``, by default
+            600. None waits forever.
     """
 
     model: str | None
@@ -54,7 +55,7 @@ class JobOptions(SamplingOptions, total=False):
     cache_salt: str | None
     prefix_cache: bool | None
     structured_outputs: StructuredOptions | None
-    timeout: float | None
+    idle_timeout: float | None
 
 
 class JobArguments(NamedTuple):
@@ -63,7 +64,7 @@ class JobArguments(NamedTuple):
     job_id: str | None
     fields: dict[str, Any]
     """The request's fields, not yet validated."""
-    timeout: float | None
+    idle_timeout: float | None
 
 
 def job_arguments(options: Mapping[str, Any], **source: Any) -> JobArguments:
@@ -72,7 +73,21 @@ def job_arguments(options: Mapping[str, Any], **source: Any) -> JobArguments:
     Args:
         options: a :class:`JobOptions`, or what an unchecked caller passed in its place.
         source: the prompt or the messages, by the name of the request's field.
+
+    Raises:
+        UnknownParameter.
     """
+    check_renamed(options)
     fields = {**source, **options}
-    job_id, timeout = fields.pop("job_id", None), fields.pop("timeout", DEFAULT_TIMEOUT_S)
-    return JobArguments(job_id, fields, timeout)
+    job_id, idle_timeout = fields.pop("job_id", None), fields.pop("idle_timeout", DEFAULT_IDLE_TIMEOUT_S)
+    return JobArguments(job_id, fields, idle_timeout)
+
+
+def check_renamed(options: Mapping[str, Any]) -> None:
+    """Raises: UnknownParameter: ``timeout``, which is called ``idle_timeout`` since version 0.1.0."""
+    if "timeout" in options:
+        raise UnknownParameter(
+            "timeout: unknown parameter; use idle_timeout, the seconds without a chunk after which the "
+            "stream raises StreamTimeout.",
+            param="timeout",
+        )

@@ -10,6 +10,8 @@ import re
 from typing import Final, Literal, NamedTuple
 from urllib.parse import quote, unquote
 
+from pagefleet.api.contract.errors import InvalidRequest
+
 Lane = Literal["interactive", "batch"]
 LANES: Final[tuple[Lane, ...]] = ("interactive", "batch")
 
@@ -173,6 +175,20 @@ def unslug(text: str) -> str:
 def queue(model_name: str, lane: Lane) -> str:
     """The Celery queue that serves a model's lane."""
     return f"{QUEUE_PREFIX}{quote(model_name, safe='')}.{lane}"
+
+
+def queue_name(model: str, lane: Lane = "interactive") -> str:
+    """Return the Celery queue of a model's lane, to send tasks to without a client.
+
+    Args:
+        model: the model's name, not an alias.
+
+    Raises:
+        InvalidRequest: the lane does not exist.
+    """
+    if lane not in LANES:
+        raise InvalidRequest(f"lane: {lane!r} does not exist; use one of {', '.join(LANES)}.", param="lane")
+    return queue(model, lane)
 
 
 def queues(model_name: str, lane: Lane) -> tuple[str, ...]:

@@ -55,9 +55,9 @@ def follow(fleet: FleetClient, job: Job) -> None:
     while True:
         try:
             if job["attach"]:
-                stream = fleet.attach(job["job_id"], after=job["after"], timeout=_STREAM_TIMEOUT_S)
+                stream = fleet.attach(job["job_id"], after=job["after"], idle_timeout=_STREAM_TIMEOUT_S)
             else:
-                stream = fleet.generate(job_id=job["job_id"], timeout=_STREAM_TIMEOUT_S, **job["fields"])
+                stream = fleet.generate(job_id=job["job_id"], idle_timeout=_STREAM_TIMEOUT_S, **job["fields"])
             say(job, "begun")
             break
         except FleetError as error:
@@ -78,10 +78,10 @@ async def follow_async(fleet: AsyncFleetClient, job: Job) -> None:
     while True:
         try:
             if job["attach"]:
-                stream = await fleet.attach(job["job_id"], after=job["after"], timeout=_STREAM_TIMEOUT_S)
+                stream = await fleet.attach(job["job_id"], after=job["after"], idle_timeout=_STREAM_TIMEOUT_S)
             else:
                 stream = await fleet.generate(
-                    job_id=job["job_id"], timeout=_STREAM_TIMEOUT_S, **job["fields"]
+                    job_id=job["job_id"], idle_timeout=_STREAM_TIMEOUT_S, **job["fields"]
                 )
             say(job, "begun")
             break

@@ -64,7 +64,7 @@ class Load:
         lane: Lane = rng.choice(LANES)
         return self._fleet.generate(
             prompt_token_ids=prompt, max_tokens=max_tokens, lane=lane, result_ttl_s=RESULT_TTL_S,
-            timeout=_TIMEOUT_S, **fields,
+            idle_timeout=_TIMEOUT_S, **fields,
         )  # fmt: skip
 
     def _read(self, rng: random.Random) -> str | None:

@@ -176,7 +176,7 @@ async def test_cancel_a_queued_a_running_and_an_ended_job(afleet, ghost):
 
 
 async def test_a_stream_that_no_worker_serves_gives_up(afleet, ghost):
-    stream = await afleet.generate("Hello", model=ghost, timeout=0.3)
+    stream = await afleet.generate("Hello", model=ghost, idle_timeout=0.3)
     started = time.monotonic()
     with pytest.raises(StreamTimeout):
         await anext(stream)
@@ -275,7 +275,7 @@ async def test_many_readers_on_one_connection(afleet, null_stack):
 
 
 async def test_a_slow_reader_is_not_a_silent_job(afleet):
-    stream = await afleet.generate("Hello", seed=7, max_tokens=16, timeout=0.5)
+    stream = await afleet.generate("Hello", seed=7, max_tokens=16, idle_timeout=0.5)
     text = (await anext(stream)).text
     await asyncio.sleep(0.8)
     assert text + "".join([chunk.text async for chunk in stream]) == SEED_7

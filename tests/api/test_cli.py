@@ -203,7 +203,7 @@ class TestGenerate:
         _, stderr = process.communicate(timeout=20)
         assert process.returncode == 130
         assert stderr.strip() == b""
-        assert fleet.attach(job.job_id, timeout=10).result().finish_reason == "cancelled"
+        assert fleet.attach(job.job_id, idle_timeout=10).result().finish_reason == "cancelled"
 
 
 class TestStatusAndModels:

@@ -318,7 +318,7 @@ class TestAttach:
 
     def test_to_a_queued_job_from_before_its_first_token(self, fleet, ghost):
         stream = fleet.generate("Hello", model=ghost)
-        attached = fleet.attach(stream.job_id, timeout=5)
+        attached = fleet.attach(stream.job_id, idle_timeout=5)
         fleet.cancel(stream.job_id)
         result = attached.result()
         assert (result.state, result.finish_reason, result.token_ids) == (JobState.CANCELLED, "cancelled", [])
@@ -392,7 +392,7 @@ class TestCancel:
 
 class TestTime:
     def test_a_stream_that_no_worker_serves_gives_up_and_the_job_stays_queued(self, fleet, ghost, server):
-        stream = fleet.generate("Hello", model=ghost, timeout=0.3)
+        stream = fleet.generate("Hello", model=ghost, idle_timeout=0.3)
         started = time.monotonic()
         with pytest.raises(StreamTimeout, match=f"Nothing came from job {stream.job_id} for 0.3 s") as raised:
             next(stream)
@@ -405,13 +405,13 @@ class TestTime:
 
     def test_a_slow_reader_is_not_a_silent_job(self, fleet):
         """What the caller does between two chunks is no waiting."""
-        stream = fleet.generate("Hello", seed=7, max_tokens=16, timeout=0.5)
+        stream = fleet.generate("Hello", seed=7, max_tokens=16, idle_timeout=0.5)
         text = next(stream).text
         time.sleep(0.8)
         assert text + "".join(chunk.text for chunk in stream) == SEED_7
 
     def test_a_stream_that_is_first_read_late(self, fleet):
-        stream = fleet.generate("Hello", seed=7, max_tokens=16, timeout=0.5)
+        stream = fleet.generate("Hello", seed=7, max_tokens=16, idle_timeout=0.5)
         time.sleep(0.8)
         assert stream.text() == SEED_7
 
@@ -521,7 +521,7 @@ def test_a_fleet_is_found_without_a_setting(null_stack, monkeypatch, tmp_path):
 def test_a_reader_that_waits_asks_for_no_prompt_and_for_no_token_twice(fleet, ghost, server, monkeypatch):
     """Bytes that the server sends and receives for one look of a queued job with a prompt of 50 KB."""
     monkeypatch.setattr(token_stream, "SILENCE_S", 0.02)
-    stream = fleet.generate("x" * 50_000, model=ghost, timeout=0.5)
+    stream = fleet.generate("x" * 50_000, model=ghost, idle_timeout=0.5)
 
     def traffic():
         stats = server.redis.info("stats")

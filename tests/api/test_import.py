@@ -62,6 +62,8 @@ def test_the_public_names():
         "UnknownModel",
         "UnknownParameter",
         "WorkerStatus",
+        "check_celery_app",
+        "queue_name",
     ]
     for name in pagefleet.api.__all__:
         assert getattr(pagefleet.api, name) is not None

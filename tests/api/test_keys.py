@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pagefleet.api import InvalidRequest, queue_name
 from pagefleet.api.contract import keys
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -30,6 +31,13 @@ def test_every_name_on_the_server_is_what_the_protocol_says():
     assert keys.WORKERS == "pf:workers"
     assert keys.GENERATE_TASK == "pagefleet.generate"
     assert keys.LANES == ("interactive", "batch")
+
+
+def test_a_celery_service_gets_the_name_of_a_queue():
+    assert queue_name("smollm2") == "pagefleet.smollm2.interactive"
+    assert queue_name("org/name", "batch") == "pagefleet.org%2Fname.batch"
+    with pytest.raises(InvalidRequest, match="lane: 'fast' does not exist; use one of interactive, batch"):
+        queue_name("smollm2", "fast")
 
 
 @pytest.mark.parametrize(

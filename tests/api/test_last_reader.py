@@ -142,7 +142,7 @@ def test_not_one_that_is_left_running(fleet, jobs):
 @pytest.mark.parametrize("then", ["closed", "dropped"])
 def test_not_after_the_callers_timeout(fleet, jobs, ghost, then):
     """``StreamTimeout`` says that the job can be read later."""
-    stream = fleet.generate("Hello", model=ghost, timeout=0.1)
+    stream = fleet.generate("Hello", model=ghost, idle_timeout=0.1)
     job_id = stream.job_id
     with pytest.raises(StreamTimeout):
         next(stream)
@@ -252,7 +252,7 @@ async def test_not_one_that_needs_no_async_reader(afleet, jobs, options):
 
 
 async def test_not_after_the_async_callers_timeout(afleet, jobs, ghost):
-    stream = await afleet.generate("Hello", model=ghost, timeout=0.1)
+    stream = await afleet.generate("Hello", model=ghost, idle_timeout=0.1)
     with pytest.raises(StreamTimeout):
         await anext(stream)
     await stream.close()

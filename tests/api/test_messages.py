@@ -296,7 +296,7 @@ class TestTheEngineAgrees:
         assert list(messages.SamplingOptions.__annotations__) == list(SamplingParams.model_fields)
 
     def test_each_option_of_a_job_is_a_field_or_the_clients(self):
-        options = set(JobOptions.__annotations__) - {"job_id", "timeout"}
+        options = set(JobOptions.__annotations__) - {"job_id", "idle_timeout"}
         known = {*SamplingParams.model_fields, *messages.GenerateRequest.model_fields}
         assert options >= set(SamplingParams.model_fields)
         assert options <= known

@@ -262,8 +262,8 @@ class TestAServerThatComesBack:
 
     def test_a_stream_goes_on_and_ends_complete(self, fragile):
         with FleetClient(redis_url=fragile.url) as fleet, FleetClient(redis_url=fragile.url) as other:
-            own = fleet.generate("Hello", timeout=30)
-            attached = other.attach(own.job_id, timeout=30)
+            own = fleet.generate("Hello", idle_timeout=30)
+            attached = other.attach(own.job_id, idle_timeout=30)
             worker = HandWorker(fragile.url).claim(own.job_id)
             worker.step(3)
             texts = [next(own).text, next(attached).text]
@@ -278,7 +278,7 @@ class TestAServerThatComesBack:
     def test_tokens_that_the_reader_has_and_the_server_forgot_come_once(self, fragile):
         """The last second of the append-only file is lost; the worker sends from where the log ends."""
         with FleetClient(redis_url=fragile.url) as fleet:
-            stream = fleet.generate("Hello", timeout=30)
+            stream = fleet.generate("Hello", idle_timeout=30)
             worker = HandWorker(fragile.url).claim(stream.job_id)
             worker.step(3)
             text = next(stream).text
@@ -296,8 +296,8 @@ class TestAServerThatComesBack:
     def test_what_a_dropped_connection_missed_is_read_at_once(self, fragile):
         """Not only after 2 s of silence: the subscription tells that it is new."""
         with FleetClient(redis_url=fragile.url) as fleet:
-            own = fleet.generate("Hello", timeout=30)
-            attached = fleet.attach(own.job_id, timeout=30)
+            own = fleet.generate("Hello", idle_timeout=30)
+            attached = fleet.attach(own.job_id, idle_timeout=30)
             worker = HandWorker(fragile.url).claim(own.job_id)
             worker.step(3)
             texts = [next(own).text, next(attached).text]
@@ -310,8 +310,8 @@ class TestAServerThatComesBack:
 
     async def test_the_async_stream_goes_on_and_ends_complete(self, fragile):
         async with AsyncFleetClient(redis_url=fragile.url) as fleet:
-            own = await fleet.generate("Hello", timeout=30)
-            attached = await fleet.attach(own.job_id, timeout=30)
+            own = await fleet.generate("Hello", idle_timeout=30)
+            attached = await fleet.attach(own.job_id, idle_timeout=30)
             worker = HandWorker(fragile.url).claim(own.job_id)
             worker.step(3)
             text = (await anext(attached)).text
@@ -323,7 +323,7 @@ class TestAServerThatComesBack:
 
     def test_a_server_that_stays_away_ends_the_stream_with_its_outage(self, fragile):
         with FleetClient(settings(fragile.url)) as fleet:
-            stream = fleet.generate("Hello", timeout=1.0)
+            stream = fleet.generate("Hello", idle_timeout=1.0)
             HandWorker(fragile.url).claim(stream.job_id).step(1)
             next(stream)
             fragile.kill()
@@ -337,12 +337,12 @@ class TestAServerThatComesBack:
             tmp_path, ["--model", "null", "--backend", "null", "--null-step-time", "0.02"], drain_s=1
         )
         with stack, FleetClient(redis_url=stack.redis_url) as fleet:
-            stream = fleet.generate("Hello", seed=7, max_tokens=120, timeout=4)
+            stream = fleet.generate("Hello", seed=7, max_tokens=120, idle_timeout=4)
             next(stream)
             self.restart(stack.server)
             assert len(stream.text()) == 120
             assert stack.workers[0].exit_status is None
-            assert len(fleet.generate("Hello", max_tokens=4, timeout=8).text()) == 4
+            assert len(fleet.generate("Hello", max_tokens=4, idle_timeout=8).text()) == 4
 
     def test_a_server_that_forgot_everything_gets_a_waiting_job_again(self, server_binary, tmp_path):
         """The same id, the same seed, so the same tokens, although the first server is gone for ever."""
@@ -351,7 +351,7 @@ class TestAServerThatComesBack:
         store = JobStore(FleetSettings(redis_url=first.url))
         with FleetClient(redis_url=first.url) as fleet:
             store.publish_card(null_card())
-            stream = fleet.generate("Hello", seed=7, max_tokens=16, timeout=60)
+            stream = fleet.generate("Hello", seed=7, max_tokens=16, idle_timeout=60)
             first.kill()
             worker = ["--model", "null", "--backend", "null", "--null-step-time", "0.005"]
             with LocalStack(tmp_path / "second", worker):

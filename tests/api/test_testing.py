@@ -168,8 +168,12 @@ class TestRefusals:
 
 
 class TestWaiting:
+    def test_the_old_name_of_idle_timeout_is_refused(self, any_fleet):
+        with pytest.raises(UnknownParameter, match="timeout: unknown parameter; use idle_timeout"):
+            any_fleet.generate("Hello", timeout=5)
+
     def test_a_timeout_and_the_job_stays_queued(self, waiting_fleet):
-        stream = waiting_fleet.generate("Hello", model="ghost", timeout=0.2)
+        stream = waiting_fleet.generate("Hello", model="ghost", idle_timeout=0.2)
         with pytest.raises(StreamTimeout) as raised:
             next(stream)
         assert raised.value.job_id == stream.job_id
@@ -179,8 +183,8 @@ class TestWaiting:
         assert (queue.num_queued, queue.num_open) == (1, 1)
 
     def test_a_cancel_reaches_every_reader(self, waiting_fleet):
-        stream = waiting_fleet.generate("Hello", model="ghost", timeout=10)
-        attached = waiting_fleet.attach(stream.job_id, timeout=10)
+        stream = waiting_fleet.generate("Hello", model="ghost", idle_timeout=10)
+        attached = waiting_fleet.attach(stream.job_id, idle_timeout=10)
         assert waiting_fleet.cancel(stream.job_id) is True
         for reader in (stream, attached):
             result = reader.result()
@@ -224,7 +228,7 @@ class TestTheFakeAlone:
 
     def test_a_paused_fleet_answers_when_it_is_run(self):
         fleet = InMemoryFleet(lambda request: request.prompt, paused=True)
-        streams = [fleet.generate(text, timeout=1) for text in ("one", "two")]
+        streams = [fleet.generate(text, idle_timeout=1) for text in ("one", "two")]
         fleet.run()
         assert [stream.text() for stream in streams] == ["one", "two"]
         assert fleet.generate("three").text() == "three"

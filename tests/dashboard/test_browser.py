@@ -34,7 +34,7 @@ class Crowd:
                 seed=seed,
                 lane=lane,
                 job_id=f"{lane}-{seed}",
-                timeout=60,
+                idle_timeout=60,
             )
             for seed in seeds
         ]

@@ -54,7 +54,7 @@ def test_more_failures_than_the_worker_has_seats(fleet):
     """Each message that stayed would take a seat for ever: after 64 the worker would take nothing more."""
     streams = [fleet.generate("x", max_tokens=1000, deadline_s=0.2) for _ in range(70)]
     assert {stream.result().finish_reason for stream in streams} == {"deadline"}
-    assert len(fleet.generate("x", max_tokens=3, timeout=20).result().token_ids) == 3
+    assert len(fleet.generate("x", max_tokens=3, idle_timeout=20).result().token_ids) == 3
     assert all_is_answered(fleet)
 
 

@@ -10,8 +10,7 @@ import pytest
 from celery import Celery
 from gateway.snippets import blocks_of
 
-from pagefleet.api import ConfigurationError
-from pagefleet.api.broker.celery_check import check_celery_app
+from pagefleet.api import ConfigurationError, check_celery_app
 from pagefleet.api.contract import keys
 from pagefleet.workers.attempt.engine_loop import wait_until
 

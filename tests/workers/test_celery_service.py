@@ -110,7 +110,7 @@ def test_a_running_job_that_is_deleted_leaves_no_result(service, fleet):
 @pytest.mark.parametrize("terminate", [True, False])
 def test_revoke_ends_what_waits_at_once(service, fleet, ghost, terminate):
     """No worker of its model is there to receive its message: any worker that hears the command does it."""
-    stream = fleet.generate("hello", model=ghost, timeout=30)
+    stream = fleet.generate("hello", model=ghost, idle_timeout=30)
     service.AsyncResult(stream.job_id).revoke(terminate=terminate)
     assert stream.result().state is JobState.CANCELLED
     with pytest.raises(TaskRevokedError):

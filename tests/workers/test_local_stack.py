@@ -20,7 +20,7 @@ def test_a_client_that_waits_goes_on_with_the_next_start(server_binary, tmp_path
     with LocalStack(tmp_path, NULL, drain_s=0.0) as stack, FleetClient(redis_url=stack.redis_url) as fleet:
         stack.write_stack_file(FleetSettings(home=tmp_path).stack_file)
         whole = fleet.generate("Hello", seed=7, max_tokens=100).text()
-        stream = fleet.generate("Hello", seed=7, max_tokens=100, timeout=60)
+        stream = fleet.generate("Hello", seed=7, max_tokens=100, idle_timeout=60)
         text = next(stream).text
         stack.stop()
         with LocalStack(tmp_path, NULL, drain_s=0.0) as again:

@@ -127,7 +127,7 @@ def send_garbage(service, fleet, job_id):
 
 def test_garbage_leaves_a_good_jobs_result_alone(service, fleet, raw):
     """Under its id, while it runs and after its end."""
-    running = fleet.generate("x", max_tokens=400, timeout=20)
+    running = fleet.generate("x", max_tokens=400, idle_timeout=20)
     next(running)
     send_garbage(service, fleet, running.job_id)
     assert service.AsyncResult(running.job_id).state == "STARTED"

@@ -126,4 +126,4 @@ def test_a_real_worker_runs_what_was_never_sent(null_stack):
         request = build_request({"model": "null", "prompt": "x", "seed": 1, "max_tokens": 3})
         store.submit("never-sent", request, queue=QUEUE, channel="", limits=Limits(100, 10**6))
         # Sweeps are 5 s apart, and a job must look stranded for two leases.
-        assert len(fleet.attach("never-sent", timeout=60).result().token_ids) == 3
+        assert len(fleet.attach("never-sent", idle_timeout=60).result().token_ids) == 3

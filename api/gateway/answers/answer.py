@@ -174,7 +174,7 @@ async def start(
                 max_open=key.max_open,
                 max_stored=key.max_stored_bytes,
                 charge=charge_of(key, num_reserved),
-                timeout=None,
+                idle_timeout=None,
                 keep=not body.stream,
                 is_drawn=True,
             )

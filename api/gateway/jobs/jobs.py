@@ -80,7 +80,7 @@ async def stream(request: Request) -> Response:
             after = position.counts[index * num_choices : (index + 1) * num_choices]
             # What the reader has had is read once more where that decides what comes next.
             keep = shape.reader(0) is not None
-            streams.append(await gateway.fleet.attach(job_id, after=after, timeout=None, keep=keep))
+            streams.append(await gateway.fleet.attach(job_id, after=after, idle_timeout=None, keep=keep))
     except BaseException:
         for each in streams:
             await each.close(after_s=gateway.settings.gateway_return_within_s)
