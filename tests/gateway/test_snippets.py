@@ -1,12 +1,11 @@
-"""Every snippet of the README and of docs/gateway.md is run here, each line of each block.
+"""Every snippet of PAGES is run here, line by line.
 
-Two kinds cannot be: ``make`` is looked up (what its targets run has tests of its own: ``make test`` is this
-suite), and what needs containers is run by tests/compose (``make compose-test``).
+There are two exceptions. Of a ``make`` line only the target is checked, because ``make test`` is this suite.
+Lines that need containers are run by tests/compose (``make compose-test``).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -16,12 +15,10 @@ import httpx
 import pytest
 from snippets import ROOT, blocks_of, commands_of
 
-from pagefleet.api.broker.celery_app import make_celery
 from pagefleet.api.cli.main import main
-from pagefleet.api.config.settings import FleetSettings
 from pagefleet.workers.local.ports import free_port
 
-PAGES = ["README.md", "docs/gateway.md"]
+PAGES = ["README.md", "docs/python.md", "docs/commands.md", "docs/gateway.md"]
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 LINES = [line for block in BLOCKS if block.language == "bash" for line in commands_of(block)]
 MODEL = "smollm2-135m-instruct"
@@ -33,7 +30,7 @@ def lines_of(*programs):
 
 
 def python_of(page):
-    """What a reader of the page types, from its top to its end."""
+    """The Python blocks of the page, from its top to its end."""
     return [block.text for block in BLOCKS if block.page == page and block.language == "python"]
 
 
@@ -42,8 +39,8 @@ def test_nothing_is_left_out():
     assert {line.program for line in LINES} == {"make", "source", "docker", "curl", "pagefleet"}
     elsewhere = {line.command for line in lines_of("pagefleet") if line.page != "docs/gateway.md"}
     assert elsewhere == {"pagefleet up"}, "else more must run there"
-    # Pictures: of a job's path, of the house, and the table of commands.
-    assert [block.text.split()[0] for block in BLOCKS if not block.language] == ["your", "pagefleet", "api/"]
+    # The picture of a job's path, and the table of commands.
+    assert [block.text.split()[0] for block in BLOCKS if not block.language] == ["your", "pagefleet"]
 
 
 @pytest.fixture(scope="module")
@@ -91,32 +88,34 @@ def test_docker():
 
 
 def test_the_table_of_commands():
-    """Each that it names is there, and each that is there is named."""
-    (table,) = [block.text for block in BLOCKS if block.text.startswith("pagefleet up")]
-    named = set(re.findall(r"pagefleet ([a-z]+)", table)) | {"bench"}
-    assert named == set(main.list_commands(None))
+    """It lists every command, and no command that does not exist."""
+    (table,) = [block.text for block in BLOCKS if block.page == "docs/commands.md" and not block.language]
+    assert set(re.findall(r"pagefleet ([a-z]+)", table)) == set(main.list_commands(None))
 
 
-def test_the_readmes_python(null_stack, monkeypatch, capsys):
-    """Over a fleet whose answers are short; the one with an engine of its own follows below."""
+def without_engine(page):
+    return [text for text in python_of(page) if "LLM" not in text]
+
+
+@pytest.mark.parametrize(("page", "num_blocks"), [("README.md", 1), ("docs/python.md", 9)])
+def test_python_over_a_fleet(null_stack, monkeypatch, capsys, page, num_blocks):
+    """The blocks in their order, in one namespace; the null engine's answers are kept short."""
     monkeypatch.setenv("REDIS_URL", null_stack.redis_url)
-    celery_app = make_celery(FleetSettings(redis_url=null_stack.redis_url))
-    space = {"json": json, "celery_app": celery_app}
-    blocks = [text for text in python_of("README.md") if "LLM" not in text]
-    assert len(blocks) == 4
+    blocks = without_engine(page)
+    assert len(blocks) == num_blocks
+    space = {}
     try:
         for text in blocks:
-            said = text.replace(MODEL, "null").replace("temperature=0.7", "temperature=0.7, max_tokens=64")
-            exec(compile(said, "README.md", "exec"), space)
+            program = text.replace("temperature=0.7", "temperature=0.7, max_tokens=64")
+            exec(compile(program, page, "exec"), space)
             if "print" in text:
                 assert len(capsys.readouterr().out) > 1
     finally:
         space["fleet"].close()
-        celery_app.close()
 
 
-def test_the_readmes_engine_without_a_queue():
-    (text,) = [text for text in python_of("README.md") if "LLM" in text]
+def test_the_engine_without_a_queue():
+    (text,) = [text for text in python_of("docs/python.md") if "LLM" in text]
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) >= 20

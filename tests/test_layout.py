@@ -1,0 +1,47 @@
+"""docs/layout.md matches the tree, and the folders stay small and described."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "layout.md").read_text()
+ROOTS = ("api", "engine", "workers")
+MAX_MODULES = 14
+UNBOUNDED = {"api/cli", "workers/cli"}
+"""One file for each command."""
+TO_BE_SPLIT = {"api/client": 15}
+"""Exceptions to MAX_MODULES, with their limits."""
+
+
+def folders():
+    """The packages on disk; the page's static files are not a package."""
+    found = [path.parent for root in ROOTS for path in (ROOT / root).rglob("__init__.py")]
+    return sorted(str(path.relative_to(ROOT)) for path in found)
+
+
+def modules_of(folder):
+    return [path.name for path in (ROOT / folder).glob("*.py") if path.name != "__init__.py"]
+
+
+def test_the_page_lists_every_folder():
+    listed = re.findall(rf"^\| `((?:{'|'.join(ROOTS)})\b[\w/]*)/` \|", PAGE, re.MULTILINE)
+    assert sorted(listed) == folders()
+
+
+def test_every_path_on_the_page_exists():
+    named = set(re.findall(r"`((?:api|engine|workers|ops|tests|docs)/[\w./-]*)`", PAGE))
+    assert len(named) > len(folders())
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+@pytest.mark.parametrize("folder", folders())
+def test_a_folder_is_small_and_has_a_docstring(folder):
+    if folder not in UNBOUNDED:
+        assert len(modules_of(folder)) <= TO_BE_SPLIT.get(folder, MAX_MODULES), modules_of(folder)
+    docstring = ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text()))
+    assert docstring, f"{folder}/__init__.py does not state what the folder is for"
