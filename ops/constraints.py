@@ -38,7 +38,7 @@ def _installed(python: str) -> Iterator[tuple[str, str]]:
 
 
 def _triton(python: str, torch: str) -> str:
-    """Return the one Triton that torch's CUDA build requires; beside a CPU build any may be installed."""
+    """Return the Triton version that torch's CUDA build requires; a CPU build works with any version."""
     options = ["--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--report", "-"]
     # PyPI has the CUDA build for Linux; an index of the user's configuration may offer the CPU build first.
     options += ["--isolated", "--index-url", PYPI, f"torch=={torch}"]

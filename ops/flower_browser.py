@@ -46,7 +46,7 @@ class FlowerBrowser:
         return self.rows()
 
     def rows(self) -> list[dict[str, str]]:
-        """Of the table as it stands."""
+        """Return the rows of the table as the page shows it."""
         table: list[dict[str, str]] = self.page.evaluate(
             """() => {
                 const head = [...document.querySelectorAll('.dataTables_scrollHead th')]
@@ -58,7 +58,7 @@ class FlowerBrowser:
         return table
 
     def open_task(self, task_id: str) -> dict[str, str]:
-        """What its page says, by the names on it."""
+        """Open the page of a task and return its values by their labels."""
         self.page.goto(f"{self._url}/task/{quote(task_id)}")
         rows: list[list[str]] = self.page.locator(".detail-row").evaluate_all(
             "rows => rows.map(row => [...row.children].map(cell => cell.innerText.trim()))"

@@ -67,7 +67,7 @@ class GatewayBrowser:
         return found
 
     def wait_text(self, num_characters: int, timeout_s: float = 30) -> None:
-        """Until the last answer has so many."""
+        """Wait until the last answer has this many characters."""
         self.page.wait_for_function(
             "count => [...document.querySelectorAll('.assistant .text')].at(-1)?.source.length >= count",
             arg=num_characters,
@@ -85,7 +85,7 @@ class GatewayBrowser:
         self.page.get_by_role("tab", name="Jobs").click()
 
     def job_rows(self) -> list[dict[str, str]]:
-        """The table as it stands, each row by its cells' names."""
+        """Return the rows of the table, each as a dict by column name."""
         rows: list[dict[str, str]] = self.page.locator("#job-rows tr").evaluate_all(
             "rows => rows.map(row => Object.fromEntries("
             "[...row.cells].map(cell => [cell.dataset.name, cell.textContent])))"

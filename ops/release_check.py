@@ -1,8 +1,7 @@
 """``python -m ops.release_check``: would the release work on a machine that has nothing of it?
 
-Builds the wheel and the sdist, installs them into empty environments (the wheel once with each extra), runs
-the
-commands that each extra brings, and lets the worker's environment answer sixteen prompts.
+Builds the wheel and the sdist, installs them into empty environments (the wheel once with each extra),
+runs the commands that each extra brings, and runs sixteen jobs on the worker's environment.
 """
 
 from __future__ import annotations

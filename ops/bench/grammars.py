@@ -2,8 +2,8 @@
 
     python -m ops.bench.grammars llguidance|xgrammar|overlap [--every 4]
 
-xgrammar is no dependency: `pip install xgrammar` first. One process a schema: a compilation without end is
-that schema's fault alone.
+xgrammar is not a dependency: run `pip install xgrammar` first. Each schema gets a process, so that a
+compilation that never ends affects only that schema.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _spread(seconds: list[float], unit: float = 1e3) -> str:
 
 
 def overlap(batch_size: int = 16, num_steps: int = 160) -> None:
-    """Steps of one batch, by turns with the masks beside the forward pass and after it."""
+    """Time the steps of one batch, with masks computed during and after the forward pass in turn."""
     from pagefleet.engine import EngineConfig, EngineRequest, LLMEngine, SamplingParams, StructuredOutput
     from pagefleet.engine.execution.token_masks import TokenMasks
 

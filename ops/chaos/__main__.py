@@ -1,5 +1,5 @@
-"""``python -m ops.chaos``: rounds of faults; exit status 1 where anything was lost, doubled or changed, or
-where something was left behind."""
+"""``python -m ops.chaos``: rounds of faults; exit status 1 if anything was lost, doubled, changed or left
+behind."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def main(
 
 
 def _overload(home: Path, seconds: float) -> Overload:
-    # With the client of gateways, which only these runs need.
+    # It imports httpx, which only these runs need.
     from ops.chaos.overload import measure_overload
 
     return measure_overload(home, seconds)

@@ -1,4 +1,4 @@
-"""After a round: the durable state says the same as the streams, and nothing is left behind."""
+"""Checks after a round: the durable state agrees with the streams, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ SETTLE_S: Final = 20.0
 MORE_THREADS: Final = 2
 """Celery's side pool has two threads, which come with its first small task."""
 MORE_CONNECTIONS: Final = 9
-"""A pool keeps a connection for each thread that ever waited at the same moment as the others: after an
-outage that may be all nine of a worker's threads. More than that is a leak."""
+"""A pool keeps as many connections as threads have ever waited at once: after an outage these may be all nine
+threads of a worker. More is a leak."""
 
-# Every key that may stand without an expiry while nothing runs:
+# Keys that may exist without an expiry while nothing runs:
 #   pf:models, pf:model:<name>   the known models and their cards
 #   pf:workers                   workers and tombstones, which their reaper forgets after an hour
 #   _kombu.binding*              which queue hangs on which exchange
-# Not among them, so that one that stays is a fault: jobs, logs, results, ledgers (pf:open:*, pf:tenant:*),
+# Everything else without an expiry is a fault: jobs, logs, results, ledgers (pf:open:*, pf:tenant:*),
 # messages (<queue>, pf:unacked*:*), dead letters. Leases, client leases and locks have an expiry.
 _STANDING: Final = re.compile(r"pf:models|pf:model:.+|pf:workers|_kombu\.binding.*")
 
 
 def wrong_records(fleet: ChaosFleet, calm: Mapping[str, Outcome]) -> list[str]:
-    """Jobs whose log or Celery result is not what the calm run had, each index exactly once."""
+    """Return the jobs whose log or Celery result differs from the calm run, or whose log repeats an index."""
     wrong = []
     for job_id, outcome in calm.items():
         record = fleet.retry(functools.partial(fleet.store.read, job_id))
@@ -48,9 +48,9 @@ def wrong_records(fleet: ChaosFleet, calm: Mapping[str, Outcome]) -> list[str]:
             lengths[entry.choice] = entry.offset + len(entry.token_ids)
         result = record.result()
         if _outcome(result.model_dump()) != outcome:
-            wrong.append(f"{job_id}: the log says {result.finish_reason} with {len(result.token_ids)} tokens")
+            wrong.append(f"{job_id}: the log has {result.finish_reason} with {len(result.token_ids)} tokens")
         if _celery_result(fleet, job_id) != outcome:
-            wrong.append(f"{job_id}: Celery's result is another")
+            wrong.append(f"{job_id}: Celery's result differs")
     return wrong
 
 
@@ -70,7 +70,7 @@ def _outcome(result: Mapping[str, Any]) -> Outcome:
 
 
 def complaints_at_rest(fleet: ChaosFleet, baseline: Resources, timeout_s: float = SETTLE_S) -> list[str]:
-    """What is still wrong when nothing has been running for ``timeout_s``; empty as soon as all is well."""
+    """Return what is still wrong after ``timeout_s`` without jobs; empty as soon as all is in order."""
     found: list[str] = []
 
     def is_clean() -> bool:
@@ -110,7 +110,7 @@ def _look(fleet: ChaosFleet, baseline: Resources) -> list[str]:
 
 
 def num_streams(gateway: GatewayProcess) -> int | None:
-    """How many it says that it has; None where it does not answer."""
+    """Return the number of streams that the gateway reports, or None if it does not answer."""
     try:
         with urllib.request.urlopen(f"{gateway.url}/metrics", timeout=5) as reply:
             text = reply.read().decode()
@@ -121,7 +121,7 @@ def num_streams(gateway: GatewayProcess) -> int | None:
 
 
 def keys_left(fleet: ChaosFleet) -> list[str]:
-    """Keys without an expiry that should not be there."""
+    """Return the unexpected keys without an expiry."""
     redis = fleet.store.redis
     names = list(redis.scan_iter(count=1000))
     pipeline = redis.pipeline(transaction=False)
@@ -135,7 +135,7 @@ def keys_left(fleet: ChaosFleet) -> list[str]:
 
 
 def remove_results(fleet: ChaosFleet, job_ids: list[str]) -> None:
-    """What a round's jobs leave until it expires: the next round's look at all keys stays short."""
+    """Remove what a round's jobs leave until it expires, so that the next scan of all keys stays short."""
     names: list[Any] = []
     for job_id in job_ids:
         names += [keys.job(job_id), keys.log(job_id), f"celery-task-meta-{job_id}"]

@@ -19,15 +19,15 @@ from pagefleet.workers.threads.loop_thread import CRASH_EXIT_STATUS
 PAUSE_S: Final = 5.5
 CUT_S: Final = 5.0
 _SETTLE_S: Final = 0.2
-"""How long after a signal nobody can have taken the worker's jobs over, and it writes no more."""
+"""Seconds after a signal: the worker no longer writes, and no other can have taken over its jobs yet."""
 _NUM_ORPHANS: Final = 4
 _ORPHAN_TOKENS: Final = 1000, 3000
-"""More than the engines make before the client's heartbeat has run out: with a model, without."""
+"""More tokens than the engine produces before the client's heartbeat expires: with a model, without one."""
 _ORPHAN_TIMEOUT_S: Final = 30.0
 
 
 def _strike(scene: Scene, fault: str, strike: str, number: signal.Signals) -> Victim | None:
-    """Sends a worker a signal and remembers what it ran."""
+    """Send a signal to a worker and remember its jobs."""
     victim = scene.victim(strike)
     if victim is not None:
         at = time.time()
@@ -38,7 +38,7 @@ def _strike(scene: Scene, fault: str, strike: str, number: signal.Signals) -> Vi
 
 
 def kill(scene: Scene) -> None:
-    """kill -9; a supervisor starts it again, at once or a little later."""
+    """kill -9; a supervisor restarts the worker, at once or a little later."""
     victim = _strike(scene, "kill", "kill -9", signal.SIGKILL)
     if victim is not None:
         victim.worker.wait(5.0)
@@ -47,7 +47,7 @@ def kill(scene: Scene) -> None:
 
 
 def pause(scene: Scene) -> None:
-    """SIGSTOP for longer than a lease, then SIGCONT: it comes back and must find itself fenced."""
+    """SIGSTOP for longer than a lease, then SIGCONT: the worker resumes and must be fenced."""
     victim = _strike(scene, "pause", "SIGSTOP", signal.SIGSTOP)
     if victim is not None:
         sleep_until(time.monotonic() + PAUSE_S)
@@ -56,7 +56,7 @@ def pause(scene: Scene) -> None:
 
 
 def wedge(scene: Scene) -> None:
-    """The engine's thread never ends its turn; the watchdog ends the process after three leases."""
+    """The engine's thread hangs in a step; the watchdog ends the process after three leases."""
     victim = _strike(scene, "wedge", "wedge", signal.SIGUSR2)
     if victim is not None:
         scene.expect_exit(victim, CRASH_EXIT_STATUS)
@@ -96,7 +96,7 @@ def cut_requests(scene: Scene) -> None:
 
 
 def cut_replies(scene: Scene) -> None:
-    """Valkey hears everything, and its answers are lost."""
+    """Valkey receives everything, and its answers are lost."""
     _cut(scene, to_server=False, to_client=True)
 
 
@@ -126,7 +126,7 @@ def valkey(scene: Scene) -> None:
 
 
 def client(scene: Scene) -> None:
-    """kill -9 of the client process; another one attaches to what had been sent and sends the rest."""
+    """kill -9 of the client process; a new client attaches to the jobs that were sent and sends the rest."""
     scene.tell(f"kill -9 of the {scene.reader.style} client")
     scene.reader.kill()
     sleep_until(time.monotonic() + scene.rng.uniform(0.0, 2.0))
@@ -137,7 +137,7 @@ def client(scene: Scene) -> None:
 
 
 def gateway(scene: Scene) -> None:
-    """kill -9 of a gateway; its clients go on at the other one. A supervisor starts it again."""
+    """kill -9 of a gateway; its clients continue at the other gateway. A supervisor restarts it."""
     index = scene.rng.randrange(len(scene.fleet.gateways))
     struck = scene.fleet.gateways[index]
     scene.tell(f"kill -9 of gateway {index}")
@@ -149,7 +149,7 @@ def gateway(scene: Scene) -> None:
 
 
 def client_gone(scene: Scene) -> None:
-    """kill -9 of another client, whose jobs nobody else reads: they are cancelled, and nobody else's are."""
+    """kill -9 of another client, the only reader of its jobs: these are cancelled, and no others."""
     begun = scene.logs[0].job_id
     max_tokens = _ORPHAN_TOKENS[scene.fleet.engine == "null"]
     fields = {"prompt_token_ids": [40] * 64, "max_tokens": max_tokens, "temperature": 0.0}

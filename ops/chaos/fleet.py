@@ -64,7 +64,7 @@ class ChaosFleet:
         while len(self.gateways) < num_gateways:
             log_file = home / f"gateway-{len(self.gateways)}.log"
             gateway = GatewayProcess(self.server.url, GatewaySettings(), 0, log_file=log_file)
-            # Nobody listens yet: two may have been given the same port.
+            # Neither listens yet, so that both may have been given the same port.
             if gateway.port not in [other.port for other in self.gateways]:
                 self.gateways.append(gateway)
         self.store = JobStore(FleetSettings(redis_url=self.server.url))
@@ -107,12 +107,12 @@ class ChaosFleet:
         return [name for lane in keys.LANES for name in keys.queues(self.model, lane)]
 
     def statuses(self) -> list[WorkerStatus | None]:
-        """What each worker says of itself; None for one without a lease."""
+        """Return each worker's status, or None for a worker without a lease."""
         by_pid = {status.pid: status for status in self.retry(self.store.workers)}
         return [by_pid.get(worker.pid) for worker in self.workers]
 
     def reader_arguments(self, style: str) -> list[str]:
-        """The module of a client and what it is told."""
+        """Return the module of a client and its arguments."""
         if style == "http":
             return ["ops.chaos.http_reader", ",".join(gateway.url for gateway in self.gateways), self.model]
         return ["ops.chaos.reader", self.server.url, style]

@@ -1,7 +1,7 @@
-"""A client of gateways in a process of its own: it says what ``reader.py`` says, and knows only HTTP.
+"""A client of gateways in its own process: it prints the same lines as ``reader.py`` and knows only HTTP.
 
-``python -m ops.chaos.http_reader URL,URL MODEL``; jobs come on stdin as there. Gateways are asked in
-turn: when a stream breaks off, the other one is asked for what comes after the last event (``cut``).
+``python -m ops.chaos.http_reader URL,URL MODEL``; it reads jobs from stdin like ``reader.py``. It asks
+the gateways in turn: when a stream breaks off (``cut``), the next gateway is asked for the rest.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _TRY_AGAIN: Final = (429, 503)
 _SPELLED_OTHERWISE: Final = ("prompt_token_ids", "lane", "priority")
 _USUAL_PRIORITY: Final = 5
 _FIRST_ID: Final = "0ut"
-"""What a reader has before its first event: nothing, and usage and token ids were asked for."""
+"""The event id before the first event: no tokens seen, usage and token ids requested."""
 
 
 class Refused(Exception):
-    """An answer that is none."""
+    """The gateway refused the request, or its answer is not valid."""
 
 
 class Event(NamedTuple):
@@ -57,7 +57,7 @@ class Gateways:
 
 
 def body_of(model: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """A fleet's request as OpenAI spells it; its lane is that of the key, and here there is none."""
+    """Return a fleet request as the body of a completion, without the lane, which an API key would set."""
     body = {name: value for name, value in fields.items() if name not in _SPELLED_OTHERWISE}
     return body | {
         "model": model,
@@ -70,7 +70,7 @@ def body_of(model: str, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 async def events_of(reply: httpx.Response) -> AsyncIterator[Event]:
-    """Whole events only: half of one was not seen."""
+    """Yield complete events only; a partial one counts as not seen."""
     left = b""
     async for data in reply.aiter_bytes():
         *blocks, left = (left + data).split(b"\n\n")
@@ -108,7 +108,7 @@ class Reading:
         say(self._job, "error", error="no gateway answered")
 
     async def _read(self, gateways: Gateways, url: str) -> bool:
-        """Whether it has ended. Raises: Refused, TransportError: the connection broke off."""
+        """Return whether the job has ended. Raises: Refused; TransportError if the connection broke off."""
         if self._answer_id is None:
             asked = gateways.post(url, self._job)
         else:
@@ -138,8 +138,8 @@ class Reading:
             if token_ids or choice["text"]:
                 offset = counts[index] - len(token_ids)
                 self._num_tokens += len(token_ids)
-                told = {"offset": offset, "token_ids": token_ids, "text": choice["text"]}
-                say(self._job, "chunk", choice=index, **told)
+                seen = {"offset": offset, "token_ids": token_ids, "text": choice["text"]}
+                say(self._job, "chunk", choice=index, **seen)
             if choice["finish_reason"] is not None:
                 self._reasons[index] = choice["finish_reason"]
         used = data["usage"]

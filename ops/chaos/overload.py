@@ -1,7 +1,7 @@
 """Overload: twice as many requests as a fleet can take, through a gateway.
 
-The queue is as deep as the batch, so whatever is let in runs at once, and what is not gets a 429. Requests
-come at their times, however many are refused; nobody tries again. Single and double load take turns.
+The queue is as deep as the batch: an accepted request runs at once, every other gets a 429. Requests are sent
+on a fixed schedule, however many are refused, and are not retried. Single and double load take turns.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ _WORKER: Final = [
 REFUSED_GOAL_S: Final = 0.1
 """p99 from a request to its 429."""
 MORE_GOAL_S: Final = 0.05
-"""What the p99 of accepted requests may be more than at single load."""
+"""By how much the p99 of accepted requests may exceed that at single load."""
 _BAR: Final = 3
-"""This machine is others' too: a figure is a complaint beyond so many times its goal."""
+"""A figure fails beyond this multiple of its goal, because the machine is shared."""
 
 
 @dataclass(slots=True)
 class Asked:
-    """One request: what it was answered, and when."""
+    """One request and its answer, with times."""
 
     status: int = 0
     head_s: float = 0.0
     retry_after: str | None = None
     code: str | None = None
     tokens_s: list[float] = field(default_factory=list)
-    """When each event with a token came, since the request."""
+    """Seconds from the request to each event with a token."""
     finish_reason: str | None = None
 
 
 def measure_overload(home: Path, seconds: float) -> Overload:
-    """A fleet and a gateway of its own, ``seconds`` for each load."""
+    """Start a fleet and a gateway, and run each load for ``seconds``."""
     with LocalStack(home / "overload", _WORKER, drain_s=0.0) as stack:
         log_file = home / "overload" / "gateway.log"
         gateway = GatewayProcess(stack.redis_url, GatewaySettings(), 0, log_file=log_file).start()
@@ -71,7 +71,7 @@ def measure_overload(home: Path, seconds: float) -> Overload:
 def judge(asked: dict[int, list[Asked]]) -> Overload:
     """
     Args:
-        asked: by how many times the load.
+        asked: the requests by load factor.
     """
     refused = [each for each in asked[2] if each.status == 429]
     single, double = (_accepted(asked[factor]) for factor in (1, 2))
@@ -97,14 +97,14 @@ def _accepted(asked: Sequence[Asked]) -> list[Asked]:
 
 
 def _wrong(asked: Sequence[Asked]) -> list[str]:
-    """Answers that are neither whole nor a proper refusal."""
+    """Return the answers that are neither complete nor a proper refusal."""
     found = []
     for each in asked:
         match each.status, each.finish_reason, each.code, each.retry_after:
             case (200, "length", _, _) | (429, _, "queue_full", str()):
                 pass
-            case told:
-                found.append(f"a request was answered {told}")
+            case answer:
+                found.append(f"a request was answered {answer}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""A TCP proxy between a worker and Valkey that can fall silent, in both directions or in one."""
+"""A TCP proxy between a worker and Valkey that can stop forwarding, in one or both directions."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _CHUNK: Final = 65536
 
 
 class Proxy:
-    """Forwards ``port`` to ``target_port`` on 127.0.0.1, in a thread of its own.
+    """Forwards ``port`` to ``target_port`` on 127.0.0.1, in its own thread.
 
-    A cut looks like packets that get lost: connections stay, nothing comes through, new ones are accepted by
-    the kernel and never answered. :meth:`heal` either delivers what was held back (TCP sends again) or
-    resets every connection (it gave up).
+    A cut looks like lost packets: connections stay open, nothing passes, and the kernel accepts new
+    connections that are never answered. :meth:`heal` either delivers what was held back (as TCP's
+    retransmission would) or resets every connection.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -46,7 +46,7 @@ class Proxy:
         self._thread.join()
 
     def cut(self, *, to_server: bool, to_client: bool) -> None:
-        """From now on nothing passes in the directions that are named."""
+        """Stop forwarding in the given directions."""
 
         def close_gates() -> None:
             if to_server:
@@ -57,10 +57,10 @@ class Proxy:
         self._loop.call_soon_threadsafe(close_gates)
 
     def heal(self, *, reset: bool) -> None:
-        """Everything passes again.
+        """Forward again.
 
         Args:
-            reset: all connections of before are broken, what was held back in them is lost.
+            reset: break all existing connections and drop what was held back in them.
         """
 
         def open_gates() -> None:
@@ -97,7 +97,7 @@ class Proxy:
         pair = {to_client, to_server}
         self._writers |= pair
         try:
-            # Whichever side ends first ends both.
+            # The side that ends first ends both.
             copies = [
                 asyncio.create_task(self._copy(from_client, to_server, self._to_server)),
                 asyncio.create_task(self._copy(from_server, to_client, self._to_client)),
@@ -118,5 +118,5 @@ class Proxy:
                 await gate.wait()
                 writer.write(data)
                 await writer.drain()
-            # The end of a connection gets lost as well.
+            # The end of a connection is held back too.
             await gate.wait()

@@ -1,4 +1,4 @@
-"""The client process: sends and reads streams, and says on stdout what it sees, one JSON object a line.
+"""The client process: sends jobs, reads their streams and prints each event to stdout as one JSON line.
 
 ``python -m ops.chaos.reader URL sync|async``; on stdin one job a line:
 ``{"job_id": ..., "after": [n, ...], "attach": bool, "fields": {...}}``. It may be killed at any moment.
@@ -21,7 +21,7 @@ from pagefleet.api.contract.messages import JobResult
 
 _RETRY_S: Final = 0.1
 _PATIENCE_S: Final = 60.0
-"""For how long sending a job is repeated: its id makes that safe."""
+"""Seconds for which sending a job is retried; its id makes that safe."""
 _STREAM_TIMEOUT_S: Final = 300.0
 
 _stdout_lock = threading.Lock()
@@ -45,7 +45,7 @@ def say_end(job: Job, result: JobResult) -> None:
 
 
 def may_retry(error: FleetError, job: Job, begun_at: float) -> bool:
-    """An outage while sending; or a job that is gone before it was attached to, where this is its sender."""
+    """Return whether to retry: after an outage, or if a job of this client vanished before it attached."""
     passing = isinstance(error, RedisUnavailable) or (isinstance(error, JobNotFound) and not job["attach"])
     return passing and time.monotonic() - begun_at < _PATIENCE_S
 

@@ -15,7 +15,7 @@ from pagefleet.workers.bench.machine import describe_machine, describe_versions
 
 @dataclass(frozen=True, slots=True)
 class Overload:
-    """What overload.py found: seconds, p99; of accepted requests at single and double load."""
+    """The result of overload.py: p99 in seconds, of accepted requests at single and double load."""
 
     num_refused: int
     refused_s: float
@@ -32,7 +32,7 @@ class Overload:
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
-    """The smallest value that is not below ``share`` of all; None of nothing."""
+    """Return the smallest value that is not below ``share`` of all; None without values."""
     if not values:
         return None
     ordered = sorted(values)
@@ -50,12 +50,16 @@ def spread(values: Sequence[float]) -> dict[str, float | int | None]:
 
 
 def by_fault(results: Sequence[RoundResult]) -> dict[str, Any]:
-    """``silence_s`` of all streams, ``struck_silence_s`` of those that a second worker went on with or that
-    were silent for longer than a lease (a message that died on its way to a worker was claimed by none);
-    ``claim_s`` from a worker's death (or freezing) to the next claim of each of its jobs; ``prefill_s`` what
-    one worker needs to prefill all that a dead one left, at the calm run's pace; ``drain_s`` from SIGTERM
-    until the last job was back in its queue; ``orphan_s`` from a client's death to the cancel of each of
-    its jobs; ``reconnect_s`` from the end of a connection to a gateway until the client had something new."""
+    """Return the figures of each fault.
+
+    - ``silence_s``: longest silence of each stream; ``struck_silence_s``: of the streams that a second worker
+      continued, or that were silent for longer than a lease (their message was lost before a claim).
+    - ``claim_s``: from a worker's death or freeze to the next claim of each of its jobs.
+    - ``prefill_s``: time for one worker to prefill everything that a dead one left, at the calm run's pace.
+    - ``drain_s``: from SIGTERM until the last job is back in its queue.
+    - ``orphan_s``: from a client's death to the cancel of each of its jobs.
+    - ``reconnect_s``: from the end of a connection to a gateway until the client receives something new.
+    """
     faults = sorted({result.fault for result in results})
     return {fault: _figures([result for result in results if result.fault == fault]) for fault in faults}
 
@@ -76,8 +80,11 @@ def _figures(results: Sequence[RoundResult]) -> dict[str, Any]:
 
 
 def summary(engine: str, results: Sequence[RoundResult], overload: Overload | None = None) -> str:
-    """The last line. Silence and claim are those of the struck streams after kill -9 (of all rounds where
-    none was a kill -9): what a fault of 5 s does is longer than the bars."""
+    """Return the last line of the output.
+
+    Silence and claim come from the struck streams after kill -9, or from all rounds if no round had a
+    kill -9: faults that last 5 s exceed the bars by themselves.
+    """
     kills = [result for result in results if result.fault == "kill"] or results
     silence = percentile([value for result in kills for value in result.struck_silences_s], 0.99)
     claim = percentile([value for result in kills for value in result.claims_s], 0.99)

@@ -63,7 +63,7 @@ class Suite:
         self._workload = workload
         self._say = say
         self._timeout_s = _TIMEOUT_S[fleet.engine]
-        # Through gateways the streams must be what a FleetClient is told: the calm runs are its own.
+        # Streams through gateways must equal those of a FleetClient, which makes the calm runs.
         self._styles = _THROUGH_GATEWAYS if fleet.gateways else _STYLES
         self._readers = {style: self._reader(style) for style in {*_STYLES, *self._styles}}
         self._calm: list[list[Outcome]] = []
@@ -76,7 +76,7 @@ class Suite:
             reader.kill()
 
     def run_calm(self, num_rounds: int) -> None:
-        """Records every set of requests that so many rounds use. Raises: CalmRunError."""
+        """Record every set of requests that ``num_rounds`` rounds use. Raises: CalmRunError."""
         for set_index in range(min(self._workload.num_sets, num_rounds)):
             begun_at = time.monotonic()
             logs = self._send(f"calm-{set_index}", set_index, self._readers[_STYLES[set_index % 2]])
@@ -154,7 +154,7 @@ class Suite:
 
     @staticmethod
     def _judge_connections(result: RoundResult, logs: list[StreamLog], scene: Scene) -> None:
-        """Whatever dies behind a gateway, its clients notice a pause, and no more."""
+        """If a worker dies behind a gateway, the gateway's clients must notice nothing but a pause."""
         result.reconnects_s = [value for log in logs for value in log.cuts_s]
         if result.reconnects_s and not scene.num_gateways_killed:
             result.complaints.append(f"{len(result.reconnects_s)} connections broke off")
@@ -183,7 +183,7 @@ class Suite:
         return last_s * len(self._fleet.workers) / num_tokens
 
     def _measure_takeover(self, result: RoundResult, logs: list[StreamLog], death: Death) -> None:
-        """Who goes on prefills prompts and logs anew: a stream may be silent for a claim and that."""
+        """Measure the prefill after a takeover: a stream may be silent for the claim plus this prefill."""
         taken = [log for log in logs if log.job_id in death.attempts]
         num_tokens = sum(len(log.fields["prompt_token_ids"]) + death.num_logged[log.job_id] for log in taken)
         prefill_s = num_tokens * self._prefill_s_a_token

@@ -1,4 +1,4 @@
-"""``python -m ops.chaos.soak``: a steady load, and whether anything grows; exit status 1 where it does."""
+"""``python -m ops.chaos.soak``: a steady load; exit status 1 if anything grows."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def trends(samples: Sequence[Sample], warm_up_s: float, num_workers: int) -> lis
 def main(
     minutes: float, num_clients: int, num_workers: int, every_s: float, seed: int, json_path: Path
 ) -> None:
-    """Runs the null engine under a steady mixed load and looks for whatever grows."""
+    """Run the null engine under a steady mixed load and look for anything that grows."""
     home = Path(tempfile.mkdtemp(prefix="pagefleet-soak-"))
     click.echo(f"logs in {home}")
     with ChaosFleet("null", home, num_workers) as fleet:

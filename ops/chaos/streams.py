@@ -19,8 +19,10 @@ Style = Literal["sync", "async", "http"]
 
 
 class Verdict(NamedTuple):
-    """Tokens that never came, that came more than once, that are not the calm run's. A stream without an
-    end loses at least one; a wrong text or finish reason changes one."""
+    """The number of tokens that are missing, repeated, or different from the calm run.
+
+    A stream that has not ended counts as at least one lost token; a wrong text or reason as changed.
+    """
 
     lost: int = 0
     doubled: int = 0
@@ -34,7 +36,7 @@ class Verdict(NamedTuple):
 
 @dataclass(slots=True)
 class StreamLog:
-    """One job as its readers saw it, in the order in which it came."""
+    """One job as its readers saw it, in order of arrival."""
 
     job_id: str
     fields: dict[str, Any]
@@ -51,7 +53,7 @@ class StreamLog:
     error: str | None = None
     cut_at: float | None = None
     cuts_s: list[float] = field(default_factory=list)
-    """Of each connection that broke off: until there was something new."""
+    """For each connection that broke off: seconds until the next new event."""
 
     def feed(self, event: Mapping[str, Any]) -> None:
         self.moments.append(event["t"])
@@ -82,16 +84,16 @@ class StreamLog:
 
     @property
     def num_tokens(self) -> list[int]:
-        """Of each choice, as many as there are from its beginning on."""
+        """The number of tokens of each choice, up to the first gap."""
         return [len(self.token_ids(choice)) for choice in range(self.fields.get("n", 1))]
 
     def token_ids(self, choice: int) -> list[int]:
-        """Up to the first that is missing."""
+        """Return the token ids of a choice up to the first gap."""
         places = itertools.takewhile(self.tokens.__contains__, ((choice, at) for at in itertools.count()))
         return [self.tokens[place] for place in places]
 
     def outcome(self) -> Outcome:
-        """What came of it; after its end."""
+        """Return the outcome of an ended job."""
         first, *others = (
             Outcome(self.token_ids(choice), self.texts[choice], reason)
             for choice, reason in enumerate(self.finish_reasons)
@@ -126,7 +128,7 @@ class StreamLog:
 
 
 class ReaderProcess:
-    """A client in a process of its own; what it says is fed to the logs of its streams."""
+    """A client in its own process; its events are fed to the logs of its streams."""
 
     def __init__(self, style: Style, arguments: Sequence[str]) -> None:
         self.style = style
@@ -143,7 +145,7 @@ class ReaderProcess:
         return self._process.poll() is None
 
     def read(self, log: StreamLog, *, attach: bool = False) -> None:
-        """Sends a job and reads it, or goes on with one that somebody sent."""
+        """Send a job and read it, or attach to a job that was sent before."""
         self._logs[log.job_id] = log
         job = {"job_id": log.job_id, "fields": log.fields, "attach": attach, "after": log.num_tokens}
         assert self._process.stdin is not None
@@ -151,11 +153,11 @@ class ReaderProcess:
         self._process.stdin.flush()
 
     def forget(self) -> None:
-        """The logs of a round that is over."""
+        """Drop the logs of the previous round."""
         self._logs.clear()
 
     def kill(self) -> None:
-        """SIGKILL; returns when everything that it had said is in the logs."""
+        """Send SIGKILL; return when everything that the client printed is in the logs."""
         self._process.kill()
         self._process.wait()
         self._thread.join()
@@ -164,7 +166,7 @@ class ReaderProcess:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if not line.endswith("\n"):
-                return  # it died in the middle of a word
+                return  # it died while it wrote this line
             event = json.loads(line)
             log = self._logs.get(event["job_id"])
             if log is not None:

@@ -1,4 +1,4 @@
-"""What is sent: sets of requests that are the same in every run, and what each of them must answer."""
+"""The load: sets of requests that are equal in every run, and the expected outcome of each."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from ops.chaos.shapes import SHAPES, is_whole
 from pagefleet.engine.execution.null import null_token
 
 _STRUCTURED: Final = (1, 5, 6)
-"""Which of every eight requests say what their text must be, each another kind in turn."""
-
+"""Of every eight requests, those with these indices have structured output, of each kind in turn."""
 
 _SEVERAL: Final = 3
-"""Which of every eight requests asks for so many choices."""
+"""Of every eight requests, the one with this index has this many choices."""
 
 
 class Outcome(NamedTuple):
-    """What a client sees of a job in the end: of its first choice, and of the others where there are some."""
+    """The final state of a job as a client sees it: its first choice, and the others if there are any."""
 
     token_ids: list[int]
     text: str
@@ -33,7 +32,7 @@ def choices_of(outcome: Outcome) -> tuple[Outcome, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """How large a round is: ``num_streams`` requests at once, drawn evenly from the ranges."""
+    """The size of a round: ``num_streams`` concurrent requests, drawn uniformly from the ranges."""
 
     num_streams: int
     prompt_len: tuple[int, int]
@@ -69,7 +68,7 @@ class Workload:
 
 
 def _null_stop(rng: random.Random, seed: int) -> str:
-    """Three characters that this seed is known to say: held back, then found across several steps."""
+    """Return three characters that this seed produces: held back, then matched across several steps."""
     first = rng.randint(10, 60)
     return "".join(chr(null_token(seed, 0, position)) for position in range(first, first + 3))
 
@@ -86,13 +85,13 @@ def workload_of(engine: str, num_streams: int | None) -> Workload:
 
 
 def null_tokens_are_right(requests: Sequence[dict[str, Any]], outcomes: Sequence[Outcome]) -> bool:
-    """The null engine's tokens are a pure function of seed and position: the calm run itself is checked."""
+    """Check the calm run itself: the null engine's tokens are a pure function of seed and position."""
 
     def is_right(request: dict[str, Any], outcome: Outcome, choice: int) -> bool:
         num_tokens = len(outcome.token_ids)
         ended_at_length = outcome.finish_reason == "length" and num_tokens == request["max_tokens"]
         if "structured_outputs" in request:
-            # One that was cut off proves nothing.
+            # A text that was cut off proves nothing.
             has_ended = outcome.finish_reason == "stop"
             return ended_at_length or (has_ended and is_whole(request["structured_outputs"], outcome.text))
         expected = [null_token(request["seed"], choice, position) for position in range(num_tokens)]
