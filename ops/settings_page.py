@@ -1,4 +1,4 @@
-"""``python -m ops.settings_page``: writes docs/settings.md from the two settings modules."""
+"""``python -m ops.settings_page``: write docs/settings.md from the two settings modules."""
 
 from __future__ import annotations
 
@@ -12,42 +12,44 @@ from pagefleet.api.config.settings import FleetSettings, FlowerSettings, Gateway
 from pagefleet.workers.settings import WorkerSettings
 
 _TABLES: Final = (
-    ("Workers alone", WorkerSettings),
-    ("Flower alone", FlowerSettings),
-    ("The gateway alone", GatewaySettings),
+    ("Workers", WorkerSettings),
+    ("Flower", FlowerSettings),
+    ("Gateway", GatewaySettings),
 )
 PAGE: Final = Path(__file__).parents[1] / "docs" / "settings.md"
 _HEAD: Final = """\
 # Settings
 
-Written by `python -m ops.settings_page` from `api/config/settings.py` and `workers/settings.py`; change
-it there.
+This page is generated: edit `api/config/settings.py` or `workers/settings.py` and run `python -m
+ops.settings_page`.
 
-Each is a field of `FleetSettings`, `WorkerSettings`, `FlowerSettings` or `GatewaySettings`, and an
-environment variable; those that are often needed are options of the commands too. A `pagefleet` command
-takes each from the first of these that has it:
+Each setting is a field of `FleetSettings`, `WorkerSettings`, `FlowerSettings` or `GatewaySettings` and an
+environment variable. Many are options of the commands too: see `pagefleet COMMAND --help`. A `pagefleet`
+command uses the first value that it finds in:
 
 1. its options;
-2. the environment: `PAGEFLEET_MAX_NUM_SEQS=32`; an empty variable counts as none, a list is written as JSON;
-3. `./.env`: the same lines; only names that begin with `PAGEFLEET_` are read, other programs' are left alone;
-4. `./pagefleet.toml`, or the TOML file that `PAGEFLEET_CONFIG` names (empty: no files at all are read);
+2. the environment: `PAGEFLEET_MAX_NUM_SEQS=32`. An empty variable is ignored. Write a list as JSON.
+3. `./.env`: the same lines. Variables without the prefix `PAGEFLEET_` are ignored, because other programs
+   share this file.
+4. `./pagefleet.toml`, or the TOML file in `PAGEFLEET_CONFIG`. If `PAGEFLEET_CONFIG` is empty, neither this
+   file nor `./.env` is read.
 5. the default.
 
-A service that makes a `FleetClient()` reads the environment alone: no file that happens to lie in its
-working directory changes it. `FleetClient(FleetSettings.from_files())` asks for the files
+A service that creates a `FleetClient()` reads the environment only, so that files in its working directory
+cannot change it. `FleetClient(FleetSettings.from_files())` reads the files too
 ([why](../ops/decisions/0009-who-reads-files.md)).
 
-In TOML, what all commands share stands at the top, and what one alone has in its table; a table may
-also have a shared setting, for that command alone:
+In TOML, settings of all commands are at the top level, and settings of one command in its table. A table
+can also override a shared setting for its command:
 
 ```toml
 {example}```
 
-A wrong value is refused at the start, in one sentence that says which file it stands in; so is a key that
-no setting is called. Of variables, `pagefleet doctor` names those that no setting is called.
+A command refuses to start if a value is wrong or a key in the TOML file is unknown. The error names the
+setting and the file. `pagefleet doctor` lists unknown `PAGEFLEET_*` variables.
 
-No setting is a secret but the password in `redis_url`: `redis_password_file` keeps it out of the environment
-and of these files.
+The only secret among the settings is the password in `redis_url`. Use `redis_password_file` to keep it out
+of the environment and of these files.
 """
 
 EXAMPLE: Final = """\
@@ -70,10 +72,10 @@ flower_port = 5556
 def page() -> str:
     """The whole page, as Markdown."""
     shared = FleetSettings.model_fields
-    lines = [_HEAD.format(example=EXAMPLE), "## All\n", *_table(shared)]
+    lines = [_HEAD.format(example=EXAMPLE), "## All commands\n", *_table(shared)]
     for title, settings in _TABLES:
         own = {name: field for name, field in settings.model_fields.items() if name not in shared}
-        lines += [f"\n## {title}: `[{settings.section}]` in TOML\n", *_table(own)]
+        lines += [f"\n## {title}: table `[{settings.section}]` in TOML\n", *_table(own)]
     return "\n".join([*lines, ""])
 
 
@@ -97,12 +99,12 @@ def _default(field: FieldInfo) -> str:
 
 
 def _meaning(name: str, field: FieldInfo) -> str:
-    """What its description says, and which values there are where they are few."""
+    """The description of the field, and its values if it has a fixed set of them."""
     if not field.description:
         raise ValueError(f"the setting {name} has no description")
     choices = getattr(field.annotation, "__args__", ()) if "Literal" in str(field.annotation) else ()
-    few = f" ({', '.join(f'`{choice}`' for choice in choices)})" if choices else ""
-    return field.description.replace("|", "\\|") + few
+    values = f" Values: {', '.join(f'`{choice}`' for choice in choices)}." if choices else ""
+    return field.description.replace("|", "\\|") + values
 
 
 if __name__ == "__main__":

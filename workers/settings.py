@@ -1,4 +1,4 @@
-"""The worker's settings: the other one of the two places where the environment is read."""
+"""Settings of a worker. This module and ``api/config/settings.py`` read the environment."""
 
 from __future__ import annotations
 
@@ -13,141 +13,193 @@ from pydantic import ByteSize, Field
 
 from pagefleet.api.config.settings import CONFIG_VARIABLE, FleetSettings, FlowerSettings
 
-_NO_SETTINGS: Final = frozenset({CONFIG_VARIABLE, "PAGEFLEET_TAG"})
-"""Also ours: the file of settings, and the tag of compose's images."""
+_OTHER_VARIABLES: Final = frozenset({CONFIG_VARIABLE, "PAGEFLEET_TAG"})
+"""Variables with our prefix that are not settings: the settings file, and the image tag in compose.yaml."""
 
 
 class WorkerSettings(FleetSettings):
-    """One worker process: one model on one set of devices. ``PAGEFLEET_<NAME>`` in the environment."""
+    """Settings of one worker process: one model on one set of devices."""
 
     section = "worker"
 
     model: str = Field(
-        "smollm2-135m-instruct", min_length=1, description="a folder, a GGUF file, a hub id or an alias"
+        "smollm2-135m-instruct",
+        min_length=1,
+        description="Model to serve: a checkpoint folder, a GGUF file, a Hugging Face id, or an alias.",
     )
-    served_name: str | None = Field(None, description="canonical name; by default made from `model`")
-    aliases: list[str] = Field(default_factory=list, description="further names that producers may ask for")
+    served_name: str | None = Field(
+        None, description="Name of the model in requests. Default: derived from `model`."
+    )
+    aliases: list[str] = Field(default_factory=list, description="Further names of the model in requests.")
     backend: Literal["reference", "null"] = Field(
-        "reference", description="what computes; null makes tokens up"
+        "reference", description="Backend that runs the model; null generates made-up tokens, for tests."
     )
     dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="what is computed in; auto: as the checkpoint and the device like it"
+        "auto", description="Data type of the computation; auto selects by checkpoint and device."
     )
-    device: str = Field("cpu", description="cpu or cuda, as torch calls it")
+    device: str = Field("cpu", description="torch device to run on: cpu, cuda, cuda:1, ...")
     use_generation_config: bool = Field(
         True,
-        description="the checkpoint's generation_config.json gives what a request leaves out",
+        description="Take sampling parameters that a request omits from the checkpoint's "
+        "generation_config.json.",
     )
-    num_threads: int | None = Field(None, gt=0, description="by default the host's cores")
-    trace_steps: int = Field(0, ge=0, description="so many first steps are written as a trace for Perfetto")
-    trace_file: Path | None = Field(None, description="where; by default ./pagefleet-trace-<pid>.json")
-    cache_dir: Path | None = Field(None, description="converted checkpoints; by default ~/.cache/pagefleet")
+    num_threads: int | None = Field(
+        None, gt=0, description="Number of CPU threads. Default: the number of cores."
+    )
+    trace_steps: int = Field(
+        0, ge=0, description="Number of first engine steps to record as a Perfetto trace; 0 disables it."
+    )
+    trace_file: Path | None = Field(
+        None, description="File to write the trace to. Default: ./pagefleet-trace-PID.json."
+    )
+    cache_dir: Path | None = Field(
+        None, description="Directory for converted checkpoints. Default: ~/.cache/pagefleet."
+    )
 
-    max_num_seqs: int = Field(64, gt=0, description="sequences in the batch at once")
+    max_num_seqs: int = Field(64, gt=0, description="Maximum number of sequences in a batch.")
     max_num_batched_tokens: int | None = Field(
-        None, gt=0, description="tokens of one step at most; by default what fits a quarter of `lease_s`"
+        None,
+        gt=0,
+        description="Maximum number of tokens in one step. Default: as many as take a quarter of `lease_s`.",
     )
     speculate: int = Field(
-        8, ge=0, description="tokens guessed ahead at most, of each sequence in each step; 0: off"
+        8,
+        ge=0,
+        description="Maximum number of speculative tokens per sequence and step; 0 disables speculation.",
     )
     max_model_len: int | None = Field(
-        None, gt=0, description="tokens of prompt and answer; by default what the model can"
+        None,
+        gt=0,
+        description="Maximum context length (prompt and output), in tokens. Default: the model's maximum.",
     )
     num_blocks: int | None = Field(
-        None, gt=0, description="blocks of 16 tokens in the KV cache; by default what memory allows"
+        None,
+        gt=0,
+        description="Size of the KV cache in blocks of 16 tokens. Default: a share of the free memory.",
     )
     kv_memory: ByteSize | None = Field(
-        None, gt=0, description="the KV cache's size in place of num_blocks: bytes, or as in 2GiB"
+        None,
+        gt=0,
+        description="Size of the KV cache in bytes, or as in 2GiB. Ignored if `num_blocks` is set.",
     )
     tool_parser: Literal["auto", "hermes", "llama3", "mistral", "json"] = Field(
         "auto",
-        description="how the model writes calls of tools; auto: as its chat template shows; json: the "
-        "template knows no tools, a system message tells it of them",
+        description="Format of the model's tool calls. auto detects it from the chat template; json "
+        "describes the tools in a system message, for templates without tools.",
     )
     reasoning_parser: Literal["auto", "think", "none"] = Field(
         "auto",
-        description="think: what stands in <think> tags is no answer; auto: as its chat template shows",
+        description="Format of the model's reasoning. auto detects it from the chat template; think "
+        "separates the text in `<think>` tags from the answer.",
     )
-    null_step_time_s: float = Field(0.02, ge=0, description="backend null: how long a step lasts")
-
-    null_token_time_s: float = Field(0.0, ge=0, description="backend null: how long a token adds to a step")
+    null_step_time_s: float = Field(0.02, ge=0, description="Null backend: duration of a step, in seconds.")
+    null_token_time_s: float = Field(
+        0.0, ge=0, description="Null backend: time that each token adds to a step, in seconds."
+    )
     null_period: int | None = Field(
-        None, gt=0, description="backend null: its answers repeat themselves after so many tokens"
+        None, gt=0, description="Null backend: repeat the output after this number of tokens."
     )
     null_recites: bool = Field(
         False,
-        description="backend null: where a prompt has <recite>, its answer is what stands between the last "
-        "one and </recite>",
+        description="Null backend: answer a prompt that contains `<recite>TEXT</recite>` with TEXT.",
     )
     null_faults: bool = Field(
         False,
-        description="backend null: a prompt with <fault step> fails every step that it is in, one with "
-        "<fault device> loses the device",
+        description="Null backend: fail each step with a prompt that contains `<fault step>`, and lose the "
+        "device on `<fault device>`.",
     )
-    null_weights: str = Field("null", description="backend null: which weights it pretends to have")
-    null_version: str | None = Field(None, description="backend null: which version it pretends to be")
+    null_weights: str = Field("null", description="Null backend: weights to report in the fingerprint.")
+    null_version: str | None = Field(
+        None, description="Null backend: pagefleet version to report in the fingerprint."
+    )
 
-    lease_s: float = Field(3.0, gt=0, description="after this long without a beat a worker counts as dead")
-    lease_file: Path | None = Field(
-        None, description="touched with each beat, dated to the lease's end: what a health check can look at"
+    lease_s: float = Field(
+        3.0,
+        gt=0,
+        description="Duration of the worker's lease, in seconds. Without a heartbeat for this time "
+        "the worker counts as dead.",
     )
-    drain_s: float = Field(20.0, ge=0, description="what running sequences get to finish on SIGTERM")
-    max_queue_depth: int = Field(10_000, gt=0, description="open jobs of one lane before QueueFull")
+    lease_file: Path | None = Field(
+        None,
+        description="File to touch with each heartbeat, for health checks. Its modification time is the end "
+        "of the lease.",
+    )
+    drain_s: float = Field(
+        20.0, ge=0, description="Time that running sequences have to finish after SIGTERM, in seconds."
+    )
+    max_queue_depth: int = Field(
+        10_000, gt=0, description="Maximum number of open jobs in one lane; further ones get QueueFull."
+    )
     max_tenant_depth: int = Field(
-        10_000, gt=0, description="choices in the open jobs of one tenant in a lane"
+        10_000,
+        gt=0,
+        description="Maximum number of choices in the open jobs of one tenant in one lane; further ones get "
+        "QueueFull.",
     )
     max_tenant_bytes: int | None = Field(
-        None, gt=0, description="of one tenant's requests and results on the server; None is no limit"
+        None,
+        gt=0,
+        description="Maximum size of the requests and results of one tenant in Redis, in bytes. Default: no "
+        "limit.",
     )
     max_result_ttl_s: int = Field(
-        7 * 86400, gt=0, description="the longest result_ttl_s that a request may ask for"
+        7 * 86400, gt=0, description="Maximum `result_ttl_s` that a request may ask for, in seconds."
     )
     host_name: str | None = Field(
-        None, pattern=r"^[\w.-]{1,63}$", description="this machine in workers' names; by default its own name"
+        None,
+        pattern=r"^[\w.-]{1,63}$",
+        description="Name of this host in worker ids. Default: the name of the machine.",
     )
-    debug_wedge: bool = Field(False, description="SIGUSR2 wedges the engine: for the chaos suite")
+    debug_wedge: bool = Field(False, description="Hang the engine on SIGUSR2, for the chaos tests.")
     metrics_port: int | None = Field(
-        None, ge=0, le=65535, description="for Prometheus; 0 takes a free one, None is off"
+        None,
+        ge=0,
+        le=65535,
+        description="TCP port of the Prometheus metrics; 0 selects a free port. Default: no metrics.",
     )
-    metrics_host: str = Field("127.0.0.1", min_length=1, description="where metrics_port listens")
-    log_format: Literal["plain", "json"] = Field("plain", description="json: one object a line")
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="Address of the Prometheus metrics.")
+    log_format: Literal["plain", "json"] = Field(
+        "plain", description="Log format; json writes one object per line."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="how much the worker says; never a prompt or an answer"
+        "INFO", description="Log level. Prompts and outputs are never logged."
     )
 
     @classmethod
     def unknown_variables(cls) -> list[tuple[str, str | None]]:
-        """The PAGEFLEET_* variables that no setting is called, each with the setting that is nearest to it.
-        Nothing refuses them: compose and the tests have some of their own."""
+        """Return the PAGEFLEET_* variables that are not settings, each with the most similar setting or None.
+
+        They are not an error: compose and the tests define some too.
+        """
         known = {f"PAGEFLEET_{name.upper()}" for name in (*cls.model_fields, *FlowerSettings.model_fields)}
         given = [name for name in os.environ if name.startswith("PAGEFLEET_")]
         return [
             (name, next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.8)), None))
             for name in sorted(given)
-            if name not in known and name not in _NO_SETTINGS
+            if name not in known and name not in _OTHER_VARIABLES
         ]
 
     @property
     def name(self) -> str:
-        """The model's canonical name: what producers ask for and queues are called after."""
+        """The model's canonical name. Requests refer to it, and its queues are named after it."""
         return self.served_name or Path(self.model).name.removesuffix(".gguf").lower()
 
 
 def thread_variables() -> dict[str, str | None]:
-    """What the environment tells OpenMP, as the user set it."""
+    """Return the OpenMP variables of the environment; None for one that is not set."""
     return {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")}
 
 
 def let_threads_sleep() -> None:
-    """Makes OpenMP's threads sleep, not spin, where they wait for each other. Before torch is imported.
+    """Make OpenMP threads sleep while they wait for each other, unless the user set a policy.
 
-    A worker shares its cores with Redis, clients and other workers. A spinning thread holds the core that
-    the thread it waits for needs: measured, one busy neighbour on two cores makes a linear layer 20 times
-    slower (ops/decisions/0003-omp-wait-policy.md). A value set by the user stays.
+    Call it before torch is imported. A worker shares its cores with Redis, clients and other workers. A
+    spinning thread occupies the core that the thread it waits for needs: one busy process on two cores makes
+    a linear layer 20 times slower (ops/decisions/0003-omp-wait-policy.md).
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def new_worker_id(host_name: str | None = None) -> str:
-    """Unique for each process start: after a Redis rollback an epoch can come twice, this cannot."""
+    """Return an id that is unique to this process start. After a rollback of Redis an epoch can repeat."""
     return f"{host_name or socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"

@@ -1,4 +1,4 @@
-"""``pagefleet flower``: Celery's dashboard on the fleet's own Celery configuration."""
+"""``pagefleet flower``: run Flower with the Celery configuration of the fleet."""
 
 from __future__ import annotations
 
@@ -9,41 +9,32 @@ from typing import Any
 import click
 
 from pagefleet.api.cli.options import given, redis_option
+from pagefleet.api.cli.settings_options import setting_options
 from pagefleet.api.config.settings import FlowerSettings
 from pagefleet.api.contract.errors import ConfigurationError
 
 
 @click.command()
-@click.option("--address", "flower_address", metavar="HOST", help="Where to listen.  [default: 127.0.0.1]")
-@click.option("--port", "flower_port", type=int, help="[default: 5555]")
-@click.option(
-    "--auth-file",
-    "flower_auth_file",
-    type=click.Path(path_type=Path),
-    help="Who may come in: lines of user:password. Needed on any address but this machine's own.",
-)
-@click.option(
-    "--prompt-chars",
-    type=int,
-    metavar="N",
-    help="Show so much of a prompt; workers tell no more of it than their own setting says.  [default: 0]",
-)
+@setting_options(FlowerSettings, "flower_address", "flower_port", "flower_auth_file", "prompt_chars")
 @redis_option
 def flower(**options: Any) -> None:
-    """Serve Flower until SIGTERM or Ctrl-C. Flower's own options are taken from FLOWER_* variables.
+    """Serve Flower, Celery's web page of workers and tasks, until SIGTERM or Ctrl-C.
+
+    Set Flower's own options with FLOWER_* variables.
 
     \b
-    pagefleet flower                                       http://127.0.0.1:5555
-    pagefleet flower --address 0.0.0.0 --auth-file users   for others, with a password
+    Examples:
+      pagefleet flower                                       on http://127.0.0.1:5555
+      pagefleet flower --address 0.0.0.0 --auth-file users   for other hosts, with a login
     """
     settings = FlowerSettings.from_files(**given(options))
     users = _read_users(settings.flower_auth_file)
     if not users and not _is_loopback(settings.flower_address):
         raise ConfigurationError(
-            f"flower_auth_file: without it Flower, which can command workers, does not listen on "
-            f"{settings.flower_address}."
+            f"flower_auth_file: Flower can control workers, so it does not listen on "
+            f"{settings.flower_address} without a login; set --auth-file to a file of user:password lines."
         )
-    # Flower comes with an extra, and takes its time to import.
+    # Imported late: Flower needs an extra and is slow to import.
     from pagefleet.api.operate.flower.serve import serve
 
     serve(settings, users)
@@ -59,7 +50,9 @@ def _read_users(file: Path | None) -> list[str]:
         raise ConfigurationError(f"flower_auth_file: {error}.") from None
     # Flower separates users by commas.
     if not lines or not all(all(line.partition(":")) and "," not in line for line in lines):
-        raise ConfigurationError("flower_auth_file: it takes lines of user:password, without commas.")
+        raise ConfigurationError(
+            f"flower_auth_file: {file} must contain one user:password per line, without commas."
+        )
     return lines
 
 

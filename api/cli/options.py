@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from pagefleet.api.cli.model_names import complete_model
+from pagefleet.api.cli.settings_options import setting_option
 from pagefleet.api.client.client import FleetClient
 from pagefleet.api.config.settings import FleetSettings
 
@@ -15,11 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def redis_option(command: F) -> F:
-    return click.option(
-        "--redis-url",
-        metavar="URL",
-        help="Redis to use; by default $REDIS_URL, else the stack that `pagefleet up` keeps running.",
-    )(command)
+    return setting_option(FleetSettings, "redis_url", metavar="URL")(command)
 
 
 def sampling_options(command: F) -> F:
@@ -28,14 +25,38 @@ def sampling_options(command: F) -> F:
             "--model",
             metavar="NAME",
             shell_complete=complete_model,
-            help="Name or alias; not needed where there is only one.",
+            help="Name or alias of the model. Default: the only model of the fleet.",
         ),
-        click.option("--max-tokens", type=int, help="Tokens to generate at most.  [default: 256]"),
-        click.option("--temperature", type=float, help="0 is greedy.  [default: the model's, else 1.0]"),
-        click.option("--top-p", type=float, help="Draw from the likeliest tokens that make up this share."),
-        click.option("--top-k", type=int, help="Draw from so many likeliest tokens.  [default: all]"),
-        click.option("--seed", type=int, help="The same seed gives the same tokens."),
-        click.option("--timeout", type=float, default=600.0, show_default=True, help="Seconds of silence."),
+        click.option("--max-tokens", type=int, help="Maximum number of tokens to generate.  [default: 256]"),
+        click.option(
+            "--temperature",
+            type=float,
+            help="Sampling temperature; 0 is greedy. Default: the model's, else 1.0.",
+        ),
+        click.option(
+            "--top-p",
+            type=float,
+            help="Sample from the likeliest tokens that together have this probability. "
+            "Default: the model's, else 1.0.",
+        ),
+        click.option(
+            "--top-k",
+            type=int,
+            help="Sample from the K likeliest tokens. Default: the model's, else all.",
+            metavar="K",
+        ),
+        click.option(
+            "--seed",
+            type=int,
+            help="Seed of the sampling; the same seed gives the same tokens. Default: random.",
+        ),
+        click.option(
+            "--timeout",
+            type=float,
+            default=600.0,
+            show_default=True,
+            help="Give up after this time without a new token, in seconds.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -47,5 +68,5 @@ def make_client(redis_url: str | None) -> FleetClient:
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given; the others are left to their defaults."""
-    return {name: value for name, value in options.items() if value is not None}
+    """Return the options that the user gave; the others get their defaults elsewhere."""
+    return {name: value for name, value in options.items() if value not in (None, ())}

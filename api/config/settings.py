@@ -1,10 +1,8 @@
-"""The producer's settings: one of the two places where the environment is read.
+"""Settings of clients, Flower and the gateway. This module and ``workers/settings.py`` read the environment.
 
-Every field is an environment variable ``PAGEFLEET_<NAME>``; the server is also found under Redis's usual
-name, ``REDIS_URL``, where ours is not set. Without either, a stack that ``pagefleet up`` keeps running on
-this machine is used.
-Commands read ``./.env`` and ``./pagefleet.toml`` too (ops/decisions/0009); a service that only makes a
-``FleetClient()`` does not.
+Each field can be set by the environment variable ``PAGEFLEET_<NAME>``; ``redis_url`` also by ``REDIS_URL``.
+Commands read ``./.env`` and ``./pagefleet.toml`` too, a service that creates a ``FleetClient()`` does not
+(ops/decisions/0009). The descriptions of the fields appear in ``--help`` and in docs/settings.md.
 """
 
 from __future__ import annotations
@@ -34,71 +32,98 @@ from pagefleet.api.contract.errors import ConfigurationError
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 DEFAULT_MAX_REQUEST_BYTES: Final = 4 * 2**20
 CONFIG_VARIABLE: Final = "PAGEFLEET_CONFIG"
-"""Names a TOML file in place of ``./pagefleet.toml``; empty, commands read no files at all."""
+"""Path of a TOML file to read instead of ``./pagefleet.toml``. If it is empty, commands read no files."""
 
 
 class FleetSettings(BaseSettings):
-    """What a producer, a monitor and a worker must agree on."""
+    """Settings that clients, monitors and workers share."""
 
     model_config = SettingsConfigDict(
         env_prefix="PAGEFLEET_", env_ignore_empty=True, frozen=True, extra="forbid", populate_by_name=True
     )
     section: ClassVar[str | None] = None
-    """The table of a TOML file that this class has for itself."""
+    """The table of a TOML file that holds the settings of this class."""
 
     redis_url: str | None = Field(
         None,
-        # Not the field's own name among them: in the environment it would be REDIS_URL, and come first.
+        # The field's own name is not an alias: the environment source would read it as REDIS_URL, and first.
         validation_alias=AliasChoices("PAGEFLEET_REDIS_URL", "REDIS_URL"),
-        description="the server (`PAGEFLEET_REDIS_URL` goes before `REDIS_URL`); by default the one of a "
-        "running `pagefleet up`, else port 6379 of this host",
+        description="URL of the Redis server: `redis://[USER[:PASSWORD]@]HOST[:PORT]/DB`, or `rediss://` for "
+        "TLS. PAGEFLEET_REDIS_URL takes precedence over REDIS_URL. Default: the server of a running "
+        "`pagefleet up`, else redis://127.0.0.1:6379/0.",
     )
     redis_password_file: FilePath | None = Field(
-        None, description="holds the password of the URL's user; a secret that no environment shows"
+        None,
+        description="File with the password of the user in `redis_url`. It keeps the password out of the "
+        "environment.",
     )
-    home: Path = Field(Path("~/.pagefleet"), description="where `pagefleet up` keeps its data")
+    home: Path = Field(
+        Path("~/.pagefleet"), description="Directory for the data and log files of `pagefleet up`."
+    )
     redis_ca: FilePath | None = Field(
-        None, description="rediss://: who may vouch for the server; else the system"
+        None,
+        description="PEM file of the certificate authority that signed the certificate of a rediss:// "
+        "server. Default: the system's authorities.",
     )
-    redis_cert: FilePath | None = Field(None, description="rediss://: this client's own certificate")
-    redis_key: FilePath | None = Field(None, description="rediss://: the key of that certificate")
-    connect_timeout_s: float = Field(3.0, gt=0, description="to reach the server at all")
-    socket_timeout_s: float = Field(5.0, gt=0, description="for one reply of the server")
-    result_ttl_s: int = Field(3600, gt=0, description="how long an ended job can still be read")
-    dead_letter_ttl_s: int = Field(7 * 86400, gt=0, description="how long a dead letter is kept")
+    redis_cert: FilePath | None = Field(
+        None, description="PEM file of the client certificate for a rediss:// server; needs `redis_key`."
+    )
+    redis_key: FilePath | None = Field(None, description="PEM file of the private key of `redis_cert`.")
+    connect_timeout_s: float = Field(
+        3.0, gt=0, description="Timeout for connecting to the Redis server, in seconds."
+    )
+    socket_timeout_s: float = Field(
+        5.0, gt=0, description="Timeout for one reply of the Redis server, in seconds."
+    )
+    result_ttl_s: int = Field(
+        3600, gt=0, description="Time for which the result of an ended job can be read, in seconds."
+    )
+    dead_letter_ttl_s: int = Field(
+        7 * 86400, gt=0, description="Time for which a dead letter is kept, in seconds."
+    )
     refused_ttl_s: int = Field(
         86400,
         gt=0,
-        description="how long a job waits for a worker with the weights that it was begun with; then it is a "
-        "dead letter",
+        description="Time for which a job that has begun waits for a worker with the same weights, in "
+        "seconds. After that it becomes a dead letter.",
     )
-    card_ttl_s: float = Field(5.0, ge=0, description="how long a producer believes the model cards it read")
+    card_ttl_s: float = Field(
+        5.0, ge=0, description="Time for which a client caches the model cards, in seconds."
+    )
     max_request_bytes: int = Field(
-        DEFAULT_MAX_REQUEST_BYTES, gt=0, description="of one request as JSON; producers and workers check it"
+        DEFAULT_MAX_REQUEST_BYTES,
+        gt=0,
+        description="Maximum size of one request as JSON, in bytes. Clients and workers enforce it.",
     )
 
     prompt_chars: int = Field(
-        0, ge=0, le=1000, description="how much of a prompt Celery's events, and Flower with them, may show"
+        0,
+        ge=0,
+        le=1000,
+        description="Number of characters of each prompt that Celery events and Flower may show. A worker "
+        "never sends more than its own setting allows.",
     )
 
     @field_validator("redis_url")
     @classmethod
-    def _certificates_are_always_checked(cls, url: str | None) -> str | None:
-        """redis-py and kombu would take ``?ssl_cert_reqs=none`` from the URL."""
+    def _reject_tls_options(cls, url: str | None) -> str | None:
+        """redis-py and kombu would accept ``?ssl_cert_reqs=none`` in the URL."""
         if url is not None and "ssl_" in url.partition("?")[2]:
             raise PydanticCustomError(
-                "tls", "no ssl_ options in the URL: certificates are always checked, redis_ca names the CA"
+                "tls",
+                "remove the ssl_ options from the URL; certificates are always verified, against the CA in "
+                "redis_ca",
             )
         return url
 
     @field_validator("redis_url")
     @classmethod
-    def _nothing_that_one_client_misreads(cls, url: str | None) -> str | None:
-        """redis-py and kombu disagree on options and on database names, and fail at the first connection."""
+    def _reject_ambiguous_urls(cls, url: str | None) -> str | None:
+        """redis-py and kombu disagree on options and database names, and fail only when they connect."""
         try:
             parts = urlsplit(url or DEFAULT_REDIS_URL)
         except ValueError:
-            return url  # the connection's own error says what is wrong with it
+            return url  # the error of the connection explains what is wrong
         if parts.scheme == "unix":
             raise PydanticCustomError("url", "Unix sockets are not supported; use redis://host:port/0")
         if parts.scheme in ("redis", "rediss") and not re.fullmatch(r"/?[0-9]*", parts.path):
@@ -106,16 +131,16 @@ class FleetSettings(BaseSettings):
         if option := re.match("[^=&]*", parts.query)[0]:  # type: ignore[index]
             raise PydanticCustomError(
                 "url",
-                "the URL has the option {option}, but takes none; remove it (timeouts are settings: "
-                "connect_timeout_s, socket_timeout_s)",
+                "remove the option {option} from the URL; timeouts are set by connect_timeout_s and "
+                "socket_timeout_s",
                 {"option": repr(option)},
             )
         return url
 
     @model_validator(mode="after")
-    def _a_certificate_has_a_key(self) -> Self:
+    def _require_certificate_and_key(self) -> Self:
         if (self.redis_cert is None) != (self.redis_key is None):
-            raise PydanticCustomError("tls", "redis_cert and redis_key are given together or not at all")
+            raise PydanticCustomError("tls", "set both redis_cert and redis_key, or neither")
         return self
 
     @property
@@ -124,18 +149,18 @@ class FleetSettings(BaseSettings):
 
     @property
     def stack_file(self) -> Path:
-        """Written by a running ``pagefleet up``: ``{"redis_url": ..., "pid": ...}``."""
+        """The file that a running ``pagefleet up`` writes: ``{"redis_url": ..., "pid": ...}``."""
         return self.home_dir / "stack.json"
 
     @cached_property
     def url(self) -> str:
-        """The server to use: the one named, else the local stack's, else Redis's default port."""
+        """The server to use: ``redis_url``, else the one of the local stack, else Redis's default port."""
         url = self.redis_url or self._local_stack_url() or DEFAULT_REDIS_URL
         return url if self.redis_password_file is None else _with_password(url, self.redis_password_file)
 
     @property
     def tls(self) -> dict[str, Any]:
-        """How a ``rediss://`` server is checked, in the words of redis-py and kombu; empty without TLS."""
+        """TLS options for redis-py and kombu; empty unless the URL is ``rediss://``."""
         if not self.url.startswith("rediss://"):
             return {}
         files = {
@@ -151,20 +176,22 @@ class FleetSettings(BaseSettings):
 
     @classmethod
     def load(cls, **given: Any) -> Self:
-        """The settings with the values that are given (not None) in front of the environment's.
+        """Return the settings of the environment, overridden by the keyword arguments that are not None.
 
         Raises:
-            ConfigurationError: one sentence for the first wrong value.
+            ConfigurationError: a value is wrong; the message has one sentence about the first.
         """
         return cls._checked(_without_none(given), {})
 
     @classmethod
     def from_files(cls, **given: Any) -> Self:
-        """As every ``pagefleet`` command has them: what is given goes before the environment, that before
-        ``./.env``, that before ``./pagefleet.toml`` (or the file that PAGEFLEET_CONFIG names).
+        """Return the settings as every ``pagefleet`` command reads them.
+
+        In order of precedence: the keyword arguments that are not None, the environment, ``./.env``, and
+        ``./pagefleet.toml`` or the file in PAGEFLEET_CONFIG.
 
         Raises:
-            ConfigurationError: one sentence for the first wrong value, with the file that it stands in.
+            ConfigurationError: a value is wrong; the message names the first and the file that contains it.
         """
         given = _without_none(given)
         first = {**from_environment(cls), **given}
@@ -177,7 +204,7 @@ class FleetSettings(BaseSettings):
 
     @classmethod
     def files_read(cls) -> list[Path]:
-        """The files that :meth:`from_files` finds here, the one that goes first first."""
+        """Return the files that :meth:`from_files` reads here, in order of precedence."""
         return [file for file, _content in cls._files()]
 
     @classmethod
@@ -188,7 +215,7 @@ class FleetSettings(BaseSettings):
         files: list[tuple[Path, dict[str, Any]]] = []
         if ENV_FILE.is_file():
             files.append((ENV_FILE, from_env_file(cls, ENV_FILE)))
-        # One that is named must be there.
+        # A file in PAGEFLEET_CONFIG must exist; from_toml raises otherwise.
         if named is not None or TOML_FILE.is_file():
             toml = Path(named or TOML_FILE)
             shared = FleetSettings.model_fields
@@ -220,62 +247,101 @@ class FleetSettings(BaseSettings):
 
 
 class FlowerSettings(FleetSettings):
-    """What ``pagefleet flower`` needs beside the server."""
+    """Settings of ``pagefleet flower``."""
 
     section = "flower"
 
     flower_address: str = Field(
-        "127.0.0.1", min_length=1, description="where it listens; beyond this host only with users"
+        "127.0.0.1",
+        min_length=1,
+        description="Address to listen on. Any address other than a loopback address needs an auth file.",
     )
-    flower_port: int = Field(5555, gt=0, lt=65536, description="on which port")
-    flower_auth_file: Path | None = Field(None, description="who may come in: lines of user:password")
+    flower_port: int = Field(5555, ge=1, le=65535, description="TCP port to listen on.")
+    flower_auth_file: Path | None = Field(
+        None,
+        description="File with the users that may log in, one `user:password` per line. Default: no login, "
+        "which is allowed on a loopback address only.",
+    )
 
 
 class GatewaySettings(FleetSettings):
-    """What ``pagefleet serve`` needs beside the server."""
+    """Settings of ``pagefleet serve``."""
 
     section = "gateway"
 
     gateway_host: str = Field(
-        "127.0.0.1", min_length=1, description="where it listens; beyond this host only with keys"
+        "127.0.0.1",
+        min_length=1,
+        description="Address to listen on. Any address other than a loopback address needs API keys, or "
+        "`gateway_open`.",
     )
-    gateway_port: int = Field(8000, ge=0, lt=65536, description="on which port; 0 takes a free one")
+    gateway_port: int = Field(
+        8000, ge=0, le=65535, description="TCP port to listen on; 0 selects a free port."
+    )
     gateway_keys_file: Path | None = Field(
         None,
-        description="who may come in: what `pagefleet keys` writes; without it everybody who can connect",
+        description="Load API keys from this file, which `pagefleet keys add --file` writes. Default: no API "
+        "keys; every client that can connect is served.",
     )
     gateway_keys_redis: bool = Field(
-        False, description="who may come in stands in Redis: what `pagefleet keys --redis` writes"
+        False, description="Load API keys from Redis, where `pagefleet keys add --redis` stores them."
     )
-    gateway_open: bool = Field(False, description="without keys also beyond this host")
-    gateway_strict: bool = Field(False, description="unknown fields are refused, not ignored and named")
+    gateway_open: bool = Field(
+        False, description="Allow an address other than a loopback address without API keys."
+    )
+    gateway_strict: bool = Field(
+        False,
+        description="Reject requests with unknown fields. Without it, unknown fields are ignored and listed "
+        "in a response header.",
+    )
     gateway_cors_origins: list[str] = Field(
-        default_factory=list, description="pages of which origins may ask from a browser; by default none"
+        default_factory=list,
+        description="Origins whose web pages may send requests from a browser, as in "
+        "https://app.example.com. Default: none.",
     )
-    gateway_timeout_s: float = Field(600.0, gt=0, description="for an answer that is not streamed")
-    gateway_keep_alive_s: float = Field(15.0, gt=0, description="a silent stream gets a comment so often")
+    gateway_timeout_s: float = Field(
+        600.0, gt=0, description="Timeout for a response that is not streamed, in seconds."
+    )
+    gateway_keep_alive_s: float = Field(
+        15.0, gt=0, description="Keep-alive interval of idle streams, in seconds."
+    )
     gateway_send_timeout_s: float = Field(
-        30.0, gt=0, description="a client that takes nothing for so long is cut off"
+        30.0,
+        gt=0,
+        description="Close the connection of a client that accepts no data for this time, in seconds.",
     )
     gateway_return_within_s: float = Field(
         10.0,
         ge=0,
-        description="what a client that can return has to, after it lost its connection, until its job is "
-        "cancelled",
+        description="Time in which a client that lost the connection of a resumable stream can reconnect, in "
+        "seconds. After that its job is cancelled.",
     )
     gateway_reads_per_s: float = Field(
         50.0,
         gt=0,
-        description="of one API key at each gateway: requests that read or end jobs, or list models",
+        description="Rate limit of each API key at each gateway for requests that read or end jobs or list "
+        "models, in requests per second.",
     )
-    gateway_drain_s: float = Field(20.0, ge=0, description="what running requests get to end on SIGTERM")
-    gateway_max_connections: int = Field(4096, gt=0, description="open at once; more are refused")
-    gateway_max_header_bytes: int = Field(32768, ge=1024, description="of one request's head")
-    gateway_max_body_bytes: int = Field(DEFAULT_MAX_REQUEST_BYTES, gt=0, description="of one request's body")
-    gateway_header_timeout_s: float = Field(15.0, gt=0, description="for a request's head to come")
-    gateway_body_timeout_s: float = Field(60.0, gt=0, description="for a request's body to come")
+    gateway_drain_s: float = Field(
+        20.0, ge=0, description="Time that running requests have to finish after SIGTERM, in seconds."
+    )
+    gateway_max_connections: int = Field(
+        4096, gt=0, description="Maximum number of open connections. Further ones are refused."
+    )
+    gateway_max_header_bytes: int = Field(
+        32768, ge=1024, description="Maximum size of the header of a request, in bytes."
+    )
+    gateway_max_body_bytes: int = Field(
+        DEFAULT_MAX_REQUEST_BYTES, gt=0, description="Maximum size of the body of a request, in bytes."
+    )
+    gateway_header_timeout_s: float = Field(
+        15.0, gt=0, description="Timeout for receiving the header of a request, in seconds."
+    )
+    gateway_body_timeout_s: float = Field(
+        60.0, gt=0, description="Timeout for receiving the body of a request, in seconds."
+    )
     gateway_idle_timeout_s: float = Field(
-        75.0, ge=1, description="a connection without a request is closed then"
+        75.0, ge=1, description="Close a connection without a request after this time, in seconds."
     )
 
 
@@ -284,10 +350,12 @@ def _without_none(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_password(url: str, file: Path) -> str:
-    """Raises: ConfigurationError: the file cannot be read, or the URL has a password of its own."""
+    """Raises: ConfigurationError: the file cannot be read, or the URL already contains a password."""
     parts = urlsplit(url)
     if parts.password is not None:
-        raise ConfigurationError("redis_password_file: the Redis URL has a password already.")
+        raise ConfigurationError(
+            "redis_password_file: the Redis URL already contains a password; remove one of the two."
+        )
     try:
         password = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

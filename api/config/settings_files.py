@@ -1,7 +1,7 @@
-"""Settings from files: ``./.env`` and a TOML file. Which files, ``settings.py`` says; here they are read.
+"""Readers for files with settings: ``./.env`` and a TOML file. ``settings.py`` decides which files are read.
 
-Only what is pagefleet's is taken from a ``.env``, which several programs share; a TOML file is ours, and
-a key in it that no setting is called is a mistake.
+Several programs share a ``.env`` file, so variables without our prefix are ignored. The TOML file belongs to
+pagefleet, so an unknown key in it is an error.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ from pagefleet.api.contract.errors import ConfigurationError
 ENV_FILE: Final = Path(".env")
 TOML_FILE: Final = Path("pagefleet.toml")
 SECTIONS: Final = ("worker", "flower", "gateway")
-"""The tables that a TOML file may have, one for each class of settings beside the shared ones."""
+"""The tables of a TOML file: one for each class of settings that extends ``FleetSettings``."""
 _OURS: Final = "pagefleet_"
 
 
 def from_environment(settings: type[BaseSettings]) -> dict[str, Any]:
-    """What the environment says, by setting. Raises: ConfigurationError: a list that is no JSON."""
+    """Return the values in the environment by setting. Raises: ConfigurationError: a list is not JSON."""
     return _read(EnvSettingsSource(settings), "the environment")
 
 
 def from_env_file(settings: type[BaseSettings], file: Path) -> dict[str, Any]:
-    """What the ``PAGEFLEET_*`` lines of a ``.env`` say, by setting; other names, REDIS_URL too, are not ours.
+    """Return the values of the ``PAGEFLEET_*`` variables in a ``.env`` file by setting.
+
+    Other variables are ignored, REDIS_URL too: it may belong to another program.
 
     Raises:
-        ConfigurationError: it cannot be read, or has a list that is no JSON.
+        ConfigurationError: the file cannot be read, or a list is not JSON.
     """
     if not file.is_file():
         return {}
@@ -49,22 +51,22 @@ def from_env_file(settings: type[BaseSettings], file: Path) -> dict[str, Any]:
 def from_toml(
     file: Path, shared: Collection[str], own: Collection[str], section: str | None
 ) -> dict[str, Any]:
-    """What a TOML file says: the shared settings at its top, and those of the table ``section`` before them.
+    """Return the values in a TOML file: those at its top level, overridden by those in the table ``section``.
 
     Args:
-        shared: the settings of every command.
-        own: what may stand in the table.
+        shared: the settings that are allowed at the top level.
+        own: the settings that are allowed in the table.
 
     Raises:
-        ConfigurationError: it is no TOML, or has a key that is no setting.
+        ConfigurationError: the file is not TOML, or contains an unknown key.
     """
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be read: {error.strerror}.") from None
     except ValueError as error:
-        raise ConfigurationError(f"{file} is no TOML: {error}.") from None
-    # The tables of others are theirs to check: their settings may not even be installed here.
+        raise ConfigurationError(f"{file} is not valid TOML: {error}.") from None
+    # The other tables are not checked: the modules of their settings may not be installed here.
     tables = {name: content.pop(name) for name in SECTIONS if isinstance(content.get(name), dict)}
     table = tables.get(section, {}) if section is not None else {}
     for key in content:
@@ -78,27 +80,27 @@ def from_toml(
 
 def _unknown(key: str, allowed: Collection[str], own: Collection[str], section: str | None) -> str:
     if key in own:
-        return f"{key} belongs into the table [{section}]"
+        return f"move {key} to the table [{section}]"
     near = difflib.get_close_matches(key, {*allowed, *own}, n=1)
     if near:
-        return f"there is no setting {key!r}; {near[0]} is the nearest"
+        return f"unknown setting {key!r}; did you mean {near[0]}?"
     tables = " or ".join(f"[{name}]" for name in SECTIONS)
-    return f"there is no setting {key!r} (those of one command stand in its table, {tables})"
+    return f"unknown setting {key!r}; settings of one command belong to its table: {tables}"
 
 
 def _read(source: EnvSettingsSource, where: str) -> dict[str, Any]:
     try:
-        # Not DotEnvSettingsSource's own: it adds the names of other programs, to have them refused.
+        # DotEnvSettingsSource.__call__ also returns unknown names, which pydantic would reject.
         values = EnvSettingsSource.__call__(source)
     except SettingsError as error:
         reason = error.__cause__ or error
         name = str(error).partition('field "')[2].partition('"')[0]
-        raise ConfigurationError(f"{name}: a list is written as JSON ({reason}), in {where}.") from None
+        raise ConfigurationError(f"{name}: write the list as JSON ({reason}), in {where}.") from None
     return {_setting(source, name): value for name, value in values.items()}
 
 
 def _setting(source: EnvSettingsSource, name: str) -> str:
-    """A setting with variables of its own comes under the variable's name."""
+    """Return the setting for a value's name: a field with aliases is reported under its alias."""
     for setting, field in source.settings_cls.model_fields.items():
         alias = field.validation_alias
         if isinstance(alias, AliasChoices) and name in alias.choices:

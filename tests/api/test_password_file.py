@@ -35,7 +35,7 @@ def test_it_is_found_in_the_environment_and_needs_no_user(password_file, monkeyp
 
 def test_two_passwords_or_no_file_are_one_sentence(password_file, tmp_path):
     settings = FleetSettings(redis_url="redis://worker:other@host/0", redis_password_file=password_file)
-    with pytest.raises(ConfigurationError, match="has a password already"):
+    with pytest.raises(ConfigurationError, match="already contains a password"):
         _ = settings.url
     with pytest.raises(ConfigurationError, match="redis_password_file"):
         FleetSettings.load(redis_password_file=tmp_path / "none")

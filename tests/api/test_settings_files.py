@@ -91,18 +91,26 @@ def test_tables_are_for_those_whose_name_they_have(here):
 @pytest.mark.parametrize(
     ("settings", "text", "sentence"),
     [
-        (WorkerSettings, "max_num_seqs = 3", "pagefleet.toml: max_num_seqs belongs into the table [worker]."),
-        (WorkerSettings, "[worker]\nmax_nun_seqs = 3", "there is no setting 'max_nun_seqs'; max_num_seqs is"),
-        (WorkerSettings, "[worker.deep]\na = 3", "there is no setting 'deep'"),
+        (WorkerSettings, "max_num_seqs = 3", "pagefleet.toml: move max_num_seqs to the table [worker]."),
+        (
+            WorkerSettings,
+            "[worker]\nmax_nun_seqs = 3",
+            "unknown setting 'max_nun_seqs'; did you mean max_num_seqs?",
+        ),
+        (WorkerSettings, "[worker.deep]\na = 3", "unknown setting 'deep'"),
         (
             FleetSettings,
             "max_num_seqs = 3",
-            "'max_num_seqs' (those of one command stand in its table, [worker]",
+            "'max_num_seqs'; settings of one command belong to its table: [worker]",
         ),
-        (FleetSettings, "redis_ulr = 3", "pagefleet.toml: there is no setting 'redis_ulr'; redis_url is"),
-        (FleetSettings, "[wroker]\nmodel = 1", "there is no setting 'wroker'"),
-        (FleetSettings, "worker = 3", "there is no setting 'worker'"),
-        (FleetSettings, "redis_url = ", "pagefleet.toml is no TOML: "),
+        (
+            FleetSettings,
+            "redis_ulr = 3",
+            "pagefleet.toml: unknown setting 'redis_ulr'; did you mean redis_url?",
+        ),
+        (FleetSettings, "[wroker]\nmodel = 1", "unknown setting 'wroker'"),
+        (FleetSettings, "worker = 3", "unknown setting 'worker'"),
+        (FleetSettings, "redis_url = ", "pagefleet.toml is not valid TOML: "),
         (
             FleetSettings,
             "result_ttl_s = 0",
@@ -127,7 +135,7 @@ def test_a_mistake_in_toml_is_one_sentence(here, settings, text, sentence):
     ("line", "sentence"),
     [
         (b"PAGEFLEET_MAX_NUM_SEQS=many", "max_num_seqs: Input should be a valid integer"),
-        (b"PAGEFLEET_ALIASES=a,b", "aliases: a list is written as JSON"),
+        (b"PAGEFLEET_ALIASES=a,b", "aliases: write the list as JSON"),
         (b"PAGEFLEET_MODEL=\xff", ".env cannot be read"),
     ],
 )
@@ -146,9 +154,7 @@ def test_a_mistake_in_the_environment_says_so(here, monkeypatch):
         WorkerSettings.from_files()
     monkeypatch.setenv("PAGEFLEET_ALIASES", "a,b")
     for load in (WorkerSettings.from_files, WorkerSettings.load):
-        with pytest.raises(
-            ConfigurationError, match=r"aliases: a list is written as JSON .* the environment"
-        ):
+        with pytest.raises(ConfigurationError, match=r"aliases: write the list as JSON .* the environment"):
             load()
 
 
@@ -172,7 +178,7 @@ def test_a_command_reads_them_and_a_mistake_is_its_error(here):
     (here / "pagefleet.toml").write_text("redis_ulr = 1\n")
     done = CliRunner().invoke(main, ["generate", "x"])
     assert done.exit_code == 1
-    assert done.output.startswith("Error: pagefleet.toml: there is no setting 'redis_ulr'")
+    assert done.output.startswith("Error: pagefleet.toml: unknown setting 'redis_ulr'")
 
 
 @pytest.mark.parametrize(

@@ -105,5 +105,5 @@ def test_it_listens_to_others_only_with_a_password(tmp_path):
     users = tmp_path / "users"
     for wrong in ("", "without-a-colon\n", f"{USER},b:c\n", ":nobody\n"):
         users.write_text(wrong)
-        assert "it takes lines of user:password" in flower("--auth-file", users).output
+        assert "must contain one user:password per line" in flower("--auth-file", users).output
     assert "Error: flower_auth_file" in flower("--auth-file", tmp_path / "none").output

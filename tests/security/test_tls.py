@@ -124,9 +124,9 @@ def test_a_server_may_ask_for_the_clients_certificate(authority, redis_server, s
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"redis_url": "rediss://host:6379/0?ssl_cert_reqs=none"}, "certificates are always checked"),
+        ({"redis_url": "rediss://host:6379/0?ssl_cert_reqs=none"}, "certificates are always verified"),
         ({"redis_ca": "/nowhere/ca.pem"}, "redis_ca: Path does not point to a file."),
-        ({"redis_cert": __file__}, "redis_cert and redis_key are given together"),
+        ({"redis_cert": __file__}, "set both redis_cert and redis_key"),
     ],
 )
 def test_settings_that_check_nothing_are_refused(given, sentence):

@@ -12,7 +12,7 @@ from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import Fingerprint
 from pagefleet.api.protocol.job_record import JobRecord
 from pagefleet.api.protocol.job_store import JobStore
-from pagefleet.workers.cli.replay import _as_it_was
+from pagefleet.workers.cli.replay import _settings_of
 from pagefleet.workers.settings import WorkerSettings
 
 REAL = Fingerprint(
@@ -62,7 +62,7 @@ def test_another_token_and_another_engine_are_named(fleet, replay, null_stack):
     done = replay(stream.job_id)
     assert done.exit_code == 1
     assert "dtype: the job was computed with int1, this is none\n" in done.output
-    assert f"differs at token 2 of 5: it was 33 '!', and now is {before[2]}" in done.output
+    assert f"differs at token 2 of 5: the job has 33 '!', the replay {before[2]}" in done.output
 
 
 def test_the_jobs_model_is_computed_whatever_the_settings_serve(fleet, replay, monkeypatch):
@@ -84,11 +84,11 @@ def test_settings_say_where_the_jobs_model_is(replay):
     }
     record = JobRecord("a", fields)
     here = WorkerSettings(model="/models/a-folder", served_name="small", dtype="bfloat16")
-    assert _as_it_was(record, here, {}).model == "/models/a-folder"
-    assert _as_it_was(record, here, {}).dtype == "float64"
-    assert _as_it_was(record, here, {"model": "/elsewhere", "dtype": "float32"}).model == "/elsewhere"
-    assert _as_it_was(record, here, {"model": "/elsewhere", "dtype": "float32"}).dtype == "float32"
-    assert _as_it_was(record, WorkerSettings(model="large"), {}).model == "small"
+    assert _settings_of(record, here, {}).model == "/models/a-folder"
+    assert _settings_of(record, here, {}).dtype == "float64"
+    assert _settings_of(record, here, {"model": "/elsewhere", "dtype": "float32"}).model == "/elsewhere"
+    assert _settings_of(record, here, {"model": "/elsewhere", "dtype": "float32"}).dtype == "float32"
+    assert _settings_of(record, WorkerSettings(model="large"), {}).model == "small"
 
 
 def test_another_model_than_the_jobs_is_refused_in_one_sentence(
@@ -106,12 +106,12 @@ def test_another_model_than_the_jobs_is_refused_in_one_sentence(
     assert refused.exit_code == 1
     assert "choice" not in refused.output
     (sentence,) = [line for line in refused.output.splitlines() if line.startswith("Error: ")]
-    assert f"tiny.gguf is not what computed the job {stream.job_id}: " in sentence
+    assert f"tiny.gguf has other weights than the job {stream.job_id}: " in sentence
     assert "the fingerprint of its weights was those-of-the-job, and is " in sentence
 
 
 def test_a_job_that_is_not_there_or_still_runs_is_refused(fleet, replay):
-    assert "There is no job nowhere" in replay("nowhere").output
+    assert "Job nowhere does not exist" in replay("nowhere").output
     stream = fleet.generate("x", max_tokens=4000)
     next(stream)
     refused = replay(stream.job_id)

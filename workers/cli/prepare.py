@@ -1,31 +1,31 @@
-"""``pagefleet prepare``: puts a model where workers find it ready."""
+"""``pagefleet prepare``: download and convert a model before workers start."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from pagefleet.api.cli.options import given
+from pagefleet.api.cli.settings_options import setting_options
 from pagefleet.workers.settings import WorkerSettings
 
 
 @click.command()
-@click.option("--model", metavar="M", help="A folder, a GGUF file, a hub id or an alias.")
-@click.option("--cache-dir", type=click.Path(path_type=Path), help="Where converted checkpoints are kept.")
+@setting_options(WorkerSettings, "model", "cache_dir")
 def prepare(**options: Any) -> None:
-    """Fetch and convert a model, so that the workers that serve it start at once. Options not given come
-    from PAGEFLEET_* variables.
+    """Download and convert a model, so that workers start without doing it.
 
     \b
-    pagefleet prepare --model Qwen/Qwen3-0.6B
+    Examples:
+      pagefleet prepare
+      pagefleet prepare --model Qwen/Qwen3-0.6B --cache-dir /models
     """
     settings = WorkerSettings.from_files(**given(options))
     if settings.backend == "null":
-        click.echo("the null backend needs no model")
+        click.echo("The null backend does not need a model.")
         return
-    # Only now: torch.
+    # Imported late: it imports torch.
     from pagefleet.engine import EngineError
     from pagefleet.engine.loading.checkpoint import resolve
 

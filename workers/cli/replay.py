@@ -1,4 +1,4 @@
-"""``pagefleet replay``: does a job come out the same again?"""
+"""``pagefleet replay``: compute an ended job again and compare its tokens."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pagefleet.api.cli.options import given, redis_option
+from pagefleet.api.cli.settings_options import setting_option
 from pagefleet.api.contract.errors import JobNotFound
 from pagefleet.api.protocol.job_record import JobRecord
 from pagefleet.api.protocol.job_store import JobStore
@@ -20,22 +21,31 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("job_id", metavar="JOB")
-@click.option(
-    "--model", metavar="M", help="Where that model is.  [default: as the settings say, else its name]"
+@setting_option(
+    WorkerSettings,
+    "model",
+    setting_default=None,
+    help="Checkpoint of the job's model: a folder, a GGUF file, a Hugging Face id, or an alias. Default: the "
+    "setting `model` if it names the job's model, else the name of the job's model.",
 )
-@click.option("--dtype", help="What to compute in.  [default: as the job was]")
-@click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ...")
+@setting_option(
+    WorkerSettings, "dtype", setting_default="that of the job", help="Data type of the computation."
+)
+@setting_option(WorkerSettings, "device")
 @redis_option
 def replay(job_id: str, **options: Any) -> None:
-    """Compute the ended job JOB again in this process, from its stored request and seed, and say token for
-    token whether it is the same. Exit status 1 if it is not. What was computed in company in bfloat16 may
-    differ where two tokens were nearly equally likely; in float64 it does not.
+    """Compute the ended job JOB again in this process and compare the tokens.
+
+    The exit status is 1 if they differ. The request and the seed come from Redis. In float64 the tokens are
+    always the same. In bfloat16 they can differ if the job was computed in a batch with others and two tokens
+    were almost equally likely.
 
     \b
-    pagefleet replay 5a31c0d2e4f64b0f8c1a2b3c4d5e6f70
-    pagefleet replay 5a31c0d2e4f64b0f8c1a2b3c4d5e6f70 --dtype float64
+    Examples:
+      pagefleet replay 5a31c0d2e4f64b0f8c1a2b3c4d5e6f70
+      pagefleet replay 5a31c0d2e4f64b0f8c1a2b3c4d5e6f70 --dtype float64
     """
-    # Only now: the engine.
+    # Imported late: the engine imports torch.
     from pagefleet.engine import EngineError, LLMEngine
     from pagefleet.workers.app import engine_config
     from pagefleet.workers.prompting.model_card import make_card
@@ -43,7 +53,7 @@ def replay(job_id: str, **options: Any) -> None:
 
     settings = WorkerSettings.from_files(**given(options))
     record = _read(job_id, settings)
-    settings = _as_it_was(record, settings, given(options))
+    settings = _settings_of(record, settings, given(options))
     try:
         engine = LLMEngine.from_config(engine_config(settings))
     except EngineError as error:
@@ -51,12 +61,14 @@ def replay(job_id: str, **options: Any) -> None:
     try:
         card = make_card(settings, engine)
         if other := replaying.other_weights(record.fingerprints, card.fingerprint):
-            raise click.ClickException(f"{settings.model} is not what computed the job {job_id}: {other}.")
+            raise click.ClickException(
+                f"{settings.model} has other weights than the job {job_id}: {other}; set --model."
+            )
         for sentence in replaying.differences(record.fingerprints, card.fingerprint):
             click.echo(sentence)
         choices = replaying.replay(record, engine, card)
         for choice in choices:
-            click.echo(_told(choice, engine.tokenizer))
+            click.echo(_comparison(choice, engine.tokenizer))
     finally:
         engine.close()
     if any(choice.first_difference is not None for choice in choices):
@@ -70,36 +82,45 @@ def _read(job_id: str, settings: WorkerSettings) -> JobRecord:
     finally:
         store.close_connections()
     if record is None:
-        raise JobNotFound(f"There is no job {job_id}, or its result has expired.", job_id=job_id)
+        raise JobNotFound(f"Job {job_id} does not exist, or its result has expired.", job_id=job_id)
     if not record.state.is_final:
-        raise click.ClickException(f"The job {job_id} has not ended yet: replay it afterwards.")
+        raise click.ClickException(f"Job {job_id} has not ended yet; replay it after its end.")
     return record
 
 
-def _as_it_was(record: JobRecord, settings: WorkerSettings, options: dict[str, Any]) -> WorkerSettings:
-    """The settings with what the job was computed with: its model, dtype and backend. Options go before it;
-    what else is set is a worker's, which may serve another model, and only says where this one is."""
-    is_it = record.model in (settings.name, *settings.aliases)
-    was: dict[str, Any] = {"model": settings.model if is_it else record.model, "served_name": record.model}
+def _settings_of(record: JobRecord, settings: WorkerSettings, options: dict[str, Any]) -> WorkerSettings:
+    """Return the settings with the model, dtype and backend of the job; the options override them.
+
+    The environment configures a worker, which may serve a different model.
+    """
+    is_same = record.model in (settings.name, *settings.aliases)
+    recorded: dict[str, Any] = {
+        "model": settings.model if is_same else record.model,
+        "served_name": record.model,
+    }
     if record.fingerprints:
-        was |= {"backend": record.fingerprints[-1].backend, "dtype": record.fingerprints[-1].dtype}
-        if was["backend"] == "null":
-            was |= {"dtype": "auto", "null_weights": record.fingerprints[-1].weights, "null_step_time_s": 0.0}
+        recorded |= {"backend": record.fingerprints[-1].backend, "dtype": record.fingerprints[-1].dtype}
+        if recorded["backend"] == "null":
+            recorded |= {
+                "dtype": "auto",
+                "null_weights": record.fingerprints[-1].weights,
+                "null_step_time_s": 0.0,
+            }
     is_set = {name: getattr(settings, name) for name in settings.model_fields_set}
-    return WorkerSettings.load(**(is_set | was | options))
+    return WorkerSettings.load(**(is_set | recorded | options))
 
 
-def _told(choice: ReplayedChoice, tokenizer: Tokenizer) -> str:
+def _comparison(choice: ReplayedChoice, tokenizer: Tokenizer) -> str:
     position, num_tokens = choice.first_difference, len(choice.stored)
     if position is None:
         return f"choice {choice.index}: the same, {num_tokens} of {num_tokens} tokens"
 
     def token(token_ids: Sequence[int]) -> str:
         if position >= len(token_ids):
-            return "nothing"
+            return "the end"
         return f"{token_ids[position]} {tokenizer.decode([token_ids[position]])!r}"
 
     return (
         f"choice {choice.index}: differs at token {position} of {num_tokens}: "
-        f"it was {token(choice.stored)}, and now is {token(choice.replayed)}"
+        f"the job has {token(choice.stored)}, the replay {token(choice.replayed)}"
     )

@@ -1,17 +1,17 @@
-"""``pagefleet worker``: one process, one model, one set of devices."""
+"""``pagefleet worker``: serve one model with one process."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import click
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
 from pagefleet.api.cli.options import given, redis_option
+from pagefleet.api.cli.settings_options import setting_options
 from pagefleet.workers.observe.logs import configure_logging
 from pagefleet.workers.settings import WorkerSettings
 
@@ -19,75 +19,71 @@ logger = logging.getLogger(__name__)
 
 
 @click.command()
-@click.option("--model", metavar="M", help="A folder, a GGUF file, a hub id or an alias.")
-@click.option("--served-name", metavar="NAME", help="What producers call it; by default made from M.")
-@click.option("--alias", "aliases", multiple=True, metavar="NAME", help="One more name; may be given again.")
-@click.option("--backend", type=click.Choice(["reference", "null"]), help="null makes tokens up.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float64", "float32", "bfloat16", "float16"]),
-    help="What to compute in.",
-)
-@click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ...")
-@click.option("--num-threads", type=int, help="CPU threads; by default the host's cores.")
-@click.option("--max-num-seqs", type=int, help="Sequences in the batch at once.")
-@click.option("--max-num-batched-tokens", type=int, help="Tokens of one step at most.")
-@click.option("--speculate", type=int, metavar="N", help="Guess N tokens ahead at most; 0: off.")
-@click.option("--max-model-len", type=int, help="Caps the model's context.")
-@click.option("--num-blocks", type=int, help="KV blocks; by default from the free memory.")
-@click.option("--kv-memory", metavar="SIZE", help="The KV cache's size in place of that, as in 2GiB.")
-@click.option("--null-step-time", "null_step_time_s", type=float, help="Backend null: seconds of a step.")
-@click.option(
-    "--null-token-time", "null_token_time_s", type=float, help="Backend null: seconds a token adds."
-)
-@click.option("--null-period", type=int, help="Backend null: answers repeat after so many tokens.")
-@click.option("--null-recites", is_flag=True, default=None, help="Backend null: says what a prompt asks for.")
-@click.option("--null-weights", help="Backend null: which weights its fingerprint names.")
-@click.option("--null-version", help="Backend null: which version its fingerprint names.")
-@click.option(
-    "--tool-parser",
-    type=click.Choice(["auto", "hermes", "llama3", "mistral", "json"]),
-    help="How the model writes calls of tools; by default as its chat template shows.",
-)
-@click.option(
-    "--reasoning-parser",
-    type=click.Choice(["auto", "think", "none"]),
-    help="How it writes what it thinks; by default as its chat template shows.",
-)
-@click.option("--max-queue-depth", type=int, help="Open jobs of one lane before QueueFull.")
-@click.option("--max-tenant-depth", type=int, help="Open jobs of one tenant in a lane before QueueFull.")
-@click.option("--lease-seconds", "lease_s", type=float, help="Without a beat for so long it counts as dead.")
-@click.option("--drain-seconds", "drain_s", type=float, help="What running jobs get to finish on SIGTERM.")
-@click.option("--metrics-port", type=int, help="For Prometheus; 0 takes a free one. Off by default.")
-@click.option("--metrics-host", metavar="HOST", help="Where the metrics listen.  [default: 127.0.0.1]")
-@click.option("--trace-steps", type=int, metavar="N", help="Write the first N steps as a trace for Perfetto.")
-@click.option("--trace-file", type=click.Path(path_type=Path), help="[default: ./pagefleet-trace-PID.json]")
-@click.option("--log-format", type=click.Choice(["plain", "json"]), help="json: one object a line.")
-@click.option(
-    "--log-level", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]), help="How much to say."
+@setting_options(
+    WorkerSettings,
+    "model",
+    "served_name",
+    "aliases",
+    "backend",
+    "dtype",
+    "device",
+    "num_threads",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "speculate",
+    "max_model_len",
+    "num_blocks",
+    "kv_memory",
+    "tool_parser",
+    "reasoning_parser",
+    "max_queue_depth",
+    "max_tenant_depth",
+    "lease_s",
+    "drain_s",
+    "metrics_port",
+    "metrics_host",
+    "trace_steps",
+    "trace_file",
+    "log_format",
+    "log_level",
+    "null_step_time_s",
+    "null_token_time_s",
+    "null_period",
+    "null_recites",
+    "null_weights",
+    "null_version",
+    flags={
+        "aliases": "--alias",
+        "lease_s": "--lease-seconds",
+        "drain_s": "--drain-seconds",
+        "null_step_time_s": "--null-step-time",
+        "null_token_time_s": "--null-token-time",
+    },
 )
 @redis_option
-def worker(aliases: tuple[str, ...], **options: Any) -> None:
-    """Serve a model until SIGTERM or Ctrl-C; then drain. Options not given come from PAGEFLEET_*
-    variables, ./.env or ./pagefleet.toml.
+def worker(**options: Any) -> None:
+    """Serve a model until SIGTERM or Ctrl-C, then finish the running jobs and stop.
+
+    Each option is also a setting: --max-num-seqs 32 is PAGEFLEET_MAX_NUM_SEQS=32 in the environment or in
+    ./.env, and max_num_seqs = 32 in the [worker] table of ./pagefleet.toml. docs/settings.md lists all
+    settings.
 
     \b
-    pagefleet worker --model smollm2-135m-instruct
-    pagefleet worker --model Qwen/Qwen3-0.6B --dtype bfloat16 --device cuda
+    Examples:
+      pagefleet worker --model smollm2-135m-instruct
+      pagefleet worker --model Qwen/Qwen3-0.6B --dtype bfloat16 --device cuda
     """
-    if aliases:
-        options["aliases"] = list(aliases)
     settings = WorkerSettings.from_files(**given(options))
     configure_logging(settings)
-    # It warns of running as root because of pickle, which no pagefleet worker accepts; and of what Celery 6
-    # will do with running tasks when the broker goes away, which is set here.
+    # Celery warns about running as root because of pickle, which pagefleet workers do not accept, and about
+    # running tasks that Celery 6 will cancel when the connection is lost, which make_celery configures.
     warnings.simplefilter("ignore", SecurityWarning)
     warnings.simplefilter("ignore", CPendingDeprecationWarning)
     sys.exit(_run(settings))
 
 
 def _run(settings: WorkerSettings) -> int:
-    # Only now: `pagefleet worker --help` need not wait for Celery's worker and the engine.
+    # Imported late: `pagefleet worker --help` does not need Celery's worker and the engine.
     from pagefleet.engine import EngineError
     from pagefleet.workers.app import run_worker
 
