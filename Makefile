@@ -24,6 +24,7 @@ help:
 	@echo "make constraints  write constraints.txt: the versions that make test-newest tried"
 	@echo "make check   ruff, mypy, import-linter only"
 	@echo "make bench   the engine and the whole fleet in turn (about 10 minutes)"
+	@echo "make sync-client  write the synchronous client, which is generated from the asynchronous one"
 	@echo "make protocol-check  the job protocol in every order of events, on a real server (about 5 minutes)"
 	@echo "make chaos   workers, Valkey and clients killed, frozen, cut off: ROUNDS=100 (about 12 to 15 minutes)"
 	@echo "make chaos-model  the same with a real model in float64, 11 rounds (about 10 minutes)"
@@ -130,6 +131,9 @@ constraints:
 	$(PYTHON) ops/constraints.py $(NEWEST)/bin/python >$(NEWEST)/constraints.txt
 	$(PYTHON) ops/constraints.py $(NEWEST)-litellm/bin/python >$(LITELLM_CONSTRAINTS)
 	mv $(NEWEST)/constraints.txt constraints.txt
+
+sync-client: $(DEV_STAMP)
+	$(BIN)/python -m ops.sync_client
 
 protocol-check: $(DEV_STAMP)
 	$(BIN)/python tests/protocol/check.py

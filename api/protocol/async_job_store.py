@@ -1,8 +1,7 @@
-"""AsyncJobStore: the producer's half of :class:`~pagefleet.api.protocol.job_store.JobStore` for asyncio."""
+"""The producer's half of the store of jobs, on asyncio."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
@@ -11,10 +10,11 @@ import redis
 from pagefleet.api.config.settings import FleetSettings
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import ModelCard, WorkerStatus
+from pagefleet.api.protocol import operations
+from pagefleet.api.protocol.async_io import in_thread
 from pagefleet.api.protocol.connection import connect_async, redis_errors
 from pagefleet.api.protocol.job_record import JobRecord, LogPosition
-from pagefleet.api.protocol.job_store import CLIENT_LEASE_S
-from pagefleet.api.protocol.operations import Operation
+from pagefleet.api.protocol.operations import CLIENT_LEASE_S, Operation
 from pagefleet.api.protocol.replies import (
     HEAD_FIELDS,
     parse_after,
@@ -29,48 +29,52 @@ from pagefleet.api.protocol.scripts import load_script
 T = TypeVar("T")
 
 _PARSED_AT_ONCE: Final = 2**16
-"""Bytes of a log: some milliseconds."""
+"""Bytes of a log, which take some milliseconds."""
 
 
 class AsyncJobStore:
-    """The producer's half of :class:`JobStore` on ``redis.asyncio``: the same operations, awaited."""
+    """The producer's half of the store. Every method is safe to repeat.
+
+    All methods raise :class:`~pagefleet.api.contract.errors.RedisUnavailable` if the server does not answer.
+    """
 
     def __init__(self, settings: FleetSettings) -> None:
         self.settings = settings
+        # redis-py types a reply as the union of all replies; operations.py says what each one is.
         self.redis: Any = connect_async(settings)
 
     async def read(self, job_id: str, *, with_log: bool = True) -> JobRecord | None:
-        """Line 15, replay."""
+        """Return a job's hash and log (line 15, replay), read together; None if there is no such job."""
         with redis_errors(self.settings.url):
             pipeline = self.redis.pipeline(transaction=True)
             queue_read(pipeline, job_id, with_log)
             replies = await pipeline.execute()
         if with_log and sum(map(len, replies[1])) > _PARSED_AT_ONCE:
-            # A long log takes seconds: others go on meanwhile.
-            return await asyncio.to_thread(parse_record, job_id, replies)
+            # Parsing a long log takes seconds, in which other streams must continue.
+            return await in_thread(parse_record, job_id, replies)
         return parse_record(job_id, replies)
 
     async def read_after(self, job_id: str, position: LogPosition) -> JobRecord | None:
-        """Line 15, replay, by a reader that has the log up to ``position``."""
+        """Return a job's state and its log after ``position`` (line 15, replay), read together."""
         with redis_errors(self.settings.url):
             pipeline = self.redis.pipeline(transaction=True)
             queue_read_after(pipeline, job_id, position)
             return parse_after(job_id, position, await pipeline.execute())
 
     async def reply_channel(self, job_id: str) -> str | None:
-        """On which its producer listens: whose job it is."""
+        """Return the channel on which the job's producer listens."""
         with redis_errors(self.settings.url):
             channel: str | None = await self.redis.hget(keys.job(job_id), "channel")
             return channel
 
     async def recent_jobs(self, tenant: str | None) -> list[str]:
-        """The ids of a tenant's newest jobs, or of nobody's; the newest first."""
+        """Return the ids of a tenant's newest jobs, or of those without a tenant, the newest first."""
         with redis_errors(self.settings.url):
             job_ids: list[str] = await self.redis.zrange(keys.recent_jobs(tenant), 0, -1)
         return job_ids[::-1]
 
     async def job_heads(self, job_ids: Sequence[str]) -> dict[str, JobRecord]:
-        """What there is of these jobs but for their requests and logs, which may be large."""
+        """Return jobs by id, without their requests and logs. Missing jobs are left out."""
         with redis_errors(self.settings.url):
             pipeline = self.redis.pipeline(transaction=False)
             for job_id in job_ids:
@@ -79,7 +83,7 @@ class AsyncJobStore:
         return parse_heads(job_ids, rows)
 
     async def beat_client(self, client_id: str) -> None:
-        """Line 15: the client lives."""
+        """Renew the client's lease (line 15), which keeps its jobs alive that are not detached."""
         with redis_errors(self.settings.url):
             await self.redis.set(keys.client(client_id), "1", px=int(CLIENT_LEASE_S * 1000))
 
@@ -90,7 +94,7 @@ class AsyncJobStore:
         return readable(ModelCard, names, texts)
 
     async def workers(self) -> list[WorkerStatus]:
-        """The workers whose lease is alive, by id."""
+        """Return the workers whose lease is alive, by id."""
         with redis_errors(self.settings.url):
             ids = sorted(await self.redis.zrange(keys.WORKERS, 0, -1))
             texts = await self.redis.mget([keys.lease(worker_id) for worker_id in ids]) if ids else []
@@ -105,7 +109,16 @@ class AsyncJobStore:
         with redis_errors(self.settings.url):
             return dict(await self.redis.hgetall(keys.API_KEYS))
 
+    async def watch(self, job_id: str, client_id: str = "") -> bool:
+        """Line 15, ATTACH: the job also publishes on its own channel, and lives as long as this client.
+
+        Returns:
+            False if there is no such job.
+        """
+        return await self.run(operations.watch(job_id, client_id))
+
     async def run(self, operation: Operation[T]) -> T:
+        """Run one script. Its text is sent only to a server that does not know it yet."""
         script = load_script(operation.script)
         with redis_errors(self.settings.url):
             call = (len(operation.keys), *operation.keys, *operation.args)

@@ -12,13 +12,11 @@ from typing import Any, Final, TypeVar
 
 import redis
 
-from pagefleet.api.config.settings import FleetSettings
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import ProtocolError, StorageFull
 from pagefleet.api.contract.messages import ErrorInfo, GenerateRequest, JobState, ModelCard, WorkerStatus
 from pagefleet.api.protocol import operations
-from pagefleet.api.protocol.connection import connect, is_unreadable, redis_errors
-from pagefleet.api.protocol.job_record import JobRecord, LogPosition
+from pagefleet.api.protocol.connection import is_unreadable, redis_errors
 from pagefleet.api.protocol.operations import (
     NO_SCHEDULE,
     CancelVerdict,
@@ -32,39 +30,26 @@ from pagefleet.api.protocol.operations import (
     StepReply,
     Submitted,
 )
+from pagefleet.api.protocol.producer_store import ProducerStore
 from pagefleet.api.protocol.replies import (
     OPEN_JOB_FIELDS,
     DeadWorker,
     OpenJob,
     open_job,
-    parse_after,
-    parse_record,
-    queue_read,
-    queue_read_after,
-    readable,
 )
 from pagefleet.api.protocol.scripts import load_script
 
 T = TypeVar("T")
 
-CLIENT_LEASE_S: Final = 10.0
-"""A client that was not heard of for so long is gone, and its jobs with it unless they are detached."""
-
-
 _MAX_UNREADABLE: Final = 100
 _UNREADABLE_TTL_S: Final = 86400
 
 
-class JobStore:
+class JobStore(ProducerStore):
     """The state of all jobs on one Redis server, for threads. Every method is safe to repeat.
 
     All methods raise :class:`~pagefleet.api.contract.errors.RedisUnavailable` if the server does not answer.
     """
-
-    def __init__(self, settings: FleetSettings) -> None:
-        self.settings = settings
-        # redis-py types a reply as the union of all replies; operations.py says what each one is.
-        self.redis: Any = connect(settings)
 
     def submit(
         self,
@@ -232,36 +217,6 @@ class JobStore:
         """Only the lock that ``token`` took; false where it had expired."""
         return self.run(operations.unlock(lock, token))
 
-    def read(self, job_id: str, *, with_log: bool = True) -> JobRecord | None:
-        """Line 15, replay: hash and log of a job, read together; None where there is no such job."""
-        with redis_errors(self.settings.url):
-            pipeline = self.redis.pipeline(transaction=True)
-            queue_read(pipeline, job_id, with_log)
-            return parse_record(job_id, pipeline.execute())
-
-    def read_after(self, job_id: str, position: LogPosition) -> JobRecord | None:
-        """Line 15, replay, by a reader that has the log up to ``position``: state and rest, read together."""
-        with redis_errors(self.settings.url):
-            pipeline = self.redis.pipeline(transaction=True)
-            queue_read_after(pipeline, job_id, position)
-            return parse_after(job_id, position, pipeline.execute())
-
-    def reply_channel(self, job_id: str) -> str | None:
-        """On which its producer listens: whose job it is."""
-        with redis_errors(self.settings.url):
-            channel: str | None = self.redis.hget(keys.job(job_id), "channel")
-            return channel
-
-    def watch(self, job_id: str, client_id: str = "") -> bool:
-        """Line 15, ATTACH: the job publishes on its own channel too, and lives as long as this client;
-        false where there is no such job."""
-        return self.run(operations.watch(job_id, client_id))
-
-    def beat_client(self, client_id: str) -> None:
-        """Line 15: the client lives, and with it the jobs that are not detached."""
-        with redis_errors(self.settings.url):
-            self.redis.set(keys.client(client_id), "1", px=int(CLIENT_LEASE_S * 1000))
-
     def are_gone(self, client_ids: Sequence[str]) -> list[bool]:
         """Line 13, SWEEP, the question: which clients have not been heard of for their lease."""
         if not client_ids:
@@ -335,30 +290,6 @@ class JobStore:
             pipeline.srem(keys.MODELS, name)
             return any(pipeline.execute())
 
-    def cards(self) -> list[ModelCard]:
-        with redis_errors(self.settings.url):
-            names = sorted(self.redis.smembers(keys.MODELS))
-            texts = self.redis.mget([keys.model(name) for name in names]) if names else []
-        return readable(ModelCard, names, texts)
-
-    def workers(self) -> list[WorkerStatus]:
-        """The workers whose lease is alive, by id."""
-        with redis_errors(self.settings.url):
-            ids = sorted(self.redis.zrange(keys.WORKERS, 0, -1))
-            texts = self.redis.mget([keys.lease(worker_id) for worker_id in ids]) if ids else []
-        return readable(WorkerStatus, ids, texts)
-
-    def run(self, operation: Operation[T]) -> T:
-        """Runs one script; sends its text only to a server that does not know it yet."""
-        script = load_script(operation.script)
-        with redis_errors(self.settings.url):
-            call = (len(operation.keys), *operation.keys, *operation.args)
-            try:
-                reply = self.redis.evalsha(script.sha, *call)
-            except redis.exceptions.NoScriptError:
-                reply = self.redis.eval(script.source, *call)
-        return operation.parse(reply)
-
     def run_many(self, calls: Sequence[Operation[T]], unreadable: T) -> list[T]:
         """Runs several scripts in one round trip; not atomic together. ``unreadable`` stands for the reply of
         one that found a key or a field that it could not read."""
@@ -375,9 +306,6 @@ class JobStore:
                 else call.parse(_raised(reply))
                 for call, reply in zip(calls, replies, strict=True)
             ]
-
-    def close_connections(self) -> None:
-        self.redis.close()
 
 
 def _raised(reply: Any) -> Any:

@@ -16,6 +16,9 @@ from pagefleet.api.contract.stored_size import reserved_bytes
 
 T = TypeVar("T")
 
+CLIENT_LEASE_S: Final = 10.0
+"""A client without a heartbeat for this long is gone, and so are its jobs unless they are detached."""
+
 
 @dataclass(frozen=True, slots=True)
 class Operation(Generic[T]):
