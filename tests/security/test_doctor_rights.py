@@ -1,4 +1,4 @@
-"""`pagefleet doctor` tells what a Redis user lacks: against a real server with the users of the template."""
+"""`pagefleet doctor` lists the rights that a Redis user lacks, on a real server with the template's users."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from guarded_server import TEMPLATE
 
 from pagefleet.api.config.settings import FleetSettings
-from pagefleet.api.operate.doctor.finding import Patient
+from pagefleet.api.operate.doctor.finding import Target
 from pagefleet.api.operate.doctor.rights import lacking_rights, rights
 from pagefleet.api.operate.doctor.roles import ROLES
 from pagefleet.api.operate.doctor.server import configuration
@@ -18,15 +18,15 @@ OF_CHANNELS = {"publish", "subscribe", "unsubscribe", "psubscribe", "punsubscrib
 
 
 @pytest.fixture
-def patient_of(guarded_for_all):
+def target_of(guarded_for_all):
     stores = []
 
-    def patient(user, role=None):
+    def target(user, role=None):
         settings = FleetSettings(redis_url=guarded_for_all.url_of(user))
         stores.append(JobStore(settings))
-        return Patient(settings, stores[-1], role=role)
+        return Target(settings, stores[-1], role=role)
 
-    yield patient
+    yield target
     for store in stores:
         store.close_connections()
 
@@ -39,35 +39,35 @@ def test_every_command_of_the_template_is_tried(user):
 
 
 @pytest.mark.parametrize("user", ROLES)
-def test_each_user_can_do_its_own_and_nothing_is_left_behind(guarded_for_all, patient_of, user):
+def test_each_user_can_do_its_own_and_nothing_is_left_behind(guarded_for_all, target_of, user):
     with guarded_for_all.admin() as admin:
         before = set(admin.keys())
-        assert lacking_rights(patient_of(user), ROLES[user]) == []
+        assert lacking_rights(target_of(user), ROLES[user]) == []
         assert set(admin.keys()) == before
         if user == "monitor":
             assert admin.script_exists("e0e1f9fabfc9d4800c877a703b823ac0578ff8db") == [True], "return 1"
 
 
-def test_what_is_lacking_is_named_in_the_words_of_an_acl(patient_of):
-    (finding,) = rights(patient_of("producer", role="worker"))
-    assert finding.level == "wrong"
-    assert finding.seen == (
-        "as a worker this user lacks +type, +pttl, +hdel, +hexists, +brpop, +blpop, +zrevrange, "
+def test_what_is_lacking_is_named_in_the_words_of_an_acl(target_of):
+    (finding,) = rights(target_of("producer", role="worker"))
+    assert finding.level == "error"
+    assert finding.message == (
+        "the user lacks rights of a worker: +type, +pttl, +hdel, +hexists, +brpop, +blpop, +zrevrange, "
         "+zrangebyscore, +zrevrangebyscore, +zremrangebyscore, +ltrim, +zcount, +incr, "
         "~*.interactive, ~*.batch, "
         "~pf:unacked:*, &/0.celery.pidbox"
     )
-    (finding,) = rights(patient_of("monitor", role="producer"))
+    (finding,) = rights(target_of("monitor", role="producer"))
     for right in ("+set", "+hget", "+eval", "~pf:job:*", "~celery-task-meta-*", "&pf:reply:*"):
-        assert right in finding.seen
+        assert right in finding.message
 
 
-def test_without_a_role_it_says_what_the_user_is_good_for(patient_of):
-    seen = {user: next(iter(rights(patient_of(user)))).seen for user in ROLES}
+def test_without_a_role_it_says_what_the_user_is_good_for(target_of):
+    seen = {user: next(iter(rights(target_of(user)))).message for user in ROLES}
     assert seen == {
-        "worker": "enough for a worker and a producer",
-        "producer": "enough for a producer",
-        "monitor": "enough for a monitor",
+        "worker": "sufficient for a worker and a producer",
+        "producer": "sufficient for a producer",
+        "monitor": "sufficient for a monitor",
     }
 
 
@@ -82,14 +82,14 @@ def test_one_right_taken_away_is_found(guarded):
     ):
         with guarded.admin() as admin:
             admin.execute_command("ACL", "SETUSER", "producer", *taken)
-            found = lacking_rights(Patient(settings, store), ROLES["producer"])
+            found = lacking_rights(Target(settings, store), ROLES["producer"])
             left_behind = [key for key in admin.scan_iter() if "doctor" in key]
             admin.execute_command("ACL", "SETUSER", "producer", *(right.replace("-", "+") for right in taken))
         assert (found, left_behind) == (missing, [])
     store.close_connections()
 
 
-def test_who_may_not_ask_for_the_servers_settings_is_told_once(patient_of):
-    levels = {finding.check: finding.level for finding in configuration(patient_of("worker"))}
+def test_who_may_not_ask_for_the_servers_settings_is_told_once(target_of):
+    levels = {finding.check: finding.level for finding in configuration(target_of("worker"))}
     assert levels == {"redis version": "ok", "redis settings": "skipped"}
-    assert {finding.level for finding in configuration(patient_of("monitor"))} == {"ok"}
+    assert {finding.level for finding in configuration(target_of("monitor"))} == {"ok"}

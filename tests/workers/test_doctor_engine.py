@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pagefleet.api import FleetSettings
-from pagefleet.api.operate.doctor.finding import Patient
+from pagefleet.api.operate.doctor.finding import Target
 from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.engine.errors import UnknownModelError
 from pagefleet.engine.loading.checkpoint import locate
@@ -23,9 +23,9 @@ CONFIG = {
 
 
 @pytest.fixture
-def patient():
+def target():
     settings = FleetSettings()
-    return lambda name=None: Patient(settings, JobStore(settings), name)
+    return lambda name=None: Target(settings, JobStore(settings), name)
 
 
 @pytest.fixture
@@ -37,12 +37,12 @@ def checkpoint(tmp_path):
     return folder
 
 
-def by_check(check, patient):
-    return {finding.check: finding for finding in check(patient)}
+def by_check(check, target):
+    return {finding.check: finding for finding in check(target)}
 
 
-def test_on_this_machine_every_check_has_something_to_say(patient):
-    found = [finding for check in ENGINE.checks for finding in check(patient())]
+def test_on_this_machine_every_check_has_something_to_say(target):
+    found = [finding for check in ENGINE.checks for finding in check(target())]
     assert {
         "processor",
         "threads",
@@ -53,7 +53,7 @@ def test_on_this_machine_every_check_has_something_to_say(patient):
         "model files",
         "memory",
     } <= {finding.check for finding in found}
-    assert all(finding.mend for finding in found if finding.level in ("warning", "wrong"))
+    assert all(finding.fix for finding in found if finding.level in ("warning", "error"))
 
 
 class TestTheProcessor:
@@ -72,25 +72,25 @@ class TestTheProcessor:
             ((), "skipped"),
         ],
     )
-    def test_without_bf16_or_avx2_it_says_what_that_means(self, patient, monkeypatch, flags, level):
+    def test_without_bf16_or_avx2_it_says_what_that_means(self, target, monkeypatch, flags, level):
         monkeypatch.setattr(processor, "cpu_flags", lambda: frozenset(flags))
         monkeypatch.setattr(processor.platform, "machine", lambda: "x86_64")
-        assert by_check(processor.features, patient())["processor"].level == level
+        assert by_check(processor.features, target())["processor"].level == level
 
-    def test_more_threads_than_the_container_gets(self, patient, monkeypatch):
+    def test_more_threads_than_the_container_gets(self, target, monkeypatch):
         monkeypatch.setattr(processor, "cpu_quota", lambda: 1.5)
         monkeypatch.setattr(processor.os, "sched_getaffinity", lambda _pid: set(range(16)))
         monkeypatch.setenv("PAGEFLEET_NUM_THREADS", "16")
-        finding = by_check(processor.threads, patient())["threads"]
-        assert (finding.level, finding.seen) == (
+        finding = by_check(processor.threads, target())["threads"]
+        assert (finding.level, finding.message) == (
             "warning",
-            "16 threads on 16 cores, of which the container gets 1.5",
+            "16 threads on 16 cores; the container may use 1.5",
         )
-        assert finding.mend.startswith("PAGEFLEET_NUM_THREADS=1 ")
+        assert finding.fix.startswith("set PAGEFLEET_NUM_THREADS=1,")
 
-    def test_spinning_threads(self, patient, monkeypatch):
+    def test_spinning_threads(self, target, monkeypatch):
         monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-        assert by_check(processor.threads, patient())["OMP_WAIT_POLICY"].mend == "OMP_WAIT_POLICY=passive"
+        assert by_check(processor.threads, target())["OMP_WAIT_POLICY"].fix == "set OMP_WAIT_POLICY=passive"
 
 
 class TestAContainer:
@@ -124,63 +124,63 @@ class TestAContainer:
 
 
 class TestTheDevice:
-    def test_cuda_that_is_asked_for_and_not_there(self, patient, monkeypatch):
+    def test_cuda_that_is_asked_for_and_not_there(self, target, monkeypatch):
         import torch
 
         monkeypatch.setenv("PAGEFLEET_DEVICE", "cuda")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        assert by_check(device.cuda, patient())["CUDA"].level == "wrong"
+        assert by_check(device.cuda, target())["CUDA"].level == "error"
 
-    def test_the_triton_that_torch_names(self, patient, monkeypatch):
+    def test_the_triton_that_torch_names(self, target, monkeypatch):
         requirements = ["sympy>=1.13.3", 'triton==3.4.0; platform_system == "Linux"']
         assert device.triton_for(requirements) == "3.4.0"
         assert device.triton_for(["numpy"]) is None
         monkeypatch.setattr(device.importlib.metadata, "requires", lambda _name: ["triton==0.0.1"])
-        finding = by_check(device.triton, patient())["triton"]
-        assert (finding.level, finding.mend) == ("wrong", "pip install triton==0.0.1")
+        finding = by_check(device.triton, target())["triton"]
+        assert (finding.level, finding.fix) == ("error", "pip install triton==0.0.1")
 
 
 class TestTheModel:
-    def test_a_folder_is_ready_and_measured(self, patient, checkpoint):
-        assert by_check(model.model_files, patient(str(checkpoint)))["model files"].level == "ok"
+    def test_a_folder_is_ready_and_measured(self, target, checkpoint):
+        assert by_check(model.model_files, target(str(checkpoint)))["model files"].level == "ok"
         size = model_size(checkpoint)
         # 2 (key and value) x 2 layers x 2 heads x 16 elements x 2 bytes
         assert (size.weight_bytes, size.kv_bytes_per_token, size.max_model_len) == (2**20, 256, 128)
         assert model_size(checkpoint, "float32").weight_bytes == 2**21
-        assert by_check(model.memory, patient(str(checkpoint)))["memory"].level == "ok"
+        assert by_check(model.memory, target(str(checkpoint)))["memory"].level == "ok"
 
-    def test_a_name_that_nothing_has(self, patient):
-        finding = by_check(model.model_files, patient("nobody"))["model files"]
-        assert (finding.level, finding.mend) == ("wrong", "pagefleet prepare --model nobody")
+    def test_a_name_that_nothing_has(self, target):
+        finding = by_check(model.model_files, target("nobody"))["model files"]
+        assert (finding.level, finding.fix) == ("error", "pagefleet prepare --model nobody")
 
     def test_a_hub_id_is_looked_for_but_not_fetched(self, tmp_path, monkeypatch):
         monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
         with pytest.raises(UnknownModelError, match="has not been fetched"):
             locate("an-owner/never-fetched")
 
-    def test_a_gguf_file_that_is_not_converted(self, patient, tmp_path, monkeypatch):
+    def test_a_gguf_file_that_is_not_converted(self, target, tmp_path, monkeypatch):
         file = tmp_path / "a.gguf"
         file.write_bytes(b"GGUF" + b"x" * 1000)
         monkeypatch.setenv("PAGEFLEET_CACHE_DIR", str(tmp_path / "cache" / "deep"))
-        found = by_check(model.model_files, patient(str(file)))
+        found = by_check(model.model_files, target(str(file)))
         assert found["model files"].level == "warning"
         assert found["model cache"].level == "ok"
         monkeypatch.setattr(model.shutil, "disk_usage", lambda _path: type("Disk", (), {"free": 10}))
-        assert by_check(model.model_files, patient(str(file)))["model cache"].level == "wrong"
+        assert by_check(model.model_files, target(str(file)))["model cache"].level == "error"
 
     @pytest.mark.parametrize(
-        ("limit", "level"), [(2**19, "wrong"), (2**20 + 2**12, "warning"), (2**30, "ok")]
+        ("limit", "level"), [(2**19, "error"), (2**20 + 2**12, "warning"), (2**30, "ok")]
     )
-    def test_memory_that_a_container_leaves(self, patient, checkpoint, monkeypatch, limit, level):
+    def test_memory_that_a_container_leaves(self, target, checkpoint, monkeypatch, limit, level):
         monkeypatch.setattr(model, "memory_limit", lambda: limit)
-        assert by_check(model.memory, patient(str(checkpoint)))["memory"].level == level
+        assert by_check(model.memory, target(str(checkpoint)))["memory"].level == level
 
-    def test_a_kv_cache_that_settings_make_too_large(self, patient, checkpoint, monkeypatch):
+    def test_a_kv_cache_that_settings_make_too_large(self, target, checkpoint, monkeypatch):
         monkeypatch.setenv("PAGEFLEET_KV_MEMORY", str(2**60))
-        assert by_check(model.memory, patient(str(checkpoint)))["memory"].level == "wrong"
+        assert by_check(model.memory, target(str(checkpoint)))["memory"].level == "error"
 
 
-def test_a_variable_that_no_setting_is_called(patient, monkeypatch):
+def test_a_variable_that_no_setting_is_called(target, monkeypatch):
     for name in (
         "PAGEFLEET_MODLE",
         "PAGEFLEET_QUITE_ANOTHER_THING",
@@ -188,6 +188,6 @@ def test_a_variable_that_no_setting_is_called(patient, monkeypatch):
         "PAGEFLEET_FLOWER_PORT",
     ):
         monkeypatch.setenv(name, "1")
-    first, second = model.settings(patient())
-    assert (first.seen, first.mend) == ("PAGEFLEET_MODLE is no setting", "did you mean PAGEFLEET_MODEL?")
-    assert (second.seen, second.level) == ("PAGEFLEET_QUITE_ANOTHER_THING is no setting", "warning")
+    first, second = model.settings(target())
+    assert (first.message, first.fix) == ("PAGEFLEET_MODLE is not a setting", "did you mean PAGEFLEET_MODEL?")
+    assert (second.message, second.level) == ("PAGEFLEET_QUITE_ANOTHER_THING is not a setting", "warning")

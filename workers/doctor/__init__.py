@@ -1,1 +1,4 @@
-"""The checks of ``pagefleet doctor`` that concern a worker: processor, torch, CUDA, the model, memory."""
+"""The checks of ``pagefleet doctor`` for workers: settings, processor, torch, CUDA, model and memory.
+
+Does not know Celery or the running worker.
+"""

@@ -1,4 +1,4 @@
-"""What the control group of this process leaves it: a container's limits, which most libraries do not see."""
+"""The limits of this process's control group (a container), which most libraries ignore."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MEMBERSHIP: Final = Path("/proc/self/cgroup")
 
 
 def cpu_quota(root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> float | None:
-    """Cores' worth of time; None: no limit."""
+    """Return the CPU limit in cores; None: no limit."""
     quotas = []
     for folder in _folders("cpu", root, membership):
         words = _read(folder / "cpu.max").split()
@@ -24,7 +24,7 @@ def cpu_quota(root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> float | Non
 
 
 def memory_limit(root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> int | None:
-    """Bytes that are left below the tightest limit; None: no limit."""
+    """Return the free bytes below the tightest memory limit; None: no limit."""
     left = []
     for folder in _folders("memory", root, membership):
         for limit_file, used_file in (
@@ -32,14 +32,14 @@ def memory_limit(root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> int | No
             ("memory.limit_in_bytes", "memory.usage_in_bytes"),
         ):
             limit, used = _read(folder / limit_file), _read(folder / used_file)
-            # Version 1 writes no limit as a number beyond all memory.
+            # cgroup v1 represents "no limit" by a very large number.
             if limit.isdigit() and used.isdigit() and int(limit) < 2**60:
                 left.append(max(0, int(limit) - int(used)))
     return min(left, default=None)
 
 
 def _folders(controller: str, root: Path, membership: Path) -> Iterator[Path]:
-    """The group's own folder and those above it, whose limits count too; of version 2 and of version 1."""
+    """Yield the folders of the group and its parents, whose limits apply too, for cgroup v2 and v1."""
     for line in _read(membership).splitlines():
         _number, controllers, path = line.split(":", 2)
         names = controllers.split(",")

@@ -1,4 +1,4 @@
-"""The group of a worker's checks, as ``pagefleet doctor`` finds it."""
+"""The group of checks that ``pagefleet doctor`` loads through its entry point."""
 
 from __future__ import annotations
 

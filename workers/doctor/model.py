@@ -1,4 +1,4 @@
-"""Checks of the model: whether it is here, can be read, is converted, and fits the disk and the memory."""
+"""Checks of the model: whether its files exist, are readable and converted, and fit on disk and in memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 
 import psutil
 
-from pagefleet.api.operate.doctor.finding import Finding, Patient
+from pagefleet.api.operate.doctor.finding import Finding, Target
 from pagefleet.engine import EngineError
 from pagefleet.engine.loading.checkpoint import locate
 from pagefleet.engine.loading.model_cache import default_cache_dir
@@ -20,41 +20,43 @@ from pagefleet.workers.settings import WorkerSettings
 
 _GIB: Final = 2**30
 _UNPACKED: Final = 5
-"""A quantised file becomes at most about so much larger in bf16."""
+"""The largest factor by which a quantised file grows when it is converted to bf16."""
 _BLOCK_SIZE: Final = 16
 _KV_SHARE: Final = 0.25
-"""What a worker takes of the free memory for its KV cache where settings do not say."""
+"""The share of the free memory that a worker uses for its KV cache by default."""
 
 
-def settings(patient: Patient) -> Iterable[Finding]:
+def settings(target: Target) -> Iterable[Finding]:
     for name, near in WorkerSettings.unknown_variables():
-        mend = f"did you mean {near}?" if near else "docs/settings.md has all of them"
-        yield Finding.warning("settings", f"{name} is no setting", mend)
+        fix = f"did you mean {near}?" if near else "docs/settings.md lists all settings"
+        yield Finding.warning("settings", f"{name} is not a setting", fix)
 
 
-def model_files(patient: Patient) -> Iterable[Finding]:
-    chosen = WorkerSettings.from_files(model=patient.model)
+def model_files(target: Target) -> Iterable[Finding]:
+    chosen = WorkerSettings.from_files(model=target.model)
     check, prepare = "model files", f"pagefleet prepare --model {chosen.model}"
     if chosen.backend == "null":
-        yield Finding.skipped(check, "the null backend has none")
+        yield Finding.skipped(check, "the null backend does not need any")
         return
     try:
         source, folder = locate(chosen.model, chosen.cache_dir)
     except EngineError as error:
-        yield Finding.wrong(check, str(error).rstrip("."), prepare)
+        yield Finding.error(check, str(error).rstrip("."), prepare)
         return
     if not os.access(source, os.R_OK):
-        yield Finding.wrong(check, f"{source} may not be read by this user", f"chmod -R a+rX {source}")
+        yield Finding.error(check, f"this user cannot read {source}", f"chmod -R a+rX {source}")
     elif folder is None:
-        yield Finding.warning(check, f"{source.name} is not converted yet: the first start does it", prepare)
+        yield Finding.warning(
+            check, f"{source.name} is not converted yet; the first start of a worker converts it", prepare
+        )
         yield _disk(chosen, source)
     else:
         yield Finding.ok(check, f"{chosen.model} in {folder}")
 
 
-def memory(patient: Patient) -> Iterable[Finding]:
-    """On a CPU: what is free now against weights and KV cache, as a worker would take them."""
-    chosen = WorkerSettings.from_files(model=patient.model)
+def memory(target: Target) -> Iterable[Finding]:
+    """On a CPU, compare the free memory with the weights and the KV cache of a worker."""
+    chosen = WorkerSettings.from_files(model=target.model)
     if chosen.backend == "null" or chosen.device != "cpu":
         return
     free = min(psutil.virtual_memory().available, memory_limit() or 2**63)
@@ -64,8 +66,8 @@ def memory(patient: Patient) -> Iterable[Finding]:
     except (EngineError, OSError, ValueError, KeyError, TypeError):
         size = None
     if size is None:
-        seen = f"{free / _GIB:.1f} GiB free; the model's need is known when it is here"
-        yield Finding.skipped("memory", seen)
+        message = f"{free / _GIB:.1f} GiB free; what the model needs is unknown until it is converted"
+        yield Finding.skipped("memory", message, f"pagefleet prepare --model {chosen.model}")
         return
     yield _fits(chosen, size, free)
 
@@ -74,16 +76,18 @@ def _fits(chosen: WorkerSettings, size: ModelSize, free: int) -> Finding:
     kv_bytes = _kv_bytes(chosen, size, free - size.weight_bytes)
     context = min(chosen.max_model_len or size.max_model_len, size.max_model_len)
     num_tokens = kv_bytes // size.kv_bytes_per_token
-    seen = (
+    message = (
         f"{free / _GIB:.1f} GiB free, {size.weight_bytes / _GIB:.2f} for weights, {kv_bytes / _GIB:.2f} for "
         f"{num_tokens:,} tokens of KV cache"
     )
     if size.weight_bytes + kv_bytes > free:
-        return Finding.wrong("memory", seen, "free some, set PAGEFLEET_KV_MEMORY, or take less of a model")
+        return Finding.error(
+            "memory", message, "free memory, lower PAGEFLEET_KV_MEMORY, or serve a smaller model"
+        )
     if num_tokens < context:
-        seen += f": less than one context of {context:,}"
-        return Finding.warning("memory", seen, "lower PAGEFLEET_MAX_MODEL_LEN, or free some")
-    return Finding.ok("memory", seen)
+        message += f": less than one context of {context:,} tokens"
+        return Finding.warning("memory", message, "lower PAGEFLEET_MAX_MODEL_LEN, or free memory")
+    return Finding.ok("memory", message)
 
 
 def _kv_bytes(chosen: WorkerSettings, size: ModelSize, left: int) -> int:
@@ -99,10 +103,14 @@ def _disk(chosen: WorkerSettings, source: Path) -> Finding:
     folder = chosen.cache_dir or default_cache_dir()
     existing = next(each for each in (folder, *folder.parents) if each.exists())
     free, needed = shutil.disk_usage(existing).free, source.stat().st_size * _UNPACKED
-    seen = f"{free / _GIB:.1f} GiB free in {folder}, up to {needed / _GIB:.1f} needed"
+    message = f"{free / _GIB:.1f} GiB free in {folder}, up to {needed / _GIB:.1f} needed"
     if not os.access(existing, os.W_OK):
-        mend = "PAGEFLEET_CACHE_DIR=<a folder of yours>"
-        return Finding.wrong("model cache", f"{folder} may not be written", mend)
+        fix = "set PAGEFLEET_CACHE_DIR to a directory that this user can write to"
+        return Finding.error("model cache", f"this user cannot write to {folder}", fix)
     if free < needed:
-        return Finding.wrong("model cache", seen, "free some, or set PAGEFLEET_CACHE_DIR to a larger disk")
-    return Finding.ok("model cache", seen)
+        return Finding.error(
+            "model cache",
+            message,
+            "free disk space, or set PAGEFLEET_CACHE_DIR to a directory on a larger disk",
+        )
+    return Finding.ok("model cache", message)

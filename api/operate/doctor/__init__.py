@@ -1,5 +1,5 @@
-"""``pagefleet doctor``: what can be wrong around a fleet, each in a small function that says how to mend it.
+"""The checks of ``pagefleet doctor`` that need no engine: this process, the Redis server and the fleet on it.
 
-Here is what a producer can see: its process, the server, the fleet on it. Checks of the engine are in
-``pagefleet.workers.doctor``; both are found through the entry points ``pagefleet.doctor``.
+Each check is a small function whose findings name the problem and its fix. The checks of the engine are in
+``pagefleet.workers.doctor`` and found through the entry points ``pagefleet.doctor``.
 """

@@ -1,4 +1,4 @@
-"""Finding: what one check saw, how bad that is, and how to mend it."""
+"""Finding: the result of one check and how to fix the problem that it found."""
 
 from __future__ import annotations
 
@@ -13,56 +13,68 @@ from pagefleet.api.protocol.job_store import JobStore
 class Level(StrEnum):
     OK = "ok"
     WARNING = "warning"
-    WRONG = "wrong"
+    ERROR = "error"
     SKIPPED = "skipped"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
+    """One line of the report.
+
+    Args:
+        check: the subject, as in "redis memory".
+        message: what the check found.
+        fix: the command or setting that fixes it.
+    """
+
     check: str
     level: Level
-    seen: str
-    mend: str = ""
+    message: str
+    fix: str = ""
 
     @classmethod
-    def ok(cls, check: str, seen: str) -> Finding:
-        return cls(check, Level.OK, seen)
+    def ok(cls, check: str, message: str) -> Finding:
+        return cls(check, Level.OK, message)
 
     @classmethod
-    def warning(cls, check: str, seen: str, mend: str) -> Finding:
-        return cls(check, Level.WARNING, seen, mend)
+    def warning(cls, check: str, message: str, fix: str) -> Finding:
+        return cls(check, Level.WARNING, message, fix)
 
     @classmethod
-    def wrong(cls, check: str, seen: str, mend: str) -> Finding:
-        return cls(check, Level.WRONG, seen, mend)
+    def error(cls, check: str, message: str, fix: str) -> Finding:
+        return cls(check, Level.ERROR, message, fix)
 
     @classmethod
-    def skipped(cls, check: str, seen: str, mend: str = "") -> Finding:
-        return cls(check, Level.SKIPPED, seen, mend)
+    def skipped(cls, check: str, message: str, fix: str = "") -> Finding:
+        return cls(check, Level.SKIPPED, message, fix)
 
 
 @dataclass(frozen=True, slots=True)
-class Patient:
-    """What is examined. ``store`` asks with short timeouts."""
+class Target:
+    """What to check.
+
+    Args:
+        store: the job store, with short timeouts.
+        model: the model to look for; None: that of the settings.
+        role: the role whose rights the Redis user must have; None: any role.
+    """
 
     settings: FleetSettings
     store: JobStore
     model: str | None = None
-    """The one to look for; by default the one that settings name."""
     role: str | None = None
-    """What the Redis user should be able to do; by default any role will do."""
 
 
-Check = Callable[[Patient], Iterable[Finding]]
+Check = Callable[[Target], Iterable[Finding]]
 
 
 @dataclass(frozen=True, slots=True)
 class CheckGroup:
-    """Checks that go together.
+    """Checks that run together.
 
     Args:
-        needs_redis: none of them has anything to say where the server does not answer.
-        limit_s: what one of them may take.
+        needs_redis: leave the group out if the server does not answer.
+        limit_s: time limit of each check.
     """
 
     checks: tuple[Check, ...]

@@ -1,4 +1,4 @@
-"""Checks of this process and its host, as far as a producer is concerned."""
+"""Checks of this process that matter to a client: installed version, settings files, open files."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from importlib.metadata import version
 from platform import python_version
 from typing import Final
 
-from pagefleet.api.operate.doctor.finding import Finding, Patient
+from pagefleet.api.operate.doctor.finding import Finding, Target
 
 _FEW_FILES, _MANY_FILES = 256, 1024
-_MEND: Final = "ulimit -n 65536, or LimitNOFILE= in its systemd unit"
+_FIX: Final = "raise it: ulimit -n 65536, or LimitNOFILE=65536 in the systemd unit"
 
 
-def package(patient: Patient) -> Iterable[Finding]:
-    files = ", ".join(map(str, type(patient.settings).files_read()))
-    seen = f"pagefleet {version('pagefleet')}, Python {python_version()}"
-    yield Finding.ok("package", f"{seen}, settings from the environment{f' and {files}' if files else ''}")
+def package(target: Target) -> Iterable[Finding]:
+    files = ", ".join(map(str, type(target.settings).files_read()))
+    message = f"pagefleet {version('pagefleet')}, Python {python_version()}"
+    yield Finding.ok("package", f"{message}, settings from the environment{f' and {files}' if files else ''}")
 
 
-def open_files(patient: Patient) -> Iterable[Finding]:
-    """A producer needs a few sockets, a worker some dozen, a service with a thread a request more."""
+def open_files(target: Target) -> Iterable[Finding]:
+    """A client needs a few sockets, a worker some dozens, a service with one thread per request more."""
     soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    seen = "no limit" if soft == resource.RLIM_INFINITY else f"{soft:,} at most"
+    message = "no limit" if soft == resource.RLIM_INFINITY else f"limit {soft:,}"
     if 0 <= soft < _FEW_FILES:
-        yield Finding.wrong("open files", seen, _MEND)
+        yield Finding.error("open files", message, _FIX)
     elif 0 <= soft < _MANY_FILES:
-        yield Finding.warning("open files", seen, _MEND)
+        yield Finding.warning("open files", message, _FIX)
     else:
-        yield Finding.ok("open files", seen)
+        yield Finding.ok("open files", message)

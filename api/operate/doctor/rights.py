@@ -1,7 +1,7 @@
-"""Which rights the Redis user has: every command of a role is tried, in ways that change nothing.
+"""The rights of the Redis user: every command of a role is tried without changing anything.
 
-The server looks at rights before it looks at keys. So the commands run on one key that is of another type
-(a string that expires by itself): who may run them is told that the type is wrong.
+The server checks rights before it checks the type of a key. So the commands run on one key of the wrong type,
+a string that expires: a user with the right gets a type error.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import redis
 
-from pagefleet.api.operate.doctor.finding import Finding, Patient
-from pagefleet.api.operate.doctor.roles import NOBODY, ROLES, Role
+from pagefleet.api.operate.doctor.finding import Finding, Target
+from pagefleet.api.operate.doctor.roles import PLACEHOLDER, ROLES, Role
 
 _ARGUMENTS: Final[Mapping[str, tuple[Any, ...]]] = {
     "set": ("1", "PX", 5000), "setex": (5, "1"), "exists": (), "get": (), "mget": (), "type": (), "pttl": (),
@@ -27,8 +27,8 @@ _ARGUMENTS: Final[Mapping[str, tuple[Any, ...]]] = {
     "zremrangebyrank": (0, -1), "ltrim": (0, -1), "zcount": (0, 0), "incr": (),
     "del": (),
 }  # fmt: skip
-"""What follows the key. The first makes it, the last removes it."""
-_MAKE_KEYS: Final = frozenset(
+"""The arguments after the key. The first command creates the key, the last one removes it."""
+_CREATING_COMMANDS: Final = frozenset(
     {"setex", "hset", "hsetnx", "hincrby", "lpush", "rpush", "sadd", "zadd", "incr"}
 )
 _OTHERS: Final[Mapping[str, tuple[Any, ...]]] = {
@@ -39,37 +39,39 @@ _OTHERS: Final[Mapping[str, tuple[Any, ...]]] = {
     "script|load": ("SCRIPT", "LOAD", "return 1"),
     "script|exists": ("SCRIPT", "EXISTS", "0" * 40),
 }
-_CHANNEL_PATIENCE_S: Final = 1.0
+_CHANNEL_TIMEOUT_S: Final = 1.0
 
 
-def rights(patient: Patient) -> Iterable[Finding]:
-    """Of the role that is asked for; without one, which roles this user can fill."""
-    roles = {patient.role: ROLES[patient.role]} if patient.role else ROLES
-    lacking = {name: lacking_rights(patient, role) for name, role in roles.items()}
+def rights(target: Target) -> Iterable[Finding]:
+    """Check the rights of the role in the target; without a role, find the roles that this user can have."""
+    roles = {target.role: ROLES[target.role]} if target.role else ROLES
+    lacking = {name: lacking_rights(target, role) for name, role in roles.items()}
     able = [name for name, missing in lacking.items() if not missing]
     if able:
-        yield Finding.ok("redis rights", f"enough for {' and '.join(f'a {name}' for name in able)}")
+        yield Finding.ok("redis rights", f"sufficient for {' and '.join(f'a {name}' for name in able)}")
         return
     name, missing = min(lacking.items(), key=lambda item: len(item[1]))
-    yield Finding.wrong(
+    yield Finding.error(
         "redis rights",
-        f"as a {name} this user lacks {', '.join(missing)}",
-        "take its line from ops/redis/users.acl (ACL SETUSER, or the file and ACL LOAD)",
+        f"the user lacks rights of a {name}: {', '.join(missing)}",
+        f"copy the line of the {name} from ops/redis/users.acl (ACL SETUSER, or edit the file and ACL LOAD)",
     )
 
 
-def lacking_rights(patient: Patient, role: Role) -> list[str]:
-    """In the words of an ACL: commands, keys and channels."""
-    client, probe = patient.store.redis, f"{role.probe}-{secrets.token_hex(4)}"
-    # Without the string in their way these would leave something behind.
-    left_out = _MAKE_KEYS if _is_denied(_reply(client, "SET", probe, *_ARGUMENTS["set"])) else frozenset()
+def lacking_rights(target: Target, role: Role) -> list[str]:
+    """Return the missing rights in the syntax of an ACL: commands, keys and channels."""
+    client, probe = target.store.redis, f"{role.probe}-{secrets.token_hex(4)}"
+    # Without the string, these commands would create a key.
+    left_out = (
+        _CREATING_COMMANDS if _is_denied(_reply(client, "SET", probe, *_ARGUMENTS["set"])) else frozenset()
+    )
     calls: list[tuple[str, tuple[Any, ...]]] = [
         (f"+{command}", (command.upper(), probe, *arguments))
         for command, arguments in _ARGUMENTS.items()
         if command in role.commands - left_out
     ]
     calls += [(f"+{name}", words) for name, words in _OTHERS.items() if name in role.commands]
-    calls += [(f"~{words[1].replace(NOBODY, '*')}", words) for words in role.keys]
+    calls += [(f"~{words[1].replace(PLACEHOLDER, '*')}", words) for words in role.keys]
     pipeline = client.pipeline(transaction=False)
     for _right, words in calls:
         pipeline.execute_command(*words)
@@ -92,16 +94,16 @@ def _lacking_transactions(client: Any, key: str) -> list[str]:
 
 
 def _lacking_channels(client: Any, channels: Iterable[str]) -> list[str]:
-    """To listen needs the same right to a channel as to publish there, and nobody hears of it."""
+    """Subscribe to each channel: it needs the same right as publishing, without sending anything."""
     db = client.connection_pool.connection_kwargs.get("db", 0)
     missing = []
     for channel in (name.format(db=db) for name in channels):
-        with client.pubsub() as ear:
-            ear.subscribe(channel)
+        with client.pubsub() as subscription:
+            subscription.subscribe(channel)
             try:
-                ear.get_message(timeout=_CHANNEL_PATIENCE_S)
+                subscription.get_message(timeout=_CHANNEL_TIMEOUT_S)
             except redis.exceptions.NoPermissionError:
-                missing.append(f"&{channel.replace(NOBODY, '*')}")
+                missing.append(f"&{channel.replace(PLACEHOLDER, '*')}")
     return missing
 
 

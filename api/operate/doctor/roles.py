@@ -1,4 +1,4 @@
-"""What the users of ``ops/redis/users.acl`` need to be able to do; a test compares the two."""
+"""The rights that each user in ``ops/redis/users.acl`` needs; a test compares the two."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from typing import Final, NamedTuple
 
 
 class Role(NamedTuple):
-    """``commands`` on the key ``probe``; ``keys`` that must be readable; ``channels`` to listen on."""
+    """The rights of one kind of user.
+
+    Args:
+        probe: a key on which the commands are tried.
+        commands: the commands that it runs.
+        keys: commands that read each family of keys.
+        channels: the channels that it subscribes to.
+    """
 
     probe: str
     commands: frozenset[str]
@@ -38,8 +45,8 @@ _MONITOR: Final = _words(
     llen brpop sadd srem scard smembers sismember zadd zrem zcard zrange zscore zrangebyscore zremrangebyscore
     """
 )
-NOBODY: Final = "doctor"
-"""Stands for a job, a model, a worker that is none."""
+PLACEHOLDER: Final = "doctor"
+"""An id of a job, model or worker that does not exist."""
 _KNOWN_BY_ALL: Final = (
     ("SMEMBERS", "pf:models"),
     ("GET", "pf:model:doctor"),
@@ -51,7 +58,7 @@ _KNOWN_BY_ALL: Final = (
 )
 _QUEUES: Final = (
     ("SMEMBERS", "_kombu.binding.pagefleet.doctor"),
-    # Of the version before: keys.queues.
+    # The queue names of the previous version: keys.queues.
     ("LLEN", "doctor.interactive"),
     ("LLEN", "doctor.batch"),
 )
