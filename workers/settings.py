@@ -11,6 +11,8 @@ from typing import Final, Literal
 
 from pydantic import ByteSize, Field
 
+from pagefleet.api.chat.reasoning import ReasoningParserName
+from pagefleet.api.chat.tool_parsers import ToolParserName
 from pagefleet.api.config.settings import CONFIG_VARIABLE, FleetSettings, FlowerSettings
 
 _OTHER_VARIABLES: Final = frozenset({CONFIG_VARIABLE, "PAGEFLEET_TAG"})
@@ -82,12 +84,12 @@ class WorkerSettings(FleetSettings):
         gt=0,
         description="Size of the KV cache in bytes, or as in 2GiB. Ignored if `num_blocks` is set.",
     )
-    tool_parser: Literal["auto", "hermes", "llama3", "mistral", "json"] = Field(
+    tool_parser: Literal["auto", ToolParserName] = Field(
         "auto",
         description="Format of the model's tool calls. auto detects it from the chat template; json "
         "describes the tools in a system message, for templates without tools.",
     )
-    reasoning_parser: Literal["auto", "think", "none"] = Field(
+    reasoning_parser: Literal["auto", ReasoningParserName, "none"] = Field(
         "auto",
         description="Format of the model's reasoning. auto detects it from the chat template; think "
         "separates the text in `<think>` tags from the answer.",

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pytest
 
+from pagefleet.api.chat.chat_template import reasoning_parser_of, tool_parser_of
+from pagefleet.api.chat.conversation import template_inputs
+from pagefleet.api.chat.reasoning import (
+    REASONING_PARSERS,
+    ReasoningParserName,
+    closing_of,
+    open_tag_of,
+)
+from pagefleet.api.chat.tool_parsers import MODEL_PARSERS, ToolParserName
 from pagefleet.api.contract.chat_message import ChatMessage, Tool
 from pagefleet.api.contract.errors import InvalidRequest
 from pagefleet.api.contract.messages import GenerateRequest, ModelCard
@@ -14,13 +24,6 @@ from pagefleet.api.protocol.prepared import prepare
 from pagefleet.engine import EngineConfig, LLMEngine, NullOptions
 from pagefleet.engine.errors import InvalidRequestError
 from pagefleet.engine.text.tokenizer import ByteTokenizer
-from pagefleet.workers.prompting.chat_format import (
-    closed,
-    opened_thought,
-    reasoning_parser_of,
-    tool_parser_of,
-)
-from pagefleet.workers.prompting.conversation import for_template
 from pagefleet.workers.prompting.model_card import make_card
 from pagefleet.workers.prompting.prompt import echo_of, engine_request, tokenize
 from pagefleet.workers.settings import WorkerSettings
@@ -45,6 +48,11 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 )  # fmt: skip
 def test_a_template_shows_it(template, tools, reasoning):
     assert (tool_parser_of(template), reasoning_parser_of(template)) == (tools, reasoning)
+
+
+def test_the_settings_offer_each_parser_that_there_is():
+    assert sorted(get_args(ToolParserName)) == sorted(MODEL_PARSERS)
+    assert sorted(get_args(ReasoningParserName)) == sorted(REASONING_PARSERS)
 
 
 @pytest.fixture(scope="module")
@@ -93,17 +101,17 @@ TOLD = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 
 
 def test_a_template_that_knows_tools_gets_them():
-    ((messages, tools),) = for_template(MESSAGES, [Tool.model_validate(TOOL)], "hermes")
+    ((messages, tools),) = template_inputs(MESSAGES, [Tool.model_validate(TOOL)], "hermes")
     assert tools == [TOLD]
     first, second = messages[1]["tool_calls"]
     # As an object, which templates write as JSON; what is none stays a text.
     assert (first["function"]["arguments"], second["function"]["arguments"]) == ({"a": "x"}, "{broken")
     assert (first["id"], messages[2]["tool_call_id"]) == ("call_123456789", "call_123456789")
-    assert for_template(MESSAGES, None, "hermes")[0].tools is None
+    assert template_inputs(MESSAGES, None, "hermes")[0].tools is None
 
 
 def test_mistrals_ids_have_nine_characters():
-    ((messages, _),) = for_template(MESSAGES, None, "mistral")
+    ((messages, _),) = template_inputs(MESSAGES, None, "mistral")
     first, second = (call["id"] for call in messages[1]["tool_calls"])
     assert (len(first), first.isalnum(), second) == (9, True, "123456789")
     assert first == messages[2]["tool_call_id"]
@@ -112,7 +120,7 @@ def test_mistrals_ids_have_nine_characters():
 @pytest.mark.parametrize("parser", ["json", None])
 def test_any_other_template_is_told_in_words(parser):
     later = [*MESSAGES, ChatMessage(role="tool", content="5", tool_call_id="123456789"), ChatMessage(**HI[0])]
-    (messages, tools), without_system = for_template(later, [Tool.model_validate(TOOL)], parser)
+    (messages, tools), without_system = template_inputs(later, [Tool.model_validate(TOOL)], parser)
     assert tools is None
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
     assert json.dumps(TOOL["function"]) in messages[0]["content"]
@@ -122,9 +130,9 @@ def test_any_other_template_is_told_in_words(parser):
     assert all(set(message) == {"role", "content"} for message in messages)
     assert without_system.messages[0] == {"role": "user", "content": f"{messages[0]['content']}\n\nHi"}
     assert without_system.messages[1:] == messages[2:]
-    assert for_template(later, None, parser) == [(messages[1:], None)]
+    assert template_inputs(later, None, parser) == [(messages[1:], None)]
     system = ChatMessage(role="system", content="Be kind.")
-    (((message,), _),) = for_template([system], [Tool.model_validate(TOOL)], parser)
+    (((message,), _),) = template_inputs([system], [Tool.model_validate(TOOL)], parser)
     assert message["content"].startswith("Be kind.\n\n")
 
 
@@ -168,10 +176,10 @@ def test_a_thought_that_the_template_opened_begins_the_answer(engine):
 
 
 def test_what_stands_open_at_the_end():
-    assert opened_thought("...<think>\n") == "<think>\n"
-    assert opened_thought("[THINK]") == "[THINK]"
-    assert opened_thought("<think>\n\n</think>\n\n") == opened_thought("<think> so") == ""
-    assert closed("[THINK]") == "\n[/THINK]\n\n"
+    assert open_tag_of("...<think>\n") == "<think>\n"
+    assert open_tag_of("[THINK]") == "[THINK]"
+    assert open_tag_of("<think>\n\n</think>\n\n") == open_tag_of("<think> so") == ""
+    assert closing_of("[THINK]") == "\n[/THINK]\n\n"
 
 
 def test_only_messages_have_tools(engine):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from pagefleet.api.chat.chat_template import reasoning_parser_of, tool_parser_of
 from pagefleet.api.contract.messages import Fingerprint, ModelCard, SamplingDefaults
 from pagefleet.engine import LLMEngine
-from pagefleet.workers.prompting.chat_format import reasoning_parser_of, tool_parser_of
 from pagefleet.workers.settings import WorkerSettings
 
 

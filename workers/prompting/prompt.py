@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
+from pagefleet.api.chat.conversation import TemplateInput, template_inputs
+from pagefleet.api.chat.reasoning import closing_of, open_tag_of
 from pagefleet.api.contract.errors import ContextTooLong, FleetError, InvalidRequest
 from pagefleet.api.contract.keys import LANES
 from pagefleet.api.contract.messages import GenerateRequest, ModelCard
@@ -25,8 +27,6 @@ from pagefleet.engine import (
 )
 from pagefleet.engine.text.tokenizer import Tokenizer
 from pagefleet.workers.job.active_choice import ActiveChoice
-from pagefleet.workers.prompting.chat_format import closed, opened_thought
-from pagefleet.workers.prompting.conversation import Told, for_template
 
 _LAST_TOKENS: Final = 16
 """In which a thought that the template opened stands."""
@@ -37,18 +37,20 @@ def tokenize(request: GenerateRequest, tokenizer: Tokenizer, tool_parser: str | 
     if request.prompt_token_ids is not None:
         return request.prompt_token_ids
     if request.messages is not None:
-        ways = for_template(request.messages, request.tools, tool_parser)
+        ways = template_inputs(request.messages, request.tools, tool_parser)
         token_ids = _rendered(ways, request.chat_template_kwargs, tokenizer)
         opening = _opening(request, token_ids, tokenizer)
         if opening and request.structured_outputs is not None:
             # The text is to be what was asked for, from its first character: nothing is thought before.
-            token_ids = token_ids + tokenizer.encode(closed(opening), add_special_tokens=False)
+            token_ids = token_ids + tokenizer.encode(closing_of(opening), add_special_tokens=False)
         return token_ids
     assert request.prompt is not None
     return tokenizer.encode(request.prompt)
 
 
-def _rendered(ways: Sequence[Told], variables: Mapping[str, Any] | None, tokenizer: Tokenizer) -> list[int]:
+def _rendered(
+    ways: Sequence[TemplateInput], variables: Mapping[str, Any] | None, tokenizer: Tokenizer
+) -> list[int]:
     """In the first way that the template takes. Raises: InvalidRequestError: in none."""
     *others, last = ways
     for way in others:
@@ -61,7 +63,7 @@ def _opening(request: GenerateRequest, prompt_token_ids: Sequence[int], tokenize
     """The thought that the template has begun for the model, where somebody reads it as such."""
     if request.reading is None or request.reading.reasoning is None:
         return ""
-    return opened_thought(tokenizer.decode(prompt_token_ids[-_LAST_TOKENS:], skip_special_tokens=False))
+    return open_tag_of(tokenizer.decode(prompt_token_ids[-_LAST_TOKENS:], skip_special_tokens=False))
 
 
 def engine_request(

@@ -14,6 +14,7 @@ from typing import Final
 import redis
 from pydantic import ValidationError
 
+from pagefleet.api.chat.conversation import template_inputs
 from pagefleet.api.client.questions import ANSWER_WITHIN_S, Answer, Question
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import (
@@ -28,7 +29,6 @@ from pagefleet.api.protocol.connection import redis_errors
 from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.engine import InvalidRequestError
 from pagefleet.engine.text.tokenizer import Tokenizer
-from pagefleet.workers.prompting.conversation import for_template
 from pagefleet.workers.prompting.prompt import fleet_error
 from pagefleet.workers.threads.loop_thread import LoopThread
 
@@ -136,7 +136,7 @@ class QuestionDesk:
             special = True if question.add_special_tokens is None else question.add_special_tokens
             return self._tokenizer.encode(question.prompt or "", add_special_tokens=special)
         # Without tools there is one way.
-        (told,) = for_template(question.messages, None, self._tool_parser)
+        (told,) = template_inputs(question.messages, None, self._tool_parser)
         token_ids = self._tokenizer.apply_chat_template(
             told.messages, add_generation_prompt=question.add_generation_prompt
         )

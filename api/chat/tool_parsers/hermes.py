@@ -15,6 +15,7 @@ _CLOSE: Final = "</tool_call>"
 
 class HermesReader(CallReader):
     special_tokens: ClassVar[tuple[str, ...]] = (_OPEN, _CLOSE)
+    template_marks: ClassVar[tuple[str, ...]] = (_OPEN,)
 
     def _read(self) -> Iterator[None]:
         yield from self._text_of_calls()

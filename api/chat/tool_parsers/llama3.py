@@ -13,6 +13,7 @@ _TAG: Final = "<|python_tag|>"
 
 class Llama3Reader(CallReader):
     special_tokens: ClassVar[tuple[str, ...]] = (_TAG,)
+    template_marks: ClassVar[tuple[str, ...]] = (_TAG, '"parameters": dictionary of argument name')
 
     def _read(self) -> Iterator[None]:
         yield from self._text_of_calls(fenced_only=True)

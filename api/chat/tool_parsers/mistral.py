@@ -19,6 +19,7 @@ _MAX_HEAD: Final = 300
 
 class MistralReader(CallReader):
     special_tokens: ClassVar[tuple[str, ...]] = (_TAG, "[ARGS]", "[CALL_ID]")
+    template_marks: ClassVar[tuple[str, ...]] = (_TAG,)
     id_chars: ClassVar[int | None] = 9
 
     def _read(self) -> Iterator[None]:

@@ -60,6 +60,8 @@ class TextReader(ABC):
 
     special_tokens: ClassVar[tuple[str, ...]] = ()
     """Which of them the text must keep to be read."""
+    template_marks: ClassVar[tuple[str, ...]] = ()
+    """Texts of which a chat template has at least one if its model uses this notation."""
     id_chars: ClassVar[int | None] = None
     """How long a call's id must be, where the model's template minds."""
 
@@ -72,6 +74,11 @@ class TextReader(ABC):
         """What is read is not passed on yet: it may turn out to be something else."""
         self._pieces: list[Piece] = []
         self._steps = self._run()
+
+    @classmethod
+    def is_shown_in(cls, template: str) -> bool:
+        """Return whether a chat template shows that its model uses this notation."""
+        return any(mark in template for mark in cls.template_marks)
 
     def feed(self, text: str) -> list[Piece]:
         """What has become certain with some more text."""

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field, JsonValue
 
+from pagefleet.api.chat.schema_refs import moved
 from pagefleet.api.chat.tool_parsers import GENERIC, NAMED, REQUIRED
 from pagefleet.api.contract.chat_message import Reading
 from pagefleet.api.contract.messages import ModelCard
 from pagefleet.api.gateway.http.body import RequestBody
 from pagefleet.api.gateway.http.errors import ApiError
-from pagefleet.api.gateway.openai.schema_refs import moved
 
 MAX_TOOLS: Final = 128
 """OpenAI's limit."""
