@@ -22,8 +22,8 @@ Written by `python -m ops.sampling_page` from `api/contract/sampling.py`; change
 
 Keyword arguments of `generate()` and `chat()`; `engine.SamplingParams` has the same. They work in vLLM's
 order: `allowed_token_ids`, `bad_words`, `min_tokens`, `logit_bias`, repetition, frequency and presence
-penalty, each exactly as `engine/sampling/logit_edits.py` says; then temperature, `min_p`, `top_k`, `top_p`,
-`typical_p` and one uniform number for each (seed, choice, position), as `engine/sampling/token_draw.py` says.
+penalty, as defined in `engine/sampling/logits_processor.py`; then temperature, `min_p`, `top_k`, `top_p`,
+`typical_p` and one uniform number for each (seed, choice, position), as in `engine/sampling/token_draw.py`.
 No draw depends on what else is in the batch, and a job that is taken over goes on with the same draws.
 
 ## The same request again

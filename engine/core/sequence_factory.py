@@ -16,7 +16,7 @@ from pagefleet.engine.engine_request import (
     checked_token_ids,
 )
 from pagefleet.engine.model_info import ModelInfo
-from pagefleet.engine.sampling.logit_rules import rules_of
+from pagefleet.engine.sampling.logit_rules import make_logit_rules
 from pagefleet.engine.text.bad_words import bad_word_token_ids
 from pagefleet.engine.text.detokenizer import IncrementalDetokenizer
 from pagefleet.engine.text.tokenizer import Tokenizer
@@ -83,7 +83,7 @@ class SequenceFactory:
             cache_salt=request.cache_salt,
             prefix_cache=request.prefix_cache,
             detokenizer=IncrementalDetokenizer(self._tokenizer, params, prompt),
-            logit_rules=rules_of(params, len(prompt), bad_words, ends),
+            logit_rules=make_logit_rules(params, len(prompt), bad_words, ends),
             grammar=request.grammar.copy() if request.grammar is not None else None,
             proposer=NgramProposer(len(prompt)) if self._speculates and params.speculate else None,
             # The same for every choice: the first one brings them.

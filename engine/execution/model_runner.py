@@ -22,8 +22,9 @@ from pagefleet.engine.models.config import DecoderConfig
 from pagefleet.engine.models.decoder import Decoder
 from pagefleet.engine.models.model_source import ModelSource
 from pagefleet.engine.outputs import Sampled, TokenLogprobs
-from pagefleet.engine.sampling.sampler import Sampler, SamplingRow
+from pagefleet.engine.sampling.sampler import Sampler
 from pagefleet.engine.sampling.sampling_params import SamplingParams
+from pagefleet.engine.sampling.sampling_rows import SamplingRow
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pagefleet.engine.core.scheduler_output import ScheduledSequence
 from pagefleet.engine.core.speculation import num_agreed
 from pagefleet.engine.outputs import Sampled
-from pagefleet.engine.sampling.sampler import SamplingRow
+from pagefleet.engine.sampling.sampling_rows import SamplingRow
 
 __all__ = ["agreed", "logit_rows", "sampling_rows"]
 
@@ -68,6 +68,6 @@ def _rows(entry: ScheduledSequence) -> list[SamplingRow]:
         row = first._replace(position=first.position + num_drafts)
         if rules is not None:
             text = [*known, *drafted[:num_drafts]]
-            row = row._replace(rules=rules.looking_ahead(known), token_ids=text)
+            row = row._replace(rules=rules.fork(known), token_ids=text)
         rows.append(row)
     return rows

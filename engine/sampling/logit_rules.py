@@ -1,7 +1,8 @@
-"""LogitRules: what one sequence's parameters do to its logits before anything is drawn from them.
+"""LogitRules: what one sequence's parameters do to its logits before a token is chosen.
 
-Knows no tensors. A function of (parameters, tokens) alone: what is kept here only saves counting again, so a
-sequence goes on anywhere, after a preemption or in another process, with the same rules.
+Does not know tensors; logits_processor.py applies the rules. They are a function of (parameters, tokens): the
+counts kept here only save counting again, so a sequence continues with the same rules after a preemption or
+in another process.
 """
 
 from __future__ import annotations
@@ -12,42 +13,42 @@ from copy import copy
 
 from pagefleet.engine.sampling.sampling_params import SamplingParams
 
-__all__ = ["LogitRules", "TokenCounts", "rules_of"]
+__all__ = ["LogitRules", "TokenCounts", "make_logit_rules"]
 
 
 class TokenCounts:
-    """How often each token occurs in a sequence's output; tokens of the prompt are known with a count of 0.
+    """How often each token occurs in a sequence's output. Tokens of the prompt alone have a count of 0.
 
-    They grow with the number of different tokens, at one step of work for each new token.
+    The size is the number of distinct tokens; adding a token takes constant time.
     """
 
     def __init__(self) -> None:
         self._index: dict[int, int] = {}
         self.token_ids = array("q")
         """Each token that occurs, once."""
-        self.num_outputs = array("q")
-        """Beside `token_ids`: how often the output has each."""
+        self.output_counts = array("q")
+        """How often each of `token_ids` occurs in the output."""
 
     def copy(self) -> TokenCounts:
-        """The same counts, that go on by themselves."""
-        twin = TokenCounts()
-        twin._index = self._index.copy()
-        twin.token_ids = self.token_ids[:]
-        twin.num_outputs = self.num_outputs[:]
-        return twin
+        """Return an independent copy."""
+        copied = TokenCounts()
+        copied._index = self._index.copy()
+        copied.token_ids = self.token_ids[:]
+        copied.output_counts = self.output_counts[:]
+        return copied
 
     def add(self, token_id: int, *, is_output: bool) -> None:
         index = self._index.setdefault(token_id, len(self._index))
         if index == len(self.token_ids):
             self.token_ids.append(token_id)
-            self.num_outputs.append(0)
-        self.num_outputs[index] += is_output
+            self.output_counts.append(0)
+        self.output_counts[index] += is_output
 
 
 class LogitRules:
-    """The rules of one sequence; made by `rules_of`.
+    """The rules of one sequence; `make_logit_rules` creates them.
 
-    What its tokens have to do with them is asked for with all of the tokens, each time one or more longer.
+    The methods take all of the sequence's tokens, prompt and output. From call to call the list only grows.
     """
 
     def __init__(
@@ -69,32 +70,33 @@ class LogitRules:
         self._min_num_tokens = num_prompt_tokens + params.min_tokens
         self._end_token_ids = list(end_token_ids)
         self._counts = TokenCounts() if _has_penalties(params) else None
-        # The prompt counts for repetition alone.
+        # Only the repetition penalty counts tokens of the prompt.
         self._num_counted = 0 if params.repetition_penalty != 1 else num_prompt_tokens
 
     def counts(self, token_ids: Sequence[int]) -> TokenCounts | None:
-        """Of all of the sequence's tokens; None where no penalty is asked for."""
+        """Return the counts of these tokens, or None if the sequence has no penalties."""
         counts = self._counts
         if counts is None:
             return None
         for index in range(self._num_counted, len(token_ids)):
             counts.add(token_ids[index], is_output=index >= self._num_prompt_tokens)
-            # Not after all of them: whatever stops this, none is counted twice by the next try.
+            # After each token, so that a retry after an exception does not count a token twice.
             self._num_counted = index + 1
         return counts
 
-    def looking_ahead(self, token_ids: Sequence[int]) -> LogitRules:
-        """The same rules for a text that goes on from these tokens, but may not stay: what they count is
-        forgotten with them."""
+    def fork(self, token_ids: Sequence[int]) -> LogitRules:
+        """Return the same rules for drafts that follow these tokens. Counting drafts does not change `self`,
+        because they may be rejected."""
         counts = self.counts(token_ids)
         if counts is None:
             return self
-        twin = copy(self)
-        twin._counts = counts.copy()
-        return twin
+        forked = copy(self)
+        forked._counts = counts.copy()
+        return forked
 
     def forbidden(self, token_ids: Sequence[int]) -> list[int]:
-        """What must not come after `token_ids`: the ends before min_tokens, the last tokens of bad words."""
+        """Return the ids that must not follow `token_ids`: end tokens before `min_tokens`, and the last token
+        of each bad word whose other tokens are there."""
         forbidden = []
         if len(token_ids) < self._min_num_tokens:
             forbidden += self._end_token_ids
@@ -105,26 +107,26 @@ class LogitRules:
         return forbidden
 
 
-def rules_of(
+def make_logit_rules(
     params: SamplingParams,
     num_prompt_tokens: int,
     bad_words: Sequence[Sequence[int]] = (),
     end_token_ids: Sequence[int] = (),
 ) -> LogitRules | None:
-    """The rules that the parameters ask for, None where they ask for none.
+    """Return the rules of a sequence, or None if its parameters leave the logits unchanged.
 
     Args:
-        bad_words: the tokens of each (bad_words.py).
-        end_token_ids: what ends the sequence, and must not before `min_tokens`.
+        bad_words: the token ids of each bad word (engine/text/bad_words.py).
+        end_token_ids: the tokens that end the sequence; forbidden before `min_tokens`.
     """
-    asks = (
+    has_rules = (
         _has_penalties(params)
         or params.allowed_token_ids is not None
         or params.logit_bias
         or bad_words
         or (params.min_tokens and end_token_ids)
     )
-    return LogitRules(params, num_prompt_tokens, bad_words, end_token_ids) if asks else None
+    return LogitRules(params, num_prompt_tokens, bad_words, end_token_ids) if has_rules else None
 
 
 def _has_penalties(params: SamplingParams) -> bool:

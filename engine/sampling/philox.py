@@ -1,4 +1,4 @@
-"""Philox4x32-10: random numbers as a function of a key and a counter, with no state to carry along.
+"""Philox4x32-10: random numbers as a function of a key and a counter, without state.
 
 J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
@@ -20,11 +20,14 @@ Words = tuple[NDArray[np.uint64], ...]
 
 
 def philox4x32(counter: Words, key: Words) -> Words:
-    """Four 32-bit words for each counter (four words) and key (two), all uint64 [N] holding 32 bits."""
+    """Return four 32-bit words for each counter (four words) and key (two words).
+
+    A word is a uint64 [N] below 2**32.
+    """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_NUM_ROUNDS):
-        # 32 x 32 bits: the products fit in 64.
+        # The products of two 32-bit words fit into 64 bits.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (p1 >> _HALF) ^ c1 ^ k0, p1 & _LOW, (p0 >> _HALF) ^ c3 ^ k1, p0 & _LOW
         k0, k1 = (k0 + _KEY_STEPS[0]) & _LOW, (k1 + _KEY_STEPS[1]) & _LOW
@@ -32,9 +35,9 @@ def philox4x32(counter: Words, key: Words) -> Words:
 
 
 def uniforms(seeds: Sequence[int], choices: Sequence[int], positions: Sequence[int]) -> NDArray[np.float64]:
-    """One number in [0, 1), of 53 random bits, for each (seed, choice, position): float64 [N].
+    """Return float64 [N]: a number in [0, 1) with 53 random bits for each (seed, choice, position).
 
-    The seed's 64 bits are the key; position (64 bits) and choice (32 bits) make the counter.
+    The seed (64 bits) is the key; position (64 bits) and choice (32 bits) are the counter.
     """
     seed, choice, position = (np.array(values, dtype=np.uint64) for values in (seeds, choices, positions))
     counter = (position & _LOW, position >> _HALF, choice, np.zeros_like(choice))

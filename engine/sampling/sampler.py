@@ -1,50 +1,36 @@
-"""From logits to token ids: what every backend's model shares. Knows no model and no sequence.
+"""Sampler: from logits to token ids, for every backend's model. Does not know models or sequences.
 
-1. The logits as the rows' parameters and a grammar change them: logit_edits.py.
-2. temperature 0: the first token in the ranking by (logit descending, id ascending). Otherwise one draw with
-   the filters: token_draw.py, by one uniform u in [0, 1), a function of (seed, choice, position) alone:
-   philox.py.
+1. The rows' rules and a grammar's mask change the logits: logits_processor.py.
+2. temperature 0: the first token in the ranking by (logit descending, id ascending). Otherwise the filters
+   and one draw (token_draw.py), by a uniform number that is a function of (seed, choice, position) alone
+   (philox.py).
 
-A row is a function of its own logits, parameters and tokens: what else is in the batch has no influence, and
-a sequence goes on anywhere with the same draws. A row whose logits hold a NaN, or nothing but -inf, yields
-the id `vocab_size`.
+A row's token is a function of its own logits, parameters and tokens. The rest of the batch does not change
+it, so a sequence continues with the same draws in any batch and any process. A row whose logits contain a
+NaN, or nothing but -inf, yields the id `vocab_size`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pagefleet.engine.sampling.draw_rows import DrawRows, Rows
-from pagefleet.engine.sampling.logit_edits import edited
-from pagefleet.engine.sampling.logit_rules import LogitRules
-from pagefleet.engine.sampling.sampling_params import SamplingParams
-from pagefleet.engine.sampling.token_draw import NUM_CANDIDATES, draw
-from pagefleet.engine.sampling.top_tokens import RankedRows, first_highest
+from pagefleet.engine.sampling.logits_processor import process_logits
+from pagefleet.engine.sampling.sampling_rows import RowIndices, SamplingColumns, SamplingRow
+from pagefleet.engine.sampling.token_draw import NUM_CANDIDATES, draw_tokens
+from pagefleet.engine.sampling.top_tokens import RankedRows, row_max
 
-NUM_CPU_ROWS = 64
-"""Rows that are worked on at once on a CPU: those with rules are copied."""
+__all__ = ["Sampler"]
 
-
-class SamplingRow(NamedTuple):
-    """What decides one row besides its logits."""
-
-    params: SamplingParams
-    seed: int
-    choice: int
-    position: int
-    """Index of the token that is drawn, among the sequence's output tokens."""
-    rules: LogitRules | None = None
-    token_ids: Sequence[int] = ()
-    """Prompt and output so far; needed where there are rules."""
+MAX_CPU_ROWS = 64
+"""Rows per pass on a CPU. It bounds the memory of a pass, which copies the rows that have rules."""
 
 
 class Sampler:
-    """See the module's docstring. `num_candidates` may be set for tests; it never changes a token."""
+    """See the module's docstring. Tests may set `num_candidates`; it never changes a token."""
 
     def __init__(self, num_candidates: Sequence[int] = NUM_CANDIDATES) -> None:
         self._num_candidates = tuple(num_candidates)
@@ -52,13 +38,13 @@ class Sampler:
     def sample(
         self, logits: torch.Tensor, rows: Sequence[SamplingRow], allowed: NDArray[np.int32] | None = None
     ) -> list[int]:
-        """One token id for each row of logits [N, vocab], which stay as they are.
+        """Return one token id for each row of `logits` [N, vocab], which are not changed.
 
-        `allowed` [N, ceil(vocab / 32)], bit t % 32 of word t // 32 for token t, limits the rows before
-        anything else does; a row of -1 is free.
+        `allowed`, int32 [N, ceil(vocab / 32)], has bit t % 32 of word t // 32 set if the row's grammar
+        allows token t. It applies before everything else; a row of -1 allows every token.
         """
         assert len(logits) == len(rows)
-        num_rows = NUM_CPU_ROWS if logits.device.type == "cpu" else max(1, len(rows))
+        num_rows = MAX_CPU_ROWS if logits.device.type == "cpu" else max(1, len(rows))
         token_ids: list[int] = []
         for start in range(0, len(rows), num_rows):
             some = slice(start, start + num_rows)
@@ -68,30 +54,31 @@ class Sampler:
     def _sample(
         self, logits: torch.Tensor, rows: Sequence[SamplingRow], allowed: NDArray[np.int32] | None
     ) -> list[int]:
-        is_ruled = np.array([row.rules is not None for row in rows], dtype=np.bool_)
+        is_processed = np.array([row.rules is not None for row in rows], dtype=np.bool_)
         if allowed is not None:
-            is_ruled |= (allowed != -1).any(axis=1)
-        ruled = np.flatnonzero(is_ruled)
-        changed = None
-        if len(ruled):
-            some = [rows[index] for index in ruled.tolist()]
-            changed = edited(logits, ruled, some, None if allowed is None else allowed[ruled])
+            is_processed |= (allowed != -1).any(axis=1)
+        indices = np.flatnonzero(is_processed)
+        processed = None
+        if len(indices):
+            some = [rows[index] for index in indices.tolist()]
+            processed = process_logits(logits, indices, some, None if allowed is None else allowed[indices])
         is_greedy = np.array([row.params.temperature == 0 for row in rows], dtype=np.bool_)
         token_ids = np.empty(len(rows), dtype=np.int64)
-        if (is_greedy & ~is_ruled).any():
-            token_ids[:] = _best(logits)
-        if changed is not None and (is_greedy & is_ruled).any():
-            token_ids[ruled] = _best(changed)
+        if (is_greedy & ~is_processed).any():
+            token_ids[:] = _greedy(logits)
+        if processed is not None and (is_greedy & is_processed).any():
+            token_ids[indices] = _greedy(processed)
         drawn = np.flatnonzero(~is_greedy)
         if len(drawn):
-            columns = DrawRows.of([rows[index] for index in drawn.tolist()], drawn, logits.shape[-1])
-            token_ids[drawn] = draw(RankedRows(logits, ruled, changed), columns, self._num_candidates)
+            columns = SamplingColumns.of([rows[index] for index in drawn.tolist()], drawn, logits.shape[-1])
+            ranking = RankedRows(logits, indices, processed)
+            token_ids[drawn] = draw_tokens(ranking, columns, self._num_candidates)
         result: list[int] = token_ids.tolist()
         return result
 
 
-def _best(logits: torch.Tensor) -> Rows:
-    """The first token in each row's ranking."""
-    highest, token_ids = first_highest(logits)
-    result: Rows = token_ids.masked_fill_(~highest.isfinite(), logits.shape[-1]).cpu().numpy()
+def _greedy(logits: torch.Tensor) -> RowIndices:
+    """Return the id of each row's largest logit, or the vocabulary size if that logit is not finite."""
+    values, token_ids = row_max(logits)
+    result: RowIndices = token_ids.masked_fill_(~values.isfinite(), logits.shape[-1]).cpu().numpy()
     return result

@@ -1,4 +1,4 @@
-"""What a request asks of the sampler, and when it wants its sequence to end."""
+"""SamplingParams: how a request's tokens are chosen, and when its sequences end."""
 
 from __future__ import annotations
 
@@ -13,38 +13,41 @@ __all__ = ["MAX_SEED", "SamplingParams"]
 
 MAX_SEED = 2**64 - 1
 MAX_TOP_K = 2**31 - 1
-"""More than any vocabulary has, and still an int32 to the sampler."""
+"""The largest int32; more than any vocabulary has."""
 MAX_PENALTY = 2.0
-"""Presence and frequency, either sign: OpenAI's range, and vLLM's."""
+"""Bound of the presence and frequency penalties, with either sign: the range of OpenAI and vLLM."""
 MAX_REPETITION_PENALTY = 1e6
-"""Anything near it is as good as forbidding; a logit times it is still far from infinity."""
+"""Values near it already forbid a token; a logit multiplied by it is still far from infinity."""
 MAX_BIAS = 100.0
-"""OpenAI's range; as good as forbidding or demanding a token."""
+"""OpenAI's range; its ends in effect forbid or force a token."""
 
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
-"""OpenAI's limit, and vLLM's."""
+"""The limit of OpenAI and vLLM."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How the next token is chosen, and when a sequence ends. Keyword arguments only.
 
-    They work in vLLM's order: allowed_token_ids, bad_words, min_tokens, logit_bias, repetition, frequency and
-    presence penalty (exact definitions in logit_edits.py), then temperature, min_p, top_k, top_p, typical_p
-    (token_draw.py). Every field is checked: InvalidRequestError names the one at fault in `param`. `stop` and
-    `bad_words` take one string or any iterable of strings, `stop_token_ids` and `allowed_token_ids` any
-    iterable of ints, `logit_bias` a mapping; all are kept as tuples.
+    The parameters apply in vLLM's order: allowed_token_ids, bad_words, min_tokens, logit_bias, repetition,
+    frequency and presence penalty (defined in logits_processor.py), then temperature, min_p, top_k, top_p,
+    typical_p (defined in token_draw.py). `stop` and `bad_words` take one string or any iterable of strings,
+    `stop_token_ids` and `allowed_token_ids` any iterable of ints, `logit_bias` a mapping; all are stored as
+    tuples.
+
+    Raises InvalidRequestError for a wrong value; `param` names the field.
     """
 
     n: int = 1
-    """Choices, each drawn by itself. The prompt's full blocks are computed once for all of them."""
+    """Number of choices, sampled independently. The prompt's full blocks are computed once for all of
+    them."""
     max_tokens: int = 256
     min_tokens: int = 0
-    """Nothing but `max_tokens` and the context ends a sequence with fewer output tokens than this: until then
-    no end-of-sequence or stop token is chosen, and no stop string ends the text."""
+    """Before this many output tokens no end-of-sequence or stop token is chosen and no stop string ends the
+    text; only `max_tokens` and the context end the sequence."""
     temperature: float = 1.0
-    """0 is greedy: the most likely token, whatever the filters and the seed."""
+    """0 is greedy: the most likely token, independent of the filters and the seed."""
     top_k: int = 0
     """Keep the k most likely tokens. 0: all."""
     top_p: float = 1.0
@@ -54,20 +57,21 @@ class SamplingParams:
     typical_p: float = 1.0
     """Keep the tokens whose information is nearest to the distribution's entropy, up to this mass. 1: all."""
     repetition_penalty: float = 1.0
-    """Divides the positive logits, and multiplies the negative ones, of tokens in the prompt or the
-    output."""
+    """Of tokens that occur in the prompt or the output, positive logits are divided by it and negative ones
+    multiplied."""
     presence_penalty: float = 0.0
-    """Subtracted from the logits of tokens that the output has."""
+    """Subtracted from the logits of tokens that occur in the output."""
     frequency_penalty: float = 0.0
-    """Subtracted once for each time that the output has a token."""
+    """Subtracted from a token's logit once for each occurrence in the output."""
     logit_bias: tuple[tuple[int, float], ...] = ()
     """Added to the logits of these tokens."""
     allowed_token_ids: tuple[int, ...] | None = None
-    """No others are chosen. None: all."""
+    """Only these tokens are chosen. None: all."""
     bad_words: tuple[str, ...] = ()
-    """Token sequences that the output never holds, each as its word begins a text or follows a blank."""
+    """Words that the output never contains, as the token sequences that spell them at the beginning of a text
+    and after a space."""
     seed: int | None = None
-    """64 bits, unsigned. None: drawn when the request is added."""
+    """64 bits, unsigned. None: the engine picks one when the request is added."""
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     include_stop_str_in_output: bool = False
@@ -75,16 +79,18 @@ class SamplingParams:
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     kept_special_tokens: tuple[str, ...] = ()
-    """Special tokens, as they are spelled, that add to the text although the others are skipped."""
+    """Special tokens, by their text, that are not skipped if `skip_special_tokens` is set."""
     logprobs: int | None = None
-    """Of each output token: its logprob and those of so many most likely tokens. None: not computed."""
+    """Return the logprob of each output token and of this number of most likely tokens. None: not
+    computed."""
     prompt_logprobs: int | None = None
-    """The same of each prompt token but the first. It is computed without help of the prefix cache."""
+    """The same for each prompt token except the first. The prompt is then computed without the prefix
+    cache."""
     speculate: bool = True
-    """Whether tokens may be guessed ahead. It never changes them, only when they come."""
+    """Whether speculative decoding may be used. It changes when tokens arrive, never which."""
 
     def __post_init__(self) -> None:
-        # Frozen, so the fields that are normalised go around __setattr__.
+        # The dataclass is frozen: normalised values must bypass its __setattr__.
         for name in ("stop", "stop_token_ids", "bad_words", "allowed_token_ids", "kept_special_tokens"):
             if getattr(self, name) is not None or name != "allowed_token_ids":
                 object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
@@ -113,18 +119,18 @@ class SamplingParams:
 
     def _check_lists(self) -> None:
         for text in self.stop:
-            _check_text("stop", text, "it would end every text at once")
+            _check_text("stop", text, "it would end every text immediately")
         for text in self.kept_special_tokens:
-            _check_text("kept_special_tokens", text, "it is no token")
+            _check_text("kept_special_tokens", text, "it is not a token")
         for text in self.bad_words:
-            _check_text("bad_words", text, "it is no word")
+            _check_text("bad_words", text, "it is not a word")
         for token_id in self.stop_token_ids:
             _check_int("stop_token_ids", token_id, minimum=0)
         for token_id in self.allowed_token_ids or ():
             _check_int("allowed_token_ids", token_id, minimum=0)
         if self.allowed_token_ids == ():
             raise InvalidRequestError(
-                "allowed_token_ids must not be empty: no token could be chosen.",
+                "allowed_token_ids must not be empty; leave it out to allow every token.",
                 "invalid_value",
                 "allowed_token_ids",
             )
@@ -137,12 +143,14 @@ def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, Iterable):
-        raise InvalidRequestError(f"{name} must be a list, not {value!r}.", "invalid_type", name)
+        raise InvalidRequestError(
+            f"{name} must be a list or another iterable, not {value!r}.", "invalid_type", name
+        )
     return tuple(value)
 
 
 def _as_pairs(name: str, value: Any) -> tuple[Any, ...]:
-    """By ascending id, so that the same bias is equal however it was written."""
+    """Return the pairs by ascending id, so that equal biases compare equal."""
     try:
         return tuple(sorted(dict(value).items()))
     except (TypeError, ValueError):
@@ -152,7 +160,7 @@ def _as_pairs(name: str, value: Any) -> tuple[Any, ...]:
 
 
 def _check_int(name: str, value: Any, *, minimum: int, maximum: int | None = None) -> None:
-    # bool is an int to Python; max_tokens=True is a mistake all the same.
+    # bool is an int to Python; max_tokens=True is a mistake anyway.
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidRequestError(f"{name} must be an integer, not {value!r}.", "invalid_type", name)
     _check_range(name, value, minimum, maximum)
@@ -161,7 +169,7 @@ def _check_int(name: str, value: Any, *, minimum: int, maximum: int | None = Non
 def _check_number(
     name: str, value: Any, *, minimum: float = 0, maximum: float | None = None, above: bool = False
 ) -> None:
-    """`above`: the minimum itself is refused too."""
+    """`above`: the minimum itself is not allowed."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidRequestError(f"{name} must be a number, not {value!r}.", "invalid_type", name)
     if not math.isfinite(value):
@@ -182,9 +190,9 @@ def _check_range(name: str, value: float, minimum: float, maximum: float | None)
 
 def _check_text(name: str, text: Any, why: str) -> None:
     if not isinstance(text, str):
-        raise InvalidRequestError(f"{name} must hold strings, not {text!r}.", "invalid_type", name)
+        raise InvalidRequestError(f"{name} must contain only strings, not {text!r}.", "invalid_type", name)
     if not text.strip() if name == "bad_words" else not text:
-        raise InvalidRequestError(f"{name} must not hold an empty string: {why}.", "invalid_value", name)
+        raise InvalidRequestError(f"{name} must not contain an empty string: {why}.", "invalid_value", name)
 
 
 def _check_bool(name: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""Calls into libraries that recurse as deep as their input is nested."""
+"""run_on_deep_stack: calls into libraries whose recursion is as deep as the nesting of their input."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final, TypeVar
 
-__all__ = ["on_deep_stack"]
+__all__ = ["run_on_deep_stack"]
 
 STACK_BYTES: Final = 256 * 2**20
-"""Reserved, not used: a thread takes what it touches. Threads have 8 MiB otherwise, and 3,000 references in a
-row end the process."""
+"""Reserved address space; memory is only used for what the thread touches. With the usual 8 MiB a chain of
+3,000 references overflows the stack and ends the process."""
 
 T = TypeVar("T")
 _starting = threading.Lock()
 
 
-def on_deep_stack(call: Callable[[], T]) -> T:
-    """What `call` returns in a thread with a large stack.
+def run_on_deep_stack(call: Callable[[], T]) -> T:
+    """Run `call` in a thread with a large stack and return its result.
 
-    Raises what it raises, or RuntimeError where that is no Exception (a panic in Rust code).
+    Raises what `call` raises, or RuntimeError instead of a BaseException (a panic in Rust code).
     """
     outcome: Future[T] = Future()
 
@@ -32,7 +32,7 @@ def on_deep_stack(call: Callable[[], T]) -> T:
         except BaseException as error:  # noqa: BLE001
             outcome.set_exception(RuntimeError(str(error)))
 
-    # The size is the process's, for all threads that begin meanwhile.
+    # The stack size is a setting of the process: it also applies to other threads that start meanwhile.
     with _starting:
         before = threading.stack_size(STACK_BYTES)
         try:

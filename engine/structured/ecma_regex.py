@@ -1,10 +1,9 @@
-"""A regular expression of ECMA-262, as JSON schema's are, in the words of Rust's crate, which the grammar
-library reads.
+"""to_rust: rewrites a regular expression of ECMA-262, JSON schema's dialect, for Rust's regex crate.
 
-Written anew is only what the crate would take for something else, or not at all: `.` and white space, whose
-characters are others, and what stands in brackets. Digits and letters of words the library itself takes as
-ECMA does. What ECMA-262 gives no meaning to (with its flag `u`) stays, and so does a whole text with flags in
-it, `(?i)`.
+The grammar library reads the crate's dialect. Only what the crate would reject or understand differently is
+rewritten: `.` and white space, which match other characters, and the content of brackets. The library itself
+handles digits and word characters like ECMA-262. What ECMA-262 does not define (with its flag `u`) is left
+unchanged, and so is a pattern that contains flags, such as `(?i)`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _SPACES: Final = (
 _SETS: Final = {r"\s": f"[{_SPACES}]", r"\S": f"[^{_SPACES}]", ".": f"[^{_LINE_ENDS}]"}
 _ANY: Final = r"[\u{0}-\u{10FFFF}]"
 _NOTHING: Final = r"[^\u{0}-\u{10FFFF}]"
-# Each is one character or one set of them, in brackets or not.
+# One character or one set of characters, inside or outside of brackets.
 _ATOM: Final = re.compile(
     r"\\u(?P<high>[dD][89abAB][0-9a-fA-F]{2})\\u(?P<low>[dD][c-fC-F][0-9a-fA-F]{2})"
     r"|\\c(?P<control>[a-zA-Z])"
@@ -35,7 +34,7 @@ _SET_ESCAPES: Final = ("s", "S", "d", "D", "w", "W", "p", "P")
 
 
 def to_rust(pattern: str) -> str:
-    """The same set of texts, as far as this can be said."""
+    """Return a pattern that matches the same texts in Rust, as far as Rust can express it."""
     out: list[str] = []
     position = 0
     while position < len(pattern):
@@ -52,7 +51,10 @@ def to_rust(pattern: str) -> str:
 
 
 def _brackets(pattern: str, position: int) -> tuple[str, int]:
-    """What begins after `[`, and where it ends. Whole pattern's rest as it is, where it does not."""
+    """Return the rewritten brackets whose `[` ends at `position`, and the position after their `]`.
+
+    If the `]` is missing, return the rest of the pattern unchanged.
+    """
     begun_at = position
     is_negated = pattern.startswith("^", position)
     position += is_negated
@@ -78,7 +80,7 @@ def _end_of_range(first: re.Match[str], pattern: str, position: int) -> re.Match
 
 
 def _member(atom: re.Match[str]) -> str:
-    """In Rust's brackets `[` begins another pair, and `&&`, `--` and `~~` join sets."""
+    """Escapes what Rust gives a meaning in brackets: `[` nests, and `&&`, `--` and `~~` combine sets."""
     text = atom[0]
     if text in (r"\s", r"\S"):
         return _SETS[text]
@@ -94,7 +96,7 @@ def _character(atom: re.Match[str]) -> str:
         )
     if atom["control"] is not None:
         return rf"\u{{{ord(atom['control']) % 32:x}}}"
-    # Of those that may be escaped without need, Rust makes borders of words.
+    # ECMA-262 allows these needless escapes; in Rust they are word boundaries.
     return {r"\<": "<", r"\>": ">"}.get(atom[0], atom[0]) if atom["nul"] is None else r"\u{0}"
 
 

@@ -1,4 +1,4 @@
-"""A grammar in one of the notations that StructuredOutput takes, to the library's matcher."""
+"""compile_matcher: from each notation that StructuredOutput takes to the library's matcher."""
 
 from __future__ import annotations
 
@@ -9,58 +9,63 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from pagefleet.engine.structured.ecma_regex import to_rust
-from pagefleet.engine.structured.json_schema import PreparedSchema, prepared
+from pagefleet.engine.structured.json_schema import PreparedSchema, prepare_schema
 from pagefleet.engine.structured.schema_graph import Part, children
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-__all__ = ["compiled", "sentence"]
+__all__ = ["compile_matcher", "error_reason"]
 
 JSON_OPTIONS: Final = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
-"""A model that may write spaces can write spaces for ever. One, where most people have one, is no trap."""
+"""A model that may write any number of spaces can write spaces without end. One space, in its usual place,
+cannot trap it."""
 NO_UNICODE_ESCAPES: Final = {"json_allowed_escapes": 'nrbtf\\"'}
 _INLINE_SCHEMA: Final = re.compile(r"%json\b")
-"""The library's own notation for a schema in a grammar, which nothing here would check."""
+"""The library's notation for a schema in a grammar; json_schema.py would not check it."""
 MAX_SEARCH_S: Final = 0.3
-"""For the place of what the library refuses: a compilation takes a millisecond, of a large schema 100."""
+"""Limit for finding the place that the library refuses; a compilation takes 1 ms, of a large schema 100."""
 
 
-def compiled(vocabulary: LLTokenizer, kind: str, source: str) -> LLMatcher:
-    """Raise ValueError, with the reason, for what can't be kept."""
+def compile_matcher(vocabulary: LLTokenizer, kind: str, source: str) -> LLMatcher:
+    """Return the matcher of `source`, which is of the StructuredOutput field `kind`.
+
+    Raises ValueError, with the reason, if the source is malformed or cannot be followed exactly.
+    """
     try:
         if kind == "json_schema":
             return _from_schema(vocabulary, source)
         return _matcher(vocabulary, _NOTATIONS[kind](source))
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError("it is nested too deeply; flatten it") from None
     except IndexError:
-        raise ValueError("it ends too early") from None
+        # The library's converter reads past the end of the text.
+        raise ValueError("it ends too early; complete its last string, escape or rule") from None
     except Exception as error:  # noqa: BLE001
-        # The library raises Exception itself.
-        raise ValueError(sentence(str(error) or type(error).__name__)) from None
+        # The library raises bare Exception.
+        raise ValueError(error_reason(str(error) or type(error).__name__)) from None
 
 
 def _matcher(vocabulary: LLTokenizer, text: str) -> LLMatcher:
-    """Raise ValueError, with the library's reason."""
+    """Return the library's matcher. Raise ValueError, with the library's reason, if it has none."""
     from llguidance import LLMatcher, LLParserLimits
 
     matcher = LLMatcher(vocabulary, text, log_level=0, limits=LLParserLimits(verbose_errors=False))
-    # A grammar without any text shows itself at the first mask, which also builds most of the lexer.
+    # That a grammar matches no text at all shows at the first mask, which also builds most of the lexer.
     if not matcher.is_error():
         matcher.compute_bitmask()
     if matcher.is_error():
-        raise ValueError(sentence(matcher.get_error()))
+        raise ValueError(error_reason(matcher.get_error()))
     return matcher
 
 
 def _from_schema(vocabulary: LLTokenizer, source: str) -> LLMatcher:
-    schema = prepared(source)
+    schema = prepare_schema(source)
     for part in schema.patterns:
         if not _has_other_names(vocabulary, part.schema["patternProperties"], schema.names):
             raise ValueError(
-                f"at {part.place}/patternProperties: all names that it matches are in properties; "
-                "give their schemas there"
+                f"at {part.place}/patternProperties: it matches only names that properties lists; "
+                "put their schemas into properties"
             )
     try:
         return _matcher(vocabulary, _schema_text(schema.text, schema.has_unicode_escapes))
@@ -70,7 +75,10 @@ def _from_schema(vocabulary: LLTokenizer, source: str) -> LLMatcher:
 
 
 def _has_other_names(vocabulary: LLTokenizer, patterns: dict[str, Any], names: list[str]) -> bool:
-    """Else the library lets a comma come, and nothing after it."""
+    """Return whether the patterns match a name that is not in `names`.
+
+    If they do not, the library would allow a comma in the object and then no name after it.
+    """
     probe = {
         "type": "object",
         "properties": dict.fromkeys(names, False),
@@ -81,7 +89,7 @@ def _has_other_names(vocabulary: LLTokenizer, patterns: dict[str, Any], names: l
     try:
         matcher = _matcher(vocabulary, _schema_text(json.dumps(probe), True))
     except ValueError:
-        # Patterns that overlap are refused, and so is the schema.
+        # The library refuses overlapping patterns, and will refuse the schema with its own reason.
         return True
     matcher.consume_tokens(vocabulary.tokenize_str("{"))
     matcher.compute_bitmask()
@@ -89,11 +97,11 @@ def _has_other_names(vocabulary: LLTokenizer, patterns: dict[str, Any], names: l
 
 
 def _place_of(vocabulary: LLTokenizer, schema: PreparedSchema, reason: str) -> str:
-    """The innermost schema that the library refuses for this reason by itself; "" for the whole."""
+    """Return the place of the innermost schema that alone is refused for this reason, "" for the root."""
     root = json.loads(schema.text)
     shared = {name: root[name] for name in ("$schema", "$defs", "definitions") if name in root}
     part, give_up_at = Part("#", root), time.monotonic() + MAX_SEARCH_S
-    # What a reference leads to says more than the reference.
+    # Definitions first: the referenced schema is a better place than the reference to it.
     inner = sorted(children(part), key=lambda each: not each.place.startswith(("#/$defs/", "#/definitions/")))
     while inner and time.monotonic() < give_up_at:
         candidate = inner.pop(0)
@@ -110,7 +118,7 @@ def _schema_text(schema: str, has_unicode_escapes: bool) -> str:
     from llguidance import LLMatcher
 
     options = JSON_OPTIONS if has_unicode_escapes else {**JSON_OPTIONS, **NO_UNICODE_ESCAPES}
-    # The library's options go into a mapping.
+    # The annotation is str, but the library reads a mapping.
     return LLMatcher.grammar_from_json_schema(schema, overrides=options)  # type: ignore[arg-type]
 
 
@@ -119,7 +127,7 @@ def _from_choice(source: str) -> str:
 
     choices: Sequence[Any] = json.loads(source)
     if not choices or not all(isinstance(choice, str) and choice for choice in choices):
-        raise ValueError("it takes texts, at least one, none of them empty")
+        raise ValueError("it must be a list of at least one string, without empty strings")
     return LLMatcher.grammar_from_lark("start: " + " | ".join(map(_quoted, choices)))
 
 
@@ -130,7 +138,7 @@ def _quoted(text: str) -> str:
 def _from_regex(source: str) -> str:
     from llguidance import LLMatcher, regex_to_lark
 
-    # With digits and letters of words as ECMA-262 has them: ASCII.
+    # "dw": digits and word characters are ASCII, as in ECMA-262.
     return LLMatcher.grammar_from_regex(regex_to_lark(to_rust(source), "dw"))
 
 
@@ -139,7 +147,7 @@ def _from_grammar(source: str) -> str:
     from llguidance.gbnf_to_lark import any_to_lark
 
     if _INLINE_SCHEMA.search(source):
-        raise ValueError("%json is not supported in it; use json_schema")
+        raise ValueError("%json is not supported; use structured_outputs.json_schema instead")
     return LLMatcher.grammar_from_lark(any_to_lark(source))
 
 
@@ -151,13 +159,13 @@ _NOTATIONS: Final[dict[str, Callable[[str], str]]] = {
 }
 
 
-def sentence(error: str) -> str:
-    """The library's message without its drawings of where the fault is."""
+def error_reason(error: str) -> str:
+    """Return the library's message in one line, without excerpts of the source and without a full stop."""
     lines = [line.strip() for line in error.splitlines() if line.strip()]
     if any("NoExtension" in line for line in lines):
         return "no text can satisfy it"
     causes = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    reason = causes[-1] if causes else lines[0] if lines else "no reason given"
+    reason = causes[-1] if causes else lines[0] if lines else "llguidance gives no reason"
     if len(reason) > 300:
         reason = reason[:300] + "..."
     return reason.rstrip(".")

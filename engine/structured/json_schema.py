@@ -1,7 +1,7 @@
-"""A JSON schema as the grammar library keeps it exactly.
+"""prepare_schema: rewrites a JSON schema so that the grammar library follows it exactly.
 
-The library reads some schemas as others: numbers beyond a double, patterns of another dialect, names that
-may repeat. What can be said in its words is rewritten; the rest is refused with its place.
+The library misreads some schemas: numbers beyond a double, patterns in JSON schema's dialect, names that may
+repeat. What can be expressed in its terms is rewritten; the rest is refused, with the place in the schema.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from pagefleet.engine.structured.ecma_regex import to_rust
 from pagefleet.engine.structured.schema_graph import Part, SchemaGraph
 
-__all__ = ["PreparedSchema", "prepared"]
+__all__ = ["PreparedSchema", "prepare_schema"]
 
 MAX_EXACT: Final = 2**53
 """The library computes in doubles."""
@@ -24,45 +24,48 @@ _MAX_MULTIPLE: Final = 2**32
 FORMATS: Final = frozenset(
     {"date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"}
 )
-"""These are kept; JSON schema lets all others be annotations."""
+"""Formats that are enforced; all others are annotations, as JSON schema allows."""
 _DAY: Final = (
     "(?:[0-9]{4}-(?:0[13-9]|1[0-2])-[0-9]{2}|[0-9]{4}-02-(?:[01][0-9]|2[0-8])"
     "|(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)-02-29)"
 )
 _CLOCK: Final = "[0-9]{2}:[0-9]{2}:[0-5][0-9]"
 _NARROWED: Final = {"date": f"^{_DAY}$", "date-time": f"^{_DAY}.{_CLOCK}", "time": f"^{_CLOCK}"}
-"""The library's own expressions take a 29 February in any year, and a leap second at any time."""
+"""The library's own patterns allow 29 February in any year and a leap second at any time."""
 _CONTROL: Final = re.compile("[\x00-\x07\x0b\x0e-\x1f\x7f]")
-"""A JSON text can only have these as `\\u....`."""
+"""Characters that a JSON text can only contain as `\\u....`."""
 _OLD_DRAFT: Final = re.compile(r"draft-0[3-7]|2019-09")
 
 
 class PreparedSchema(NamedTuple):
     text: str
     has_unicode_escapes: bool
-    """Whether strings may contain `\\u....`. The library does not compare a name that is written so with the
-    names that an object has already."""
+    """Whether strings may contain `\\u....`. The library does not notice that a name with escapes repeats one
+    that the object already has."""
     names: list[str]
-    """All names of properties in it."""
+    """All names of properties in the schema."""
     patterns: list[Part]
-    """The schemas whose names come from `patternProperties` only, once those in `properties` are taken."""
+    """The closed schemas with `patternProperties`: beyond `properties`, only the patterns allow names."""
 
 
-def prepared(source: str) -> PreparedSchema:
-    """Raise ValueError, with the place in the schema, for what would not be kept."""
+def prepare_schema(source: str) -> PreparedSchema:
+    """Return the rewritten schema. Raise ValueError, with the place, if it cannot be followed exactly."""
     try:
         root = json.loads(source, parse_constant=_no_constant)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError("it is nested too deeply; flatten it") from None
     if root is False:
         raise ValueError("Unsatisfiable schema: it is false")
     if not isinstance(root, dict):
         return PreparedSchema("{}" if root is True else source, True, [], [])
-    # The library would take options from it, of which one ignores what is not implemented.
+    # The library would read options from it, one of which ignores keywords that it does not implement.
     root.pop("x-guidance", None)
     graph = SchemaGraph(root)
-    if (place := graph.endless()) is not None:
-        raise ValueError(f"at {place}: no finite text satisfies it, because it requires itself")
+    if (place := graph.find_endless()) is not None:
+        raise ValueError(
+            f"at {place}: it requires itself, so no finite text satisfies it; "
+            "make a property optional, or add a branch that ends"
+        )
     _check_multiples(graph)
     composed, is_old = graph.composed(), bool(_OLD_DRAFT.search(str(root.get("$schema", ""))))
     for part in graph.parts:
@@ -90,8 +93,8 @@ def _check_numbers(part: Part) -> None:
         for number in _numbers(part.schema.get(keyword)):
             if abs(number) > MAX_EXACT:
                 raise ValueError(
-                    f"at {part.place}/{keyword}: {number} is beyond 2^53 and would become another number; "
-                    "use a string, or a smaller bound"
+                    f"at {part.place}/{keyword}: {number} is beyond 2^53, where doubles are not exact; "
+                    "use a smaller bound or a string"
                 )
 
 
@@ -104,11 +107,17 @@ def _numbers(value: Any) -> Iterator[int | float]:
 
 
 def _check_multiples(graph: SchemaGraph) -> None:
-    """The library multiplies those of schemas that apply together in 32 bits, and takes what is left."""
+    """Raise ValueError for values of `multipleOf` that the library cannot represent or combine.
+
+    For schemas that apply together it multiplies them in 32 bits, and ignores the overflow.
+    """
     found = {part.place: each for part in graph.parts for each in _numbers(part.schema.get("multipleOf"))}
     for place, number in found.items():
         if number <= 0 or not _is_read_exactly(float(number)):
-            raise ValueError(f"at {place}/multipleOf: {number} can't be kept exactly")
+            raise ValueError(
+                f"at {place}/multipleOf: {number} cannot be checked exactly; "
+                "use a positive number with fewer digits"
+            )
     if not any(part.schema.keys() & {"allOf", "anyOf", "oneOf", "$ref"} for part in graph.parts):
         return
     exact = {Decimal(repr(number)) for number in found.values()}
@@ -117,11 +126,14 @@ def _check_multiples(graph: SchemaGraph) -> None:
     for each in exact:
         product *= int(each.scaleb(max(digits, 0)))
     if len(exact) > 1 and product >= _MAX_MULTIPLE:
-        raise ValueError(f"at {next(iter(found))}/multipleOf: such numbers can't be combined exactly")
+        raise ValueError(
+            f"at {next(iter(found))}/multipleOf: the schema's multipleOf values cannot be combined exactly; "
+            "use numbers with fewer digits"
+        )
 
 
 def _is_read_exactly(number: float) -> bool:
-    """The library's own way to find digits and exponent."""
+    """Return whether the library, which finds digits and exponent in this way, gets the same number."""
     value, exponent = number, 0
     while value % 1 and value < _MAX_MULTIPLE:
         value, exponent = value * 10, exponent + 1
@@ -138,7 +150,7 @@ def _is_open(schema: dict[str, Any]) -> bool:
 
 
 def _close(schema: dict[str, Any]) -> None:
-    """What an object does not mention does not come, unless it says so."""
+    """Set additionalProperties to false unless the schema gives it or needs other names."""
     if not schema.keys() & {"properties", "patternProperties"} or "additionalProperties" in schema:
         return
     properties, required = _mapping(schema, "properties"), schema.get("required")
@@ -155,7 +167,7 @@ def _number_of(schema: dict[str, Any], keyword: str) -> int:
 
 
 def _check_count(part: Part) -> None:
-    """Names that are not listed may repeat, and a repeated one counts once."""
+    """Raise ValueError if `minProperties` counts names that may repeat: a repeated name counts once."""
     schema = part.schema
     if _is_open(schema) or "patternProperties" in schema:
         required = schema.get("required")
@@ -163,7 +175,7 @@ def _check_count(part: Part) -> None:
         if _number_of(schema, "minProperties") > num_certain + 1:
             raise ValueError(
                 f"at {part.place}/minProperties: names that properties does not list may repeat; "
-                "list them there, or ask for fewer"
+                "list and require them, or lower minProperties"
             )
 
 
@@ -178,7 +190,7 @@ def _rewrite(schema: dict[str, Any], is_old: bool) -> None:
         elif name in _NARROWED:
             _narrow(schema, _NARROWED[name])
     if not is_old and not isinstance(schema.get("items"), list):
-        # Since draft 2020-12 it means nothing; the library then ignores prefixItems.
+        # Since draft 2020-12 it has no meaning, but it would make the library ignore prefixItems.
         schema.pop("additionalItems", None)
 
 
@@ -194,14 +206,17 @@ def _named_by_patterns(schemas: dict[str, Any]) -> dict[str, Any]:
     for pattern, schema in schemas.items():
         pattern = to_rust(pattern)
         while pattern in rewritten:
-            # Two ways to write one pattern, each with demands of its own.
+            # Two spellings of one pattern, each with its own schema: keep both.
             pattern = f"(?:{pattern})"
         rewritten[pattern] = schema
     return rewritten
 
 
 def _has_unicode_escapes(graph: SchemaGraph) -> bool:
-    """False if a name could be written in escapes and so come twice, or escape its pattern."""
+    """Return False if a name written with escapes could repeat another or evade its pattern.
+
+    Raises ValueError if the schema also has constants that need escapes.
+    """
     parts = graph.parts
     mixed = [
         part
@@ -214,8 +229,8 @@ def _has_unicode_escapes(graph: SchemaGraph) -> bool:
         for keyword in ("const", "enum"):
             if any(_CONTROL.search(text) for text in _texts(part.schema.get(keyword))):
                 raise ValueError(
-                    f"at {part.place}/{keyword}: control characters can't be kept beside the open object at "
-                    f"{mixed[0].place}; set additionalProperties to false there"
+                    f"at {part.place}/{keyword}: control characters are not supported together with the "
+                    f"open object at {mixed[0].place}; set additionalProperties to false there"
                 )
     return False
 

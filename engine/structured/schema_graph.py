@@ -1,4 +1,4 @@
-"""The parts of a JSON schema: where they are, and which of them constrain the same value."""
+"""SchemaGraph: the schemas within a JSON schema, their places, and which of them constrain the same value."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import unquote
 __all__ = ["NAMED", "Part", "SchemaGraph", "children"]
 
 NAMED: Final = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
-"""Their keys are names that the author chose; they say nothing about the schemas under them."""
+"""Keywords whose keys are names that the schema's author chose, not keywords."""
 _DEFINITIONS: Final = frozenset({"$defs", "definitions"})
 _DATA: Final = frozenset({"const", "enum", "default", "example", "examples", "required", "type"})
 _BRANCHES: Final = ("allOf", "anyOf", "oneOf")
@@ -20,12 +20,12 @@ _NAMES: Final = frozenset({"properties", "patternProperties"})
 
 class Part(NamedTuple):
     place: str
-    """A JSON pointer, as `#/properties/a`."""
+    """A JSON pointer, such as `#/properties/a`."""
     schema: dict[str, Any]
 
 
 def children(part: Part, *, definitions: bool = True) -> Iterator[Part]:
-    """The schemas directly within one."""
+    """Yield the schemas directly within one; without `definitions`, not those that are only defined."""
     for keyword, value in part.schema.items():
         if keyword in _DATA or keyword.startswith("x-") or (keyword in _DEFINITIONS and not definitions):
             continue
@@ -42,9 +42,10 @@ def children(part: Part, *, definitions: bool = True) -> Iterator[Part]:
 
 
 class SchemaGraph:
-    """
+    """All schemas that are reachable from the root, in `parts`.
+
     Args:
-        root: parsed JSON whose parts are distinct objects.
+        root: parsed JSON. Its parts must be distinct objects, because they are known by their `id`.
     """
 
     def __init__(self, root: dict[str, Any]) -> None:
@@ -53,8 +54,10 @@ class SchemaGraph:
         self._by_id = {id(part.schema): part for part in self.parts}
 
     def composed(self) -> set[int]:
-        """`id` of each schema whose object other schemas describe too: a name that it does not mention may be
-        theirs."""
+        """Return the `id` of each schema whose object other schemas describe too.
+
+        Such a schema must not be closed: names that it does not mention may be theirs.
+        """
         mentioning = self._mentioning()
         found: list[Part] = []
         for part in self.parts:
@@ -68,8 +71,8 @@ class SchemaGraph:
                 found += [each for group in groups for each in group]
         return {id(part.schema) for part in _reachable(found, self._applied)}
 
-    def endless(self) -> str | None:
-        """The place of a schema that only a text without an end satisfies: it requires itself."""
+    def find_endless(self) -> str | None:
+        """Return the place of a schema that requires itself, so that no finite text satisfies it, or None."""
         parents = defaultdict(list)
         for part in self.parts:
             for child in self._used(part):
@@ -85,7 +88,7 @@ class SchemaGraph:
         return next((part.place for part in used if id(part.schema) not in finite), None)
 
     def _mentioning(self) -> set[int]:
-        """Of the schemas that name properties, by themselves or by what they apply."""
+        """Return the `id` of each schema that names properties, itself or through schemas that it applies."""
         users = defaultdict(list)
         for part in self.parts:
             for each in self._applied(part):
@@ -94,7 +97,7 @@ class SchemaGraph:
         return {id(part.schema) for part in _reachable(own, lambda part: users[id(part.schema)])}
 
     def _applied(self, part: Part) -> list[Part]:
-        """What constrains the same value."""
+        """Return the schemas that constrain the same value as this one."""
         branches = [each for keyword in _BRANCHES for each in self._branches(part, keyword)]
         return [*self._target(part), *branches]
 
@@ -102,7 +105,7 @@ class SchemaGraph:
         return [*children(part, definitions=False), *self._target(part)]
 
     def _ends(self, part: Part, finite: set[int]) -> bool:
-        """Whether a text can end, if those of the `finite` schemas can."""
+        """Return whether a finite text satisfies this schema, if one satisfies each of the `finite` ones."""
         schema = part.schema
         if "const" in schema or "enum" in schema:
             return True
@@ -118,7 +121,7 @@ class SchemaGraph:
         return True
 
     def _inside(self, part: Part) -> list[Part]:
-        """The schemas of values that each value of this one contains."""
+        """Return the schemas of the values that every value of this one contains."""
         schema = part.schema
         if schema.get("type") == "object" and isinstance(schema.get("required"), list):
             properties = schema.get("properties")
@@ -140,7 +143,7 @@ class SchemaGraph:
         return [self._by_id[id(each)] for each in options if id(each) in self._by_id]
 
     def _target(self, part: Part) -> list[Part]:
-        """What its `$ref` means, as far as that is a pointer into this document."""
+        """Return the schema that `$ref` points to; nothing if it is not a pointer into this document."""
         reference = part.schema.get("$ref")
         if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
             return []
@@ -157,7 +160,7 @@ class SchemaGraph:
 
 
 def _reachable(begin: Iterable[Part], following: Callable[[Part], Iterable[Part]]) -> Iterator[Part]:
-    """Each once, those to begin with first."""
+    """Yield each reachable schema once, beginning with `begin`."""
     waiting = list(begin)[::-1]
     seen: set[int] = set()
     while waiting:
@@ -169,5 +172,5 @@ def _reachable(begin: Iterable[Part], following: Callable[[Part], Iterable[Part]
 
 
 def _escaped(name: str) -> str:
-    """As in a JSON pointer, and on one line."""
+    """Return the name as a step of a JSON pointer, on one line."""
     return json.dumps(name, ensure_ascii=False)[1:-1].replace("~", "~0").replace("/", "~1")

@@ -1,8 +1,8 @@
-"""WindDown: how a JSON text that has come far enough is brought to its end.
+"""WindDown: closes a JSON text within its last tokens.
 
-A small model can stay in one string or one list for ever, and its text is cut off in the middle. Whoever asks
-for it (`StructuredOutput.wind_down`) gets the last quarter of `max_tokens` kept for closing what is open.
-Knows one mask at a time: it takes away tokens that the grammar allows, never all of them.
+A small model can stay in one string or list until `max_tokens` cuts the text off. With
+`StructuredOutput.wind_down` the last quarter of `max_tokens` is reserved for closing what is open. This
+module narrows one mask at a time: it removes tokens that the grammar allows, never all of them.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ if TYPE_CHECKING:
 __all__ = ["STOP_REASON", "WindDown", "begins_at"]
 
 STOP_REASON: Final = "wind_down"
-"""Of a text that ended while it was being brought to its end: it might have been longer."""
+"""Stop reason of a text that was closed in this way, and might have been longer otherwise."""
 
-# Where a letter may come that begins no literal, a string is open.
+# A string is open if a letter may come that begins no literal (true, false, null).
 _IN_STRING: Final = "[zqZQ]"
 _QUOTE: Final = '"'
-# The first of these that the grammar allows, where no string is open: close; begin (or end) a string, the
-# shortest value that there mostly is; go on to what is still required.
+# Outside of strings, the first of these that the grammar allows: close; begin (or end) a string, which is
+# usually the shortest value; continue with what is still required.
 _PREFERRED: Final = (r"[}\]]+", _QUOTE, ", ?")
-# A pattern may keep a string open. What a few of these make possible to end ("@a" in an address, "Z" in a
-# time, ".0.0" in a version) is better than a repetition that has no end of its own.
+# A pattern may keep a string open. A few of these characters can let it end ("@a" in an address, "Z" in a
+# time, ".0.0" in a version); otherwise the model may repeat itself without end.
 _FILLERS: Final = "01aAZSD-_.:/@+T# "
 _MAX_TRIES: Final = 600
-"""Of ten microseconds each."""
+"""Each takes ten microseconds."""
 _SCALAR: Final = r"[0-9tfn-](?s:.)*"
-# A token may open an object and begin a property that nobody asks for: not this one.
+# Only brackets: a longer token may open an object and also begin a property that is not required.
 _OPENING: Final = r"[\[{][}\]]*"
 
 
 def begins_at(max_output_tokens: int) -> int:
-    """The position of the first token that is chosen so."""
+    """Return the position of the first output token that closes the text."""
     return max_output_tokens - max_output_tokens // 4
 
 
 class WindDown:
-    """For one vocabulary."""
+    """The masks for one vocabulary."""
 
     def __init__(self, vocabulary: LLTokenizer) -> None:
         self._in_string = _first_tokens(vocabulary, _IN_STRING)
@@ -56,8 +56,8 @@ class WindDown:
         self._fillers = list(fillers)
 
     def narrow(self, packed: NDArray[np.int32], matcher: LLMatcher) -> None:
-        """Leaves of the matcher's mask, in place, what brings the text nearer to its end."""
-        # The library's own masks have a word more where the vocabulary fills its last one.
+        """Remove from `packed`, the matcher's mask, the tokens that do not bring the text nearer to its end."""
+        # The library's own masks have one word more if the vocabulary fills the last one.
         size = len(packed)
         if not (packed & self._ends[:size]).any() and (token_id := self._forced(packed, matcher)) is not None:
             packed[:] = _packed([token_id], size)
@@ -77,13 +77,18 @@ class WindDown:
                 return
 
     def _forced(self, packed: NDArray[np.int32], matcher: LLMatcher) -> int | None:
-        """Where only one text can follow: its first token as the tokenizer would cut it, and not letter by
-        letter, as a hot model likes to."""
+        """Return the first token of the text that must follow, if there is only one such text.
+
+        The tokens are those of the tokenizer; a model at a high temperature might spell it letter by letter.
+        """
         forced = matcher.compute_ff_tokens()
         return forced[0] if forced and packed[forced[0] // 32] >> (forced[0] % 32) & 1 else None
 
     def _filler(self, matcher: LLMatcher) -> int | None:
-        """The first of as few tokens as possible after which a string may end, as far as that is found."""
+        """Return the first of the fewest filler tokens after which the string may end, or None.
+
+        A breadth-first search, bounded by _MAX_TRIES.
+        """
         prefixes: deque[list[int]] = deque([[]])
         num_tries = 0
         while prefixes and num_tries < _MAX_TRIES:
@@ -100,7 +105,7 @@ class WindDown:
 
 
 def _first_tokens(vocabulary: LLTokenizer, regex: str) -> NDArray[np.int32]:
-    """The tokens that can begin a text of this kind."""
+    """Return the mask of the tokens that can begin a text that matches `regex`."""
     import numpy as np
     from llguidance import LLMatcher
 

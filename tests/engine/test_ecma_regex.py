@@ -10,7 +10,7 @@ from ecma_validator import matches, validator_for
 
 from pagefleet.engine import EngineConfig, LLMEngine, NullOptions, StructuredOutput
 from pagefleet.engine.structured.ecma_regex import to_rust
-from pagefleet.engine.structured.json_schema import prepared
+from pagefleet.engine.structured.json_schema import prepare_schema
 
 SPACES = "\t\n\v\f\r \xa0\u1680\u2000\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
 # White space for Python, for Unicode, or to the eye.
@@ -105,14 +105,14 @@ class TestSchemas:
             "anyOf": [{"patternProperties": {r"^\s": pattern}}],
             "elsewhere": {"schemas": pattern},
         }
-        assert r"\\s" not in prepared(json.dumps(schema)).text
+        assert r"\\s" not in prepare_schema(json.dumps(schema)).text
 
     def test_a_keyword_may_be_written_in_escapes(self):
-        assert r"\\s" not in prepared(r'{"\u0070attern": "\\s"}').text
+        assert r"\\s" not in prepare_schema(r'{"\u0070attern": "\\s"}').text
 
     def test_two_names_that_become_one_are_both_kept(self):
         schema = {"patternProperties": {r"^\cJ": {"minLength": 1}, r"^\cj": {"maxLength": 2}}}
-        rewritten = json.loads(prepared(json.dumps(schema)).text)["patternProperties"]
+        rewritten = json.loads(prepare_schema(json.dumps(schema)).text)["patternProperties"]
         assert [list(each) for each in rewritten.values()] == [["minLength"], ["maxLength"]]
 
     @pytest.mark.parametrize("name", ["a\ufeffb", "a\x85b", "a\x1cb", "ab"])

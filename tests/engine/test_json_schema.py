@@ -13,7 +13,7 @@ from ecma_validator import validator_for
 from schema_generator import SchemaGenerator, eager_walk
 
 from pagefleet.engine import EngineConfig, InvalidRequestError, LLMEngine, NullOptions, StructuredOutput
-from pagefleet.engine.structured.json_schema import prepared
+from pagefleet.engine.structured.json_schema import prepare_schema
 
 NUM_SCHEMAS = 150
 INT: Any = {"type": "integer"}
@@ -207,4 +207,4 @@ def test_names_and_data_are_no_schemas():
         "examples": [{"pattern": r"\s"}],
         "additionalProperties": False,
     }
-    assert json.loads(prepared(json.dumps(schema)).text) == schema
+    assert json.loads(prepare_schema(json.dumps(schema)).text) == schema

@@ -15,7 +15,7 @@ from pagefleet.engine.errors import ModelLoadError
 from pagefleet.engine.execution.executor import LoadedModel
 from pagefleet.engine.loading.generation_config import default_sampling, read_generation_config
 from pagefleet.engine.outputs import FinishReason
-from pagefleet.engine.sampling.logit_rules import rules_of
+from pagefleet.engine.sampling.logit_rules import make_logit_rules
 from pagefleet.engine.text.bad_words import bad_word_token_ids
 from pagefleet.engine.text.tokenizer import ByteTokenizer
 
@@ -118,7 +118,7 @@ def test_bad_words_never_come_to_an_end(tiny):
 
 def test_a_bad_word_begins_in_the_output():
     """Given a prompt that ends as a bad word begins: the prompt is not ours, the word may be completed."""
-    rules = rules_of(SamplingParams(), 2, bad_words=[(1, 2), (1, 1, 3)])
+    rules = make_logit_rules(SamplingParams(), 2, bad_words=[(1, 2), (1, 1, 3)])
     assert rules is not None
     assert rules.forbidden([1, 1]) == []
     assert rules.forbidden([1, 1, 1]) == [2]

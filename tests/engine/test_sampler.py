@@ -12,11 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pagefleet.engine.sampling.logit_rules import rules_of
+from pagefleet.engine.sampling.logit_rules import make_logit_rules
 from pagefleet.engine.sampling.philox import philox4x32, uniforms
-from pagefleet.engine.sampling.row_sums import invert, invert_blocks
-from pagefleet.engine.sampling.sampler import Sampler, SamplingRow
+from pagefleet.engine.sampling.row_sums import inverse_cdf, inverse_cdf_in_blocks
+from pagefleet.engine.sampling.sampler import Sampler
 from pagefleet.engine.sampling.sampling_params import SamplingParams
+from pagefleet.engine.sampling.sampling_rows import SamplingRow
 
 NUM_PROMPT = 3
 BAD_WORDS = [(5,), (1, 2), (2, 1, 7)]
@@ -33,7 +34,7 @@ def row(
 ) -> SamplingRow:
     """`tokens`: as many as NUM_PROMPT and `position` say; nothing where no rule looks at them."""
     made = SamplingParams(**params)
-    rules = rules_of(made, NUM_PROMPT, BAD_WORDS if has_bad_words else [], END_IDS)
+    rules = make_logit_rules(made, NUM_PROMPT, BAD_WORDS if has_bad_words else [], END_IDS)
     return SamplingRow(made, seed, choice, position, rules, list(tokens))
 
 
@@ -166,7 +167,7 @@ def test_rules_do_not_depend_on_the_batch_or_on_what_was_counted_before(batch, l
                 each.rules.counts(each.token_ids[:end])
     together = Sampler().sample(logits, [each for each, _ in batch])
     anew = [
-        each._replace(rules=rules_of(each.params, NUM_PROMPT, BAD_WORDS if bad else [], END_IDS))
+        each._replace(rules=make_logit_rules(each.params, NUM_PROMPT, BAD_WORDS if bad else [], END_IDS))
         for each, bad in batch
     ]
     assert [Sampler().sample(logits[i : i + 1], [anew[i]])[0] for i in range(len(batch))] == together
@@ -306,7 +307,7 @@ def test_both_inversions_find_the_first_sum_above(num_tokens, seed, has_holes):
     uniform = np.array([0.0, 2.0**-53, 0.25, 0.5, 0.75, 1 - 2.0**-53, rng.random()])
     sums = weights.cumsum(axis=1)
     expected = [int(np.flatnonzero(row > u * row[-1])[0]) for row, u in zip(sums, uniform, strict=True)]
-    for find in (invert, invert_blocks):
+    for find in (inverse_cdf, inverse_cdf_in_blocks):
         assert find(torch.from_numpy(weights), torch.from_numpy(uniform)).tolist() == expected
         found = find(torch.from_numpy(weights).float() / 3, torch.from_numpy(uniform)).tolist()
         assert all(weights[i, token_id] > 0 for i, token_id in enumerate(found))

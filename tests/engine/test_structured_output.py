@@ -25,7 +25,8 @@ from pagefleet.engine import (
 )
 from pagefleet.engine.core.stop_checker import StopChecker
 from pagefleet.engine.execution.executor import LoadedModel
-from pagefleet.engine.sampling.sampler import Sampler, SamplingRow
+from pagefleet.engine.sampling.sampler import Sampler
+from pagefleet.engine.sampling.sampling_rows import SamplingRow
 from pagefleet.engine.structured.grammar import GrammarCompiler
 from pagefleet.engine.text.hf_tokenizer import HFTokenizer
 from pagefleet.engine.text.tokenizer import ByteTokenizer
@@ -193,7 +194,7 @@ class TestRefusals:
             ({"regex": "a**{99999999999}"}, "in"),
             ({"grammar": "start: " + "(" * 8000 + '"a"' + ")" * 8000}, "too deeply nested"),
             ({"choice": []}, "at least one"),
-            ({"choice": ["a", 1]}, "it takes texts"),
+            ({"choice": ["a", 1]}, "list of at least one string"),
         ],
         ids=lambda value: str(value)[:40],
     )
@@ -229,7 +230,7 @@ class TestRefusals:
         ],
     )
     def test_what_would_take_long_is_refused(self, wanted: dict[str, Any], most: str):
-        with pytest.raises(InvalidRequestError, match=f"characters, and {most} are the most"):
+        with pytest.raises(InvalidRequestError, match=f"characters; at most {most} are allowed"):
             make_engine().compile_grammar(StructuredOutput(**wanted))
 
     @pytest.mark.parametrize(

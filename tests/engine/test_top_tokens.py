@@ -1,4 +1,4 @@
-"""The highest tokens and the wide cut, against plain statements of what they find."""
+"""row_max, RankedRows and keep_top_mass, compared with a sort of the whole row."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pagefleet.engine.sampling import top_tokens
-from pagefleet.engine.sampling.top_tokens import RankedRows, first_highest
-from pagefleet.engine.sampling.wide_cut import keep_prefix
+from pagefleet.engine.sampling.top_tokens import RankedRows, keep_top_mass, row_max
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 
@@ -29,7 +28,7 @@ def ranking_of(row: torch.Tensor) -> list[int]:
     return sorted(range(len(values)), key=lambda t: (-values[t], t))
 
 
-@pytest.mark.parametrize("method", ["_ranked_on_host", "_ranked_there"])
+@pytest.mark.parametrize("method", ["_top_on_host", "_top_on_device"])
 @settings(deadline=None, max_examples=30)
 @given(
     st.integers(1, 3000),
@@ -39,8 +38,8 @@ def ranking_of(row: torch.Tensor) -> list[int]:
     st.data(),
 )
 def test_the_first_of_the_ranking_are_found(method, vocab_size, seed, spread, dtype, data):
-    """Given rows and others in place of two of them: what is above the last token is complete and in order,
-    as a CPU finds it and as other devices do."""
+    """Given rows and replacements for two of them: the tokens above the last one are complete and in order,
+    by the CPU's method and by that of other devices."""
     count = data.draw(st.integers(1, vocab_size))
     rows, changed = (
         some_rows(5, vocab_size, seed, spread).to(dtype),
@@ -51,7 +50,7 @@ def test_the_first_of_the_ranking_are_found(method, vocab_size, seed, spread, dt
     whole = [rows[0], changed[0], rows[2], changed[1], rows[4]]
     places = np.array([3, 0, 4])
     found = getattr(ranked, method)(places, count)
-    assert ranked.highest().tolist() == [float(each.max()) for each in whole]
+    assert ranked.max().tolist() == [float(each.max()) for each in whole]
     assert torch.equal(ranked.take(places), torch.stack([whole[place].to(changed.dtype) for place in places]))
     for index, place in enumerate(places):
         row, ids = whole[place], found.ids[index].tolist()
@@ -66,18 +65,18 @@ def test_the_first_of_the_ranking_are_found(method, vocab_size, seed, spread, dt
 
 
 def test_thousands_of_equals_are_not_sorted(monkeypatch):
-    """Given a row that a grammar left ten tokens of: these and as many others as are asked for are sorted."""
+    """Given a row of which a grammar allows ten tokens: these and `count` others are sorted, not all."""
     considered = []
 
     def remember(*args):
-        considered.append(without_equals(*args))
+        considered.append(drop_ties(*args))
         return considered[-1]
 
-    without_equals = top_tokens._without_equals
-    monkeypatch.setattr(top_tokens, "_without_equals", remember)
+    drop_ties = top_tokens._drop_ties
+    monkeypatch.setattr(top_tokens, "_drop_ties", remember)
     row = torch.full((1, 50_000), -torch.inf)
     row[0, 4000:4010] = torch.arange(10.0)
-    found = RankedRows(row).ranked(np.array([0]), 256)
+    found = RankedRows(row).top(np.array([0]), 256)
     assert found.ids[0, :11].tolist() == [*range(4009, 3999, -1), 0]
     assert [len(ids) for ids in considered] == [266]
 
@@ -88,11 +87,11 @@ def test_thousands_of_equals_are_not_sorted(monkeypatch):
 )
 def test_the_first_of_the_highest_is_found(vocab_size, seed, spread, dtype):
     rows = some_rows(4, vocab_size, seed, spread).to(dtype)
-    highest, ids = first_highest(rows)
+    highest, ids = row_max(rows)
     assert ids.tolist() == [ranking_of(row)[0] for row in rows]
     assert highest.tolist() == rows.amax(dim=1).tolist()
     rows[2, vocab_size // 2] = math.nan
-    assert first_highest(rows)[0].isnan().tolist() == [False, False, True, False]
+    assert row_max(rows)[0].isnan().tolist() == [False, False, True, False]
 
 
 @settings(deadline=None, max_examples=120)
@@ -103,7 +102,7 @@ def test_the_first_of_the_highest_is_found(vocab_size, seed, spread, dtype):
     st.sampled_from([1e-30, 0.3, 1.0, 5.0]),
     st.floats(0.001, 1.0),
 )
-def test_a_wide_cut_is_that_of_the_ranking(vocab_size, seed, spread, nat, share):
+def test_keep_top_mass_cuts_the_ranking_at_the_mass(vocab_size, seed, spread, nat, share):
     """Given weights that are counts, whose sums are exact in any order, equals and -inf among the values."""
     rng = np.random.default_rng(seed)
     values = some_rows(1, vocab_size, seed, 10.0)[0] * spread
@@ -118,5 +117,5 @@ def test_a_wide_cut_is_that_of_the_ranking(vocab_size, seed, spread, nat, share)
             reached += float(weights[token_id])
     before = weights.clone()
     if values.max() > -torch.inf:
-        assert torch.equal(keep_prefix(values, weights, mass, nat), expected)
+        assert torch.equal(keep_top_mass(values, weights, mass, nat), expected)
     assert torch.equal(weights, before), "the weights are the caller's"

@@ -37,12 +37,15 @@ class TestThroughTheFleet:
 
     def test_the_workers_refusal_names_the_reason(self, fleet):
         stream = fleet.generate("x", structured_outputs={"json_schema": {"type": "objekt"}})
-        with pytest.raises(InvalidRequest, match=r"^This json_schema can't be used: Invalid type: objekt\.$"):
+        with pytest.raises(
+            InvalidRequest, match=r"^structured_outputs\.json_schema cannot be used: Invalid type: objekt\.$"
+        ):
             stream.result()
         # The library raises a bare Exception for it.
         stream = fleet.generate("x", structured_outputs={"grammar": "root ::= nothing_there"})
         with pytest.raises(
-            InvalidRequest, match=r"^This grammar can't be used: Rule 'nothing_there' not found\.$"
+            InvalidRequest,
+            match=r"^structured_outputs\.grammar cannot be used: Rule 'nothing_there' not found\.$",
         ):
             stream.result()
 

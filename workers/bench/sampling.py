@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from pagefleet.engine import EngineConfig, EngineRequest, LLMEngine, SamplingParams
 from pagefleet.engine.execution.model_runner import ModelRunner
 from pagefleet.engine.loading.loader import load
-from pagefleet.engine.sampling.sampler import Sampler, SamplingRow
+from pagefleet.engine.sampling.sampler import Sampler
+from pagefleet.engine.sampling.sampling_rows import SamplingRow
 from pagefleet.workers.bench.machine import StealMeter, describe_machine, describe_versions
 
 Progress = Callable[[str], None]
