@@ -56,7 +56,7 @@ class WindDown:
         self._fillers = list(fillers)
 
     def narrow(self, packed: NDArray[np.int32], matcher: LLMatcher) -> None:
-        """Remove from `packed`, the matcher's mask, the tokens that do not bring the text nearer to its end."""
+        """Keep in `packed`, the matcher's mask, the tokens that bring the text nearer to its end."""
         # The library's own masks have one word more if the vocabulary fills the last one.
         size = len(packed)
         if not (packed & self._ends[:size]).any() and (token_id := self._forced(packed, matcher)) is not None:

@@ -1,8 +1,8 @@
-"""Chat templates: conversations to text, the way the models' authors wrote them down (Jinja).
+"""ChatTemplate: renders a conversation as text with a checkpoint's Jinja template.
 
-A template comes with a checkpoint and is not trusted: it runs in Jinja's immutable sandbox and sees nothing
-but the messages, the tools, what the caller gives it and the names of a few special tokens. Names, filters
-and white-space rules are those that Hugging Face's templates are written for.
+A template comes with a checkpoint and is not trusted: it runs in Jinja's immutable sandbox and gets only the
+messages, the tools, the caller's variables and a few special tokens. Names, filters and white-space rules
+are those of Hugging Face, for which the templates are written.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pagefleet.engine.errors import InvalidRequestError
 
-_THOUGHTS: Final = ("reasoning_content", "thinking", "reasoning")
+_REASONING_KEYS: Final = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTemplate:
-    """One template; compiled on first use, so that a broken one hurts only those who chat."""
+    """One template. It is compiled on first use, so that a broken one fails only chat requests."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self.source = source
@@ -38,19 +38,20 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
     ) -> str:
-        """The text of the conversation; by default up to where the assistant's next message begins.
+        """Return the text of the conversation.
 
-        `variables` are the caller's own; those that are the template's by right go first.
+        With `add_generation_prompt` it ends where the assistant's next message begins. `variables` are passed
+        to the template but do not replace its standard ones.
 
-        Raises InvalidRequestError with code "chat_template" where the template fails or refuses.
+        Raises InvalidRequestError with code "chat_template" if the template fails or rejects the messages.
         """
-        # Templates test whether a key is there; clients send null for keys they leave out.
+        # Templates test whether a key is present, but clients send null for keys without a value.
         present = [
-            _with_thoughts({key: value for key, value in message.items() if value is not None})
+            _with_reasoning({key: value for key, value in message.items() if value is not None})
             for message in messages
         ]
         if not present:
-            raise _failure("A conversation needs at least one message.")
+            raise _failure("messages must contain at least one message.")
         try:
             return self._template.render(
                 {
@@ -62,9 +63,9 @@ class ChatTemplate:
                     "add_generation_prompt": add_generation_prompt,
                 }
             )
-        # The template is a program of someone else's: whatever it raises is about this request.
+        # The template is a foreign program: any exception only concerns this request.
         except Exception as error:
-            raise _failure(f"The model's chat template refused the messages: {error}") from error
+            raise _failure(f"messages: the model's chat template rejected them: {error}") from error
 
     @cached_property
     def _template(self) -> Template:
@@ -78,7 +79,7 @@ class ChatTemplate:
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}` marks, for training, what the assistant said; here its body is just rendered."""
+    """`{% generation %}` marks the assistant's messages for training; here only its body is rendered."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -87,12 +88,12 @@ class _GenerationBlock(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _with_thoughts(message: dict[str, Any]) -> dict[str, Any]:
-    """Under each name that templates read them by, as transformers does."""
-    thoughts = next((message[name] for name in _THOUGHTS if name in message), None)
-    if thoughts is None:
+def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+    """Copy the assistant's reasoning to each key that templates read, as transformers does."""
+    reasoning = next((message[name] for name in _REASONING_KEYS if name in message), None)
+    if reasoning is None:
         return message
-    return {"thinking": thoughts, **message, "reasoning_content": thoughts}
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
 def _failure(message: str) -> InvalidRequestError:
@@ -106,7 +107,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter escapes HTML, which a model was not trained on."""
+    """Replaces Jinja's filter, which escapes HTML; models are not trained on that."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

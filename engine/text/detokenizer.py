@@ -1,6 +1,6 @@
-"""IncrementalDetokenizer: a sequence's tokens as text, up to its stop strings.
+"""IncrementalDetokenizer: turns a sequence's tokens into text, up to a stop string.
 
-Knows nothing of stop tokens, lengths or the end-of-sequence token: the engine ends a sequence, and says so.
+Does not know stop tokens, lengths or the end-of-sequence token: the engine calls `flush` when they end it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ __all__ = ["Detokenized", "IncrementalDetokenizer"]
 
 
 class Detokenized(NamedTuple):
-    """What one token did to the text."""
+    """The effect of one token on the text."""
 
     text: str
-    """What it adds."""
+    """The text to add."""
     stop: str | None
-    """The stop string that it completed: the text ends here."""
+    """The stop string that the token completed, which ends the text; None if it did not."""
 
 
 class _Match(NamedTuple):
@@ -30,16 +30,16 @@ class _Match(NamedTuple):
 
 
 class IncrementalDetokenizer:
-    """Turns tokens into text with stop-string hold-back.
+    """Turns tokens into text and holds back what may become a stop string.
 
-    Decoded text is let go except for its longest end that may become a stop string:
+    Decoded text is released except for its longest end that may become a stop string:
 
         text so far   [ released ........ | held ]      held is a proper prefix of a stop string, or empty
         next token                               [ new ]
 
-    What token i adds is a function of the prompt and of tokens 0..i alone, so a stream that was cut anywhere
-    goes on identically after its tokens have been replayed. The stop string that ends first counts, and of
-    several that end together the longest: what ends a text doesn't depend on how the tokenizer cuts it.
+    The text that token i adds is a function of the prompt and of the tokens 0..i, so a stream that was cut
+    anywhere continues identically after its tokens are replayed. The stop string that ends first counts, and
+    the longest of several that end together: the result does not depend on the boundaries of the tokens.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class IncrementalDetokenizer:
         self._held = ""
 
     def append(self, token_id: int) -> Detokenized:
-        """Take the next token. After a stop no further token may come."""
+        """Add the next token. Do not call it again after it has returned a stop string."""
         self._num_tokens += 1
         new = self._decoder.step(token_id)
         if not self._stop or not new:
@@ -70,14 +70,14 @@ class IncrementalDetokenizer:
         return Detokenized(text[: len(text) - num_held], None)
 
     def flush(self) -> str:
-        """All that is held back: the sequence has ended without a stop string."""
+        """Return all text that is held back, because the sequence ended without a stop string."""
         text = self._held + self._decoder.flush()
         self._held = ""
         return text
 
     def _find_stop(self, text: str) -> _Match | None:
-        # A stop string that ends within the held text was found (or passed over, before min_tokens)
-        # when that text came: only those that end in the new text count.
+        # A stop string that ends within the held text was found (or ignored, before min_tokens) with an
+        # earlier token: only those that end in the new text count.
         matches = []
         for stop in self._stop:
             start = text.find(stop, max(0, len(self._held) - len(stop) + 1))
@@ -90,7 +90,7 @@ class IncrementalDetokenizer:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a proper prefix of `stop`."""
+    """Return the length of the longest end of `text` that is a proper prefix of `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length

@@ -1,7 +1,7 @@
-"""Which tokens end an answer: what all files of a checkpoint say together.
+"""end_token_ids: the tokens that end an answer, collected from all files of a checkpoint.
 
 Each file alone is often wrong: config.json is left over from the base model, generation_config.json is
-missing or has null, the tokenizer names the end of a text but not the end of a turn.
+missing or has null, and the tokenizer names the end of a text but not the end of a turn.
 """
 
 from __future__ import annotations
@@ -39,5 +39,7 @@ def _ids(content: Mapping[str, Any], file: str) -> list[int]:
     value = content.get("eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(each) is int for each in ids):
-        raise ModelLoadError(f"{file}: eos_token_id must be a token id or a list of them, not {value!r}.")
+        raise ModelLoadError(
+            f"{file}: eos_token_id must be a token id or a list of token ids, not {value!r}."
+        )
     return ids

@@ -1,6 +1,6 @@
-"""HFTokenizer: a checkpoint's tokenizer.json and chat template, through the `tokenizers` library alone.
+"""HFTokenizer: a checkpoint's tokenizer.json and chat templates, read with the `tokenizers` library.
 
-Not through transformers, whose import costs a starting worker seconds.
+transformers is not used, because importing it would delay a worker's start by seconds.
 """
 
 from __future__ import annotations
@@ -24,31 +24,32 @@ if TYPE_CHECKING:
 
 REPLACEMENT = "\ufffd"
 
-
 _LONG_CHARS: Final = 4096
-"""About a millisecond's work."""
+"""Texts up to this length take about a millisecond."""
 _NUM_CONTEXT_TOKENS: Final = 8
-"""Tokens of a prompt that decide how the text after it begins: more than a character has bytes."""
+"""Tokens at the end of a prompt that affect how the next text begins; more than the bytes of a character."""
 _IN_CHARACTER: Final = re.compile(rb"[\x80-\xbf]")
-"""A byte that no character begins with."""
+"""A continuation byte of UTF-8."""
 
 
 class HFTokenizer(Tokenizer):
-    """Reads `tokenizer.json` and the chat templates.
+    """The tokenizer of a checkpoint folder.
 
-    Raises ModelLoadError for a folder whose tokenizer.json is missing or can't be read.
+    Raises ModelLoadError if tokenizer.json is missing, or if a file cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
         path = self._path = folder / "tokenizer.json"
         try:
-            # The file may carry the padding and truncation of somebody's training run.
+            # The file may contain padding and truncation settings of a training run.
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
-        # The library raises bare Exception for whatever it dislikes.
+        # The library raises bare Exception for every fault.
         except Exception as error:
-            raise ModelLoadError(f"{path} cannot be read as a tokenizer ({error}).") from error
+            raise ModelLoadError(
+                f"{path} cannot be read as a tokenizer ({error}); fetch the file again."
+            ) from error
         added = self._tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._added = {token_id: token.content.encode("utf-8") for token_id, token in added.items()}
@@ -64,18 +65,18 @@ class HFTokenizer(Tokenizer):
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        # A lone surrogate is no character: it becomes "?" rather than an exception.
+        # A lone surrogate is not a character: replace it with "?" instead of failing.
         text = text.encode("utf-8", errors="replace").decode("utf-8")
         if len(text) > _LONG_CHARS:
-            # The library's way for one text holds the interpreter until it is done, for a megabyte longer
-            # than a worker's lease; its way for many lets everybody else go on.
+            # encode() holds the GIL until it is done, for a megabyte longer than a worker's lease lasts;
+            # encode_batch_fast() releases it.
             (found,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
             return found.ids
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         if self._is_byte_level:
-            # Not with the library: it reads added tokens in the byte alphabet too.
+            # The library would decode added tokens with the byte alphabet too.
             skipped = self._special_ids if skip_special_tokens else frozenset[int]()
             spelled = (self.token_bytes(token_id) for token_id in token_ids if token_id not in skipped)
             return b"".join(spelled).decode("utf-8", errors="replace")
@@ -87,9 +88,9 @@ class HFTokenizer(Tokenizer):
         if token is None:
             return b""
         if self._is_byte_level:
-            # An added token is spelled as plain text, though its letters may be in the byte alphabet.
+            # An added token is plain text, even if all its letters are in the byte alphabet.
             return self._added.get(token_id) or _spelled_bytes(token)
-        # SentencePiece's spelling: a byte that stands for itself, and blanks that can be seen.
+        # SentencePiece writes a raw byte as <0xNN> and a space as U+2581.
         byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
         return bytes.fromhex(byte[1]) if byte is not None else token.replace("\u2581", " ").encode()
 
@@ -104,15 +105,15 @@ class HFTokenizer(Tokenizer):
         return [token_id for token_id in (eos, closing) if token_id is not None]
 
     def _closing_token_id(self) -> int | None:
-        said = "pagefleet"
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
+        answer = "pagefleet"
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
         if self._chat_template is None:
             return None
         try:
             text = self._chat_template.render(turns, add_generation_prompt=False)
         except InvalidRequestError:
             return None
-        _, found, behind = text.rpartition(said)
+        _, found, behind = text.rpartition(answer)
         first = self.encode(behind.lstrip(), add_special_tokens=False)[:1] if found else []
         return first[0] if first and self.is_added(first[0]) else None
 
@@ -134,7 +135,7 @@ class HFTokenizer(Tokenizer):
         template = self._tool_template if tools else self._chat_template
         if template is None:
             raise InvalidRequestError(
-                "This model has no chat template; send a prompt instead of messages.",
+                "messages: this model has no chat template; send a prompt instead.",
                 "chat_template",
                 "messages",
             )
@@ -161,15 +162,17 @@ class HFTokenizer(Tokenizer):
         return decoder
 
     def _context(self, prompt_token_ids: Sequence[int], skipped: Collection[int]) -> list[int]:
-        """The prompt's last few tokens that are text, from where a character begins: the library would not
-        read the bytes of one that is cut in front, nor those behind it."""
+        """Return the prompt's last few text tokens, beginning at the start of a character.
+
+        The library would not decode the bytes of a character whose beginning is missing, nor those after it.
+        """
         text = (token_id for token_id in reversed(prompt_token_ids) if token_id not in skipped)
         last = list(itertools.islice(text, _NUM_CONTEXT_TOKENS))[::-1]
         return list(itertools.dropwhile(lambda each: _IN_CHARACTER.match(self.token_bytes(each)), last))
 
 
 class _ByteLevelDecoder(TokenDecoder):
-    """For vocabularies whose tokens spell bytes (GPT-2's alphabet): the bytes of each, through UTF-8."""
+    """For vocabularies whose tokens spell bytes (GPT-2's alphabet): decodes each token's bytes as UTF-8."""
 
     def __init__(self, tokenizer: HFTokenizer, skipped: frozenset[int]) -> None:
         self._tokenizer = tokenizer
@@ -184,7 +187,7 @@ class _ByteLevelDecoder(TokenDecoder):
 
 
 class _WindowDecoder(TokenDecoder):
-    """For any other tokenizer: decodes the last few tokens again with each new one.
+    """For all other tokenizers: decodes the last few tokens again with each new one.
 
         tokens   ... | context | held back, new |
                   start       read             end
@@ -222,7 +225,7 @@ class _WindowDecoder(TokenDecoder):
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's spelling of bytes: printable ones as themselves, the others, in order, from U+0100 on."""
+    """Return GPT-2's alphabet: printable bytes are themselves, the others follow in order from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in set(printable)]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
@@ -232,7 +235,7 @@ _BYTES = _byte_alphabet()
 
 
 def _spelled_bytes(token: str) -> bytes:
-    """Of a vocabulary's own token; one that isn't spelled in the alphabet is plain text."""
+    """Return the bytes of a token that is not an added one. Letters outside of the alphabet: plain text."""
     try:
         return bytes(_BYTES[character] for character in token)
     except KeyError:

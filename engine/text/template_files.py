@@ -1,7 +1,7 @@
-"""Which chat templates a checkpoint has, and which special tokens they can name.
+"""Reads a checkpoint's chat templates and the special tokens that they can name.
 
 The rules are those of transformers 5 (PreTrainedTokenizerBase.from_pretrained), so that a template renders
-here what its authors saw.
+the same text here as for its authors.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ _CLASS_DEFAULTS: Final[Mapping[str, Mapping[str, str]]] = {
     "Qwen2Tokenizer": dict.fromkeys(("eos_token", "unk_token", "pad_token"), _END_OF_TEXT),
     "GPT2Tokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), _END_OF_TEXT),
 }
-"""Special tokens that a tokenizer class of transformers has unless its configuration names others."""
+"""Special tokens of transformers' tokenizer classes, unless the configuration names others."""
 
 
 def read_chat_templates(folder: Path, special_tokens: Mapping[str, str]) -> dict[str, ChatTemplate]:
     """Return the templates by name: "default", and "tool_use" for a conversation with tools.
 
-    Raises ModelLoadError for a file that cannot be read as what it should be.
+    Raises ModelLoadError if a file cannot be read or has the wrong form.
     """
     return {name: ChatTemplate(source, special_tokens) for name, source in _sources(folder).items()}
 
 
 def read_special_tokens(folder: Path) -> dict[str, str]:
-    """Return the special tokens that have a name, such as `bos_token`. Raises ModelLoadError.
+    """Return the special tokens by name, such as `bos_token`.
 
-    special_tokens_map.json counts only beside a configuration without `added_tokens_decoder`, and then more
-    than that configuration.
+    special_tokens_map.json is read only if tokenizer_config.json has no `added_tokens_decoder`, and then
+    takes precedence over it. Raises ModelLoadError if a file has a value of the wrong type.
     """
     declared = read_optional_json_object(folder / TOKENIZER_CONFIG)
     if "added_tokens_decoder" not in declared:
@@ -76,7 +76,7 @@ def _content(token: Any) -> str | None:
 
 
 def _sources(folder: Path) -> dict[str, str]:
-    """Template files, if there are any, replace what the configuration says."""
+    """Return the sources by name. Template files, if there are any, replace those in the configuration."""
     files = {"default": folder / TEMPLATE} if (folder / TEMPLATE).is_file() else {}
     files |= {path.stem: path for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))}
     try:
@@ -91,11 +91,11 @@ def _sources(folder: Path) -> dict[str, str]:
 
 
 def _named(source: Any) -> dict[str, str]:
-    """One text is the default; several come as a list of named ones or as an object."""
+    """Return templates by name: one text is the default, several are a list of named ones or an object."""
     if isinstance(source, list):
         source = {entry["name"]: entry["template"] for entry in source}
     elif not isinstance(source, dict):
         source = {"default": source} if source else {}
     if not all(isinstance(text, str) for pair in source.items() for text in pair):
-        raise TypeError("chat_template is neither a text nor a list or object of named texts")
+        raise TypeError("chat_template must be a text, or a list or object of named texts")
     return dict(source)

@@ -1,6 +1,6 @@
-"""Text to tokens and back: the two interfaces that the engine uses, and a tokenizer that needs no file.
+"""Tokenizer and TokenDecoder: the interfaces between text and tokens. ByteTokenizer: needs no file.
 
-Nothing here knows stop strings: see detokenizer.py.
+Stop strings are not handled here; see detokenizer.py.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ __all__ = ["ByteTokenizer", "TokenDecoder", "Tokenizer"]
 
 
 class TokenDecoder(ABC):
-    """Decodes one growing sequence. What a call returns is a function of the tokens so far alone."""
+    """Decodes one growing sequence. The result of a call is a function of the tokens so far."""
 
     @abstractmethod
     def step(self, token_id: int) -> str:
-        """Text that has become certain with this token: never half a character, "" where nothing has."""
+        """Add a token and return the text that is now certain: whole characters only, perhaps ""."""
 
     @abstractmethod
     def flush(self) -> str:
-        """The text still held back, as it stands; half a character comes as U+FFFD. Ends the decoder."""
+        """Return the text that is held back, an incomplete character as U+FFFD. Ends the decoder."""
 
 
 class Tokenizer(ABC):
@@ -37,37 +37,37 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """Ids that the tokenizer knows: 0 .. vocab_size - 1."""
+        """The number of ids that the tokenizer knows: 0 .. vocab_size - 1."""
 
     @abstractmethod
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """The text's token ids, with those the model expects around a text where `add_special_tokens`."""
+        """Return the token ids. `add_special_tokens` adds those that the model expects around a text."""
 
     @abstractmethod
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of the tokens; ids outside of the vocabulary add nothing."""
+        """Return the text of the tokens. Ids outside of the vocabulary add nothing."""
 
     @abstractmethod
     def token_bytes(self, token_id: int) -> bytes:
-        """What the token spells by itself: perhaps a part of a character; b"" for ids that mean nothing."""
+        """Return the bytes that the token spells, perhaps a part of a character; b"" for an unknown id."""
 
     @property
     def chat_template(self) -> str | None:
-        """Its source, where there is one."""
+        """The source of the chat template, or None."""
         return None
 
     @property
     def end_token_ids(self) -> Sequence[int]:
-        """Ids of the tokens that end a text or an assistant's message, if the tokenizer's files say so."""
+        """The tokens that end a text or an assistant's message, as far as the tokenizer's files name them."""
         return ()
 
     def is_added(self, token_id: int) -> bool:
-        """Whether the token was added to the vocabulary, as all special tokens are."""
+        """Return whether the token was added to the vocabulary, as all special tokens are."""
         return False
 
     @abstractmethod
     def token_name(self, token_id: int) -> str:
-        """The vocabulary's own spelling of the token, perhaps not its text; "" for ids that mean nothing."""
+        """Return the vocabulary's name of the token, which may differ from its text; "" for an unknown id."""
 
     @abstractmethod
     def apply_chat_template(
@@ -78,18 +78,19 @@ class Tokenizer(ABC):
         *,
         add_generation_prompt: bool = True,
     ) -> list[int]:
-        """The conversation as a prompt which by default asks for the assistant's next message.
+        """Return the token ids of the conversation.
 
-        `tools` are what it may call; `variables` are for the template alone, which may know some.
+        `tools` are the functions that the assistant may call, `variables` are passed to the template. With
+        `add_generation_prompt` the ids end where the assistant's next message begins.
 
-        Raises InvalidRequestError with code "chat_template" where the template refuses the messages.
+        Raises InvalidRequestError with code "chat_template" if the template rejects the messages.
         """
 
     @abstractmethod
     def for_grammars(self, vocab_size: int, eos_token_ids: Sequence[int]) -> LLTokenizer:
-        """The vocabulary as grammar.py's library sees it: what each token spells, and which ones end a text.
+        """Return the vocabulary for llguidance: the bytes of each token, and the tokens that end a text.
 
-        Raises ModuleNotFoundError where the library is not installed.
+        Raises ModuleNotFoundError if llguidance is not installed.
         """
 
     @abstractmethod
@@ -101,20 +102,20 @@ class Tokenizer(ABC):
     ) -> TokenDecoder:
         """Return a decoder for the tokens that follow `prompt_token_ids`.
 
-        Its text is what these tokens add to the prompt's: a SentencePiece token keeps the space before it
-        unless it begins the text, and a character that the prompt's last tokens begin comes whole.
-        The special tokens in `kept` are never skipped.
+        Its text is what these tokens add to that of the prompt: a SentencePiece token keeps the space before
+        it unless it begins the text, and a character that begins in the prompt is returned whole. The special
+        tokens in `kept` are never skipped.
         """
 
     def decode_prompt(self, prompt_token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Return the prompt's text without a character that it only begins, which comes with what follows."""
+        """Return the prompt's text without an incomplete last character, which belongs to what follows."""
         return "".join(map(self.decoder(skip_special_tokens).step, prompt_token_ids))
 
 
 class ByteTokenizer(Tokenizer):
-    """Token i is the byte i; after the bytes come three special tokens, then ids that mean nothing.
+    """Token i is the byte i; three special tokens follow, then ids without a meaning.
 
-    For tests and for engines without a model: it needs no file and covers every text.
+    For tests and engines without a model: it needs no file and can encode every text.
     """
 
     NUM_BYTES = 256
@@ -133,7 +134,7 @@ class ByteTokenizer(Tokenizer):
         return self._vocab_size
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        # A lone surrogate is no character: it becomes "?" rather than an exception.
+        # A lone surrogate is not a character: replace it with "?" instead of failing.
         token_ids = list(text.encode("utf-8", errors="replace"))
         return [self.BOS_TOKEN_ID, *token_ids] if add_special_tokens else token_ids
 
@@ -162,8 +163,10 @@ class ByteTokenizer(Tokenizer):
         *,
         add_generation_prompt: bool = True,
     ) -> list[int]:
-        """`role: content` and a line end for each message, then `assistant: ` and the variable `opening`.
-        What else there is, tools and variables first, stands in lines of JSON."""
+        """A line `role: content` for each message, then `assistant: ` and the variable `opening`.
+
+        Tools, variables and further keys of a message become lines of JSON.
+        """
         lines = [f"{json.dumps(each)}\n" for each in (tools, variables) if each]
         for message in messages:
             more = {key: value for key, value in message.items() if key not in ("role", "content", "name")}
@@ -175,7 +178,9 @@ class ByteTokenizer(Tokenizer):
     def for_grammars(self, vocab_size: int, eos_token_ids: Sequence[int]) -> LLTokenizer:
         from llguidance import LLTokenizer, TokenizerWrapper
 
-        return LLTokenizer(TokenizerWrapper(_Spelling()), n_vocab=vocab_size, eos_token=list(eos_token_ids))
+        return LLTokenizer(
+            TokenizerWrapper(_TokenizerForGrammars()), n_vocab=vocab_size, eos_token=list(eos_token_ids)
+        )
 
     def decoder(
         self,
@@ -190,8 +195,8 @@ class ByteTokenizer(Tokenizer):
         return decoder
 
 
-class _Spelling:
-    """What llguidance wants to know of a tokenizer that it does not know."""
+class _TokenizerForGrammars:
+    """The attributes that llguidance reads from a foreign tokenizer."""
 
     bos_token_id = ByteTokenizer.BOS_TOKEN_ID
     eos_token_id = ByteTokenizer.EOS_TOKEN_ID
@@ -216,7 +221,7 @@ class _ByteDecoder(TokenDecoder):
         special = ByteTokenizer.SPECIAL_TOKENS.get(token_id)
         if special is None or token_id in self._skipped:
             return ""
-        # The special token stands between bytes: half a character before it stays half.
+        # A special token between the bytes of a character leaves the first part incomplete.
         return self.flush() + special
 
     def flush(self) -> str:
@@ -229,6 +234,6 @@ def _text_of(message: Mapping[str, Any], key: str) -> str:
     value = message.get(key)
     if not isinstance(value, str):
         raise InvalidRequestError(
-            f"Each message needs a text under {key!r}, not {value!r}.", "chat_template", "messages"
+            f"messages: {key!r} of each message must be a string, not {value!r}.", "chat_template", "messages"
         )
     return value

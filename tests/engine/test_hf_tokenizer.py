@@ -290,7 +290,7 @@ def test_a_broken_tokenizer_file_is_named(tmp_path):
         ("[]", "must hold a JSON object, not a list"),
         ("null", "must hold a JSON object, not null"),
         ("{", "is not valid JSON"),
-        ('{"chat_template": 5}', "neither a text nor a list"),
+        ('{"chat_template": 5}', "must be a text, or a list"),
         ('{"chat_template": [{"name": "default"}]}', "'template'"),
         ('{"chat_template": ["x"]}', "wrong type"),
         ('{"bos_token": 7}', "wrong type"),

@@ -178,7 +178,7 @@ def test_bad_words_are_cut_as_at_the_beginning_of_a_text_and_after_a_blank():
     """The second only where it is as long and begins with another token."""
     ids = bad_word_token_ids(["cat", " dog house", "emu"], WordTokenizer(), 100)
     assert ids == [[1], [2], [3, 4], [5, 4], [6]]
-    with pytest.raises(InvalidRequestError, match="'owl' has no tokens"):
+    with pytest.raises(InvalidRequestError, match="no tokens of 'owl'"):
         bad_word_token_ids(["owl"], WordTokenizer(), 100)
 
 
