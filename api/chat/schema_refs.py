@@ -1,4 +1,4 @@
-"""A JSON schema within another one: its own references go on pointing to its own parts."""
+"""Embed a JSON schema in another schema so that its references still point to its own parts."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 _VALUES: Final = frozenset({"const", "enum", "default", "example", "examples"})
-"""Keywords whose values are no schemas."""
+"""Keywords whose values are not schemas."""
 _NAMED: Final = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
-"""Keywords whose values are schemas by name."""
+"""Keywords whose values map names to schemas."""
 
 
 def moved(schema: Any, place: str) -> Any:
-    """The schema with every ``#...`` in it written as ``place...``.
+    """Return the schema with each reference ``#...`` in it changed to ``place...``.
 
     Args:
-        place: a JSON pointer to where the schema will stand, as ``#/$defs/0``.
+        place: the JSON pointer of the schema in the outer schema, for example ``#/$defs/0``.
     """
     if isinstance(schema, list):
         return [moved(each, place) for each in schema]
     if not isinstance(schema, Mapping):
         return schema
-    # Its own address would be what its references are relative to.
+    # Without $id: references would be relative to it.
     return {key: _moved_value(key, value, place) for key, value in schema.items() if key != "$id"}
 
 

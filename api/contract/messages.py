@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
-from pagefleet.api.contract.chat_message import ChatMessage, Reading, Tool
+from pagefleet.api.contract.chat_message import ChatMessage, Reading, Tool, ToolCall
 from pagefleet.api.contract.errors import FleetError, error_from_code
 from pagefleet.api.contract.keys import Lane
 from pagefleet.api.contract.logprobs import Logprob, TokenLogprobs
@@ -50,6 +50,7 @@ __all__ = [
     "StreamEvent",
     "TokenLogprobs",
     "Tool",
+    "ToolCall",
     "WorkerStatus",
     "parse_event",
     "split_events",
@@ -260,6 +261,25 @@ class ChoiceResult(StoredModel):
     stop_reason: str | int | None = None
     logprobs: list[TokenLogprobs] | None = None
     """One for each token, where the request asked for them."""
+    message: ChatMessage | None = None
+    """The text of a chat's answer, read as a message: what to append to the conversation. None in Celery's
+    results, and for a prompt."""
+
+    @property
+    def content(self) -> str | None:
+        """The answer without reasoning and tool calls; None if it has only those."""
+        if self.message is None:
+            return self.text
+        has_more = self.message.tool_calls or self.message.reasoning_content is not None
+        return self.message.content or (None if has_more else "")
+
+    @property
+    def reasoning(self) -> str | None:
+        return None if self.message is None else self.message.reasoning_content
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        return list(self.message.tool_calls or ()) if self.message is not None else []
 
 
 class JobResult(StoredModel):
@@ -301,6 +321,22 @@ class JobResult(StoredModel):
     @property
     def finish_reason(self) -> str | None:
         return self.choices[0].finish_reason
+
+    @property
+    def message(self) -> ChatMessage | None:
+        return self.choices[0].message
+
+    @property
+    def content(self) -> str | None:
+        return self.choices[0].content
+
+    @property
+    def reasoning(self) -> str | None:
+        return self.choices[0].reasoning
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        return self.choices[0].tool_calls
 
 
 class ModelCard(StoredModel):

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pagefleet.api.client.token_stream import AsyncTokenStream
+from pagefleet.api.contract.chat_message import Reading
 from pagefleet.api.contract.errors import FleetError, RedisUnavailable
 from pagefleet.api.contract.messages import JobResult, ModelCard
 from pagefleet.api.gateway.access.api_keys import ApiKey
@@ -46,6 +47,8 @@ class Answer:
     num_choices: int
     background: bool
     headers: dict[str, str] = field(default_factory=dict)
+    reading: Reading | None = None
+    """How the texts of its choices are read as messages."""
 
     async def accepted(self) -> None:
         """Waits for the workers' word, a second at most. Raises: FleetError: a job was rejected."""
@@ -167,6 +170,7 @@ async def start(
         ttl = _result_ttl(key, card, body.result_ttl_s, gateway.fleet.settings.result_ttl_s)
         fields = {**_in_lane(key), **_complete(body, card, default_max_tokens), "tenant": tenant_of(key)}
         fields["result_ttl_s"] = ttl
+        answer.reading = fields.get("reading")
         for job_id, own, num_reserved in zip(jobs_of(answer.answer_id), requests, shares, strict=True):
             stream = await gateway.fleet.start(
                 {**fields, **own},

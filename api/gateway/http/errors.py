@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from pagefleet.api.chat.errors import MissingField, UnsupportedField
 from pagefleet.api.contract.errors import (
     ContextTooLong,
     FleetError,
@@ -82,6 +83,10 @@ def api_error(error: FleetError, names: Mapping[str, str] = SPELLED) -> ApiError
             return _invalid(error, names, "context_length_exceeded")
         case UnknownParameter():
             return _invalid(error, names, "unknown_parameter")
+        case MissingField():
+            return _invalid(error, names, "missing_required_parameter")
+        case UnsupportedField():
+            return _invalid(error, names, "unsupported_parameter")
         case InvalidRequest():
             return _invalid(error, names, "invalid_value")
         case UnknownModel():

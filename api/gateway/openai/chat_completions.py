@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, NoReturn
+from typing import Any, ClassVar, Final
 
 from pydantic import Field, JsonValue
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pagefleet.api.chat.choice_reader import ChoiceReader, joined, special_tokens
+from pagefleet.api.chat.chat_request import TOOL_FIELDS, chat_fields
+from pagefleet.api.chat.choice_reader import ChoiceReader
+from pagefleet.api.chat.message_reader import with_message
 from pagefleet.api.client.stream import Chunk
 from pagefleet.api.contract.chat_message import Reading
 from pagefleet.api.contract.messages import ChoiceResult, JobResult, ModelCard
@@ -22,7 +24,7 @@ from pagefleet.api.gateway.http.body import read_body, refuse
 from pagefleet.api.gateway.http.errors import ApiError
 from pagefleet.api.gateway.openai.chat_message import NOT_IN_A_MESSAGE, Message
 from pagefleet.api.gateway.openai.logprobs import chat_logprobs, prompt_fields
-from pagefleet.api.gateway.openai.tools import Choice, ToolBody, ToolUse
+from pagefleet.api.gateway.openai.tools import Choice, ToolBody
 
 PREFIX: Final = "chatcmpl"
 _NOT_HERE: Final = {
@@ -51,6 +53,10 @@ class ChatBody(GenerationBody):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
+    def _has_format(self) -> bool:
+        return self.response_format is not None and self.response_format.type != "text"
+
+    @property
     def names(self) -> Mapping[str, str]:
         own = {"prompt": "messages"}
         if self.top_logprobs is not None:
@@ -58,13 +64,6 @@ class ChatBody(GenerationBody):
         if self.max_completion_tokens is not None:
             own["max_tokens"] = "max_completion_tokens"
         return {**super().names, **own}
-
-    def reading(self, card: ModelCard) -> Reading | None:
-        """How this model's answer is to be read. Raises: ApiError."""
-        has_stops = bool(self.stop or self.stop_token_ids)
-        return ToolUse(self.tools, self.tool_choice).reading(
-            card, self.parallel_tool_calls is not False, has_stops
-        )
 
     def job_fields(self, card: ModelCard) -> dict[str, Any]:
         fields = super().job_fields(card)
@@ -75,10 +74,13 @@ class ChatBody(GenerationBody):
             raise ApiError(
                 400, "top_logprobs: logprobs must be true for it.", param="top_logprobs", code="invalid_value"
             )
-        fields["messages"] = [each.told(f"messages[{index}].") for index, each in enumerate(self.messages)]
+        fields["messages"] = [each.job_message(index) for index, each in enumerate(self.messages)]
         if self.chat_template_kwargs:
             fields["chat_template_kwargs"] = self._variables(self.chat_template_kwargs)
-        return {**fields, **self._tool_fields(card, fields.get("structured_outputs"))}
+        if self._has_format and self.tool_choice is not None and self.tool_choice.is_demand:
+            # The format is of an answer in words, and the answer will be a call.
+            fields.pop("structured_outputs", None)
+        return chat_fields({**fields, **self._tool_options()}, card)
 
     def _variables(self, given: dict[str, JsonValue]) -> dict[str, JsonValue]:
         """Raises: ApiError: one that would be passed over."""
@@ -87,48 +89,10 @@ class ChatBody(GenerationBody):
             raise ApiError(400, f"{param}: it is the template's own.", param=param, code="invalid_value")
         return given
 
-    def _tool_fields(self, card: ModelCard, structured: Any) -> dict[str, Any]:
-        """Raises: ApiError."""
-        use = ToolUse(self.tools, self.tool_choice)
-        parallel = self.parallel_tool_calls is not False
-        beside: Any = None
-        if use.mode == "auto" and structured is not None:
-            beside = _beside_tools(self, use, structured, parallel)
-        if use.is_demanded and structured is not None and not _has_format(self):
-            _refuse_beside_tools(self, "the answer will be a call")
-        fields: dict[str, Any] = {"tools": use.told(), "reading": self.reading(card)}
-        if fields["reading"] is not None:
-            kept = self.kept_special_tokens or ()
-            fields["kept_special_tokens"] = [*kept, *special_tokens(fields["reading"])]
-        # Where a call is demanded a format is of what is said in words, and nothing is.
-        if (grammar := beside or use.grammar(parallel)) is not None:
-            fields["structured_outputs"] = grammar
-        return {name: value for name, value in fields.items() if value is not None}
-
-
-def _beside_tools(
-    body: ChatBody, use: ToolUse, structured: Mapping[str, Any], parallel: bool
-) -> dict[str, Any]:
-    """A call, or an answer of this form. Raises: ApiError."""
-    if structured.get("json_object"):
-        schema: Any = {"type": "object"}
-    elif "json_schema" in structured:
-        schema = structured["json_schema"]
-    else:
-        _refuse_beside_tools(body, "beside tool_choice auto only a JSON schema is supported")
-    kept = {name: structured[name] for name in ("wind_down",) if name in structured}
-    return {**use.beside_format(schema, parallel), **kept}
-
-
-def _has_format(body: ChatBody) -> bool:
-    return body.response_format is not None and body.response_format.type != "text"
-
-
-def _refuse_beside_tools(body: ChatBody, reason: str) -> NoReturn:
-    others = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
-    given = (name for name in others if getattr(body, name) is not None)
-    param = "response_format" if _has_format(body) else next(given)
-    raise ApiError(400, f"{param}: not beside these tools: {reason}.", param=param, code="invalid_value")
+    def _tool_options(self) -> dict[str, Any]:
+        tools = None if self.tools is None else [tool.known() for tool in self.tools]
+        choice = None if self.tool_choice is None else self.tool_choice.known()
+        return dict(zip(TOOL_FIELDS, (tools, choice, self.parallel_tool_calls), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,30 +126,25 @@ class ChatShape(Shape):
         return prompt_fields(told)
 
     def choice(self, choice: int, result: ChoiceResult, job: JobResult) -> dict[str, Any]:
-        message, reason = self._message(choice, result)
+        result = with_message(result, self.reading or Reading(), self.answer_id)
         said = {
             "index": choice,
-            "message": message,
+            "message": _message(result),
             "logprobs": None if result.logprobs is None else chat_logprobs(result.logprobs),
-            **finish_fields(reason, result.stop_reason),
+            **finish_fields(result.finish_reason, result.stop_reason),
         }
         if self.wants_token_ids:
             said["token_ids"] = result.token_ids
         return said
 
-    def _message(self, choice: int, result: ChoiceResult) -> tuple[dict[str, Any], str | None]:
-        """What was said, and why it ended."""
-        if self.reading is None:
-            return {"role": "assistant", "content": result.text, "refusal": None}, result.finish_reason
-        # A call that broke off where the text says that it ended is none.
-        whole_calls = self.reading.whole_calls or result.finish_reason == "stop"
-        reading = self.reading.model_copy(update={"whole_calls": whole_calls})
-        reader = ChoiceReader(reading, self.answer_id, choice)
-        message = {"role": "assistant", "content": None, "refusal": None}
-        message |= joined([reader.feed(result.text), reader.end()])
-        if "tool_calls" not in message and "reasoning_content" not in message:
-            message["content"] = message["content"] or ""
-        return message, reader.finish_reason(result.finish_reason)
+
+def _message(result: ChoiceResult) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": result.content, "refusal": None}
+    if result.reasoning is not None:
+        message["reasoning_content"] = result.reasoning
+    if result.tool_calls:
+        message["tool_calls"] = [call.model_dump() for call in result.tool_calls]
+    return message
 
 
 def _chunk_choice(choice: int, delta: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,7 +165,7 @@ async def create(request: Request) -> Response:
         wants_token_ids=bool(body.return_token_ids),
         fingerprint=fingerprint_text(card.fingerprint),
         names=body.names,
-        reading=body.reading(card),
+        reading=answer.reading,
     )
     if body.stream:
         return answer.stream(shape, body.stream_options or StreamOptions())

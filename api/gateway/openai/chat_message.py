@@ -1,4 +1,4 @@
-"""A message of a conversation as a client writes it."""
+"""A message of a conversation as a request's body has it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Annotated, Any, Final
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from pagefleet.api.chat.chat_messages import are_text, check_tool_fields, joined_parts
+from pagefleet.api.chat.errors import refused
 from pagefleet.api.gateway.http.body import RequestBody
-from pagefleet.api.gateway.http.errors import ApiError
 
 NOT_IN_A_MESSAGE: Final = {
-    "function_call": "functions are not supported, tools are",
-    "audio": "only text is read",
+    "function_call": "function_call is not supported; use tool_calls",
+    "audio": "only text is supported",
 }
-"""Without them the model would read another conversation than the one that was sent."""
+"""Fields that cannot be ignored: the model would read a different conversation."""
 _ROLES: Final = ("system", "developer", "user", "assistant", "tool")
-_PARTS: Final = ("text", "refusal")
 
 
 class Part(RequestBody):
@@ -28,19 +28,17 @@ class Part(RequestBody):
 
 
 def _as_parts(content: Any) -> Any:
-    """A text, or parts that are text; an assistant's turn may have none."""
+    """Accept a text or parts that are text; an assistant's message may have neither."""
     if not isinstance(content, list):
         return "" if content is None else content
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in _PARTS or not isinstance(part.get(kind), str):
-            raise PydanticCustomError("content", "only parts of the type text are supported")
+    if not are_text(content):
+        raise PydanticCustomError("content", "only parts of the types text and refusal are supported")
     return [Part.model_validate(part) for part in content]
 
 
 class CalledFunction(RequestBody):
     name: str = Field(min_length=1, max_length=1024)
-    arguments: str = Field("{}", description="JSON; as it came where the model broke off")
+    arguments: str = Field("{}", description="JSON; may be incomplete if the model broke off")
 
 
 class MessageCall(RequestBody):
@@ -57,54 +55,36 @@ class Message(RequestBody):
     name: str | None = None
     tool_calls: list[MessageCall] | None = None
     tool_call_id: str | None = None
-    reasoning_content: str | None = Field(None, description="what an assistant thought")
+    reasoning_content: str | None = Field(None, description="an assistant's reasoning")
 
-    def told(self, place: str) -> dict[str, Any]:
-        """As a job has it.
+    def job_message(self, index: int) -> dict[str, Any]:
+        """Return the message as a job has it.
 
         Args:
-            place: where it stands in the body, with a dot behind it.
+            index: its place in the conversation, for errors.
 
         Raises:
-            ApiError: a call that nobody may make, or a result of none.
+            InvalidRequest: an unknown role, or tool fields in the wrong message.
         """
+        place = f"messages.{index}"
         if self.role not in _ROLES:
-            raise _refused(f"{place}role", f"`{self.role}` is not one of {', '.join(_ROLES)}")
-        if self.role == "tool" and self.tool_call_id is None:
-            raise _refused(f"{place}tool_call_id", "it is missing", "missing_required_parameter")
-        if self.tool_call_id is not None and self.role != "tool":
-            raise _refused(f"{place}tool_call_id", "only a message of the role tool has one")
-        if self.tool_calls and self.role != "assistant":
-            raise _refused(f"{place}tool_calls", "only a message of the role assistant has any")
-        told = {
+            raise refused(f"{place}.role", f"{self.role!r} is not one of {', '.join(_ROLES)}")
+        fields = {
             "role": self.role,
-            "content": self._text(),
+            "content": self.content if isinstance(self.content, str) else _text(self.content),
             "name": self.name,
-            "tool_calls": self._calls(place),
+            "tool_calls": [_call(call) for call in self.tool_calls or ()] or None,
             "tool_call_id": self.tool_call_id,
             "reasoning_content": self.reasoning_content,
         }
-        return {name: value for name, value in told.items() if value is not None}
-
-    def _text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "".join((part.text if part.type == "text" else part.refusal) or "" for part in self.content)
-
-    def _calls(self, place: str) -> list[dict[str, Any]] | None:
-        for index, call in enumerate(self.tool_calls or ()):
-            if call.type != "function":
-                param = f"{place}tool_calls[{index}].type"
-                raise _refused(param, "only function is supported", "unsupported_parameter")
-        return [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.function.name, "arguments": call.function.arguments},
-            }
-            for call in self.tool_calls or ()
-        ] or None
+        check_tool_fields(fields, place)
+        return {name: value for name, value in fields.items() if value is not None}
 
 
-def _refused(param: str, reason: str, code: str = "invalid_value") -> ApiError:
-    return ApiError(400, f"{param}: {reason}.", param=param, code=code)
+def _text(parts: list[Part]) -> str:
+    return joined_parts(part.model_dump() for part in parts)
+
+
+def _call(call: MessageCall) -> dict[str, Any]:
+    function = {"name": call.function.name, "arguments": call.function.arguments}
+    return {"id": call.id, "type": call.type, "function": function}

@@ -45,7 +45,7 @@ async def tokenize(request: Request) -> Response:
     headers = await _admit(gateway, key, body.model)
     messages = None
     if body.messages is not None:
-        messages = [message.told(f"messages[{index}].") for index, message in enumerate(body.messages)]
+        messages = [message.job_message(index) for index, message in enumerate(body.messages)]
     async with gateway.turns.of(key.tenant):
         found = await gateway.fleet.tokenize(
             body.prompt,
