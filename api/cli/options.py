@@ -52,6 +52,7 @@ def sampling_options(command: F) -> F:
         ),
         click.option(
             "--timeout",
+            "idle_timeout",
             type=float,
             default=600.0,
             show_default=True,
