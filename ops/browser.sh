@@ -1,6 +1,6 @@
 #!/bin/sh
-# A browser for the tests that look at pages, Flower's and the gateway's. A CI machine (root on Debian) gets Debian's
-# package; on anybody's own machine nothing is installed: it says what to do, and those tests are skipped.
+# A browser for the tests of the web pages. On a CI machine (root on Debian) it installs Debian's package. On any other
+# machine it installs nothing and prints what to do; those tests are then skipped.
 set -u
 package=chromium-headless-shell
 for name in $package chromium chromium-browser google-chrome; do

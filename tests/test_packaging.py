@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -85,6 +86,26 @@ def test_the_wheel_has_every_module_script_and_marker(wheel):
                 assert f"pagefleet/{place}" in names
 
 
+def test_the_sdist_has_the_packages_and_no_tests(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--sdist",
+        "--no-isolation",
+        "--outdir",
+        str(tmp_path),
+        str(ROOT),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"api/pagefleet/__init__.py", "api/protocol/scripts/claim.lua", "workers/py.typed"} <= names
+    assert not [name for name in names if name.startswith(("tests", "ops", "docs", "."))]
+
+
 @pytest.mark.slow
 def test_the_wheel_alone_is_a_producer(wheel, tmp_path):
     """Installed without extras into an empty environment: the client imports, and a command whose extra is
@@ -100,7 +121,7 @@ def test_the_wheel_alone_is_a_producer(wheel, tmp_path):
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([python, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=60)
 
-    done = run("-c", "import pagefleet.api as api; print(api.__file__); api.FleetClient()")
+    done = run("-c", "import pagefleet; print(pagefleet.__file__); pagefleet.FleetClient()")
     assert done.returncode == 0, done.stderr
     assert str(tmp_path) in done.stdout
     assert run("-c", "import torch").returncode != 0

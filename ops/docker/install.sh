@@ -1,5 +1,6 @@
 #!/bin/sh
-# pip into /opt/pagefleet, the versions of constraints.txt: from wheels/ alone where all that is asked for lies there, else from the index too.
+# Installs into /opt/pagefleet, in the versions of constraints.txt: from wheels/ alone if everything is there, else from
+# the index too.
 #   install.sh REQUIREMENT ...
 set -eu
 install="pip --python /opt/pagefleet install --no-compile --find-links wheels --constraint constraints.txt"

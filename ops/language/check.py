@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ops.language.patterns import PATTERNS
-from ops.language.prose import prose_of
+from ops.language.prose import READERS, prose_of
 
 ROOT: Final = Path(__file__).parents[2]
-_KINDS: Final = ("*.md", "*.py", "*.lua")
-_EXCEPT: Final = ("ops/language/", "tests/")
-"""This check quotes what it rejects; the tests have sentences of models in them."""
+_EXCEPT: Final = ("ops/language/", "tests/", "LICENSE")
+"""This check quotes what it rejects; the tests contain sentences of models."""
 
 
 class Hit(NamedTuple):
@@ -30,11 +29,10 @@ class Hit(NamedTuple):
 
 def files_of(paths: Sequence[str]) -> list[Path]:
     """The files under ``paths`` that git knows; all of them without a path."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *(paths or _KINDS)]
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *paths]
     names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    suffixes = tuple(kind.removeprefix("*") for kind in _KINDS)
-    wanted = [name for name in names if name.endswith(suffixes) and not name.startswith(_EXCEPT)]
-    return [ROOT / name for name in wanted if (ROOT / name).is_file()]
+    found = [ROOT / name for name in names if not name.startswith(_EXCEPT)]
+    return [path for path in found if path.suffix in READERS and path.is_file() and not path.is_symlink()]
 
 
 def check(path: Path) -> Iterator[Hit]:

@@ -1,11 +1,11 @@
-"""What a person reads, taken out of each kind of file: documents, docstrings, comments, messages."""
+"""What a person reads, taken out of each kind of file: documents, docstrings, comments, messages, pages."""
 
 from __future__ import annotations
 
 import io
 import re
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -19,8 +19,7 @@ _MIN_SPACES: Final = 2
 
 def prose_of(path: Path) -> Iterator[Line]:
     source = path.read_text()
-    readers = {".md": _markdown, ".py": _python, ".lua": _lua}
-    for number, text in readers[path.suffix](source):
+    for number, text in READERS[path.suffix](source):
         yield number, _CODE.sub("``", text)
 
 
@@ -43,8 +42,33 @@ def _python(source: str) -> Iterator[Line]:
                 yield token.start[0] + offset, line
 
 
-def _lua(source: str) -> Iterator[Line]:
-    for number, line in enumerate(source.splitlines(), 1):
-        _, mark, comment = line.partition("--")
-        if mark:
-            yield number, comment
+def _comments(mark: str) -> Callable[[str], Iterator[Line]]:
+    """Of a language whose comments begin with ``mark`` and end with the line."""
+
+    def read(source: str) -> Iterator[Line]:
+        for number, line in enumerate(source.splitlines(), 1):
+            _, found, comment = line.partition(mark)
+            if found:
+                yield number, comment
+
+    return read
+
+
+def _whole(source: str) -> Iterator[Line]:
+    """Each line: a page's texts are anywhere in it."""
+    return iter(enumerate(source.splitlines(), 1))
+
+
+READERS: Final[Mapping[str, Callable[[str], Iterator[Line]]]] = {
+    "": _comments("#"),
+    ".html": _whole,
+    ".js": _whole,
+    ".lua": _comments("--"),
+    ".md": _markdown,
+    ".py": _python,
+    ".sh": _comments("#"),
+    ".toml": _comments("#"),
+    ".yaml": _whole,
+    ".yml": _whole,
+}
+"""By suffix; a file without one is a Makefile, a Dockerfile or a script."""

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Unpacks Debian's Prometheus (promtool with it) into a folder: nothing is installed and no service starts.
-# Where that cannot be done it says so and is content: what needs it says so too.
+# If that fails it prints the reason and succeeds: the tests that need Prometheus report it too.
 set -u
 folder=$1
 mkdir -p "$folder" && cd "$folder" || exit 1
