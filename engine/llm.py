@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from pagefleet.engine.config import EngineConfig
 from pagefleet.engine.engine_request import EngineRequest
-from pagefleet.engine.isolation import StepIsolation
+from pagefleet.engine.fault_isolation import FaultIsolation
 from pagefleet.engine.llm_engine import LLMEngine
 from pagefleet.engine.outputs import FinishReason, SequenceOutput, TokenLogprobs
 from pagefleet.engine.sampling.sampling_params import SamplingParams
@@ -136,7 +136,7 @@ class LLM:
             for request in requests:
                 self.engine.add_request(request)
                 added[request.request_id] = []
-            steps = StepIsolation(self.engine)
+            steps = FaultIsolation(self.engine)
             while self.engine.has_unfinished_requests:
                 for output in steps.step():
                     added[output.request_id].append(output)

@@ -15,11 +15,11 @@ from pagefleet.engine.core.scheduler_output import SchedulerOutput
 from pagefleet.engine.core.sequence import Sequence, SequenceStatus
 from pagefleet.engine.core.sequence_factory import SequenceFactory
 from pagefleet.engine.core.step_budget import StepBudget, StepCost
-from pagefleet.engine.core.step_trace import StepTrace
 from pagefleet.engine.core.stop_checker import Progress, StopChecker, failed
 from pagefleet.engine.engine_request import EngineRequest
 from pagefleet.engine.errors import EngineAsleepError, EngineFailedError, InvalidRequestError
 from pagefleet.engine.execution.executor import LoadedModel, Report
+from pagefleet.engine.execution.step_tracer import StepTracer
 from pagefleet.engine.model_info import ModelInfo
 from pagefleet.engine.outputs import EngineStats, FinishReason, Sampled, SequenceOutput, TokenLogprobs
 from pagefleet.engine.structured.grammar import Grammar, GrammarCompiler
@@ -42,7 +42,7 @@ class LLMEngine:
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
         info = loaded.info
-        self.trace = StepTrace(config.trace_file, config.trace_steps)
+        self.trace = StepTracer(config.trace_file, config.trace_steps)
         self._executor = loaded.executor
         self._executor.trace = self.trace
         self._tokenizer = loaded.tokenizer
@@ -81,7 +81,7 @@ class LLMEngine:
         """
         # Imported here: only an engine with a model pays for importing torch.
         if config.backend == "null":
-            from pagefleet.engine.execution.null import load
+            from pagefleet.engine.loading.null_loader import load
         else:
             from pagefleet.engine.loading.loader import load
         return cls(load(config, report), config)
@@ -190,7 +190,7 @@ class LLMEngine:
         """Compute a step that `schedule` decided; outputs in its order.
 
         What the executor raises is passed on: no sequence has changed then, and stepping again is safe
-        (isolation.py does it). Raise EngineFailedError if the step was computed and could not be booked.
+        (FaultIsolation does it). Raise EngineFailedError if the step was computed and could not be booked.
         """
         step = scheduler_output._replace(
             scheduled=[entry for entry in scheduler_output.scheduled if _is_running(entry.sequence)]

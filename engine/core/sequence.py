@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from pagefleet.engine.core.ngram import NgramProposer
+from pagefleet.engine.core.ngram_proposer import NgramProposer
 from pagefleet.engine.outputs import FinishReason, TokenLogprobs
 from pagefleet.engine.sampling.logit_rules import LogitRules
 from pagefleet.engine.sampling.sampling_params import SamplingParams

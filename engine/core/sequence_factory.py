@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import NamedTuple
 
-from pagefleet.engine.core.ngram import NgramProposer
+from pagefleet.engine.core.ngram_proposer import NgramProposer
 from pagefleet.engine.core.sequence import Sequence
 from pagefleet.engine.core.stop_checker import Progress, StopChecker
 from pagefleet.engine.engine_request import (

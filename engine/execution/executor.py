@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pagefleet.engine.core.scheduler_output import ScheduledSequence
-from pagefleet.engine.core.step_trace import NO_TRACE, StepTrace
+from pagefleet.engine.execution.step_tracer import NO_TRACER, StepTracer
 from pagefleet.engine.model_info import Fingerprint, ModelInfo
 from pagefleet.engine.outputs import Sampled
 from pagefleet.engine.text.tokenizer import Tokenizer
@@ -24,7 +24,7 @@ Report = Callable[[str, float], None]
 class Executor(ABC):
     """Computes steps. Owns the weights and the KV cache; knows nothing of requests, stops or text."""
 
-    trace: StepTrace = NO_TRACE
+    trace: StepTracer = NO_TRACER
     """Told of the stages of a step; the engine sets it."""
 
     @abstractmethod

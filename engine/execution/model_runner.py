@@ -18,8 +18,8 @@ from pagefleet.engine.execution.executor import Executor
 from pagefleet.engine.execution.logprobs import PromptRows, prompt_rows, token_logprobs
 from pagefleet.engine.execution.token_masks import TokenMasks
 from pagefleet.engine.execution.verification import agreed, logit_rows, sampling_rows
-from pagefleet.engine.models.config import DecoderConfig
 from pagefleet.engine.models.decoder import Decoder
+from pagefleet.engine.models.decoder_config import DecoderConfig
 from pagefleet.engine.models.model_source import ModelSource
 from pagefleet.engine.outputs import Sampled, TokenLogprobs
 from pagefleet.engine.sampling.sampler import Sampler

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pagefleet.engine.dependencies import install_command
 from pagefleet.engine.errors import (
     MissingDependencyError,
     ModelLoadError,
@@ -27,7 +28,6 @@ from pagefleet.engine.files.gguf.header import GGUFHeader
 from pagefleet.engine.files.gguf.parts import read_gguf_parts
 from pagefleet.engine.files.gguf.tokenizer import check_gguf_tokenizer
 from pagefleet.engine.files.json_file import read_json_object
-from pagefleet.engine.files.requirements import install_command
 from pagefleet.engine.loading.hub import fetch, fetched_before
 from pagefleet.engine.loading.model_cache import (
     default_cache_dir,
@@ -143,7 +143,7 @@ def _unknown(model: str) -> UnknownModelError:
 def _check_config(name: str, folder: Path) -> None:
     """Raises ModelLoadError or UnsafeCheckpointError for a model that the engine cannot run."""
     # Heavy: it is here for the weights that need not be fetched.
-    from pagefleet.engine.models.config import DecoderConfig
+    from pagefleet.engine.models.decoder_config import DecoderConfig
     from pagefleet.engine.models.registry import check_supported
 
     config = _read_config(name, folder)

@@ -116,7 +116,7 @@ def _dtype(name: str, config: Mapping[str, Any], device: torch.device) -> torch.
     """ "auto" is the checkpoint's own; float16 becomes bfloat16 on a CPU, which rarely computes in it."""
     import torch
 
-    from pagefleet.engine.models.config import checkpoint_dtype
+    from pagefleet.engine.models.decoder_config import checkpoint_dtype
 
     if name == "auto":
         dtype = checkpoint_dtype(config)

@@ -13,8 +13,8 @@ import torch
 
 from pagefleet.engine.backends.base import AttentionSpec, Backend
 from pagefleet.engine.errors import ModelLoadError
-from pagefleet.engine.files.weights import WeightReader
-from pagefleet.engine.models.config import DecoderConfig
+from pagefleet.engine.files.weight_reader import WeightReader
+from pagefleet.engine.models.decoder_config import DecoderConfig
 
 
 @dataclass(frozen=True)

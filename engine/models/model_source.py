@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pagefleet.engine.backends.reference import ReferenceBackend
-from pagefleet.engine.files.weights import WeightReader
+from pagefleet.engine.files.weight_reader import WeightReader
 from pagefleet.engine.models.decoder import Decoder
 from pagefleet.engine.models.registry import load_model
 

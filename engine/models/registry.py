@@ -7,9 +7,9 @@ from typing import Any
 
 from pagefleet.engine.backends.base import Backend
 from pagefleet.engine.errors import ModelLoadError
-from pagefleet.engine.files.weights import WeightReader
-from pagefleet.engine.models.config import DecoderConfig
+from pagefleet.engine.files.weight_reader import WeightReader
 from pagefleet.engine.models.decoder import Decoder
+from pagefleet.engine.models.decoder_config import DecoderConfig
 from pagefleet.engine.models.required_tensors import required_tensors
 
 _DECODERS: Mapping[str, str] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pagefleet.engine.models.config import DecoderConfig
+from pagefleet.engine.models.decoder_config import DecoderConfig
 
 __all__ = ["required_tensors"]
 

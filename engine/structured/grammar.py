@@ -10,8 +10,8 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from pagefleet.engine.dependencies import install_command
 from pagefleet.engine.errors import InvalidRequestError, MissingDependencyError
-from pagefleet.engine.files.requirements import install_command
 from pagefleet.engine.structured.deep_stack import run_on_deep_stack
 from pagefleet.engine.structured.grammar_notations import compile_matcher, error_reason
 from pagefleet.engine.structured.structured_output import PARAM, StructuredOutput

@@ -11,7 +11,7 @@ from pagefleet.api import FleetClient, FleetError, FleetSettings
 from pagefleet.api.broker.celery_app import make_celery
 from pagefleet.api.client.token_stream import TokenStream
 from pagefleet.api.contract.keys import LANES, Lane
-from pagefleet.engine.execution.null import null_token
+from pagefleet.engine.execution.null_executor import null_token
 
 RESULT_TTL_S: Final = 15
 """Short, so that results leave as fast as they come and the server's memory can be flat."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from ops.chaos.shapes import SHAPES, is_whole
-from pagefleet.engine.execution.null import null_token
+from pagefleet.engine.execution.null_executor import null_token
 
 _STRUCTURED: Final = (1, 5, 6)
 """Of every eight requests, those with these indices have structured output, of each kind in turn."""

@@ -14,7 +14,7 @@ from pagefleet.api.contract.errors import JobLost
 from pagefleet.api.protocol.operations import Limits
 from pagefleet.api.protocol.operations import submit as submit_call
 from pagefleet.api.testing import InMemoryFleet
-from pagefleet.engine.execution.null import null_token
+from pagefleet.engine.execution.null_executor import null_token
 from pagefleet.workers.attempt.engine_loop import wait_until
 
 LIMITS = Limits(10, 10)

@@ -18,7 +18,7 @@ from ops.chaos.workload import Outcome, null_tokens_are_right, workload_of
 from pagefleet.api import FleetSettings
 from pagefleet.api.contract.errors import RedisUnavailable
 from pagefleet.api.protocol.job_store import JobStore
-from pagefleet.engine.execution.null import null_token
+from pagefleet.engine.execution.null_executor import null_token
 
 CALM = Outcome([1, 2, 3, 4], "abcd", "length")
 

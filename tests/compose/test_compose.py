@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 import pytest
 
 from pagefleet.api import FleetClient
-from pagefleet.engine.execution.null import null_token
+from pagefleet.engine.execution.null_executor import null_token
 from pagefleet.workers.attempt.engine_loop import wait_until
 
 pytestmark = pytest.mark.containers

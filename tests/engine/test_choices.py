@@ -16,7 +16,7 @@ from pagefleet.engine import (
     SamplingParams,
     StructuredOutput,
 )
-from pagefleet.engine.execution.null import null_token
+from pagefleet.engine.execution.null_executor import null_token
 
 BLOCK_SIZE = 4
 

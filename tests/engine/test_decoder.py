@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from pagefleet.engine.backends.base import RaggedBatch
 from pagefleet.engine.backends.reference import ReferenceBackend
 from pagefleet.engine.errors import ModelLoadError
-from pagefleet.engine.files.weights import WeightReader
+from pagefleet.engine.files.weight_reader import WeightReader
 from pagefleet.engine.loading.fingerprint import fingerprint_weights
-from pagefleet.engine.models.config import DecoderConfig
 from pagefleet.engine.models.decoder import Decoder
+from pagefleet.engine.models.decoder_config import DecoderConfig
 from pagefleet.engine.models.registry import load_model
 
 BLOCK_SIZE = 4

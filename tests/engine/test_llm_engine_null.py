@@ -26,9 +26,9 @@ from pagefleet.engine import (
 from pagefleet.engine.core.scheduler_output import ScheduledSequence
 from pagefleet.engine.core.speculation import num_agreed
 from pagefleet.engine.errors import EngineAsleepError
-from pagefleet.engine.execution import null
 from pagefleet.engine.execution.executor import Executor
-from pagefleet.engine.execution.null import null_token
+from pagefleet.engine.execution.null_executor import null_token
+from pagefleet.engine.loading import null_loader
 from pagefleet.engine.outputs import Sampled
 from pagefleet.engine.structured.structured_output import StructuredOutput
 from pagefleet.engine.text.tokenizer import ByteTokenizer, TokenDecoder
@@ -129,7 +129,7 @@ class ScriptedExecutor(Executor):
 
 def scripted_engine(scripts: dict[str, list[int]], **fields: Any) -> LLMEngine:
     config = make_config(**fields)
-    return LLMEngine(replace(null.load(config), executor=ScriptedExecutor(scripts)), config)
+    return LLMEngine(replace(null_loader.load(config), executor=ScriptedExecutor(scripts)), config)
 
 
 def executor_of(engine: LLMEngine) -> ScriptedExecutor:
@@ -417,7 +417,7 @@ class _PickyDecoder(TokenDecoder):
 def test_a_sequence_whose_text_cannot_be_made_ends_alone(caplog: pytest.LogCaptureFixture):
     config = make_config()
     loaded = replace(
-        null.load(config),
+        null_loader.load(config),
         executor=ScriptedExecutor({"bad": [0, 2], "good": [0, 1, 3]}),
         tokenizer=PickyTokenizer(),
     )

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pagefleet.engine.core.block_manager import BlockManager
-from pagefleet.engine.core.ngram import NgramProposer
+from pagefleet.engine.core.ngram_proposer import NgramProposer
 from pagefleet.engine.core.scheduler import Scheduler
 from pagefleet.engine.core.scheduler_output import ScheduledSequence, SchedulerOutput
 from pagefleet.engine.core.sequence import Sequence, SequenceStatus
@@ -370,11 +370,9 @@ def test_the_core_imports_no_torch():
     program = (
         "import sys\n"
         "import pagefleet.engine\n"
-        "from pagefleet.engine import config, engine_request, errors, llm_engine, outputs\n"
-        "from pagefleet.engine.core import block_manager, scheduler, sequence\n"
-        "from pagefleet.engine.execution import executor, null\n"
-        "from pagefleet.engine.text import detokenizer\n"
-        "from pagefleet.engine.sampling import sampling_params\n"
+        "from pagefleet.engine.core import scheduler, sequence_factory, stop_checker\n"
+        "from pagefleet.engine.execution import executor, null_executor\n"
+        "from pagefleet.engine.loading import loader, null_loader\n"
         "heavy = {'torch', 'transformers', 'tokenizers', 'numpy', 'redis', 'celery'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

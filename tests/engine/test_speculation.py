@@ -20,7 +20,7 @@ from pagefleet.engine import (
     SamplingParams,
     StructuredOutput,
 )
-from pagefleet.engine.core.ngram import Draft, NgramProposer
+from pagefleet.engine.core.ngram_proposer import Draft, NgramProposer
 from pagefleet.engine.execution.executor import LoadedModel
 from pagefleet.engine.outputs import TokenLogprobs
 from pagefleet.engine.text.tokenizer import ByteTokenizer

@@ -8,7 +8,7 @@ import pytest
 
 from pagefleet.engine.core import speculation
 from pagefleet.engine.core.block_manager import BlockManager
-from pagefleet.engine.core.ngram import Draft, NgramProposer
+from pagefleet.engine.core.ngram_proposer import Draft, NgramProposer
 from pagefleet.engine.core.scheduler import Scheduler
 from pagefleet.engine.core.sequence import Sequence
 from pagefleet.engine.sampling.sampling_params import SamplingParams

@@ -8,7 +8,8 @@ import pytest
 
 from pagefleet.engine import EngineConfig, EngineRequest, LLMEngine, NullOptions, SamplingParams, llm_engine
 from pagefleet.engine.core.step_budget import StepBudget, StepCost
-from pagefleet.engine.execution import null
+from pagefleet.engine.execution.null_executor import NullExecutor
+from pagefleet.engine.loading import null_loader
 
 
 def test_without_a_limit_the_budget_stays():
@@ -106,11 +107,11 @@ def seconds(num_tokens: int, num_context: int) -> float:
     return TOKEN_S * (25 + num_tokens + CONTEXT_WEIGHT * compared)
 
 
-class SlowExecutor(null.NullExecutor):
+class SlowExecutor(NullExecutor):
     """Its clock goes on by what its steps would last."""
 
     def __init__(self) -> None:
-        super().__init__(0.0)
+        super().__init__(NullOptions(step_time_s=0.0))
         self.now = 0.0
         self.steps: list[float] = []
 
@@ -128,7 +129,7 @@ def test_without_a_time_limit_tokens_are_counted_and_not_their_cost():
     options = NullOptions(max_model_len=8192)
     for most, sizes in ((8192, [7530]), (3000, [3000, 3000, 1530])):
         config = EngineConfig(model="null", backend="null", null=options, max_num_batched_tokens=most)
-        loaded = replace(null.load(config), context_weight=CONTEXT_WEIGHT)
+        loaded = replace(null_loader.load(config), context_weight=CONTEXT_WEIGHT)
         engine = LLMEngine(loaded, config)
         engine.add_request(EngineRequest("a", [65] * 7530, SamplingParams(max_tokens=1)))
         seen = []
@@ -145,7 +146,9 @@ def test_a_prompt_of_7530_tokens_takes_little_longer_in_steps_than_in_one(token_
     options = NullOptions(max_model_len=8192)
     config = EngineConfig(model="null", backend="null", null=options, max_step_s=LIMIT_S)
     executor = SlowExecutor()
-    loaded = replace(null.load(config), executor=executor, token_s=token_s, context_weight=CONTEXT_WEIGHT)
+    loaded = replace(
+        null_loader.load(config), executor=executor, token_s=token_s, context_weight=CONTEXT_WEIGHT
+    )
     monkeypatch.setattr(llm_engine, "time", executor)
     engine = LLMEngine(loaded, config)
     engine.add_request(EngineRequest("a", [65] * 7530, SamplingParams(max_tokens=1)))

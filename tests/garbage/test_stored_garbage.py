@@ -20,7 +20,7 @@ from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import FleetError
 from pagefleet.api.contract.requests import build_request
 from pagefleet.api.protocol.operations import Limits
-from pagefleet.engine.execution.null import null_token
+from pagefleet.engine.execution.null_executor import null_token
 from pagefleet.workers.attempt.engine_loop import wait_until
 
 NUM_EXAMPLES = int(os.environ.get("PAGEFLEET_GARBAGE_EXAMPLES", "300"))

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from pagefleet.api.config.settings import GatewaySettings
-from pagefleet.engine.execution.null import null_token
+from pagefleet.engine.execution.null_executor import null_token
 from pagefleet.workers.local.gateway_process import GatewayProcess
 from pagefleet.workers.local.local_stack import LocalStack
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from events import events_of, text_of
 
-from pagefleet.engine.execution.null import null_token
+from pagefleet.engine.execution.null_executor import null_token
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 PROMPTS = {CHAT: {"messages": [{"role": "user", "content": "Hi"}]}, TEXT: {"prompt": "Hi"}}

@@ -27,7 +27,7 @@ from pagefleet.api.gateway.access.rate_limit import take
 from pagefleet.api.gateway.access.redis_keys import RedisKeyring, RedisKeys
 from pagefleet.api.operate.exporter import FleetCollector
 from pagefleet.api.protocol.job_store import JobStore
-from pagefleet.engine.execution.null import null_token
+from pagefleet.engine.execution.null_executor import null_token
 from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.local_stack import WorkerProcess
 

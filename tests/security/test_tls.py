@@ -13,7 +13,7 @@ from pagefleet.api.broker.celery_app import make_celery
 from pagefleet.api.broker.sending import send_message
 from pagefleet.api.contract.errors import ConfigurationError, RedisUnavailable
 from pagefleet.api.protocol.job_store import JobStore
-from pagefleet.engine.execution.null import null_token
+from pagefleet.engine.execution.null_executor import null_token
 from pagefleet.workers.local.local_stack import WorkerProcess, WorkerStartError
 
 NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.005", "--drain-seconds", "0"]

@@ -13,7 +13,7 @@ from pagefleet.api.broker.closing import failure_of
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import JobState, TokenLogprobs
 from pagefleet.api.protocol.job_record import JobRecord
-from pagefleet.engine.execution.null import null_token
+from pagefleet.engine.execution.null_executor import null_token
 from pagefleet.engine.outputs import TokenLogprobs as EngineLogprobs
 from pagefleet.engine.text.tokenizer import ByteTokenizer
 from pagefleet.workers.attempt.engine_loop import wait_until

@@ -11,7 +11,7 @@ from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import ContextTooLong, InvalidRequest, QueueFull, UnknownParameter
 from pagefleet.api.contract.messages import JobState
 from pagefleet.engine.errors import EngineFailedError
-from pagefleet.engine.execution.null import null_token
+from pagefleet.engine.execution.null_executor import null_token
 from pagefleet.workers.attempt.engine_loop import wait_until
 
 

@@ -19,7 +19,7 @@ from pagefleet.api.contract.messages import LogEntry
 from pagefleet.api.protocol.operations import StepItem
 from pagefleet.engine import SequenceOutput
 from pagefleet.engine.core.scheduler_output import ScheduledSequence, SchedulerOutput
-from pagefleet.engine.execution.null import null_token
+from pagefleet.engine.execution.null_executor import null_token
 from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.job.active_job import ActiveJob
 from pagefleet.workers.local.local_stack import WorkerProcess

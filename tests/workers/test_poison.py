@@ -11,7 +11,7 @@ import pytest
 from pagefleet.api import FleetClient, JobDead
 from pagefleet.api.config.settings import FleetSettings
 from pagefleet.api.protocol.job_store import JobStore
-from pagefleet.engine.execution.null import null_token
+from pagefleet.engine.execution.null_executor import null_token
 from pagefleet.workers.local.local_stack import WorkerProcess
 from pagefleet.workers.local.redis_server import RedisServer
 

@@ -12,7 +12,7 @@ from pagefleet.api.broker.celery_app import make_celery, make_queue
 from pagefleet.api.broker.sending import send_message
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import StorageFull
-from pagefleet.engine.execution.null import null_token
+from pagefleet.engine.execution.null_executor import null_token
 from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.local_stack import LocalStack
 from pagefleet.workers.queue.unacked import guard_channel

@@ -12,7 +12,7 @@ import pytest
 
 from pagefleet.api import FleetClient
 from pagefleet.api.protocol.job_store import JobStore
-from pagefleet.engine.execution.null import null_token
+from pagefleet.engine.execution.null_executor import null_token
 from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.local_stack import LocalStack
 

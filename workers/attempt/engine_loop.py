@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, Protocol
 from pagefleet.engine import EngineRequest, InvalidRequestError, LLMEngine, SequenceOutput
 from pagefleet.engine.core.scheduler_output import SchedulerOutput
 from pagefleet.engine.errors import EngineFailedError
-from pagefleet.engine.isolation import StepIsolation
+from pagefleet.engine.fault_isolation import FaultIsolation
 from pagefleet.workers.attempt.solo_gate import SoloGate
 from pagefleet.workers.threads.loop_thread import LoopThread
 
@@ -80,7 +80,7 @@ class EngineLoop:
 
     def __init__(self, engine: LLMEngine, listener: Listener, lease: Beat, meter: Meter) -> None:
         self._engine = engine
-        self._steps = StepIsolation(engine)
+        self._steps = FaultIsolation(engine)
         self._listener = listener
         self._lease = lease
         self._meter = meter

@@ -21,7 +21,7 @@ from pagefleet.api.contract.messages import ErrorInfo, JobState
 from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.api.protocol.operations import StepItem, StepReply, StepStatus
 from pagefleet.engine import FinishReason, SequenceOutput
-from pagefleet.engine.core.step_trace import NO_TRACE, StepTrace
+from pagefleet.engine.execution.step_tracer import NO_TRACER, StepTracer
 from pagefleet.workers.job.active_job import ActiveJob
 from pagefleet.workers.observe.metrics import Metrics
 from pagefleet.workers.threads.loop_thread import LoopThread
@@ -59,7 +59,7 @@ class Publisher:
         on_lost: Callable[[ActiveJob, str], None],
         on_released: Callable[[ActiveJob], None],
         on_unreadable: Callable[[ActiveJob], None],
-        trace: StepTrace = NO_TRACE,
+        trace: StepTracer = NO_TRACER,
     ) -> None:
         self._store = store
         self._trace = trace

@@ -14,7 +14,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     """Wraps the null backend when it is imported."""
 
     def find_spec(self, name, path, target=None):
-        if name != "pagefleet.engine.execution.null":
+        if name != "pagefleet.engine.execution.null_executor":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

@@ -1,4 +1,4 @@
-"""StepTrace: where the time of an engine's first steps goes, as a file for Perfetto or chrome://tracing.
+"""StepTracer: where the time of an engine's first steps goes, as a file for Perfetto or chrome://tracing.
 
 The format is the Trace Event Format's complete events ("ph": "X"), times in microseconds.
 """
@@ -17,14 +17,14 @@ from typing import Any, Final
 
 from pagefleet.engine.core.scheduler_output import SchedulerOutput
 
-__all__ = ["NO_TRACE", "StepTrace"]
+__all__ = ["NO_TRACER", "StepTracer"]
 
 logger = logging.getLogger(__name__)
 
 _NOTHING: Final[AbstractContextManager[None]] = nullcontext()
 
 
-class StepTrace:
+class StepTracer:
     """Collects the stages of `num_steps` steps from any threads, then writes `file` and costs nothing more.
 
     The file is there when the step after the last one begins, or when the trace is closed: another thread may
@@ -83,7 +83,7 @@ class StepTrace:
             self._events.append(event)
 
 
-NO_TRACE: Final = StepTrace(None, 0)
+NO_TRACER: Final = StepTracer(None, 0)
 
 
 def _composition(plan: SchedulerOutput) -> dict[str, Any]:

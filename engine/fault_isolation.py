@@ -23,12 +23,12 @@ from pagefleet.engine.errors import EngineFailedError
 from pagefleet.engine.llm_engine import LLMEngine
 from pagefleet.engine.outputs import SequenceOutput
 
-__all__ = ["StepIsolation"]
+__all__ = ["FaultIsolation"]
 
 logger = logging.getLogger(__name__)
 
 
-class StepIsolation:
+class FaultIsolation:
     """The steps of one engine, in place of its own `schedule`, `execute` and `step`."""
 
     def __init__(self, engine: LLMEngine) -> None:

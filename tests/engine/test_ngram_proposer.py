@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagefleet.engine.core.ngram import NgramProposer
+from pagefleet.engine.core.ngram_proposer import NgramProposer
 
 tokens = st.lists(st.integers(0, 3), min_size=1, max_size=40)
 

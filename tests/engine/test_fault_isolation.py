@@ -20,9 +20,9 @@ from pagefleet.engine import (
 )
 from pagefleet.engine.core.speculation import Speculation
 from pagefleet.engine.errors import EngineFailedError
-from pagefleet.engine.execution import null
-from pagefleet.engine.execution.null import NullExecutor, null_token
-from pagefleet.engine.isolation import StepIsolation
+from pagefleet.engine.execution.null_executor import NullExecutor, null_token
+from pagefleet.engine.fault_isolation import FaultIsolation
+from pagefleet.engine.loading import null_loader
 from pagefleet.engine.sampling.logit_rules import LogitRules
 
 NUM_TOKENS = 12
@@ -41,7 +41,7 @@ def add(engine: LLMEngine, name: str, prompt: list[int], **params: Any) -> None:
 
 def run(engine: LLMEngine) -> dict[str, list[Any]]:
     """The tokens of each request, then its finish reason."""
-    steps, told = StepIsolation(engine), defaultdict[str, list[Any]](list)
+    steps, told = FaultIsolation(engine), defaultdict[str, list[Any]](list)
     while engine.has_unfinished_requests:
         for output in steps.step():
             told[output.request_id] += output.token_ids
@@ -73,7 +73,7 @@ def test_what_is_told_of_it_is_why():
     engine = make_engine()
     add(engine, "1", BAD)
     add(engine, "2", [65])
-    steps = StepIsolation(engine)
+    steps = FaultIsolation(engine)
     outputs = [output for _ in range(5) for output in steps.step()]
     (bad,) = [output for output in outputs if output.request_id == "1"]
     assert bad.stop_reason == (
@@ -124,7 +124,7 @@ def test_one_that_is_cancelled_while_its_step_is_tried_again_is_gone():
     engine = make_engine()
     for index in range(4):
         add(engine, str(index), BAD if index == 3 else [65])
-    steps = StepIsolation(engine)
+    steps = FaultIsolation(engine)
     assert steps.step() == []
     engine.abort("1")
     engine.abort("3")
@@ -146,7 +146,7 @@ def _story(num_failures: int) -> dict[str, list[Any]]:
     grammar = engine.compile_grammar(StructuredOutput(regex="(ab|cd){2,9}"))
     prompt = [*b"cdcdababcdcdabab"]
     engine.add_request(EngineRequest("3", prompt, SamplingParams(max_tokens=8, seed=3), grammar=grammar))
-    steps, told = StepIsolation(engine), defaultdict[str, list[Any]](list)
+    steps, told = FaultIsolation(engine), defaultdict[str, list[Any]](list)
     while engine.has_unfinished_requests:
         if not steps._parts:
             _fail(engine, num_failures)
@@ -304,6 +304,6 @@ def test_what_a_step_found_and_cannot_be_booked_is_the_engine_s_failure(monkeypa
 
 
 def test_faults_are_off_where_nobody_asks_for_them():
-    executor = null.load(EngineConfig(model="null", backend="null")).executor
+    executor = null_loader.load(EngineConfig(model="null", backend="null")).executor
     assert isinstance(executor, NullExecutor)
-    assert not executor._faults
+    assert not executor._options.faults
