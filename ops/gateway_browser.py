@@ -25,7 +25,7 @@ class GatewayBrowser:
         """What the page's own code, or its policy, complained of."""
         page.on("pageerror", lambda error: self.faults.append(str(error)))
         page.on(
-            "console", lambda told: self.faults.append(told.text) if "Security Policy" in told.text else None
+            "console", lambda line: self.faults.append(line.text) if "Security Policy" in line.text else None
         )
 
     def open(self) -> None:

@@ -18,10 +18,10 @@ import httpx
 
 from ops.chaos.reader import Job, say
 
-_PATIENCE_S: Final = 60.0
+_TIMEOUT_S: Final = 60.0
 _RETRY_S: Final = 0.1
 _TRY_AGAIN: Final = (429, 503)
-_SPELLED_OTHERWISE: Final = ("prompt_token_ids", "lane", "priority")
+_MAPPED_FIELDS: Final = ("prompt_token_ids", "lane", "priority")
 _USUAL_PRIORITY: Final = 5
 _FIRST_ID: Final = "0ut"
 """The event id before the first event: no tokens seen, usage and token ids requested."""
@@ -41,7 +41,7 @@ class Gateways:
 
     def __init__(self, urls: Sequence[str], model: str) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        self._http = httpx.AsyncClient(timeout=_PATIENCE_S, limits=limits)
+        self._http = httpx.AsyncClient(timeout=_TIMEOUT_S, limits=limits)
         self._urls = itertools.cycle(urls)
         self._model = model
 
@@ -58,7 +58,7 @@ class Gateways:
 
 def body_of(model: str, fields: dict[str, Any]) -> dict[str, Any]:
     """Return a fleet request as the body of a completion, without the lane, which an API key would set."""
-    body = {name: value for name, value in fields.items() if name not in _SPELLED_OTHERWISE}
+    body = {name: value for name, value in fields.items() if name not in _MAPPED_FIELDS}
     return body | {
         "model": model,
         "prompt": fields["prompt_token_ids"],
@@ -92,7 +92,7 @@ class Reading:
 
     async def run(self, gateways: Gateways) -> None:
         begun_at = time.monotonic()
-        while time.monotonic() - begun_at < _PATIENCE_S:
+        while time.monotonic() - begun_at < _TIMEOUT_S:
             url = gateways.next()
             try:
                 if await self._read(gateways, url):

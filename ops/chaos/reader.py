@@ -20,7 +20,7 @@ from pagefleet.api.contract.errors import JobNotFound
 from pagefleet.api.contract.messages import JobResult
 
 _RETRY_S: Final = 0.1
-_PATIENCE_S: Final = 60.0
+_TIMEOUT_S: Final = 60.0
 """Seconds for which sending a job is retried; its id makes that safe."""
 _STREAM_TIMEOUT_S: Final = 300.0
 
@@ -47,7 +47,7 @@ def say_end(job: Job, result: JobResult) -> None:
 def may_retry(error: FleetError, job: Job, begun_at: float) -> bool:
     """Return whether to retry: after an outage, or if a job of this client vanished before it attached."""
     passing = isinstance(error, RedisUnavailable) or (isinstance(error, JobNotFound) and not job["attach"])
-    return passing and time.monotonic() - begun_at < _PATIENCE_S
+    return passing and time.monotonic() - begun_at < _TIMEOUT_S
 
 
 def follow(fleet: FleetClient, job: Job) -> None:

@@ -1,4 +1,4 @@
-"""Compares the prose of files with the patterns."""
+"""Compares the prose and the names of files with the patterns."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ops.language.names import bad_names
 from ops.language.patterns import PATTERNS
 from ops.language.prose import READERS, prose_of
 
@@ -40,3 +41,6 @@ def check(path: Path) -> Iterator[Hit]:
         for pattern in PATTERNS:
             for match in pattern.expression.finditer(text):
                 yield Hit(path, number, match[0], text, pattern.advice)
+    if path.suffix == ".py":
+        for number, name, advice in bad_names(path.read_text()):
+            yield Hit(path, number, name, "", f"a name with {advice}")
