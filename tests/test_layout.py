@@ -39,6 +39,10 @@ def test_the_page_lists_every_folder():
     assert sorted(listed) == folders()
 
 
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 200
+
+
 def paths_in(text):
     return set(re.findall(r"`((?:api|engine|workers|ops|tests|docs)/[\w./-]*)`", text))
 
