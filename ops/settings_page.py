@@ -20,8 +20,8 @@ PAGE: Final = Path(__file__).parents[1] / "docs" / "settings.md"
 _HEAD: Final = """\
 # Settings
 
-This page is generated: edit `api/config/settings.py` or `workers/settings.py` and run `python -m
-ops.settings_page`.
+This page is generated. Edit `api/config/settings.py` or `workers/settings.py`, then run
+`python -m ops.settings_page`.
 
 Each setting is a field of `FleetSettings`, `WorkerSettings`, `FlowerSettings` or `GatewaySettings` and an
 environment variable. Many are options of the commands too: see `pagefleet COMMAND --help`. A `pagefleet`
@@ -29,6 +29,7 @@ command uses the first value that it finds in:
 
 1. its options;
 2. the environment: `PAGEFLEET_MAX_NUM_SEQS=32`. An empty variable is ignored. Write a list as JSON.
+   `PAGEFLEET_REDIS_URL` takes precedence over `REDIS_URL`.
 3. `./.env`: the same lines. Variables without the prefix `PAGEFLEET_` are ignored, because other programs
    share this file.
 4. `./pagefleet.toml`, or the TOML file in `PAGEFLEET_CONFIG`. If `PAGEFLEET_CONFIG` is empty, neither this

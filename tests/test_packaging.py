@@ -129,7 +129,7 @@ def test_the_wheel_alone_is_a_producer(wheel, tmp_path):
     assert "worker" in help_text
     # The command installs from where this was installed from: no index has the package.
     command = f"pip install '{wheel}[worker]'"
-    assert "Not installed: `pagefleet worker` says how" in help_text
+    assert "Not installed; `pagefleet worker` shows how to install it" in help_text
     refused = run("-m", "pagefleet.api.cli.main", "worker", "--model", "x")
     assert refused.returncode == 1
     assert f"`pagefleet worker` is not installed: run {command}" in refused.stderr

@@ -1,1 +1,4 @@
-"""The producer's commands: one file each, found through the entry points ``pagefleet.commands``."""
+"""The commands that need no engine: one module each, found through the entry points ``pagefleet.commands``.
+
+Does not know the engine or the workers.
+"""

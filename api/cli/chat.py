@@ -1,4 +1,4 @@
-"""``pagefleet chat``: a conversation in the terminal."""
+"""``pagefleet chat``: chat with a model in the terminal."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ from pagefleet.api.contract.model_cards import CardIndex
 
 _HELP: Final = """\
 /help          list the commands
-/model [NAME]  answer with another model; without NAME, list the models
-/reset         begin a new conversation
-/quit          leave, as /exit and Ctrl-D do; Ctrl-C stops an answer"""
+/model [NAME]  switch to the model NAME; without NAME, list the models
+/reset         start a new conversation
+/quit          quit, like /exit and Ctrl-D; Ctrl-C stops an answer"""
 
 
 @click.command()
 @sampling_options
-@click.option("--system", metavar="TEXT", help="A system message to begin with.")
+@click.option("--system", metavar="TEXT", help="System message of the conversation.")
 @redis_option
 def chat(redis_url: str | None, system: str | None, **options: Any) -> None:
-    """Talk to a model. Ctrl-C stops an answer; /help lists what else you can type.
+    """Chat with a model.
+
+    Ctrl-C stops an answer. Type /help for the commands.
 
     \b
-    pagefleet chat
-    pagefleet chat --system "Answer in one sentence." --temperature 0.7
+    Examples:
+      pagefleet chat
+      pagefleet chat --system "Answer in one sentence." --temperature 0.7
     """
     with make_client(redis_url) as fleet:
         conversation = _Conversation(fleet, system, given(options))
-        click.echo(f"Chatting with {conversation.model}. /help lists the commands, /quit leaves.")
+        click.echo(f"Chatting with {conversation.model}. /help lists the commands, /quit ends the chat.")
         while True:
             try:
                 text = click.prompt(click.style("you", bold=True), prompt_suffix="> ")
@@ -42,35 +45,35 @@ def chat(redis_url: str | None, system: str | None, **options: Any) -> None:
             if text.strip() in ("/quit", "/exit"):
                 return
             try:
-                conversation.take(text)
+                conversation.handle(text)
             except FleetError as error:
                 click.echo(f"Error: {error.message}", err=True)
 
 
 class _Conversation:
-    """What was said so far, and which model answers.
+    """The messages so far and the model that answers.
 
     Raises:
-        UnknownModel: the fleet has no such model, or several and none is named.
+        UnknownModel: the fleet does not have the model, or has several and no name is given.
     """
 
     def __init__(self, fleet: Fleet, system: str | None, options: dict[str, Any]) -> None:
         self._fleet = fleet
-        self._beginning = [{"role": "system", "content": system}] if system else []
-        self._messages = list(self._beginning)
+        self._first_messages = [{"role": "system", "content": system}] if system else []
+        self._messages = list(self._first_messages)
         self._options = options
         self.model = ""
         self._use_model(options.pop("model", None))
 
-    def take(self, text: str) -> None:
-        """Run a command, or have a message answered."""
+    def handle(self, text: str) -> None:
+        """Run a command, or send a message to the model and print the answer."""
         command, _, argument = text.strip().partition(" ")
         if not command.startswith("/"):
             self._answer(text)
         elif command == "/help":
             click.echo(_HELP)
         elif command == "/reset":
-            self._messages = list(self._beginning)
+            self._messages = list(self._first_messages)
         elif command == "/model" and argument.strip():
             self._use_model(argument.strip())
             click.echo(f"{self.model} answers from now on.")
@@ -84,14 +87,14 @@ class _Conversation:
         self.model = CardIndex(self._fleet.models()).resolve(name).name
 
     def _answer(self, text: str) -> None:
-        """Stream one answer to the terminal; Ctrl-C cancels it and keeps what there is."""
+        """Stream one answer to the terminal. Ctrl-C cancels it; the text so far is kept."""
         messages = [*self._messages, {"role": "user", "content": text}]
         stream = self._fleet.chat(messages, model=self.model, **self._options)
         parts = []
         try:
             with WaitingNotice(self._fleet, stream) as notice:
                 for chunk in stream:
-                    notice.heard()
+                    notice.chunk_received()
                     parts.append(chunk.text)
                     click.echo(chunk.text, nl=False)
         except KeyboardInterrupt:

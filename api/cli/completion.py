@@ -1,4 +1,4 @@
-"""``pagefleet completion``: what a shell needs to complete commands, options and models."""
+"""``pagefleet completion``: print the script that completes commands, options and models in a shell."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ _VARIABLE: Final = "_PAGEFLEET_COMPLETE"
 @click.argument("shell", type=click.Choice(_SHELLS))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the completion script for SHELL. Models are completed too, from the Redis that settings name.
+    """Print the completion script for a shell.
+
+    It completes commands, options, and the models in the Redis of the settings.
 
     \b
-    pagefleet completion bash >> ~/.bash_completion
-    pagefleet completion zsh > ~/.zfunc/_pagefleet
-    pagefleet completion fish > ~/.config/fish/completions/pagefleet.fish
+    Examples:
+      pagefleet completion bash >> ~/.bash_completion
+      pagefleet completion zsh > ~/.zfunc/_pagefleet
+      pagefleet completion fish > ~/.config/fish/completions/pagefleet.fish
     """
-    made = get_completion_class(shell)
-    assert made is not None, shell
-    click.echo(made(ctx.find_root().command, {}, "pagefleet", _VARIABLE).source())
+    complete = get_completion_class(shell)
+    assert complete is not None, shell
+    click.echo(complete(ctx.find_root().command, {}, "pagefleet", _VARIABLE).source())

@@ -1,4 +1,4 @@
-"""The console that commands print tables to."""
+"""The console on which commands print tables."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from rich.console import Console
 
 
 def make_console(piped_width: int = 200) -> Console:
-    """As wide as the terminal. Into a pipe or a file: so wide that no name is cut, and without colours."""
+    """Return a console as wide as the terminal, or ``piped_width`` wide and without colours for a pipe."""
     return Console(width=None if sys.stdout.isatty() else piped_width)

@@ -1,4 +1,4 @@
-"""``pagefleet dead``: the jobs that were given up, and what to do with them."""
+"""``pagefleet dead``: list, requeue and delete dead letters."""
 
 from __future__ import annotations
 
@@ -19,24 +19,32 @@ from pagefleet.api.protocol.job_store import JobStore
 
 @click.group()
 def dead() -> None:
-    """The dead letters: jobs whose workers died again and again, or whose weights are gone. They are kept
-    for a week.
+    """List, requeue or delete dead letters.
+
+    A dead letter is a job that was given up because its workers died repeatedly, or because no worker with
+    its weights came in time. It is kept for the setting `dead_letter_ttl_s`, one week by default.
 
     \b
-    pagefleet dead list
-    pagefleet dead show 5a31c0de
+    Examples:
+      pagefleet dead list
+      pagefleet dead show 5a31c0de
     """
 
 
 @dead.command(name="list")
-@click.option("--json", "as_json", is_flag=True, help="One JSON list of results, without requests.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the results as one JSON list, without the requests."
+)
 @redis_option
 def list_letters(redis_url: str | None, as_json: bool) -> None:
-    """Show each dead letter with its model, its attempts and the reason.
+    """List the dead letters with their models, attempts and reasons.
+
+    Prompts and outputs are not shown.
 
     \b
-    pagefleet dead list
-    pagefleet dead list --json | jq -r '.[].job_id'
+    Examples:
+      pagefleet dead list
+      pagefleet dead list --json | jq -r '.[].job_id'
     """
     if as_json:
         found = [
@@ -58,10 +66,11 @@ def list_letters(redis_url: str | None, as_json: bool) -> None:
 @click.argument("job_id")
 @redis_option
 def show(job_id: str, redis_url: str | None) -> None:
-    """Show what is known of the dead letter JOB_ID, its request included.
+    """Show the request and the result of a dead letter.
 
     \b
-    pagefleet dead show 5a31c0de
+    Examples:
+      pagefleet dead show 5a31c0de
     """
     record = _letters(redis_url).get(job_id)
     console, request = make_console(), record.request()
@@ -71,16 +80,22 @@ def show(job_id: str, redis_url: str | None) -> None:
 
 @dead.command()
 @click.argument("job_id")
-@click.option("--from-start", is_flag=True, help="Leave its tokens out, so that other weights may begin it.")
+@click.option(
+    "--from-start",
+    is_flag=True,
+    help="Discard the tokens, so that a worker with other weights can run the job.",
+)
 @redis_option
 def requeue(job_id: str, from_start: bool, redis_url: str | None) -> None:
-    """Send the request of the dead letter JOB_ID again, as a new job; the letter is removed.
+    """Submit a dead letter again as a new job, and print its id.
 
-    If the job waited for its weights in vain, the new job goes on with its tokens.
+    The dead letter is deleted. If it waited for a worker with its weights, the new job continues after its
+    tokens.
 
     \b
-    pagefleet dead requeue 5a31c0de
-    pagefleet dead requeue 5a31c0de --from-start
+    Examples:
+      pagefleet dead requeue 5a31c0de
+      pagefleet dead requeue 5a31c0de --from-start
     """
     click.echo(_letters(redis_url).requeue(job_id, from_start=from_start))
 
@@ -89,10 +104,11 @@ def requeue(job_id: str, from_start: bool, redis_url: str | None) -> None:
 @click.argument("job_ids", nargs=-1, required=True)
 @redis_option
 def drop(job_ids: tuple[str, ...], redis_url: str | None) -> None:
-    """Remove the dead letters JOB_IDS, prompts and all.
+    """Delete dead letters with their prompts and outputs.
 
     \b
-    pagefleet dead drop 5a31c0de 77ab00f1
+    Examples:
+      pagefleet dead drop 5a31c0de 77ab00f1
     """
     letters = _letters(redis_url)
     for job_id in job_ids:

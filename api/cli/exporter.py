@@ -1,4 +1,4 @@
-"""``pagefleet exporter``: the fleet's queues and workers for Prometheus."""
+"""``pagefleet exporter``: export the queues and workers of a fleet to Prometheus."""
 
 from __future__ import annotations
 
@@ -17,19 +17,33 @@ from pagefleet.api.protocol.job_store import JobStore
 
 
 @click.command()
-@click.option("--port", type=click.IntRange(0, 65535), default=9101, show_default=True, help="0: a free one.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: every interface.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=9101,
+    show_default=True,
+    help="TCP port to listen on; 0 selects a free port.",
+)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; 0.0.0.0 listens on all interfaces.",
+)
 @redis_option
 def exporter(host: str, port: int, redis_url: str | None) -> None:
-    """Serve the whole fleet's queue depths, ages and workers to Prometheus, until Ctrl-C. One is enough.
+    """Serve the metrics of the whole fleet to Prometheus until SIGTERM or Ctrl-C.
 
-    A monitor's Redis user can do it. What each worker counts itself is at its own --metrics-port.
+    They are the depths of the queues, the ages of waiting jobs, and the numbers of workers and dead letters.
+    Run one exporter per fleet; the rights of a monitor's Redis user are sufficient. Each worker serves its
+    own metrics at its --metrics-port.
 
     \b
-    pagefleet exporter
-    pagefleet exporter --host 0.0.0.0 --port 9101 --redis-url rediss://monitor:...@redis:6379/0
+    Examples:
+      pagefleet exporter
+      pagefleet exporter --host 0.0.0.0 --redis-url rediss://monitor:PASSWORD@redis.internal:6379/0
     """
-    # Only now: it comes with an extra.
+    # Imported late: it needs an extra.
     from prometheus_client import CollectorRegistry, start_http_server
 
     from pagefleet.api.operate.exporter import FleetCollector
@@ -44,13 +58,15 @@ def exporter(host: str, port: int, redis_url: str | None) -> None:
     try:
         server, thread = start_http_server(port, host, registry)
     except OSError as error:
-        raise ConfigurationError(f"{host}:{port} cannot be had ({error.strerror or error}).") from error
-    click.echo(f"metrics of the fleet at {safe_url(store.settings.url)}: ", nl=False, err=True)
+        raise ConfigurationError(
+            f"--port: cannot listen on {host}:{port} ({error.strerror or error}); 0 selects a free port."
+        ) from error
+    click.echo(f"Serving the metrics of the fleet at {safe_url(store.settings.url)}: ", nl=False, err=True)
     click.echo(f"http://{host}:{server.server_port}/metrics", err=True)
     while thread.is_alive() and not stop.wait(1.0):
         pass
     if not stop.is_set():
-        raise ConfigurationError("The thread that serves the metrics has ended; its error is above.")
+        raise ConfigurationError("The metrics server has failed; its error is above.")
     server.shutdown()
     server.server_close()
     thread.join()

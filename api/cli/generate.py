@@ -1,4 +1,4 @@
-"""``pagefleet generate``: one job, its text streamed to the terminal."""
+"""``pagefleet generate``: run one job and stream its text to the terminal."""
 
 from __future__ import annotations
 
@@ -20,21 +20,26 @@ from pagefleet.api.cli.waiting import WaitingNotice
     type=click.Choice(["interactive", "batch"]),
     default="interactive",
     show_default=True,
-    help="batch takes what interactive leaves.",
+    help="Lane of the job; batch jobs run when interactive jobs leave room.",
 )
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given again.")
-@click.option("--json", "as_json", is_flag=True, help="Print the whole result as one JSON object instead.")
+@click.option(
+    "--stop", multiple=True, metavar="TEXT", help="Stop before this text. Can be given several times."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object at the end.")
 @structured_options
 @redis_option
 def generate(
     prompt: str, redis_url: str | None, as_json: bool, stop: tuple[str, ...], **options: Any
 ) -> None:
-    """Continue PROMPT ("-" reads it from standard input).
+    """Generate text that continues PROMPT.
+
+    If PROMPT is -, it is read from standard input. Ctrl-C cancels the job.
 
     \b
-    pagefleet generate "Once upon a time" --max-tokens 64
-    cat article.txt | pagefleet generate - --temperature 0 --json
-    pagefleet generate "A person:" --json-schema person.schema.json --wind-down
+    Examples:
+      pagefleet generate "Once upon a time" --max-tokens 64
+      cat article.txt | pagefleet generate - --temperature 0 --json
+      pagefleet generate "A person:" --json-schema person.schema.json --wind-down
     """
     text = sys.stdin.read() if prompt == "-" else prompt
     structured = structured_outputs(options)
@@ -43,7 +48,7 @@ def generate(
         try:
             with WaitingNotice(fleet, stream) as notice:
                 for chunk in stream:
-                    notice.heard()
+                    notice.chunk_received()
                     if not as_json:
                         click.echo(chunk.text, nl=False)
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""``pagefleet health``: whether a worker of this machine or container is alive; for health checks."""
+"""``pagefleet health``: check that a worker is alive, for health checks of containers and services."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from pagefleet.api.protocol.job_store import JobStore
 
 
 @click.command()
-@click.option("--host", default=None, metavar="NAME", help="Of which host.  [default: this one's name]")
-@click.option("--pid", type=int, help="Of which process; by default any on that host.")
+@click.option(
+    "--host", default=None, metavar="NAME", help="Host of the worker. Default: the name of this host."
+)
+@click.option("--pid", type=int, help="Process id of the worker. Default: any worker on the host.")
 @redis_option
 def health(redis_url: str | None, host: str | None, pid: int | None) -> None:
-    """Exit 0 if a worker of this host holds a lease, 1 if not, with one sentence.
+    """Check that a worker on this host is alive.
 
-    The lease is kept up by the engine's loop: a worker whose engine is stuck loses it, although its process
-    lives. A worker that still loads its model, or that cannot reach Redis, has none either.
+    The exit status is 0 if a worker holds a lease, else 1. The engine's loop renews the lease, so a worker
+    whose engine hangs loses it even though its process is alive. A worker that is loading its model or cannot
+    reach Redis does not hold a lease either.
 
     \b
-    pagefleet health                  in a container: its only worker
-    pagefleet health --pid 4711       one of several on a machine
+    Examples:
+      pagefleet health              for the only worker of a container
+      pagefleet health --pid 4711   for one of several workers on a host
     """
     host = host or socket.gethostname()
     store = JobStore(FleetSettings.from_files(redis_url=redis_url))
@@ -34,7 +38,8 @@ def health(redis_url: str | None, host: str | None, pid: int | None) -> None:
     if not workers:
         process = "" if pid is None else f" with pid {pid}"
         raise click.ClickException(
-            f"No worker on {host}{process} holds a lease: it is loading, stuck, cut off or gone."
+            f"No worker on {host}{process} holds a lease: "
+            "it is loading, hangs, has ended, or cannot reach Redis."
         )
     for worker in workers:
         click.echo(f"{worker.worker_id} serves {worker.model}: {worker.num_running} running")

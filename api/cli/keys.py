@@ -1,4 +1,4 @@
-"""``pagefleet keys``: who may use the gateway."""
+"""``pagefleet keys``: create, list and revoke the API keys of the gateway."""
 
 from __future__ import annotations
 
@@ -28,39 +28,74 @@ def _place_options(command: F) -> F:
         "--file",
         "file",
         type=click.Path(dir_okay=False, path_type=Path),
-        help="The file of keys.  [default: the setting gateway_keys_file]",
+        help="File with the keys. Default: the setting `gateway_keys_file`.",
     )
     in_redis = click.option(
-        "--redis", "in_redis", is_flag=True, help="In Redis.  [default: the setting gateway_keys_redis]"
+        "--redis",
+        "in_redis",
+        is_flag=True,
+        help="Keep the keys in Redis. Default: the setting `gateway_keys_redis`.",
     )
     return file(in_redis(redis_option(command)))
 
 
 @click.group()
 def keys() -> None:
-    """The API keys of the gateway. A gateway that runs sees a change within a second.
+    """Create, list or revoke API keys of the gateway.
+
+    Keys are stored in Redis or in a file. Running gateways apply a change within a second.
 
     \b
-    pagefleet keys add --tenant acme --file keys.json
-    pagefleet keys list --file keys.json
-    pagefleet keys revoke 1a2b3c4d --file keys.json
-    pagefleet keys add --tenant acme --redis
+    Examples:
+      pagefleet keys add --tenant acme --redis
+      pagefleet keys list --redis
+      pagefleet keys revoke 1a2b3c4d --redis
+      pagefleet keys add --tenant acme --file keys.json
     """
 
 
 @keys.command()
-@click.option("--tenant", required=True, help="On whose behalf: it sees its own jobs only.")
+@click.option("--tenant", required=True, help="Tenant of the key. A tenant sees its own jobs only.")
 @click.option(
-    "--model", "models", multiple=True, shell_complete=complete_model, help="May use it.  [default: all]"
+    "--model",
+    "models",
+    multiple=True,
+    shell_complete=complete_model,
+    help="Model that the key may use. Can be given several times. Default: all models.",
 )
 @click.option(
-    "--lane", type=click.Choice(["interactive", "batch"]), default="interactive", help="Where its jobs go."
+    "--lane",
+    type=click.Choice(["interactive", "batch"]),
+    default="interactive",
+    show_default=True,
+    help="Lane of its jobs.",
 )
-@click.option("--max-open", type=click.IntRange(1), help="Choices in the tenant's open jobs in each queue.")
-@click.option("--requests-per-minute", type=click.IntRange(1), help="By default no limit.")
-@click.option("--tokens-per-minute", type=click.IntRange(1), help="Prompts and answers. By default no limit.")
-@click.option("--max-stored-bytes", type=click.IntRange(1), help="Of the tenant's requests and results.")
-@click.option("--max-result-ttl-s", type=click.IntRange(1), help="Seconds for which results can be read.")
+@click.option(
+    "--max-open",
+    type=click.IntRange(1),
+    help="Maximum number of choices in the tenant's open jobs in each queue. "
+    "Default: `max_tenant_depth` of the workers.",
+)
+@click.option(
+    "--requests-per-minute", type=click.IntRange(1), help="Rate limit of requests. Default: no limit."
+)
+@click.option(
+    "--tokens-per-minute",
+    type=click.IntRange(1),
+    help="Rate limit of prompt and output tokens. Default: no limit.",
+)
+@click.option(
+    "--max-stored-bytes",
+    type=click.IntRange(1),
+    help="Maximum size of the tenant's requests and results in Redis, in bytes. "
+    "Default: `max_tenant_bytes` of the workers.",
+)
+@click.option(
+    "--max-result-ttl-s",
+    type=click.IntRange(1),
+    help="Maximum time for which results can be read, in seconds. "
+    "Default: `max_result_ttl_s` of the workers.",
+)
 @_place_options
 def add(
     file: Path | None,
@@ -70,27 +105,31 @@ def add(
     models: tuple[str, ...],
     **limits: Any,
 ) -> None:
-    """Make a key and print it. It is written nowhere: the file, or Redis, has its hash.
+    """Create an API key and print it once.
+
+    Only its hash is stored.
 
     \b
-    pagefleet keys add --tenant acme --file keys.json
-    pagefleet keys add --tenant acme --model null --max-open 8 --requests-per-minute 60 --file keys.json
-    pagefleet keys add --tenant acme --redis
+    Examples:
+      pagefleet keys add --tenant acme --redis
+      pagefleet keys add --tenant acme --model null --max-open 8 --requests-per-minute 60 --redis
+      pagefleet keys add --tenant acme --file keys.json
     """
     with _place(file, in_redis, redis_url) as place:
         token, key = place.add(tenant=tenant, models=list(models) or None, **limits)
-    click.echo(f"key {key.key_id} of {key.tenant}, shown this once:", err=True)
+    click.echo(f"API key {key.key_id} of tenant {key.tenant}; it is not shown again:", err=True)
     click.echo(token)
 
 
 @keys.command("list")
 @_place_options
 def list_keys(file: Path | None, in_redis: bool, redis_url: str | None) -> None:
-    """Which keys there are, and what each may do.
+    """List the API keys with their limits.
 
     \b
-    pagefleet keys list --file keys.json
-    pagefleet keys list --redis
+    Examples:
+      pagefleet keys list --redis
+      pagefleet keys list --file keys.json
     """
     with _place(file, in_redis, redis_url) as place:
         found = place.read()
@@ -114,8 +153,8 @@ def list_keys(file: Path | None, in_redis: bool, redis_url: str | None) -> None:
             key.max_stored_bytes,
             key.max_result_ttl_s,
         )
-        shown = ("-" if limit is None else str(limit) for limit in limits)
-        table.add_row(key.key_id, key.tenant, ", ".join(key.models or ["all"]), key.lane, *shown)
+        cells = ("-" if limit is None else str(limit) for limit in limits)
+        table.add_row(key.key_id, key.tenant, ", ".join(key.models or ["all"]), key.lane, *cells)
     make_console().print(table)
 
 
@@ -123,11 +162,14 @@ def list_keys(file: Path | None, in_redis: bool, redis_url: str | None) -> None:
 @click.argument("key_id")
 @_place_options
 def revoke(file: Path | None, in_redis: bool, redis_url: str | None, key_id: str) -> None:
-    """Make a key worthless. What it has started goes on.
+    """Revoke an API key.
+
+    Its running requests continue.
 
     \b
-    pagefleet keys revoke 1a2b3c4d --file keys.json
-    pagefleet keys revoke 1a2b3c4d --redis
+    Examples:
+      pagefleet keys revoke 1a2b3c4d --redis
+      pagefleet keys revoke 1a2b3c4d --file keys.json
     """
     with _place(file, in_redis, redis_url) as place:
         if not place.revoke(key_id):
@@ -137,14 +179,14 @@ def revoke(file: Path | None, in_redis: bool, redis_url: str | None, key_id: str
 
 @contextmanager
 def _place(file: Path | None, in_redis: bool, redis_url: str | None) -> Iterator[KeyFile | RedisKeys]:
-    """Where the keys stand: as it is asked for here, else as the gateway's settings say."""
-    # Only now: other commands need nothing of the gateway.
+    """Open the key store that the options name, else the one in the settings of the gateway."""
+    # Imported late: the other commands do not need the gateway.
     from pagefleet.api.gateway.access.api_keys import KeyFile
     from pagefleet.api.gateway.access.redis_keys import RedisKeys
 
     settings = GatewaySettings.from_files(redis_url=redis_url)
     if in_redis and file is not None:
-        raise ConfigurationError("--file and --redis: keys stand in one place.")
+        raise ConfigurationError("--file and --redis cannot be used together; choose one key store.")
     if in_redis or (file is None and settings.gateway_keys_redis):
         place = RedisKeys(settings)
         try:
@@ -155,6 +197,6 @@ def _place(file: Path | None, in_redis: bool, redis_url: str | None) -> Iterator
     path = file or settings.gateway_keys_file
     if path is None:
         raise ConfigurationError(
-            "Name the file of keys: --file, or the setting gateway_keys_file; or --redis."
+            "Choose a key store: --redis, --file FILE, or the settings gateway_keys_redis, gateway_keys_file."
         )
     yield KeyFile(path)

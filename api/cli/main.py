@@ -1,5 +1,7 @@
-"""``pagefleet``: finds its commands through entry points, so that an extra that is not installed costs
-nothing and is still listed, with the pip command that installs it."""
+"""``pagefleet``: the group of all commands, found through entry points.
+
+A command whose extra is not installed is listed too, and prints the pip command that installs it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ _INTERRUPTED: Final = 128 + signal.SIGINT
 
 
 class CommandGroup(click.Group):
-    """Loads a command when it is first needed."""
+    """A group that imports a command when it is first needed."""
 
     @cached_property
     def _found(self) -> dict[str, EntryPoint]:
@@ -38,7 +40,7 @@ class CommandGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Our errors are sentences for the user, not tracebacks; Ctrl-C is what it is for a shell."""
+        """Print our errors without a traceback, and exit after Ctrl-C with the status that shells expect."""
         try:
             return super().invoke(ctx)
         except FleetError as error:
@@ -54,7 +56,7 @@ def _not_installed(name: str, extras: list[str]) -> click.Command:
     @click.command(
         name,
         help=f"Not installed: run {install}",
-        short_help=f"Not installed: `pagefleet {name}` says how",
+        short_help=f"Not installed; `pagefleet {name}` shows how to install it",
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )
     def explain() -> None:
@@ -69,10 +71,10 @@ def main() -> None:
     """Self-hosted LLM inference as durable jobs, on Celery and Redis.
 
     \b
-    pagefleet up                             a local stack: Redis, one worker, a model
+    pagefleet up                             start a local stack: Redis, a worker, Flower, the gateway
     pagefleet generate "Once upon a time"    send one job to it
-    pagefleet top                            watch it work
-    pagefleet doctor                         find out what is wrong
+    pagefleet top                            watch workers and queues
+    pagefleet doctor                         find problems and their fixes
     """
 
 

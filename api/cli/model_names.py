@@ -1,4 +1,4 @@
-"""Completes the names of models from Redis, if that answers at once."""
+"""Shell completion of model names, which are read from Redis."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pagefleet.api.config.settings import FleetSettings
 from pagefleet.api.contract.errors import FleetError
 from pagefleet.api.protocol.job_store import JobStore
 
-_PATIENCE_S: Final = 0.3
+_TIMEOUT_S: Final = 0.3
 
 
 def complete_model(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """None where the server is away: whoever presses Tab wants no error."""
+    """Return the matching names and aliases; none if Redis does not answer, as Tab must not print errors."""
     try:
         settings = FleetSettings.from_files(redis_url=ctx.params.get("redis_url"))
-        patience = {"connect_timeout_s": _PATIENCE_S, "socket_timeout_s": _PATIENCE_S}
-        store = JobStore(settings.model_copy(update=patience))
+        timeouts = {"connect_timeout_s": _TIMEOUT_S, "socket_timeout_s": _TIMEOUT_S}
+        store = JobStore(settings.model_copy(update=timeouts))
         names = [name for card in store.cards() for name in (card.name, *card.aliases)]
     except FleetError:
         return []

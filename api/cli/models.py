@@ -1,4 +1,4 @@
-"""``pagefleet models``: which models the fleet knows."""
+"""``pagefleet models``: list and remove the models of a fleet."""
 
 from __future__ import annotations
 
@@ -20,25 +20,29 @@ from pagefleet.api.protocol.job_store import JobStore
 @click.group(invoke_without_command=True)
 @click.pass_context
 def models(context: click.Context) -> None:
-    """List the models that the fleet knows: those with a worker, and those that had one.
+    """List or remove the models of the fleet.
+
+    Without a subcommand, list them. A model stays in the list after its last worker has stopped.
 
     \b
-    pagefleet models
-    pagefleet models list --json
+    Examples:
+      pagefleet models
+      pagefleet models remove qwen3-0.6b
     """
     if context.invoked_subcommand is None:
         context.invoke(list_models)
 
 
 @models.command(name="list")
-@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+@click.option("--json", "as_json", is_flag=True, help="Print the model cards as one JSON list.")
 @redis_option
 def list_models(redis_url: str | None = None, as_json: bool = False) -> None:
-    """Show each model with its context and its live workers.
+    """List the models with their context lengths and live workers.
 
     \b
-    pagefleet models list
-    pagefleet models list --json | jq -r '.[].name'
+    Examples:
+      pagefleet models list
+      pagefleet models list --json | jq -r '.[].name'
     """
     with make_client(redis_url) as fleet:
         status = fleet.status()
@@ -48,21 +52,26 @@ def list_models(redis_url: str | None = None, as_json: bool = False) -> None:
     table = Table("model", "aliases", "context", "dtype", "backend", "workers")
     for card in status.models:
         num_workers = sum(worker.model == card.name for worker in status.workers)
-        made_with = card.fingerprint
-        row = (card.name, ", ".join(card.aliases), card.max_model_len, made_with.dtype, made_with.backend)
+        fingerprint = card.fingerprint
+        row = (card.name, ", ".join(card.aliases), card.max_model_len, fingerprint.dtype, fingerprint.backend)
         table.add_row(*map(str, row), str(num_workers))
     make_console().print(table)
 
 
 @models.command()
 @click.argument("name", shell_complete=complete_model)
-@click.option("--force", is_flag=True, help="Even if a worker serves it or jobs wait for it.")
+@click.option(
+    "--force", is_flag=True, help="Remove the model even if a worker serves it or it has open jobs."
+)
 @redis_option
 def remove(name: str, force: bool, redis_url: str | None) -> None:
-    """Forget the model NAME: jobs for it are refused from then on, until a worker serves it again.
+    """Remove a model from the list.
+
+    New jobs for it are refused until a worker serves it again.
 
     \b
-    pagefleet models remove qwen3-0.6b
+    Examples:
+      pagefleet models remove qwen3-0.6b
     """
     store = JobStore(FleetSettings.from_files(redis_url=redis_url))
     served = [worker.worker_id for worker in store.workers() if worker.model == name]

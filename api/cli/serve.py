@@ -10,7 +10,7 @@ import click
 
 from pagefleet.api.cli.options import given, redis_option
 from pagefleet.api.cli.settings_options import setting_options
-from pagefleet.api.config.log_format import PLAIN, PlaceOnly
+from pagefleet.api.config.log_format import PLAIN, RedactingFormatter
 from pagefleet.api.config.settings import GatewaySettings
 from pagefleet.api.protocol.connection import safe_url
 
@@ -42,12 +42,12 @@ def serve(**options: Any) -> None:
     from pagefleet.api.gateway import server
 
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(PlaceOnly(PLAIN))
+    handler.setFormatter(RedactingFormatter(PLAIN))
     logging.basicConfig(level="INFO", handlers=[handler])
     logging.getLogger("uvicorn").setLevel("WARNING")
     settings = GatewaySettings.from_files(**given(options))
 
     def started(address: str) -> None:
-        click.echo(f"gateway to the fleet at {safe_url(settings.url)}: {address}/v1", err=True)
+        click.echo(f"Serving the fleet at {safe_url(settings.url)}: {address}/v1", err=True)
 
     server.serve(settings, started)

@@ -1,4 +1,4 @@
-"""``pagefleet status``: queues, workers, models and running jobs, once."""
+"""``pagefleet status``: print the workers, queues, models and running jobs of a fleet once."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ from pagefleet.api.protocol.job_store import JobStore
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the status as one JSON object.")
 @redis_option
 def status(redis_url: str | None, as_json: bool) -> None:
-    """Show queues, workers, models and running jobs. No prompt and no answer is ever shown.
+    """Show workers, queues, models and running jobs.
+
+    Prompts and outputs are not shown.
 
     \b
-    pagefleet status
-    pagefleet status --json | jq .queues
+    Examples:
+      pagefleet status
+      pagefleet status --json | jq .queues
     """
-    # Not through a client, which would announce itself to the server: a monitor's user may only read.
+    # Not through a client, which registers itself in Redis: the user of a monitor may only read.
     store = JobStore(FleetSettings.from_files(redis_url=redis_url))
     try:
         now = read_status(store)
@@ -67,7 +70,7 @@ def _print_tables(now: FleetStatus) -> None:
             refused.add_row(waiting.job_id, waiting.reason)
         console.print(refused)
     if now.hidden:
-        hidden = Table("job", title="open jobs, of which this Redis user may know no more")
+        hidden = Table("job", title="open jobs that this Redis user is not allowed to read")
         for job_id in now.hidden:
             hidden.add_row(job_id)
         console.print(hidden)

@@ -1,4 +1,4 @@
-"""The options that say what a text must be."""
+"""Options that constrain the generated text."""
 
 from __future__ import annotations
 
@@ -13,18 +13,33 @@ from pagefleet.api.contract.structured_outputs import StructuredOptions
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-# Lazy: one that is not read needs no closing.
+# Lazy: a file that is not read does not need to be closed.
 _FILE: Final = click.File(lazy=True)
 
 
 def structured_options(command: F) -> F:
     options = [
-        click.option("--json-schema", type=_FILE, metavar="FILE", help="Valid JSON of this schema."),
-        click.option("--json-object", is_flag=True, help="A JSON object."),
-        click.option("--regex", metavar="REGEX", help="A text that this matches as a whole."),
-        click.option("--choice", multiple=True, metavar="TEXT", help="One of these texts."),
-        click.option("--grammar", type=_FILE, metavar="FILE", help="A text of this grammar: Lark or EBNF."),
-        click.option("--wind-down", is_flag=True, help="JSON that closes in time rather than being cut off."),
+        click.option(
+            "--json-schema",
+            type=_FILE,
+            metavar="FILE",
+            help="Generate JSON that matches the JSON schema in FILE.",
+        ),
+        click.option("--json-object", is_flag=True, help="Generate a JSON object."),
+        click.option("--regex", metavar="REGEX", help="Generate text that matches REGEX as a whole."),
+        click.option(
+            "--choice",
+            multiple=True,
+            metavar="TEXT",
+            help="Generate exactly TEXT. Given several times, one of the texts.",
+        ),
+        click.option(
+            "--grammar",
+            type=_FILE,
+            metavar="FILE",
+            help="Generate text that matches the Lark or EBNF grammar in FILE.",
+        ),
+        click.option("--wind-down", is_flag=True, help="Close JSON before --max-tokens cuts it off."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -32,7 +47,7 @@ def structured_options(command: F) -> F:
 
 
 def structured_outputs(options: dict[str, Any]) -> StructuredOptions | None:
-    """Takes these options out of a command's; None where none was given."""
+    """Remove these options from those of a command and return them; None if none was given."""
     schema: IO[str] | None = options.pop("json_schema")
     grammar: IO[str] | None = options.pop("grammar")
     found = {

@@ -1,4 +1,4 @@
-"""``pagefleet top``: the fleet, live."""
+"""``pagefleet top``: watch a fleet live."""
 
 from __future__ import annotations
 
@@ -20,25 +20,38 @@ from pagefleet.api.protocol.connection import safe_url
 from pagefleet.api.protocol.job_store import JobStore
 
 _KEY_WAIT_S: Final = 0.2
-_LEAVE: Final = ("q", "Q", "\x04")
+_QUIT_KEYS: Final = ("q", "Q", "\x04")
 
 
 @click.command()
 @click.option(
-    "--interval", default=1.0, show_default=True, type=click.FloatRange(min=0.1), help="In seconds."
+    "--interval",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(min=0.1),
+    help="Time between two updates, in seconds.",
 )
-@click.option("--sort", type=click.Choice(list(SORTS)), default="name", show_default=True, help="By what.")
-@click.option("--once", is_flag=True, help="Print one frame and leave; so it does where nobody looks.")
+@click.option(
+    "--sort",
+    type=click.Choice(list(SORTS)),
+    default="name",
+    show_default=True,
+    help="Column to sort workers by.",
+)
+@click.option(
+    "--once", is_flag=True, help="Print one frame and exit; the default if the output is not a terminal."
+)
 @redis_option
 def top(redis_url: str | None, interval: float, sort: str, once: bool) -> None:
-    """Watch workers and queues: batch, KV cache, tok/s, time to first token, who waits for how long.
+    """Watch workers and queues live.
 
-    tok/s is over a worker's last 5 seconds, TTFT over its last 5 minutes. A monitor's Redis user is enough.
-    Keys: q leaves, s sorts by another column.
+    tok/s covers the last 5 seconds of a worker, TTFT (time to first token) the last 5 minutes. The rights of
+    a monitor's Redis user are sufficient. Keys: q quits, s sorts by the next column.
 
     \b
-    pagefleet top
-    pagefleet top --once --sort tok/s
+    Examples:
+      pagefleet top
+      pagefleet top --once --sort tok/s
     """
     store = JobStore(FleetSettings.from_files(redis_url=redis_url))
     console = make_console(piped_width=120)
@@ -62,19 +75,19 @@ def _watch(store: JobStore, console: Console, interval_s: float, sort: str) -> N
     watcher.start()
     try:
         with Keyboard() as keyboard, Live(console=console, screen=True, auto_refresh=False) as live:
-            shown: object = None
-            while (key := keyboard.key(min(_KEY_WAIT_S, interval_s))) not in _LEAVE:
+            drawn: object = None
+            while (key := keyboard.key(min(_KEY_WAIT_S, interval_s))) not in _QUIT_KEYS:
                 if key == "s":
                     names = list(SORTS)
                     sort = names[(names.index(sort) + 1) % len(names)]
-                # Drawn only where something is new: a terminal may be at the end of a slow line.
-                if shown != (shown := (watcher.num_reads, sort, console.size)):
+                # Redraw only on changes: the terminal may be on a slow connection.
+                if drawn != (drawn := (watcher.num_reads, sort, console.size)):
                     live.update(_frame(watcher, safe_url(store.settings.url), console, sort), refresh=True)
     except KeyboardInterrupt:
-        pass  # the other way to leave
+        pass  # quits like the key q
     finally:
         watcher.stop()
-        # One that hangs in a connection ends with the process.
+        # A thread that hangs in a connection ends with the process.
         if not watcher.is_running:
             store.close_connections()
 
@@ -85,7 +98,7 @@ def _frame(watcher: Watcher, server: str, console: Console, sort: str) -> Render
     if problem is not None:
         parts += [
             Text(problem, style="bold red"),
-            Text("Trying again; the rest is old.\n", style="red"),
+            Text("Retrying; the figures below are old.\n", style="red"),
         ]
     if view is None:
         parts.append(Text("" if problem else "reading ...", style="dim"))

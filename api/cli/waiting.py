@@ -1,4 +1,4 @@
-"""WaitingNotice: say on standard error what a silent stream waits for."""
+"""WaitingNotice: print on standard error what a stream without new tokens waits for."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from pagefleet.api.client.token_stream import TokenStream
 from pagefleet.api.contract.errors import FleetError, RedisUnavailable
 from pagefleet.api.contract.fleet_status import FleetStatus
 
-_SILENT_S: Final = 2.0
+_IDLE_S: Final = 2.0
 _POLL_S: Final = 0.5
 
 
 class WaitingNotice:
     """Watch one stream while the ``with`` block reads it.
 
-    After two seconds without a chunk the fleet is asked, and the answer is printed each time it changes.
+    After two seconds without a chunk, it polls the status of the fleet and prints the reason when it changes.
     """
 
     def __init__(self, fleet: Fleet, stream: TokenStream) -> None:
         self._fleet = fleet
         self._stream = stream
-        self._last_heard = time.monotonic()
+        self._last_chunk_at = time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="pagefleet-waiting", daemon=True)
 
-    def heard(self) -> None:
-        """A chunk came."""
-        self._last_heard = time.monotonic()
+    def chunk_received(self) -> None:
+        """Restart the two seconds."""
+        self._last_chunk_at = time.monotonic()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -45,7 +45,7 @@ class WaitingNotice:
     def _watch(self) -> None:
         printed = ""
         while not self._ended.wait(_POLL_S):
-            if time.monotonic() - self._last_heard < _SILENT_S:
+            if time.monotonic() - self._last_chunk_at < _IDLE_S:
                 printed = ""
                 continue
             reason = self._reason()
@@ -57,7 +57,7 @@ class WaitingNotice:
         try:
             return reason_to_wait(self._fleet.status(), self._stream.model, self._stream.job_id)
         except RedisUnavailable:
-            return "Redis does not answer; the job goes on when it does."
+            return "Redis does not answer; the job continues when it does."
         except FleetError as error:
             return error.message
 

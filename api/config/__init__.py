@@ -1,4 +1,4 @@
-"""Settings of the producer, the gateway and Flower.
+"""Settings of clients, the gateway and Flower; installed extras; log format; event loop.
 
 The environment is read here and in ``workers/settings.py`` only.
 

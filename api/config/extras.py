@@ -1,4 +1,4 @@
-"""Which extras of the package are installed: commands found through entry points need some of them."""
+"""The extras of the package: which are installed, and the pip command that installs the others."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ _MODULES: Final[Mapping[str, Sequence[str]]] = {
         *(("uvloop",) if sys.platform != "win32" else ()),
     ),
 }
-"""The modules that an extra needs: some of them may be here because another package needs them. Triton is not
-among them: an image without a GPU has none."""
+"""The modules that each extra needs. All are checked, as another package may have installed some of them.
+Triton is left out, because images without a GPU do not have it."""
 
 
 def missing_extras(entry: EntryPoint) -> list[str]:
-    """The extras of ``entry`` that are not installed. A plugin reports its own extras itself."""
+    """Return the extras of ``entry`` that are not installed; extras of other packages are not checked."""
     return [extra for extra in entry.extras if extra in _MODULES and not has_extra(extra)]
 
 
 def has_extra(extra: str) -> bool:
-    """Whether every module of the extra can be found; none is imported."""
+    """Whether every module of the extra can be found. None is imported."""
     return all(importlib.util.find_spec(module) is not None for module in _MODULES[extra])
 
 
 def pip_command(extras: Sequence[str]) -> str:
-    """The command that adds extras to this installation, from wherever it was installed."""
+    """Return the command that adds extras to this installation, from where it was installed."""
     names = ",".join(extras)
     path, is_editable = _source()
     if path is None:
@@ -64,7 +64,7 @@ def pip_command(extras: Sequence[str]) -> str:
 
 @cache
 def _source() -> tuple[Path | None, bool]:
-    """The folder or file that pip installed this package from, and whether it is editable (PEP 610)."""
+    """Return the local path that pip installed this package from, and whether it is editable (PEP 610)."""
     try:
         recorded = json.loads(distribution("pagefleet").read_text("direct_url.json") or "{}")
     except (PackageNotFoundError, ValueError):

@@ -1,6 +1,6 @@
-"""Logs without the text of requests: a traceback tells where and of what kind, not in the exception's words.
+"""A log format without the text of requests: tracebacks contain the types of exceptions, not their messages.
 
-What a tokenizer, a template, a JSON encoder or pydantic throws often quotes what it was given.
+The exceptions of tokenizers, templates, JSON encoders and pydantic often quote their input.
 """
 
 from __future__ import annotations
@@ -18,40 +18,39 @@ _LOG: Final = logging.getLogger(__name__)
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
-def place_of(error: BaseException) -> str:
-    """A traceback with the kinds of exceptions in place of their messages; the system's own words stay."""
+def redacted_traceback(error: BaseException) -> str:
+    """Return a traceback without the messages of exceptions, except those of the operating system."""
     parts: list[str] = []
     for each in _causes(error):
         parts += traceback.format_tb(each.__traceback__)
-        parts.append(f"{_told(each)}\n")
+        parts.append(f"{_type_of(each)}\n")
         if isinstance(each, BaseExceptionGroup):
-            parts += [place_of(inner) + "\n" for inner in each.exceptions]
+            parts += [redacted_traceback(inner) + "\n" for inner in each.exceptions]
     return "".join(parts).rstrip("\n")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The first one first."""
+    """Yield the exception and those that caused it, the first cause first."""
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if cause is not None:
         yield from _causes(cause)
     yield error
 
 
-def _told(error: BaseException) -> str:
-    kind = type(error)
-    name = f"{kind.__module__}.{kind.__qualname__}"
+def _type_of(error: BaseException) -> str:
+    cls = type(error)
+    name = f"{cls.__module__}.{cls.__qualname__}"
     return f"{name}: {error}" if isinstance(error, OSError) else name
 
 
-class PlaceOnly(logging.Formatter):
-    """Mixed into any formatter."""
+class RedactingFormatter(logging.Formatter):
+    """A formatter that redacts tracebacks; also a mixin for other formatters."""
 
     def formatException(self, ei: ExcInfo) -> str:  # noqa: N802
-        return "" if ei[1] is None else place_of(ei[1])
+        return "" if ei[1] is None else redacted_traceback(ei[1])
 
 
 def log_loop_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """An event loop's exception handler. asyncio's own logs the ``repr`` of the task too, and with it the
-    exception's."""
+    """Exception handler of an event loop. asyncio's own also logs the ``repr`` of the task and its error."""
     error = context.get("exception")
     _LOG.error("%s", context["message"], exc_info=error if isinstance(error, BaseException) else None)

@@ -48,9 +48,8 @@ class FleetSettings(BaseSettings):
         None,
         # The field's own name is not an alias: the environment source would read it as REDIS_URL, and first.
         validation_alias=AliasChoices("PAGEFLEET_REDIS_URL", "REDIS_URL"),
-        description="URL of the Redis server: `redis://[USER[:PASSWORD]@]HOST[:PORT]/DB`, or `rediss://` for "
-        "TLS. PAGEFLEET_REDIS_URL takes precedence over REDIS_URL. Default: the server of a running "
-        "`pagefleet up`, else redis://127.0.0.1:6379/0.",
+        description="URL of the Redis server, as in redis://USER:PASSWORD@HOST:6379/0; rediss:// uses TLS. "
+        "Default: the server of a running `pagefleet up`, else redis://127.0.0.1:6379/0.",
     )
     redis_password_file: FilePath | None = Field(
         None,

@@ -89,7 +89,7 @@ class TestAMissingExtra:
         done = self.run("--help")
         assert done.returncode == 0
         (line,) = [line for line in done.stdout.splitlines() if line.strip().startswith("worker ")]
-        assert line.strip().endswith("Not installed: `pagefleet worker` says how")
+        assert line.strip().endswith("Not installed; `pagefleet worker` shows how to install it")
 
     @pytest.mark.parametrize(
         "arguments", [("worker",), ("worker", "--model", "m"), ("up", "--whatever", "x")]
@@ -105,7 +105,7 @@ class TestAMissingExtra:
     def test_the_others_work(self):
         done = self.run("generate", "--help")
         assert done.returncode == 0
-        assert "Continue PROMPT" in done.stdout
+        assert "Generate text that continues PROMPT." in done.stdout
 
     def test_a_plugin_with_an_extra_of_its_own_does_not_break_the_list(self, monkeypatch):
         from importlib.metadata import EntryPoint
@@ -163,9 +163,10 @@ class TestGenerate:
             [sys.executable, "-m", "pagefleet.api.cli.main", "generate", "Hello", "--model", ghost],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        told = process.stderr.readline()
+        notice = process.stderr.readline()
         assert (
-            told == f"waiting: no worker serves {ghost}; start one with `pagefleet worker --model {ghost}`.\n"
+            notice
+            == f"waiting: no worker serves {ghost}; start one with `pagefleet worker --model {ghost}`.\n"
         )
         with FleetClient(redis_url=url) as fleet:
             store = JobStore(FleetSettings(redis_url=url))
@@ -282,7 +283,7 @@ class TestChat:
         typed = "Hi\n/reset\nHi\n/exit\n"
         done = pagefleet("chat", "--seed", 7, "--max-tokens", 16, input=typed)
         assert done.exit_code == 0
-        assert done.output.startswith("Chatting with null. /help lists the commands, /quit leaves.\n")
+        assert done.output.startswith("Chatting with null. /help lists the commands, /quit ends the chat.\n")
         assert done.output.count(SEED_7) == 2
 
     def test_its_commands(self, url, ghost):

@@ -13,13 +13,13 @@ import pytest
 import redis
 from pythonjsonlogger.json import JsonFormatter
 
-from pagefleet.api.config.log_format import PLAIN, PlaceOnly, log_loop_fault
+from pagefleet.api.config.log_format import PLAIN, RedactingFormatter, log_loop_fault
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import RedisUnavailable
 from pagefleet.api.contract.messages import ErrorInfo, JobState, WorkerStatus
 from pagefleet.api.protocol.connection import redis_errors
 from pagefleet.workers.attempt.engine_loop import wait_until
-from pagefleet.workers.observe.logs import _JsonPlaceOnly
+from pagefleet.workers.observe.logs import _RedactingJsonFormatter
 
 MARK = "my-secret-9f2c"
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -93,7 +93,9 @@ def throw():
         raise KeyError(MARK) from ExceptionGroup(MARK, [RuntimeError(MARK), OSError(5, "I/O error")])
 
 
-@pytest.mark.parametrize("formatter", [PlaceOnly(PLAIN), _JsonPlaceOnly("%(message)s", timestamp=True)])
+@pytest.mark.parametrize(
+    "formatter", [RedactingFormatter(PLAIN), _RedactingJsonFormatter("%(message)s", timestamp=True)]
+)
 def test_a_traceback_says_where_and_of_what_kind(formatter):
     try:
         throw()
@@ -115,7 +117,7 @@ def test_a_task_that_dies_is_logged_without_its_words():
         del task
 
     log, handler = logging.getLogger("pagefleet.api.config.log_format"), logging.StreamHandler(io.StringIO())
-    handler.setFormatter(PlaceOnly(PLAIN))
+    handler.setFormatter(RedactingFormatter(PLAIN))
     log.addHandler(handler)
     try:
         asyncio.run(run())

@@ -158,7 +158,7 @@ def test_a_home_that_cannot_be_used_is_named(monkeypatch, home):
     monkeypatch.setenv("PAGEFLEET_HOME", home)
     done = CliRunner().invoke(main, ["up", *NULL])
     assert done.exit_code == 1
-    assert done.output.startswith(f"Error: home: {home} cannot hold the stack's data")
+    assert done.output.startswith(f"Error: home: cannot write the data of the stack to {home}")
     assert "PAGEFLEET_HOME" in done.output
 
 

@@ -1,1 +1,1 @@
-"""The worker's commands: one file each, found through the entry points ``pagefleet.commands``."""
+"""The commands that need the engine: one module each, found by the entry points ``pagefleet.commands``."""

@@ -1,4 +1,4 @@
-"""``pagefleet bench``: the whole fleet beside its own engine, on this machine."""
+"""``pagefleet bench``: compare a fleet on this machine with its engine alone."""
 
 from __future__ import annotations
 
@@ -9,32 +9,36 @@ from typing import Any
 
 import click
 
+from pagefleet.api.cli.settings_options import setting_option
 from pagefleet.workers.bench.workload import Workload
+from pagefleet.workers.settings import WorkerSettings, let_threads_sleep
 
 
 @click.command()
+@setting_option(WorkerSettings, "model", default="smollm2-135m-instruct")
+@setting_option(WorkerSettings, "dtype", default="bfloat16")
+@setting_option(WorkerSettings, "backend", default="reference")
 @click.option(
-    "--model", metavar="M", default="smollm2-135m-instruct", show_default=True, help="What to serve."
+    "--rounds", "num_rounds", default=5, show_default=True, help="Number of rounds: one run on each side."
 )
-@click.option("--dtype", default="bfloat16", show_default=True, help="What to compute in.")
 @click.option(
-    "--backend",
-    type=click.Choice(["reference", "null"]),
-    default="reference",
+    "--requests", "num_requests", default=64, show_default=True, help="Number of concurrent requests."
+)
+@click.option(
+    "--idle",
+    "num_idle",
+    default=15,
     show_default=True,
-    help="What computes; null makes tokens up.",
+    help="Number of single requests that measure the time to first token of an idle fleet.",
 )
-@click.option("--rounds", "num_rounds", default=5, show_default=True, help="Alternations.")
-@click.option("--requests", "num_requests", default=64, show_default=True, help="Requests at once.")
-@click.option("--idle", "num_idle", default=15, show_default=True, help="Idle first-token probes.")
-@click.option("--sampling", is_flag=True, help="Measure instead what mixed sampling parameters cost a step.")
-@click.option("--speculation", is_flag=True, help="Measure instead what guessing tokens ahead gains.")
+@click.option("--sampling", is_flag=True, help="Measure only the cost of mixed sampling parameters per step.")
+@click.option("--speculation", is_flag=True, help="Measure only the gain of speculative tokens.")
 @click.option(
     "--through",
     type=click.Choice(["gateway"]),
-    help="Measure instead how much later a token comes through it than through a FleetClient.",
+    help="Measure only the delay of tokens through the gateway compared to a FleetClient.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
 def bench(
     model: str,
     dtype: str,
@@ -47,41 +51,42 @@ def bench(
     through: str | None,
     as_json: bool,
 ) -> None:
-    """Measure the engine in this process and the same load through a fleet, in turn.
+    """Compare a fleet on this machine with its engine alone.
 
-    Starts a Redis and a worker of its own. About 10 minutes with the defaults on 2 cores.
+    Each round runs the same load on the engine in this process and through a temporary fleet. With the
+    defaults it takes about 10 minutes on 2 cores.
 
     \b
-    pagefleet bench
-    pagefleet bench --backend null --rounds 1 --json
-    pagefleet bench --speculation --rounds 2
-    pagefleet bench --through gateway --rounds 3
+    Examples:
+      pagefleet bench
+      pagefleet bench --backend null --rounds 1 --json
+      pagefleet bench --speculation --rounds 2
+      pagefleet bench --through gateway --rounds 3
     """
     from pagefleet.engine import LLMEngine
     from pagefleet.workers.app import engine_config
     from pagefleet.workers.bench.report import run_bench
     from pagefleet.workers.local.local_stack import LocalStack
-    from pagefleet.workers.settings import WorkerSettings, let_threads_sleep
 
     let_threads_sleep()
     if through is not None:
         from pagefleet.workers.bench.gateway import run_gateway_bench
 
-        click.echo(json.dumps(run_gateway_bench(num_rounds, _tell), indent=2))
+        click.echo(json.dumps(run_gateway_bench(num_rounds, _report), indent=2))
         return
     settings = WorkerSettings.from_files(model=model, dtype=dtype, backend=backend)
     if sampling:
         from pagefleet.workers.bench.sampling import run_sampling_bench
 
         figures = run_sampling_bench(
-            engine_config(settings), num_requests=num_requests, num_rounds=num_rounds, progress=_tell
+            engine_config(settings), num_requests=num_requests, num_rounds=num_rounds, progress=_report
         )
         click.echo(json.dumps(figures, indent=2))
         return
     if speculation:
         from pagefleet.workers.bench.speculation import run_speculation_bench
 
-        figures = run_speculation_bench(engine_config(settings), num_rounds=num_rounds, progress=_tell)
+        figures = run_speculation_bench(engine_config(settings), num_rounds=num_rounds, progress=_report)
         click.echo(json.dumps(figures, indent=2))
         return
     engine = LLMEngine.from_config(engine_config(settings))
@@ -97,12 +102,12 @@ def bench(
             Workload(num_requests=num_requests),
             num_rounds=num_rounds,
             num_idle=num_idle,
-            progress=_tell,
+            progress=_report,
         )
     click.echo(json.dumps(figures, indent=2) if as_json else _table(figures))
 
 
-def _tell(line: str) -> None:
+def _report(line: str) -> None:
     click.echo(line, err=True)
 
 

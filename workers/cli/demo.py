@@ -1,4 +1,4 @@
-"""``pagefleet demo``: sixteen prompts at once through a whole fleet, live in the terminal."""
+"""``pagefleet demo``: run sixteen prompts through a temporary fleet, live in the terminal."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pagefleet.api import AsyncFleetClient, WorkerStatus
+from pagefleet.api.cli.settings_options import setting_option
 from pagefleet.workers.bench.timing import LoadTiming, StreamTiming
 from pagefleet.workers.local.local_stack import LocalStack
+from pagefleet.workers.settings import WorkerSettings
 
 _SYSTEM: Final = "You are a helpful assistant. Answer in two or three sentences."
 _QUESTIONS: Final = (
@@ -54,21 +56,22 @@ class Line:
 
 
 @click.command()
-@click.option(
-    "--model", metavar="M", default="smollm2-135m-instruct", show_default=True, help="What to serve."
-)
-@click.option("--max-tokens", default=64, show_default=True, help="Tokens of each answer at most.")
+@setting_option(WorkerSettings, "model", default="smollm2-135m-instruct")
+@click.option("--max-tokens", default=64, show_default=True, help="Maximum number of tokens of each answer.")
 def demo(model: str, max_tokens: int) -> None:
-    """Start a Redis and a worker, stream sixteen answers at once, print the figures, stop everything.
+    """Run sixteen prompts through a temporary fleet.
+
+    Start a Redis server and a worker, stream sixteen answers at once, print the figures, and stop everything.
 
     \b
-    pagefleet demo
-    pagefleet demo --max-tokens 128
+    Examples:
+      pagefleet demo
+      pagefleet demo --max-tokens 128
     """
     console = Console()
     with tempfile.TemporaryDirectory(prefix="pagefleet-demo-") as folder:
         stack = LocalStack(Path(folder), ["--model", model])
-        console.print(f"starting a Redis and a worker for {model} ...")
+        console.print(f"starting Redis and a worker for {model} ...")
         begun_at = time.monotonic()
         with stack:
             for line in stack.workers[0].read_log():
@@ -82,10 +85,10 @@ def demo(model: str, max_tokens: int) -> None:
 async def _run(redis_url: str, lines: Sequence[Line], max_tokens: int, console: Console) -> WorkerStatus:
     async with AsyncFleetClient(redis_url=redis_url) as fleet:
         screen = _Screen(lines, console)
-        with screen.shown():
+        with screen.live():
             watcher = asyncio.create_task(screen.watch(fleet))
             await asyncio.gather(*(_stream(fleet, line, max_tokens, screen) for line in lines))
-            # The worker's figures come with its next beats.
+            # The worker reports its figures with the next heartbeats.
             await asyncio.sleep(1.0)
             watcher.cancel()
             worker = (await fleet.status()).workers[0]
@@ -105,31 +108,31 @@ async def _stream(fleet: AsyncFleetClient, line: Line, max_tokens: int, screen: 
 
 
 class _Screen:
-    """A line that grows for each job and a running total; without a terminal, plain lines."""
+    """A growing line for each job and a running total; plain lines if the output is not a terminal."""
 
     def __init__(self, lines: Sequence[Line], console: Console) -> None:
         self.lines = lines
         self.worker: WorkerStatus | None = None
         self._console = console
-        self._live = console.is_terminal
+        self._is_terminal = console.is_terminal
         self._begun_at = time.monotonic()
 
-    def shown(self) -> AbstractContextManager[object]:
-        if not self._live:
+    def live(self) -> AbstractContextManager[object]:
+        if not self._is_terminal:
             return nullcontext()
         return Live(get_renderable=self._render, console=self._console, refresh_per_second=12)
 
     async def watch(self, fleet: AsyncFleetClient) -> None:
-        """Keeps the worker's own view of its batch fresh."""
+        """Poll the worker's status, which has the size of its batch."""
         while True:
             workers = (await fleet.status()).workers
             self.worker = workers[0] if workers else None
-            if not self._live:
-                print(self._total().plain, flush=True)  # noqa: T201 - plain output is what was asked for
-            await asyncio.sleep(0.5 if self._live else 2.0)
+            if not self._is_terminal:
+                print(self._total().plain, flush=True)  # noqa: T201 - rich would wrap the line
+            await asyncio.sleep(0.5 if self._is_terminal else 2.0)
 
     def ended(self, line: Line) -> None:
-        if not self._live:
+        if not self._is_terminal:
             print(f"{line.question}  {_one_line(line.text)}", flush=True)  # noqa: T201
 
     def _render(self) -> Group:

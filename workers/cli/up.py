@@ -1,4 +1,4 @@
-"""``pagefleet up``: a local stack in the foreground, until Ctrl-C."""
+"""``pagefleet up``: run a local stack in the foreground until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
-from pagefleet.api.cli.options import redis_option
+from pagefleet.api.cli.options import given
+from pagefleet.api.cli.settings_options import setting_option
 from pagefleet.api.config.extras import has_extra, pip_command
 from pagefleet.api.config.settings import FlowerSettings, GatewaySettings
 from pagefleet.api.contract.errors import ConfigurationError
@@ -36,39 +37,61 @@ for chunk in FleetClient().generate("Once upon a time", max_tokens=64):
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--workers", "num_workers", default=1, show_default=True, help="Worker processes.")
-@click.option("--drain-seconds", default=20.0, show_default=True, help="What running jobs get on Ctrl-C.")
-@click.option("--metrics-port", type=int, help="Of the first worker, for Prometheus; the next ones count on.")
-@click.option("--flower/--no-flower", default=True, help="Serve Flower.  [default: where it is installed]")
-@click.option("--flower-port", type=int, help="0 takes a free one.  [default: 5555]")
-@click.option("--gateway/--no-gateway", default=True, help="Serve HTTP.  [default: where it is installed]")
-@click.option("--gateway-port", type=int, help="0 takes a free one.  [default: 8000]")
-@redis_option
-@click.argument("worker_arguments", nargs=-1, type=click.UNPROCESSED)
+@click.option("--workers", "num_workers", default=1, show_default=True, help="Number of worker processes.")
+@setting_option(WorkerSettings, "drain_s", "--drain-seconds")
+@setting_option(
+    WorkerSettings,
+    "metrics_port",
+    help="TCP port of the first worker's Prometheus metrics; the other workers use the next ports. 0 selects "
+    "free ports. Default: no metrics.",
+)
+@click.option(
+    "--flower/--no-flower", default=True, help="Serve Flower. Default: serve it if it is installed."
+)
+@setting_option(
+    FlowerSettings,
+    "flower_port",
+    "--flower-port",
+    type=click.IntRange(0, 65535),
+    help="TCP port of Flower; 0 selects a free port.",
+)
+@click.option(
+    "--gateway/--no-gateway", default=True, help="Serve the HTTP API. Default: serve it if it is installed."
+)
+@setting_option(
+    GatewaySettings, "gateway_port", "--gateway-port", help="TCP port of the gateway; 0 selects a free port."
+)
+@setting_option(
+    WorkerSettings,
+    "redis_url",
+    metavar="URL",
+    help="URL of a Redis server to use; rediss:// uses TLS. Default: start one on this machine.",
+)
+@click.argument("worker_arguments", metavar="[WORKER OPTIONS]...", nargs=-1, type=click.UNPROCESSED)
 def up(
     num_workers: int,
-    drain_seconds: float,
-    metrics_port: int | None,
     flower: bool,
     flower_port: int | None,
     gateway: bool,
     gateway_port: int | None,
-    redis_url: str | None,
     worker_arguments: tuple[str, ...],
+    **options: Any,
 ) -> None:
-    """Start a Redis, workers, Flower and the gateway here, and keep them running until Ctrl-C, which drains.
+    """Run a local stack: Redis, workers, Flower and the gateway.
 
-    Other options go to each worker: see `pagefleet worker --help`.
+    Ctrl-C lets running jobs finish, then stops everything. Further options are passed to each worker: see
+    `pagefleet worker --help`.
 
     \b
-    pagefleet up
-    pagefleet up --workers 2 --model ./my-checkpoint --dtype float32
-    pagefleet up --workers 2 --metrics-port 9100 --flower-port 0 --gateway-port 8080
+    Examples:
+      pagefleet up
+      pagefleet up --workers 2 --model ./my-checkpoint --dtype float32
+      pagefleet up --workers 2 --metrics-port 9100 --flower-port 0 --gateway-port 8080
     """
-    settings = WorkerSettings.from_files(redis_url=redis_url, metrics_port=metrics_port)
+    settings = WorkerSettings.from_files(**given(options))
     _check_home(settings.home_dir)
     stop = _stop_event()
-    with StackGuard(drain_seconds) as guard:
+    with StackGuard(settings.drain_s) as guard:
         stack = LocalStack(
             settings.home_dir,
             worker_arguments,
@@ -76,12 +99,12 @@ def up(
             redis_url=settings.redis_url,
             metrics_port=settings.metrics_port,
             quiet=False,
-            drain_s=drain_seconds,
+            drain_s=settings.drain_s,
             guard=guard,
         )
         dashboard = _add_flower(stack, flower_port) if flower and has_extra("monitor") else None
-        door = _add_gateway(stack, gateway_port) if gateway and has_extra("gateway") else None
-        click.echo("starting (the first start converts the model once; later ones take seconds) ...")
+        http = _add_gateway(stack, gateway_port) if gateway and has_extra("gateway") else None
+        click.echo("starting ... (the first start converts the model, which can take minutes)")
         with stack:
             stack.write_stack_file(settings.stack_file)
             try:
@@ -89,7 +112,7 @@ def up(
                 if flower:
                     _print_flower(dashboard)
                 if gateway:
-                    _print_gateway(door)
+                    _print_gateway(http)
                 _print_usage()
                 _supervise(stack, stop)
             finally:
@@ -99,7 +122,7 @@ def up(
 
 
 def _check_home(home: Path) -> None:
-    """Raise ConfigurationError unless ``home`` is a folder that this user may write to, or can be made."""
+    """Raise ConfigurationError unless ``home`` is or can become a directory that this user can write to."""
     try:
         home.mkdir(parents=True, exist_ok=True)
         reason = None if os.access(home, os.W_OK | os.X_OK) else "permission denied"
@@ -107,7 +130,8 @@ def _check_home(home: Path) -> None:
         reason = (error.strerror or str(error)).lower()
     if reason is not None:
         raise ConfigurationError(
-            f"home: {home} cannot hold the stack's data ({reason}); set PAGEFLEET_HOME to another folder."
+            f"home: cannot write the data of the stack to {home} ({reason}); "
+            "set PAGEFLEET_HOME to another directory."
         )
 
 
@@ -124,7 +148,7 @@ def _add_gateway(stack: LocalStack, port: int | None) -> GatewayProcess:
 
 
 def _stop_event() -> threading.Event:
-    """Set by Ctrl-C or SIGTERM."""
+    """Return an event that Ctrl-C and SIGTERM set."""
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -136,9 +160,9 @@ def _print_started(stack: LocalStack, worker_arguments: Sequence[str]) -> None:
         click.echo(
             f"redis    {safe_url(stack.redis_url)}  pid {stack.server.pid}, data in {stack.server.data_dir}"
         )
-        click.echo(f"         the URL with its password, the same at each start: {stack.endpoint.file}")
+        click.echo(f"         URL with the password, unchanged by restarts: {stack.endpoint.file}")
     else:
-        click.echo(f"redis    {safe_url(stack.redis_url)}  (not ours)")
+        click.echo(f"redis    {safe_url(stack.redis_url)}  (not started by this command)")
     for worker in stack.workers:
         click.echo(f"worker   pid {worker.pid}  {' '.join(worker_arguments)}")
 
@@ -159,14 +183,16 @@ def _print_gateway(gateway: GatewayProcess | None) -> None:
 
 
 def _print_usage() -> None:
-    click.echo("\nUse it from any process on this machine:\n" + _USAGE)
+    click.echo("\nUse it from any Python process on this machine:\n" + _USAGE)
     click.echo("or:  pagefleet generate 'Once upon a time'   pagefleet chat   pagefleet status")
-    click.echo("Ctrl-C drains and stops.")
+    click.echo("Press Ctrl-C to drain and stop.")
 
 
 def _supervise(stack: LocalStack, stop: threading.Event) -> None:
-    """Restarts what died; gives up on what dies again and again right after its start. Without workers there
-    is no stack, without Flower there is."""
+    """Restart each child that ends, except one that ended repeatedly right after its start.
+
+    If that is a worker, the command fails; it continues without Flower or the gateway.
+    """
     watched = list(stack.children)
     started_at = {id(child): time.monotonic() for child in watched}
     short_lives = dict.fromkeys(started_at, 0)
@@ -175,8 +201,8 @@ def _supervise(stack: LocalStack, stop: threading.Event) -> None:
             if child.exit_status is None:
                 continue
             key = id(child)
-            lived_s = time.monotonic() - started_at[key]
-            short_lives[key] = short_lives[key] + 1 if lived_s < _SHORT_LIFE_S else 0
+            lifetime_s = time.monotonic() - started_at[key]
+            short_lives[key] = short_lives[key] + 1 if lifetime_s < _SHORT_LIFE_S else 0
             click.echo(f"{child.kind} pid {child.pid} ended with status {child.exit_status}", err=True)
             if short_lives[key] >= _MAX_SHORT_LIVES:
                 _give_up(child)
@@ -189,7 +215,7 @@ def _supervise(stack: LocalStack, stop: threading.Event) -> None:
 
 
 def _give_up(child: ChildProcess) -> None:
-    what = f"the {child.kind} died {_MAX_SHORT_LIVES} times right after its start"
+    problem = f"the {child.kind} ended {_MAX_SHORT_LIVES} times right after its start"
     if isinstance(child, WorkerProcess):
-        raise click.ClickException(what)
-    click.echo(f"{what}: {child.log_tail()}", err=True)
+        raise click.ClickException(problem)
+    click.echo(f"{problem}: {child.log_tail()}", err=True)
