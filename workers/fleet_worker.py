@@ -28,28 +28,28 @@ from pagefleet.api.protocol.operations import CancelVerdict, StepStatus
 from pagefleet.engine import EngineRequest, InvalidRequestError, LLMEngine, SequenceOutput
 from pagefleet.engine.errors import EngineFailedError
 from pagefleet.workers.attempt.admission import Admission, Holder
+from pagefleet.workers.attempt.corrupt_jobs import CorruptJobHandler
 from pagefleet.workers.attempt.engine_loop import EngineLoop
 from pagefleet.workers.attempt.finisher import Ended, Finisher
+from pagefleet.workers.attempt.message_rejector import MessageRejector
 from pagefleet.workers.attempt.publisher import Publisher
-from pagefleet.workers.attempt.refuser import Refuser
 from pagefleet.workers.job.active_job import ActiveJob, JobMessage
-from pagefleet.workers.observe.figures import Figures
+from pagefleet.workers.observe.inspect_stats import InspectStats
 from pagefleet.workers.observe.job_log import job_fields, log_end
-from pagefleet.workers.observe.metrics import FOLD_EVERY_S, Metrics
+from pagefleet.workers.observe.live_metrics import LiveMetrics
+from pagefleet.workers.observe.metrics import FOLD_INTERVAL_S, Metrics
 from pagefleet.workers.prompting.model_card import make_card
 from pagefleet.workers.prompting.prompt import fleet_error
 from pagefleet.workers.prompting.question_desk import QuestionDesk
 from pagefleet.workers.queue.canvas import Canvas
-from pagefleet.workers.queue.celery_results import ResultForm
-from pagefleet.workers.queue.lanes import Yielder
+from pagefleet.workers.queue.capacity import Capacity
+from pagefleet.workers.queue.lanes import BatchPreemption
 from pagefleet.workers.queue.message_gate import MessageGate
-from pagefleet.workers.queue.seats import Seats
-from pagefleet.workers.recovery.auditor import AUDIT_EVERY_S, Auditor
-from pagefleet.workers.recovery.condemner import Condemner
+from pagefleet.workers.queue.result_encoder import ResultEncoder
+from pagefleet.workers.recovery.auditor import AUDIT_INTERVAL_S, Auditor
 from pagefleet.workers.recovery.lease import Lease
-from pagefleet.workers.recovery.live_state import LiveState
-from pagefleet.workers.recovery.recovery import REAP_EVERY_S, Reaper
-from pagefleet.workers.recovery.sweeper import SWEEP_EVERY_S, Sweeper
+from pagefleet.workers.recovery.reaper import REAP_INTERVAL_S, Reaper
+from pagefleet.workers.recovery.sweeper import SWEEP_INTERVAL_S, Sweeper
 from pagefleet.workers.settings import WorkerSettings
 from pagefleet.workers.threads.loop_thread import exit_process
 from pagefleet.workers.threads.outage_retry import OutageRetry
@@ -57,7 +57,7 @@ from pagefleet.workers.threads.periodic import Periodic
 
 logger = logging.getLogger(__name__)
 
-_YIELD_EVERY_S: Final = 0.1
+_PREEMPT_EVERY_S: Final = 0.1
 _DRAIN_POLL_S: Final = 0.01
 
 
@@ -85,8 +85,8 @@ class FleetWorker(Holder):
         self.retry = OutageRetry()
         self.metrics = Metrics(self.card.name)
         self.gate = MessageGate(settings.max_request_bytes, keep=store.keep_unreadable)
-        self._seats = Seats(engine, settings.max_num_seqs)
-        self._condemner = Condemner(
+        self._capacity = Capacity(engine, settings.max_num_seqs)
+        self._corrupt_jobs = CorruptJobHandler(
             store,
             self._closer,
             self.retry,
@@ -99,12 +99,12 @@ class FleetWorker(Holder):
             settings.lease_s,
             self.card,
             self.status,
-            is_waiting=lambda: self.retry.is_retrying,
+            is_retrying=lambda: self.retry.is_retrying,
             file=settings.lease_file,
         )
         self.loop = EngineLoop(engine, self, self.lease, self.metrics)
-        self.figures = Figures(engine.stats, lambda: self.loop.batch.num_tokens)
-        results = ResultForm(app, f"{settings.name}@{worker_id}")
+        self.inspect_stats = InspectStats(engine.stats, lambda: self.loop.batch.num_tokens)
+        results = ResultEncoder(app, f"{settings.name}@{worker_id}")
         canvas = Canvas(app, store, self.retry, results)
         self.finisher = Finisher(
             store, app, self.retry, canvas, on_closed=self._on_closed, on_unreadable=self.condemn
@@ -121,8 +121,8 @@ class FleetWorker(Holder):
             on_unreadable=self._on_unreadable,
             trace=engine.trace,
         )
-        refuser = Refuser(store, self.retry, results, canvas, self.gate.count)
-        self.admission = Admission(store, worker_id, self.card, engine, self.retry, self, results, refuser)
+        rejector = MessageRejector(store, self.retry, results, canvas, self.gate.record_fault)
+        self.admission = Admission(store, worker_id, self.card, engine, self.retry, self, results, rejector)
         self.questions = QuestionDesk(
             store,
             self.card,
@@ -130,7 +130,7 @@ class FleetWorker(Holder):
             may_answer=lambda: self.lease.valid and not self._draining,
         )
         self._duties = self._make_duties(app)
-        self.metrics.registry.register(self._live_state())
+        self.metrics.registry.register(self._live_metrics())
 
     def start(self) -> None:
         """Takes the lease, starts the threads and makes the model known. Raises: RedisUnavailable."""
@@ -143,7 +143,7 @@ class FleetWorker(Holder):
 
     def lanes_with_room(self, num_held: int, num_batch: int) -> list[Lane]:
         """The lanes of which one more message may be taken, the most urgent first; none without a valid
-        lease, or when the server is full. The arguments are :meth:`Seats.lanes_with_room`'s."""
+        lease, or when the server is full. The arguments are :meth:`Capacity.lanes_with_room`'s."""
         if self._draining or not self.lease.valid or self.lease.storage_full:
             return []
         # A job takes a seat for each of its choices.
@@ -152,9 +152,9 @@ class FleetWorker(Holder):
         ]
         num_held += sum(count for _, count in more)
         num_batch += sum(count for lane, count in more if lane == "batch")
-        return self._seats.lanes_with_room(num_held, num_batch)
+        return self._capacity.lanes_with_room(num_held, num_batch)
 
-    def give_back_batch(self, most: int) -> int:
+    def release_batch_jobs(self, most: int) -> int:
         """Releases running batch jobs, those that came last; returns how many. What still waits for its
         grammar takes no seat in the engine."""
         running = filter(self.publisher.is_in_engine, list(self._held.values()))
@@ -249,7 +249,7 @@ class FleetWorker(Holder):
             logger.info("%d unfinished jobs go back to their queue", len(self._held))
         restore_messages()
         self.questions.join()
-        self.lease.give_up()
+        self.lease.release()
         self._engine.close()
         self._store.close_connections()
 
@@ -286,7 +286,7 @@ class FleetWorker(Holder):
                 self.publisher.release(job)
         self.publisher.stop()
         self.finisher.stop()
-        self.lease.give_up()
+        self.lease.release()
         exit_process(f"the engine has failed; its jobs return to their queues: {error}")
 
     # What becomes of jobs, in the publisher's and the admission's threads.
@@ -296,7 +296,7 @@ class FleetWorker(Holder):
         self._held[job.job_id] = job
 
     def run(self, job: ActiveJob, request: EngineRequest, *, solo: bool) -> None:
-        self.metrics.on_begin(job)
+        self.metrics.on_started(job)
         self.publisher.take(job)
         self.loop.add(request, solo=solo)
 
@@ -310,13 +310,13 @@ class FleetWorker(Holder):
         held = self._held.get(message.job_id)
         if held is not None and held.message is message:
             self._let_go(held)
-        self._condemner.condemn(message)
+        self._corrupt_jobs.handle_unreadable(message)
 
     def missing(self, message: JobMessage) -> None:
-        self._condemner.missing(message)
+        self._corrupt_jobs.handle_missing(message)
 
     def refuse(self, job: ActiveJob, error: FleetError) -> None:
-        self.gate.count("a job fails", f"the request of job {job.job_id} is none: {error.code}")
+        self.gate.record_fault("a job fails", f"the request of job {job.job_id} is none: {error.code}")
         self.publisher.fail(job, error)
 
     def _on_unreadable(self, job: ActiveJob) -> None:
@@ -330,7 +330,7 @@ class FleetWorker(Holder):
     def _on_lost(self, job: ActiveJob, why: str) -> None:
         self._let_go(job)
         # Held again: this worker claimed it anew before it heard of the loss.
-        if job.job_id in self._held or not self._condemner.was_overwritten(job):
+        if job.job_id in self._held or not self._corrupt_jobs.was_overwritten(job):
             # Of one that is gone the next claim tells.
             level = logging.INFO if why in (StepStatus.GONE, "missing") else logging.WARNING
             logger.log(level, "job %s is not ours any more (%s)", job.job_id, why, extra=job_fields(job))
@@ -350,7 +350,7 @@ class FleetWorker(Holder):
 
     def _let_go(self, job: ActiveJob) -> None:
         """The same worker may have claimed the job again by now: that attempt is another."""
-        self.metrics.on_let_go(job)
+        self.metrics.on_attempt_ended(job)
         if self._held.get(job.job_id) is job:
             del self._held[job.job_id]
 
@@ -362,30 +362,30 @@ class FleetWorker(Holder):
             store,
             app,
             queues,
-            patience_s=self.settings.lease_s,
-            count=self.gate.count,
+            grace_s=self.settings.lease_s,
+            on_fault=self.gate.record_fault,
             on_dead_letter=self.metrics.on_dead_letter,
         )
         auditor = Auditor(store, self.worker_id, app, queues, is_held=self._held.__contains__)
-        yielder = Yielder(
-            is_full=self._batch_is_in_the_way,
+        preemption = BatchPreemption(
+            is_needed=self._batch_is_in_the_way,
             num_waiting=lambda: sum(num_queued(store, name) for name in self.queues["interactive"]),
-            give_back=self.give_back_batch,
+            release=self.release_batch_jobs,
         )
         return [
-            Periodic("reaper", REAP_EVERY_S, reaper.reap),
-            Periodic("sweeper", SWEEP_EVERY_S, sweeper.sweep_if_first),
-            Periodic("auditor", AUDIT_EVERY_S, auditor.audit),
-            Periodic("yielder", _YIELD_EVERY_S, yielder.give_way),
-            Periodic("metrics", FOLD_EVERY_S, self._fold),
+            Periodic("reaper", REAP_INTERVAL_S, reaper.reap),
+            Periodic("sweeper", SWEEP_INTERVAL_S, sweeper.sweep_if_elected),
+            Periodic("auditor", AUDIT_INTERVAL_S, auditor.audit),
+            Periodic("batch preemption", _PREEMPT_EVERY_S, preemption.preempt),
+            Periodic("metrics", FOLD_INTERVAL_S, self._fold),
         ]
 
     def _fold(self) -> None:
         self.metrics.fold()
-        self.figures.note()
+        self.inspect_stats.sample()
 
-    def _live_state(self) -> LiveState:
-        return LiveState(
+    def _live_metrics(self) -> LiveMetrics:
+        return LiveMetrics(
             stats=self._engine.stats,
             status=self.status,
             fingerprint=self.card.fingerprint,

@@ -32,7 +32,7 @@ from pagefleet.workers.fleet_worker import FleetWorker
 from pagefleet.workers.job.active_job import JobMessage
 from pagefleet.workers.job.bare_message import CALLBACKS, LINEAGE, BareMessage
 from pagefleet.workers.queue.canvas import has_callbacks
-from pagefleet.workers.queue.hub_mailbox import HubMailbox
+from pagefleet.workers.queue.hub_call_queue import HubCallQueue
 from pagefleet.workers.queue.message_rules import REFUSAL
 from pagefleet.workers.queue.unacked import restore_unacked
 
@@ -99,7 +99,7 @@ class PooledMessage(JobMessage):
             newer._accept_callback,
         )
         if self.delivery_tag != older_tag:
-            self._pool.mailbox.post(older.acknowledge)
+            self._pool.hub_calls.post(older.acknowledge)
         if self._started_fields is not None:
             self.mark_started(self._started_fields)
 
@@ -114,7 +114,7 @@ class PooledMessage(JobMessage):
         self._begun_at = time.monotonic()
         self._started_fields = self._request.started_fields = dict(event_fields)
         accept, begun_at = self._accept_callback, self._begun_at
-        self._pool.mailbox.post(lambda: accept(self._slot, begun_at))
+        self._pool.hub_calls.post(lambda: accept(self._slot, begun_at))
 
     def finish(self, record: JobRecord) -> None:
         if record.state is JobState.CANCELLED:
@@ -176,7 +176,7 @@ class PooledMessage(JobMessage):
         self._pool.forget(self)
         if not self._answered:
             self._answered = True
-            self._pool.mailbox.post(call)
+            self._pool.hub_calls.post(call)
 
     def _runtime(self) -> float:
         return time.monotonic() - self._begun_at
@@ -192,7 +192,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.worker: FleetWorker = self.app.fleet_worker
-        self.mailbox = HubMailbox()
+        self.hub_calls = HubCallQueue()
         self._messages: dict[str, PooledMessage] = {}
         self._by_slot: dict[int, PooledMessage] = {}
         self._slots = itertools.count(_FIRST_SLOT)
@@ -214,7 +214,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
         worker_shutting_down.connect(self._on_shutting_down)
 
     def _on_shutting_down(self, **_: Any) -> None:
-        self.mailbox.wake()
+        self.hub_calls.wake()
 
     def use_channel(self, channel: Any) -> None:
         """A new connection to the broker: what is held is acknowledged over it from now on, and what the old
@@ -226,7 +226,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
         restore_unacked(channel, self.worker.worker_id, {message.delivery_tag for message in held})
 
     def register_with_event_loop(self, loop: Any) -> None:
-        self.mailbox.attach(loop)
+        self.hub_calls.attach(loop)
 
     def on_apply(
         self, target: Callable[..., Any], args: Any = (), kwargs: Any = None, **callbacks: Any
@@ -263,10 +263,10 @@ class EnginePool(BasePool):  # type: ignore[misc]
 
     def on_stop(self) -> None:
         """DRAIN (protocol line 17): released jobs first, then their messages, then the lease."""
-        self.worker.drain(lambda: self.num_held, self.mailbox.run_all, self._restore)
+        self.worker.drain(lambda: self.num_held, self.hub_calls.run_all, self._restore)
         self._messages.clear()
         self._side_pool.shutdown(wait=True, cancel_futures=True)
-        self.mailbox.run_all()
+        self.hub_calls.run_all()
 
     on_terminate = on_stop
 
@@ -281,7 +281,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
     def _get_info(self) -> dict[str, Any]:
         """For `inspect stats` and Flower's page of the worker, which shows each as a line."""
         info: dict[str, Any] = super()._get_info()
-        return info | self.worker.figures.now() | {"messages-held": self.num_held}
+        return info | self.worker.inspect_stats.now() | {"messages-held": self.num_held}
 
 
 def _queue_of(request_dict: Mapping[str, Any]) -> str:

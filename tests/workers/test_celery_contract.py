@@ -94,7 +94,7 @@ def test_results_can_be_signalled_without_being_stored():
 
 
 def test_a_result_is_stored_in_this_form():
-    """workers/queue/celery_results.py makes it, scripts store it."""
+    """workers/queue/result_encoder.py makes it, scripts store it."""
     stored = inspect.getsource(BaseKeyValueStoreBackend._store_result)
     for use in (
         "self._get_result_meta(result=result, state=state,",

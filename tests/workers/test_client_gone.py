@@ -13,7 +13,7 @@ from pagefleet.api import FleetClient, JobState
 from pagefleet.api.protocol.operations import CLIENT_LEASE_S
 from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.local_stack import LocalStack
-from pagefleet.workers.recovery.sweeper import SWEEP_EVERY_S
+from pagefleet.workers.recovery.sweeper import SWEEP_INTERVAL_S
 
 NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.05"]
 NUM_TOKENS = 2000
@@ -52,16 +52,16 @@ def test_a_dead_clients_jobs(stack, monkeypatch):
 
         assert wait_until(lambda: {state(job) for job in JOBS} == {JobState.RUNNING}, 10)
         # A living client's jobs are left alone for as long as it lives.
-        time.sleep(CLIENT_LEASE_S + 2 * SWEEP_EVERY_S)
+        time.sleep(CLIENT_LEASE_S + 2 * SWEEP_INTERVAL_S)
         assert state("alone") is JobState.RUNNING
         client.send_signal(signal.SIGKILL)
         client.wait()
         killed_at = time.monotonic()
         read = fleet.attach("read")
-        patience_s = 3 * (CLIENT_LEASE_S + 2 * SWEEP_EVERY_S)
+        patience_s = 3 * (CLIENT_LEASE_S + 2 * SWEEP_INTERVAL_S)
         assert wait_until(lambda: state("alone") is JobState.CANCELLED, patience_s)
         assert time.monotonic() - killed_at > CLIENT_LEASE_S / 2
-        time.sleep(SWEEP_EVERY_S + 1)
+        time.sleep(SWEEP_INTERVAL_S + 1)
         assert {state(job) for job in ("read", "detached", "batch")} == {JobState.RUNNING}
         assert fleet.attach("alone").result().finish_reason == "cancelled"
         for job_id in ("read", "detached", "batch"):

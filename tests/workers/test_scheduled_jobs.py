@@ -33,7 +33,7 @@ def app(store):
 
 
 def sweeper_of(store, app):
-    return Sweeper(store, app, [QUEUE], patience_s=60.0)
+    return Sweeper(store, app, [QUEUE], grace_s=60.0)
 
 
 def submit(store, job_id="a", **schedule):
@@ -71,7 +71,7 @@ def test_one_whose_message_was_lost_is_found_as_any_other(store, app):
     submit(store, not_before=time.time() + 0.1)
     assert wait_until(lambda: store.due("a"), 5)
     assert not store.due("a")
-    assert Sweeper(store, app, [QUEUE], patience_s=0.0).sweep() == 1
+    assert Sweeper(store, app, [QUEUE], grace_s=0.0).sweep() == 1
 
 
 def test_an_eta_that_has_passed_is_none(store):

@@ -128,7 +128,7 @@ def test_batch_work_that_waits_for_its_grammar_has_no_seat_to_give_back(store, w
     worker.admission.put(waiting)
     assert wait_until(lambda: "waits" in worker.status().job_ids, 10)
     # One seat is needed: it is the running job's, although the other one came last.
-    assert worker.give_back_batch(1) == 1
+    assert worker.release_batch_jobs(1) == 1
     assert running.last_answer() == ("put back", None)
     assert store.read("running").state is JobState.QUEUED
     may_go_on.set()

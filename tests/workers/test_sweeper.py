@@ -28,7 +28,7 @@ def app(store):
 @pytest.fixture
 def sweeper(store, app):
     """Without patience: what looks stranded is sent at once."""
-    return Sweeper(store, app, [QUEUE], patience_s=0.0)
+    return Sweeper(store, app, [QUEUE], grace_s=0.0)
 
 
 def submit(store, job_id, priority=5):
@@ -82,9 +82,9 @@ def test_a_job_that_a_younger_one_passed(store, app, sweeper):
 
 def test_it_is_patient_and_more_so_each_time(store, app):
     submit(store, "a")
-    patient = Sweeper(store, app, [QUEUE], patience_s=60.0)
+    patient = Sweeper(store, app, [QUEUE], grace_s=60.0)
     assert patient.sweep() == 0
-    eager = Sweeper(store, app, [QUEUE], patience_s=1.0)
+    eager = Sweeper(store, app, [QUEUE], grace_s=1.0)
     assert wait_until(lambda: eager.sweep() == 1, 10)
     store.redis.delete(*store.redis.keys("pagefleet.null.interactive*"))
     assert eager.sweep() == 0
@@ -92,20 +92,20 @@ def test_it_is_patient_and_more_so_each_time(store, app):
 
 def test_one_worker_sweeps_until_it_is_gone(store, app):
     """Two that take turns would each have to see a job twice, and be patient one after the other."""
-    first, second = (Sweeper(store, app, [QUEUE], patience_s=0.5, every_s=0.2) for _ in range(2))
+    first, second = (Sweeper(store, app, [QUEUE], grace_s=0.5, every_s=0.2) for _ in range(2))
     submit(store, "a")
-    first.sweep_if_first()
+    first.sweep_if_elected()
 
     def sent_while_both_try():
-        second.sweep_if_first()
-        first.sweep_if_first()
+        second.sweep_if_elected()
+        first.sweep_if_elected()
         return num_queued(store, QUEUE) == 1
 
     assert wait_until(sent_while_both_try, 5)
     assert second._suspicions == {}
     # The first one is gone: the other takes over when its lock has run out.
     store.redis.delete(*store.redis.keys("pagefleet.null.interactive*"))
-    assert wait_until(lambda: second.sweep_if_first() or num_queued(store, QUEUE) == 1, 5)
+    assert wait_until(lambda: second.sweep_if_elected() or num_queued(store, QUEUE) == 1, 5)
 
 
 def test_ended_and_forgotten_jobs_leave_the_ledger(store, sweeper):

@@ -22,7 +22,7 @@ from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.api.protocol.operations import Claim, ClaimVerdict
 from pagefleet.api.protocol.prepared import check_submitted, prepare, submit_operation
 from pagefleet.engine import EngineRequest, LLMEngine
-from pagefleet.workers.attempt.refuser import Refuser
+from pagefleet.workers.attempt.message_rejector import MessageRejector
 from pagefleet.workers.attempt.resumption import new_choices, resume
 from pagefleet.workers.attempt.start_event import start_fields
 from pagefleet.workers.job.active_job import ActiveJob, JobMessage
@@ -31,7 +31,7 @@ from pagefleet.workers.job.job_times import JobTimes
 from pagefleet.workers.job.output_encoder import OutputEncoder, TokenFieldCache
 from pagefleet.workers.observe.job_log import job_fields
 from pagefleet.workers.prompting.prompt import echo_of, engine_request
-from pagefleet.workers.queue.celery_results import ResultForm
+from pagefleet.workers.queue.result_encoder import ResultEncoder
 from pagefleet.workers.threads.loop_thread import LoopThread
 from pagefleet.workers.threads.outage_retry import OutageRetry
 
@@ -84,11 +84,11 @@ class Admission:
         engine: LLMEngine,
         retry: OutageRetry,
         holder: Holder,
-        results: ResultForm,
-        refuser: Refuser,
+        results: ResultEncoder,
+        rejector: MessageRejector,
     ) -> None:
         self._results = results
-        self._refuser = refuser
+        self._rejector = rejector
         self._store = store
         self._worker_id = worker_id
         self._card = card
@@ -139,7 +139,7 @@ class Admission:
                 continue
             for message in batch:
                 if message.refusal is not None:
-                    self._refuser.refuse(message, InvalidRequest(message.refusal, job_id=message.job_id))
+                    self._rejector.reject(message, InvalidRequest(message.refusal, job_id=message.job_id))
             batch = [message for message in batch if message.refusal is None]
             if not batch:
                 continue
@@ -203,7 +203,7 @@ class Admission:
         except JobExists:
             pass  # somebody has made it meanwhile: the next claim tells
         except FleetError as error:
-            self._refuser.refuse(message, error)
+            self._rejector.reject(message, error)
             return
         self._messages.put(message)
 

@@ -90,5 +90,5 @@ class Finisher:
         context = message.context if message.has_callbacks else stored_context(record)
         # At most once: a worker that dies between the marker and the send loses them, as the docs say.
         if context is not None and self._store.claim_callbacks(record.job_id):
-            self._canvas.ended(record, context)
+            self._canvas.run_callbacks(record, context)
         return record

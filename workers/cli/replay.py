@@ -16,7 +16,7 @@ from pagefleet.workers.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from pagefleet.engine.text.tokenizer import Tokenizer
-    from pagefleet.workers.recovery.replay import ReplayedChoice
+    from pagefleet.workers.replay import ReplayedChoice
 
 
 @click.command()
@@ -47,9 +47,9 @@ def replay(job_id: str, **options: Any) -> None:
     """
     # Imported late: the engine imports torch.
     from pagefleet.engine import EngineError, LLMEngine
+    from pagefleet.workers import replay as replaying
     from pagefleet.workers.app import engine_config
     from pagefleet.workers.prompting.model_card import make_card
-    from pagefleet.workers.recovery import replay as replaying
 
     settings = WorkerSettings.from_files(**given(options))
     record = _read(job_id, settings)

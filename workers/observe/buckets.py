@@ -1,4 +1,4 @@
-"""Upper bounds of the histograms: vLLM's, with finer ones below them for small models."""
+"""Upper bounds of the histogram buckets: vLLM's, plus smaller ones for small models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""IntervalHistogram: a Prometheus histogram that counts many equal observations at once."""
+"""IntervalHistogram: a Prometheus histogram that adds many equal observations in one call."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from prometheus_client.registry import Collector
 
 
 class IntervalHistogram(Collector):
-    """In a step all running sequences waited equally long for their token: 64 of them are one observation
-    with a count, where prometheus-client's own histogram would be asked 64 times. Not thread-safe; a reader
-    may see a step half counted.
+    """All sequences of a step waited equally long for their token. This class adds 64 of them in one call;
+    prometheus-client's histogram would need 64 calls. Not thread-safe: a reader may see a part of a step.
 
     Args:
-        buckets: upper bounds, rising; the one without a bound is added.
+        buckets: ascending upper bounds, without the infinite one.
     """
 
     def __init__(
@@ -29,12 +28,12 @@ class IntervalHistogram(Collector):
         self._sums: dict[tuple[str, ...], float] = {}
 
     def add(self, label_values: tuple[str, ...]) -> None:
-        """Makes a series exist before its first observation."""
+        """Create a series before its first observation."""
         self._counts.setdefault(label_values, [0] * (len(self._bounds) + 1))
         self._sums.setdefault(label_values, 0.0)
 
     def observe(self, label_values: tuple[str, ...], seconds: float, count: int = 1) -> None:
-        """Only after :meth:`add` of these labels."""
+        """Add observations. The labels must have been passed to :meth:`add` before."""
         self._counts[label_values][bisect_left(self._bounds, seconds)] += count
         self._sums[label_values] += seconds * count
 

@@ -1,4 +1,4 @@
-"""What the log says of a job: its id, its tenant, its attempt, never its text."""
+"""Log lines about jobs. They contain ids, tenants and attempts, but never a prompt or an answer."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ logger = logging.getLogger("pagefleet.jobs")
 
 
 def job_fields(job: ActiveJob) -> dict[str, Any]:
-    """For ``extra=`` of a log call about an attempt."""
+    """Return the ``extra=`` fields of a log call about an attempt."""
     return {"job": job.job_id, "tenant": job.tenant, "attempt": job.times.attempt}
 
 
 def log_end(record: JobRecord, lane: Lane, job: ActiveJob | None) -> None:
-    """The one line that each job gets at info."""
+    """Log the end of a job, at level info. Each job has exactly one such line."""
     fields = end_fields(record, lane, job)
     if logger.isEnabledFor(logging.INFO):
-        told = " ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
-        logger.info("job ended: %s", told, extra=fields)
+        text = " ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
+        logger.info("job ended: %s", text, extra=fields)
 
 
 def end_fields(record: JobRecord, lane: Lane, job: ActiveJob | None) -> dict[str, Any]:
-    """Seconds are rounded to 0.1 ms; what is not known is None."""
+    """Return the fields of the line. Seconds are rounded to 0.1 ms; unknown values are None."""
     times = JobTimes() if job is None else job.times
     return {
         "job": record.job_id,

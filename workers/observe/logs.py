@@ -1,4 +1,4 @@
-"""How a worker's log looks: for people or for machines."""
+"""Configure a worker's logging, as plain text or as JSON."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class _RedactingJsonFormatter(RedactingFormatter, JsonFormatter):
 
 
 def configure_logging(settings: WorkerSettings) -> None:
-    """Of the whole process, to standard error. Celery leaves it as it is (``app.run_worker``)."""
+    """Log to standard error. ``app.run_worker`` keeps Celery from changing this configuration."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_json_formatter() if settings.log_format == "json" else RedactingFormatter(PLAIN))
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
-    # Celery logs each message that it receives at info; one line a job is enough, and it is not that one.
+    # Celery logs each received message at level info. `job_log.log_end` already logs one line per job.
     logging.getLogger("celery").setLevel(logging.WARNING)
 
 
 def _json_formatter() -> logging.Formatter:
-    """One object a line; what a call gave as ``extra`` stands beside the message."""
+    """Format each record as one JSON object per line, including its ``extra`` fields."""
     return _RedactingJsonFormatter(
         _JSON_FIELDS, timestamp=True, rename_fields={"levelname": "level", "name": "logger"}
     )

@@ -1,7 +1,7 @@
-"""Metrics: what a worker counts of its jobs and steps, for Prometheus; meanings and names after vLLM's.
+"""Metrics: a worker's Prometheus metrics of its jobs and steps, with vLLM's names and meanings.
 
-The engine's thread only appends to a list; another thread folds it into the counts. ``docs/metrics.md`` has
-every name in a table.
+The engine's thread only appends to a queue; another thread adds the queued steps to the metrics.
+``docs/metrics.md`` lists all metrics.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from pagefleet.engine.core.scheduler_output import SchedulerOutput
 from pagefleet.workers.job.active_job import ActiveJob
 from pagefleet.workers.observe import buckets
 from pagefleet.workers.observe.interval_histogram import IntervalHistogram
-from pagefleet.workers.observe.recent_figures import RecentFigures
+from pagefleet.workers.observe.recent_stats import RecentStats
 
-FOLD_EVERY_S: Final = 0.25
+FOLD_INTERVAL_S: Final = 0.25
 FINISH_REASONS: Final = ("stop", "length", "cancelled", "deadline", "error")
 _LABELS: Final = ("model", "lane")
 
@@ -39,20 +39,20 @@ class _Step(NamedTuple):
 
 
 class Metrics(Collector):
-    """One worker's counts, in a registry of its own.
+    """The metrics of one worker, in a separate registry.
 
     Args:
-        model: the canonical name, a label of everything.
+        model: the model's canonical name, the value of the label ``model``.
     """
 
     def __init__(self, model: str) -> None:
         self.model = model
         self.registry = CollectorRegistry()
-        self.recent = RecentFigures()
+        self.recent = RecentStats()
         self._steps: deque[_Step] = deque()
         self._jobs: dict[str, ActiveJob] = {}
         self._folding = threading.Lock()
-        # First: a scrape begins with the latest counts.
+        # Registered first, so that a scrape adds the latest steps before it reads the other metrics.
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
         self._make_step_metrics()
@@ -61,28 +61,28 @@ class Metrics(Collector):
         for lane in LANES:
             self._begin_at_zero(lane)
 
-    # What the worker's parts tell.
+    # Events, reported by the other parts of the worker.
 
     def on_step(self, begun_at: float, plan: SchedulerOutput, outputs: Sequence[SequenceOutput]) -> None:
-        """From the engine's thread, which pays for one append."""
+        """Called in the engine's thread, so it only appends."""
         self._steps.append(_Step(begun_at, time.monotonic(), plan, outputs))
 
     def on_claimed(self, job: ActiveJob) -> None:
         if job.times.taken_over:
             self._takeovers.labels(self.model, job.message.lane).inc()
 
-    def on_begin(self, job: ActiveJob) -> None:
-        """Before the engine has the job."""
+    def on_started(self, job: ActiveJob) -> None:
+        """The job is about to be added to the engine."""
         self._jobs[job.request_id] = job
 
-    def on_let_go(self, job: ActiveJob) -> None:
-        """The attempt is over, in whatever way; its times are complete afterwards."""
+    def on_attempt_ended(self, job: ActiveJob) -> None:
+        """The attempt has ended, for any reason. Its times are complete when this returns."""
         if job.request_id in self._jobs:
             self.fold()
             self._jobs.pop(job.request_id, None)
 
     def on_closed(self, record: JobRecord, lane: Lane, job: ActiveJob | None) -> None:
-        """A job has ended for good. ``job`` is its last attempt, where this worker had it."""
+        """A job is closed. ``job`` is its last attempt; None if another worker ran it."""
         labels = (self.model, lane)
         reason = record.ended_by
         self._finished.labels(*labels, reason if reason in FINISH_REASONS else "error").inc()
@@ -105,15 +105,15 @@ class Metrics(Collector):
     def on_published(self, latency_s: float) -> None:
         self._publish_latency.observe(latency_s)
 
-    # From the steps to the counts.
+    # From queued steps to metrics.
 
     def collect(self) -> Iterable[Metric]:
-        """Has nothing of its own: the registry's other collectors do."""
+        """Add the latest steps. This collector has no metrics itself; the others in the registry do."""
         self.fold()
         return ()
 
     def fold(self) -> None:
-        """Counts the steps that have ended; from any thread but the engine's."""
+        """Add the queued steps to the metrics. Called in any thread except the engine's."""
         with self._folding:
             while self._steps:
                 self._fold_step(self._steps.popleft())
@@ -154,7 +154,7 @@ class Metrics(Collector):
             self._inter_token.observe((self.model, lane), ended_at - last_token_at, count)
 
     def _count_first_token(self, job: ActiveJob) -> None:
-        """Queue, prefill and first token of a job that began here; of a resumed one, the prompt alone."""
+        """Observe the times up to the first token. For a resumed job, only the prompt tokens are counted."""
         labels, times = (self.model, job.message.lane), job.times
         self._prompt_tokens.labels(*labels).inc(job.num_prompt_tokens)
         for histogram, seconds in (
@@ -167,66 +167,76 @@ class Metrics(Collector):
         if times.first_token_s is not None and times.first_token_at is not None:
             self.recent.add_first_token(times.first_token_s, times.first_token_at)
 
-    # The names.
+    # Definitions.
 
     def _make_step_metrics(self) -> None:
         self._step_time = self._histogram(
-            "step_time_seconds", "One step, from its scheduling to its tokens.", buckets.STEP_S, ("model",)
+            "step_time_seconds",
+            "Duration of a step, from its scheduling to its tokens.",
+            buckets.STEP_S,
+            ("model",),
         ).labels(self.model)
         self._step_tokens = self._histogram(
-            "iteration_tokens", "Tokens that a step computed.", buckets.TOKENS, ("model",)
+            "iteration_tokens", "Tokens computed in a step.", buckets.TOKENS, ("model",)
         ).labels(self.model)
         self._step_num_seqs = self._histogram(
             "step_num_seqs", "Sequences in a step: the batch size.", buckets.NUM_SEQS, ("model",)
         ).labels(self.model)
         self._inter_token = IntervalHistogram(
-            "pagefleet_inter_token_latency_seconds", "Between two tokens of a job.", _LABELS, buckets.TOKEN_S
+            "pagefleet_inter_token_latency_seconds",
+            "Time between two tokens of a job.",
+            _LABELS,
+            buckets.TOKEN_S,
         )
         self.registry.register(self._inter_token)
         self._prompt_tokens = self._counter(
-            "prompt_tokens", "Prompt tokens of the jobs that got a first token here, cached ones included."
+            "prompt_tokens", "Prompt tokens of jobs that got their first token here, including cached ones."
         )
         self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
 
     def _make_request_metrics(self) -> None:
         self._finished = self._counter(
-            "request_success", "Jobs that ended, by finish reason.", (*_LABELS, "finished_reason")
+            "request_success", "Ended jobs, by finish reason.", (*_LABELS, "finished_reason")
         )
         self._first_token = self._histogram(
-            "time_to_first_token_seconds", "From the submit to the first token.", buckets.FIRST_TOKEN_S
+            "time_to_first_token_seconds", "Time from submit to the first token.", buckets.FIRST_TOKEN_S
         )
         self._e2e = self._histogram(
-            "e2e_request_latency_seconds", "From the submit to the end of the job.", buckets.REQUEST_S
+            "e2e_request_latency_seconds", "Time from submit to the end of the job.", buckets.REQUEST_S
         )
         self._queue_time = self._histogram(
-            "request_queue_time_seconds", "From the submit to the first step.", buckets.REQUEST_S
+            "request_queue_time_seconds", "Time from submit to the first step.", buckets.REQUEST_S
         )
         self._prefill_time = self._histogram(
-            "request_prefill_time_seconds", "From the first step to the first token.", buckets.REQUEST_S
+            "request_prefill_time_seconds", "Time from the first step to the first token.", buckets.REQUEST_S
         )
         self._decode_time = self._histogram(
-            "request_decode_time_seconds", "From an attempt's first token to its last.", buckets.REQUEST_S
+            "request_decode_time_seconds",
+            "Time from the first token of an attempt to its last.",
+            buckets.REQUEST_S,
         )
         self._num_prompt = self._histogram("request_prompt_tokens", "Prompt tokens of a job.", buckets.TOKENS)
         self._num_generated = self._histogram(
-            "request_generation_tokens", "Tokens in a job's log when it ended.", buckets.TOKENS
+            "request_generation_tokens", "Generated tokens of a job.", buckets.TOKENS
         )
 
     def _make_fleet_metrics(self) -> None:
         self._takeovers = self._counter("takeovers", "Jobs taken over from a worker that died.")
         self._fenced_writes = self._counter(
-            "fenced_writes", "Jobs that were not this worker's any more.", ("model", "reason")
+            "fenced_writes",
+            "Writes rejected because the job no longer belonged to this worker.",
+            ("model", "reason"),
         )
-        self._dead_letters = self._counter("dead_letters", "Jobs that were given up for good.", ("model",))
+        self._dead_letters = self._counter("dead_letters", "Jobs that became dead letters.", ("model",))
         self._publish_latency = self._histogram(
             "publish_latency_seconds",
-            "From the end of a step until the server had its tokens.",
+            "Time from the end of a step until Redis has its tokens.",
             buckets.STEP_S,
             ("model",),
         ).labels(self.model)
 
     def _begin_at_zero(self, lane: str) -> None:
-        """A series that appears with its first event has no rate of it."""
+        """Create all series now: Prometheus computes no rate for the event that creates a series."""
         labels = (self.model, lane)
         self._inter_token.add(labels)
         for metric in (

@@ -1,4 +1,4 @@
-"""The worker's own HTTP port, for Prometheus."""
+"""The HTTP server for a worker's metrics."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def served_metrics(settings: WorkerSettings, registry: CollectorRegistry) -> Iterator[int | None]:
-    """Serves ``/metrics`` meanwhile, in threads of its own; gives the port, None where it is off.
+    """Serve ``/metrics`` in background threads inside the ``with`` block.
 
-    Raises: ConfigurationError, where the port cannot be had.
+    Yields:
+        The port; None if ``metrics_port`` is not set.
+
+    Raises:
+        ConfigurationError: the server cannot listen on the port.
     """
     if settings.metrics_port is None:
         yield None
@@ -28,8 +32,8 @@ def served_metrics(settings: WorkerSettings, registry: CollectorRegistry) -> Ite
         server, thread = start_http_server(settings.metrics_port, host, registry)
     except OSError as error:
         raise ConfigurationError(
-            f"metrics_port: {host}:{settings.metrics_port} cannot be had ({error.strerror or error}); "
-            "0 takes a free one."
+            f"metrics_port: cannot listen on {host}:{settings.metrics_port} ({error.strerror or error}). "
+            "Use another port, or 0 for any free port."
         ) from error
     logger.info("metrics at http://%s:%d/metrics", host, server.server_port)
     try:

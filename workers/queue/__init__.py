@@ -1,4 +1,5 @@
-"""Between Celery and a worker: lanes, seats, unacknowledged messages, bad messages, callbacks, results.
+"""Between Celery and a worker: validating, ordering, restoring and acknowledging messages, room for more of
+them, results and callbacks in Celery's format.
 
-Does not know the engine.
+Does not step the engine and does not know attempts at jobs.
 """

@@ -1,4 +1,4 @@
-"""Lanes: in which order a worker takes messages, and when it gives work back for more urgent work."""
+"""Lanes: take interactive messages before batch messages, and preempt batch jobs for interactive ones."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any, Final
 from pagefleet.api.contract.keys import Lane
 
 _SHORT_BRPOP_S: Final = 0.1
-"""While only one lane is asked for: room for the other may come at any moment."""
+"""Used while only one lane has room: the other may have room again at any moment."""
 
 
 def take_lanes_in_order(
     channel: Any, lanes_with_room: Callable[[], Sequence[Lane]], queues: Mapping[Lane, Sequence[str]]
 ) -> None:
-    """Makes a kombu channel ask for whole lanes one after the other, and only for those with room.
+    """Make a kombu channel poll one lane after the other, and only lanes with room.
 
-    kombu asks for the first priority of every queue, then for the second: a batch job of priority 9 would
-    come before an interactive one of priority 5. Written against kombu 5.7 (``Channel._brpop_start``).
+    kombu polls the first priority of every queue, then the second: a batch job of priority 9 would come
+    before an interactive one of priority 5. Written against kombu 5.7 (``Channel._brpop_start``).
 
     Args:
-        lanes_with_room: the lanes that there is room for now, the most urgent first.
-        queues: every lane's queues. Those of one lane are one queue: a priority is asked for in all of them.
+        lanes_with_room: returns the lanes that have room now, interactive first.
+        queues: the queues of each lane. Each priority is polled in all queues of a lane before the next.
     """
 
     def brpop_start(self: Any, timeout: float | None = None) -> None:
@@ -46,27 +46,28 @@ def take_lanes_in_order(
     channel._brpop_start = MethodType(brpop_start, channel)
 
 
-class Yielder:
-    """Gives batch work back to its queue where interactive work waits and finds no room.
+class BatchPreemption:
+    """Returns batch jobs to their queue while interactive messages wait for room.
 
-    The same path as leaving: the log is flushed, the job is released, its message goes to the front.
+    A preempted job is released like during a drain: its log is flushed, and its message goes to the front of
+    its queue.
 
     Args:
-        is_full: whether there is no room for one more interactive job.
-        num_waiting: interactive messages in the queue.
-        give_back: releases at most so many batch jobs, the ones that came last.
+        is_needed: whether batch jobs are held and one more interactive job has no room.
+        num_waiting: counts the interactive messages in the queue.
+        release: releases up to this many batch jobs, the latest first, and returns how many.
     """
 
     def __init__(
-        self, is_full: Callable[[], bool], num_waiting: Callable[[], int], give_back: Callable[[int], int]
+        self, is_needed: Callable[[], bool], num_waiting: Callable[[], int], release: Callable[[int], int]
     ) -> None:
-        self._is_full = is_full
+        self._is_needed = is_needed
         self._num_waiting = num_waiting
-        self._give_back = give_back
+        self._release = release
 
-    def give_way(self) -> int:
-        """Returns how many batch jobs were released."""
-        if not self._is_full():
+    def preempt(self) -> int:
+        """Return how many batch jobs were released."""
+        if not self._is_needed():
             return 0
         num_waiting = self._num_waiting()
-        return self._give_back(num_waiting) if num_waiting else 0
+        return self._release(num_waiting) if num_waiting else 0

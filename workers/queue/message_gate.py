@@ -1,18 +1,19 @@
-"""MessageGate: nothing that came over the broker reaches Celery or the engine before it was looked at.
+"""MessageGate: validate every message from the broker before Celery or the engine sees it.
 
-Celery and kombu trust what stands on a queue: a broken message ends the consumer, and what they cannot read
-they log whole, a prompt in it. The rules (``ops/garbage.md`` has all of them in a table):
+Celery and kombu trust the contents of a queue: a broken message ends the consumer, and a message that they
+cannot decode is logged in full, including its prompt. The rules (``ops/garbage.md`` lists all of them):
 
-- what is no JSON object of kombu's shape, too large, compressed, not JSON inside, or no task of ours, is bad;
-- a bad message whose id can be read is replaced by a refusal under that id, which goes the way of any other:
-  it is in the ledger of unacknowledged messages until its failed result is stored
-  (workers/attempt/refuser.py);
-- a bad message without an id is dropped, and a part of it is kept for an operator;
-- a control message that is no command is dropped;
-- each is counted (``WorkerStatus.num_bad_messages``) and logged once, with its reason and never its text.
+- A message is bad if it is not a JSON object in kombu's format, is too large or compressed, has a body that
+  is not JSON, or names an unknown task.
+- A bad message with a readable id is replaced by a refusal under that id. The refusal is handled like any
+  message: it stays unacknowledged until its failed result is stored (workers/attempt/message_rejector.py).
+- A bad message without a readable id is dropped, and its beginning is kept for an operator.
+- A control message that is not a command is dropped.
+- Each is counted (``WorkerStatus.num_bad_messages``) and logged once, with the reason and without its text.
 
-Neither costs a job: one that stands in an open ledger is sent again from its hash by the sweeper.
-A message that passes names its queue as the place to be restored to, and carries no text into events.
+No rule loses a job: the sweeper sends a job in an open ledger again, from its hash.
+A message that passes is changed in two ways: its queue becomes the place to restore it to, and it carries no
+text into events.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ _KEPT_BYTES: Final = 1024
 
 
 class MessageGate:
-    """Looks at messages, counts the bad ones.
+    """Validates messages and counts the bad ones.
 
     Args:
-        max_request_bytes: of a request that a message carries itself.
-        keep: told, as JSON, of what came over a queue and names no job.
+        max_request_bytes: the largest request that a message may contain.
+        keep: stores a JSON description of a dropped message.
     """
 
     def __init__(self, max_request_bytes: int, keep: Callable[[str], None] = lambda _: None) -> None:
@@ -60,17 +61,17 @@ class MessageGate:
         self._popped: Any = None
         self.num_bad = 0
 
-    def count(self, what: str, reason: str) -> None:
-        """One more bad message, or unreadable job: logged here and nowhere else."""
+    def record_fault(self, what: str, reason: str) -> None:
+        """Count and log a bad message or an unreadable job. Callers do not log it again."""
         self.num_bad += 1
         logger.error("%s: %s", what, reason)
 
     def guard(self, channel: Any, queues: Collection[str], tasks: Collection[str]) -> None:
-        """Puts the gate between a kombu channel's connection and its consumers. Written against kombu 5.7.
+        """Put the gate between a kombu channel's connection and its consumers. Written against kombu 5.7.
 
         Args:
-            queues: whose messages are tasks; all others are commands.
-            tasks: names of the tasks that may be asked for.
+            queues: queues of task messages; messages from elsewhere are control commands.
+            tasks: the names of the known tasks.
         """
         transport, poller = channel.connection, channel.connection.cycle
         deliver, on_readable = transport._deliver, poller.on_readable
@@ -79,20 +80,20 @@ class MessageGate:
             if queue in queues:
                 message = self._examined(message, queue, tasks)
             elif (reason := self._fault(check_command, message)) is not None:
-                self.count("a control message is dropped", reason)
+                self.record_fault("a control message is dropped", reason)
                 return
             if message is None:
                 return
             if queue not in transport._callbacks:
-                # Its consumer was cancelled while the reply was on its way. kombu would warn, and put the
-                # message to the back of the queue. A command was for a worker that listened: it is dropped.
+                # The consumer was cancelled while the reply was on its way. kombu would log a warning and put
+                # the message at the back of the queue. A command is dropped: this worker no longer listens.
                 if queue in queues:
                     put_back(channel, message)
                 return
             try:
                 deliver(message, queue)
             except (ValueError, RecursionError) as error:
-                # Not the message's JSON, for which guarded_on_readable would take it.
+                # The message's JSON is valid, so keep guarded_on_readable from reporting it as broken.
                 raise RuntimeError("Celery failed on a message that passed the gate") from error
 
         def guarded_on_readable(_poller: Any, fileno: int) -> None:
@@ -100,14 +101,14 @@ class MessageGate:
             try:
                 on_readable(fileno)
             except (ValueError, RecursionError) as error:
-                self._drop(self._popped, f"it is no JSON ({type(error).__name__})")
+                self._drop(self._popped, f"it is not JSON ({type(error).__name__})")
 
         transport._deliver = MethodType(guarded_deliver, transport)
         poller.on_readable = MethodType(guarded_on_readable, poller)
         self._remember_replies(channel.client)
 
     def _remember_replies(self, client: Any) -> None:
-        """kombu gives away what it cannot decode."""
+        """Keep the raw reply: kombu does not return a message that it cannot decode."""
         parse = client.parse_response
 
         def remember(_client: Any, connection: Any, command: str, **options: Any) -> Any:
@@ -119,7 +120,7 @@ class MessageGate:
         client.parse_response = MethodType(remember, client)
 
     def _examined(self, message: Any, queue: str, tasks: Collection[str]) -> Any:
-        """What Celery gets in place of a message: itself, a refusal, or None."""
+        """Return what Celery receives: the message, a refusal instead of it, or None."""
         reason = self._fault(check_task, message, queue, tasks)
         if reason is None:
             return message
@@ -127,12 +128,12 @@ class MessageGate:
         if job_id is None:
             self._drop(message, reason)
             return None
-        self.count(f"a message of {queue} is refused", reason)
+        self.record_fault(f"a message of {queue} is refused", reason)
         return refusal(message, job_id, queue, reason)
 
     def _drop(self, what: Any, reason: str) -> None:
-        self.count("a message is dropped", reason)
-        if what is None:  # of the control channel
+        self.record_fault("a message is dropped", reason)
+        if what is None:  # from the control channel
             return
         with contextlib.suppress(ValueError, TypeError, RecursionError):
             raw = what if isinstance(what, bytes) else json.dumps(what).encode()
@@ -147,10 +148,10 @@ class MessageGate:
                 self._keep(json.dumps(entry))
 
     def _fault(self, check: Callable[..., None], message: Any, *args: Any) -> str | None:
-        """Why a message is bad; None: it is not."""
+        """Return why the message is bad; None if it is valid."""
         try:
             if isinstance(message, dict) and len(str(message.get("body", ""))) > self._max_body:
-                return "it is larger than max_request_bytes allows"
+                return "it is larger than max_request_bytes"
             check(message, *args)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]

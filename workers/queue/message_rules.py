@@ -1,6 +1,6 @@
-"""What a message on a queue or on the control channel may be, and what takes the place of a wrong one.
+"""The format of valid task and control messages, and the refusal that replaces an invalid task message.
 
-The rules are in a table in ``ops/garbage.md``.
+``ops/garbage.md`` lists the rules.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from pagefleet.api.contract import keys
 from pagefleet.api.protocol.prepared import JOB_ID
 
 OVERHEAD_BYTES: Final = 64 * 2**10
-"""Callbacks, headers and the like around a request."""
+"""Allowed size of callbacks and headers, in addition to the request."""
 
 REFUSAL: Final = "pagefleet_refusal"
-"""The header of a message that is refused: why."""
+"""The header of a refusal; its value is the reason."""
 
 ADVICE: Final = {
     "content-type": " (send it with serializer='json')",
     "content-encoding": " (send it with serializer='json')",
     "compression": " (send it without compression)",
-    "id": " (1 to 255 characters without blanks)",
+    "id": " (must be 1 to 255 characters without spaces)",
     "task": " (send it with task_protocol = 2)",
 }
-"""What a sender does about a wrong part of a message."""
+"""How the sender can fix an invalid part of a message."""
 
 Name = Annotated[str, Field(min_length=1, max_length=255)]
 Number = Annotated[int | float, Field(ge=0, le=2**31)]
@@ -39,7 +39,7 @@ Object = dict[str, Any]
 
 
 class BadMessage(Exception):
-    """Why a message is bad; says nothing of what stands in it."""
+    """Why a message is bad. The text contains nothing from the message."""
 
 
 class _Wire(BaseModel):
@@ -122,18 +122,18 @@ def check_task(message: Any, queue: str, tasks: Collection[str]) -> None:
     envelope = _Envelope.model_validate(message)
     headers = _TaskHeaders.model_validate(envelope.headers)
     if headers.task not in tasks:
-        raise BadMessage("it asks for an unknown task")
+        raise BadMessage("it names an unknown task")
     for moment in (headers.eta, headers.expires):
         if moment is not None:
             _TIME.validate_strings(moment)
     args, kwargs, _ = _BODY.validate_python(_as_tuple(_json_of(envelope.body)))
     if headers.task == keys.GENERATE_TASK:
         _check_generate(headers, args, kwargs)
-        # Events carry these two; a bare message's would be its prompt.
+        # Events carry these two headers; those of a bare message would contain its prompt.
         message["headers"] |= {"argsrepr": "()", "kwargsrepr": "{...}"}
     elif headers.eta is not None:
         raise BadMessage("only pagefleet.generate takes an eta or a countdown")
-    # Where it is restored to. An exchange that nobody declared would lose it.
+    # A restored message is sent there. An exchange that was not declared would lose it.
     message["properties"]["delivery_info"] |= {"exchange": "", "routing_key": queue}
 
 
@@ -142,7 +142,7 @@ def check_command(message: Any) -> None:
     envelope = _Envelope.model_validate(message)
     clock = envelope.headers.get("clock")
     if "compression" in envelope.headers or not isinstance(clock, int | None) or (clock or 0) > 2**62:
-        raise BadMessage("its headers are none of Celery's")
+        raise BadMessage("it does not have the headers of a Celery command")
     _Command.model_validate(_json_of(envelope.body))
 
 
@@ -150,13 +150,16 @@ def _check_generate(headers: _TaskHeaders, args: list[Any], kwargs: Mapping[str,
     if "job_id" not in kwargs:
         return
     if kwargs["job_id"] != headers.id:
-        raise BadMessage("it names two different jobs; give the job's id as task_id, and not as job_id")
+        raise BadMessage("it names two different jobs; pass the job's id as task_id, not as job_id")
     if args or headers.eta or headers.expires or any(headers.timelimit or ()):
-        raise BadMessage("a message that names a job cannot have arguments, eta, expires or time limits")
+        raise BadMessage("it has a job_id, so it cannot have arguments, eta, expires or time limits")
 
 
 def readable_id(message: Any) -> str | None:
-    """Of a message that is wrong otherwise; Celery's first protocol has it in the body."""
+    """Return the task id of an invalid message; None if it has none.
+
+    Celery's task protocol 1 has the id in the body.
+    """
     if not isinstance(message, dict):
         return None
     headers = message.get("headers")
@@ -170,7 +173,7 @@ def readable_id(message: Any) -> str | None:
 
 
 def refusal(message: dict[str, Any], job_id: str, queue: str, reason: str) -> dict[str, Any]:
-    """A message under the same id that says why it is refused. What Celery is to call is kept."""
+    """Return a message with the same id and callbacks that carries the reason."""
     embed: dict[str, Any] = {}
     lineage: dict[str, Any] = {}
     with contextlib.suppress(ValidationError):
@@ -178,8 +181,8 @@ def refusal(message: dict[str, Any], job_id: str, queue: str, reason: str) -> di
     with contextlib.suppress(BadMessage, ValidationError, TypeError, RecursionError, LookupError):
         found = _Embed.model_validate(_json_of(message["body"])[2]).model_dump(exclude_none=True)
         embed = found if len(json.dumps(found)) <= OVERHEAD_BYTES else {}
-    told = f"The message was refused: {reason}. docs/celery.md says what a task message may hold."
-    headers = {"lang": "py", "task": keys.GENERATE_TASK, "id": job_id, "retries": 0, REFUSAL: told, **lineage}
+    text = f"The message was refused: {reason}. See docs/celery.md for the format of task messages."
+    headers = {"lang": "py", "task": keys.GENERATE_TASK, "id": job_id, "retries": 0, REFUSAL: text, **lineage}
     return {
         "body": base64.b64encode(json.dumps([[], {}, embed]).encode()).decode(),
         "content-type": "application/json",
@@ -190,7 +193,7 @@ def refusal(message: dict[str, Any], job_id: str, queue: str, reason: str) -> di
             "delivery_mode": 2,
             "priority": 0,
             "body_encoding": "base64",
-            # Its own: the old one may be another message's.
+            # A new tag: the old one may belong to another message.
             "delivery_tag": str(uuid.uuid4()),
             "delivery_info": {"exchange": "", "routing_key": queue},
         },
@@ -201,9 +204,9 @@ def _json_of(body: str) -> Any:
     try:
         return json.loads(base64.b64decode(body, validate=True))
     except ValueError as error:
-        raise BadMessage(f"its body is no JSON ({type(error).__name__})") from None
+        raise BadMessage(f"its body is not JSON ({type(error).__name__})") from None
 
 
 def _as_tuple(value: Any) -> Any:
-    """JSON has no tuples, and strict validation tells them from lists."""
+    """JSON has no tuples, and strict validation does not accept a list as a tuple."""
     return tuple(value) if isinstance(value, list) else value

@@ -1,4 +1,7 @@
-"""A worker's unacknowledged messages: in a ledger of its own, and put back to the front of their queues."""
+"""A worker's unacknowledged messages: acknowledge them, or restore them to the front of their queues.
+
+Each worker has its own ``unacked`` keys in Redis.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 def guard_channel(channel: Any) -> None:
-    """Makes a broken connection to the broker an interruption instead of the worker's end.
+    """Let the worker survive a broken connection to the broker.
 
-    kombu would restore this channel's messages by itself when its connection breaks, although their jobs go
-    on here; and it fails with an ``AttributeError`` where it restores or acknowledges over a channel that is
-    closed, which ends Celery's consumer. What could not be acknowledged is put back by
-    :func:`restore_unacked` once there is a new channel; the job has ended by then, and is closed once more.
+    When its connection breaks, kombu would restore this channel's messages although their jobs still run
+    here. It also raises ``AttributeError`` if it restores or acknowledges over a closed channel, which ends
+    Celery's consumer. A message that could not be acknowledged is restored by :func:`restore_unacked` once
+    there is a new channel. Its job has ended by then and is closed a second time, which changes nothing.
     """
     qos = channel.qos
     qos.restore_at_shutdown = False
@@ -34,25 +37,27 @@ def guard_channel(channel: Any) -> None:
         except Exception as error:
             if not channel.closed and not isinstance(error, channel.connection_errors):
                 raise
-            logger.info("message %s could not be acknowledged now: %s", delivery_tag, reason_of(error))
+            logger.info("message %s could not be acknowledged yet: %s", delivery_tag, reason_of(error))
 
     qos.ack = MethodType(ack, qos)
-    write_down = qos.append
+    store = qos.append
 
     def append(_qos: Any, message: Any, delivery_tag: str) -> None:
         try:
-            write_down(message, delivery_tag)
+            store(message, delivery_tag)
         except redis.OutOfMemoryError:
-            # Popped in the moment before the worker knew that the server is full. It is held in memory only,
-            # and its claim waits for room; if the worker dies meanwhile, the sweeper sends its job again.
-            logger.warning("message %s could not be written down: Redis is at its memory limit", delivery_tag)
+            # The message was popped just before the worker learned that Redis is full. It is held in memory
+            # only, and its claim is retried. If the worker dies before that, the sweeper sends the job again.
+            logger.warning(
+                "message %s is not stored as unacknowledged: Redis is at its memory limit", delivery_tag
+            )
             VirtualQoS.append(qos, message, delivery_tag)
 
     qos.append = MethodType(append, qos)
 
 
 def put_back(channel: Any, raw_message: Any) -> None:
-    """Return a message that was just taken to the front of its queue."""
+    """Put a message that was just popped back at the front of its queue."""
     message = channel.Message(raw_message, channel=channel)
     channel.qos.append(message, message.delivery_tag)
     channel.qos.restore_by_tag(message.delivery_tag)
@@ -63,17 +68,17 @@ def restore_unacked(
     channel: Any,
     worker_id: str,
     held: Collection[str] = (),
-    still_wanted: Callable[[], bool] = lambda: True,
+    may_continue: Callable[[], bool] = lambda: True,
 ) -> int:
-    """Puts a worker's unacknowledged messages back to the front of their queues, the oldest first in line.
+    """Restore a worker's unacknowledged messages to the front of their queues, the oldest at the very front.
 
     Args:
         channel: a channel whose transport options name that worker's keys.
-        held: delivery tags that stay where they are.
-        still_wanted: asked before each message; False ends the restoring.
+        held: delivery tags to leave unacknowledged.
+        may_continue: called before each message; stop restoring if it returns False.
 
     Returns:
-        How many messages were put back.
+        How many messages were restored.
     """
     index = keys.unacked(worker_id)["unacked_index_key"]
     with channel.conn_or_acquire() as client:
@@ -82,13 +87,13 @@ def restore_unacked(
     for tag in tags:
         if tag in held:
             continue
-        if not still_wanted():
+        if not may_continue():
             break
         try:
             channel.qos.restore_by_tag(tag)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            # No message of ours, and nothing else to be done with it.
-            logger.error("an unacknowledged entry is dropped: it cannot be read (%s)", type(error).__name__)
+            # The entry is not a message, so it cannot be restored anywhere.
+            logger.error("an unacknowledged entry is dropped: it is not a message (%s)", type(error).__name__)
             channel.qos._remove_from_indices(tag).execute()
             continue
         num_restored += 1

@@ -1,4 +1,5 @@
-"""What keeps jobs alive when workers die: lease, sweeper, condemnation, recovery of messages, replay.
+"""Recovery from failures: the worker's lease, and the periodic tasks that find what a dead worker, client or
+Redis left behind (reaper, sweeper, auditor).
 
-Does not know the attempt at a job of this worker.
+Does not know how this worker runs its own jobs.
 """

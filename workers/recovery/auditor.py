@@ -1,4 +1,4 @@
-"""Auditor: a worker compares what the server says that it runs with what it has in memory."""
+"""Auditor: compare the jobs that Redis assigns to this worker with those in its memory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pagefleet.api.protocol.job_store import JobStore
 
 logger = logging.getLogger(__name__)
 
-AUDIT_EVERY_S: Final = 5.0
+AUDIT_INTERVAL_S: Final = 5.0
 
 
 class Auditor:
-    """AUDIT (protocol line 14), the half for jobs: owned by this worker and unknown to it.
+    """AUDIT (protocol line 14), the half for jobs: releases jobs that this worker owns and does not hold.
 
-    It happens where the reply to a CLAIM was lost for good, or where the server forgot the end of a job in
-    a restart. Such a job would wait for ever: its owner is alive.
+    A job gets into this state if the reply to its CLAIM is lost, or if Redis forgets the end of the job in a
+    restart. Nothing else would recover it, because its owner is alive.
 
     Args:
         is_held: whether a job is in this worker's memory.
@@ -43,8 +43,13 @@ class Auditor:
         self._missing: dict[str, int] = {}
 
     def audit(self) -> int:
-        """One round: releases and sends again what was missing in the round before too (a claim may be
-        under way). Returns how many jobs that were."""
+        """Run one round: release and resend jobs that were also missing in the previous round.
+
+        A job that is missing only once may be in the middle of its claim.
+
+        Returns:
+            How many jobs were released.
+        """
         missing: dict[str, int] = {}
         num_released = 0
         for queue in self._queues:
@@ -59,7 +64,7 @@ class Auditor:
                 if self._store.release(job.job_id, self._worker_id, job.epoch) == "released":
                     send_message(self._app, job.job_id, queue, job.priority)
                     logger.warning(
-                        "job %s is ours and not here; it was sent again",
+                        "job %s is assigned to this worker but is not in its memory; it was sent again",
                         job.job_id,
                         extra={"job": job.job_id},
                     )

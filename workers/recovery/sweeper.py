@@ -1,7 +1,8 @@
-"""Sweeper: finds open jobs that neither a queue nor a worker holds, and those whose time or client is gone.
+"""Sweeper: find open jobs without a message or a worker, past their deadline, or without a client.
 
-A producer can die between SUBMIT and ENQUEUE, a broker can forget a message, a worker can die between BRPOP
-and kombu's write to the ledger. The job then stands in its open ledger and nothing would ever move it.
+A producer can die between SUBMIT and ENQUEUE, a broker can lose a message, and a worker can die between BRPOP
+and kombu's write of the unacknowledged message. The job then stays in its open ledger until the sweeper sends
+it again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pagefleet.api.protocol.replies import OpenJob
 
 logger = logging.getLogger(__name__)
 
-SWEEP_EVERY_S: Final = 2.0
+SWEEP_INTERVAL_S: Final = 2.0
 _MAX_BACKOFF_S: Final = 600.0
 _PAGE: Final = 1000
 
@@ -38,25 +39,25 @@ def _log(what: str, reason: str) -> None:
 
 
 @dataclass(slots=True)
-class _Suspicion:
-    """Since when a job looks stranded, and when it may be sent again at the earliest."""
+class _Resend:
+    """When a stranded job may be sent again at the earliest, and how long to wait after that."""
 
     send_at: float
     backoff_s: float
 
 
 class Sweeper:
-    """SWEEP (protocol line 13), in every worker, for its own model's queues; a lock lets one of them do it.
+    """SWEEP (protocol line 13), for the queues of this worker's model. A lock selects one of the workers.
 
-    A duplicate message is harmless: CLAIM drops it. So a job is sent again on suspicion, more rarely each
-    time. A round looks at the oldest jobs of a queue, where the running ones are, and at the next page of
-    the others.
+    A duplicate message is harmless, because CLAIM drops it. So a job is sent again if it only looks stranded,
+    with an increasing interval. A round reads the oldest jobs of a queue, which include the running ones, and
+    the next page of the others.
 
     Args:
-        patience_s: how long a waiting job must look stranded before it is sent again; one whose owner died
-            twice as long, because the reaper sees to it first.
-        count: told of each job that cannot be read.
-        on_dead_letter: told of each job that is given up here.
+        grace_s: how long a waiting job must look stranded before it is sent again. Twice as long for a job
+            whose owner died, because the reaper handles it first.
+        on_fault: called with a description and a reason for each job that cannot be read.
+        on_dead_letter: called for each job that becomes a dead letter here.
     """
 
     def __init__(
@@ -64,29 +65,29 @@ class Sweeper:
         store: JobStore,
         app: Celery,
         queues: Sequence[str],
-        patience_s: float,
-        every_s: float = SWEEP_EVERY_S,
-        count: Callable[[str, str], None] = _log,
+        grace_s: float,
+        interval_s: float = SWEEP_INTERVAL_S,
+        on_fault: Callable[[str, str], None] = _log,
         on_dead_letter: Callable[[], None] = lambda: None,
     ) -> None:
-        self._count = count
+        self._on_fault = on_fault
         self._on_dead_letter = on_dead_letter
         self._store = store
         self._app = app
         self._closer = JobCloser(store, app)
         self._queues = tuple(queues)
-        self._patience_s = patience_s
-        self._lock_s = every_s * 1.5
+        self._grace_s = grace_s
+        self._lock_s = interval_s * 1.5
         self._token = uuid.uuid4().hex
-        self._suspicions: dict[str, _Suspicion] = {}
+        self._resends: dict[str, _Resend] = {}
         self._without_client: set[str] = set()
         self._next_page = dict.fromkeys(queues, _PAGE)
 
-    def sweep_if_first(self) -> None:
-        """One round, unless another worker does them.
+    def sweep_if_elected(self) -> None:
+        """Run one round, unless another worker holds the lock.
 
-        Who has begun goes on, as long as it lives: what a job looked like in the round before is known to
-        one worker only, and patience with it would begin anew with each that takes a turn.
+        The worker that holds the lock renews it in each round as long as it lives, because the state of the
+        previous rounds is in its memory. If workers took turns, the grace period would start again each time.
         """
         lock = keys.sweep_lock(self._queues[0])
         self._store.unlock(lock, self._token)
@@ -94,21 +95,21 @@ class Sweeper:
             self.sweep()
 
     def sweep(self) -> int:
-        """One round over all queues: returns how many jobs were sent again."""
+        """Run one round over all queues. Return how many jobs were sent again."""
         num_sent = 0
-        suspicions, self._suspicions = self._suspicions, {}
+        resends, self._resends = self._resends, {}
         without_client, self._without_client = self._without_client, set()
         present = self._weights_present()
         for queue in self._queues:
             jobs = self._page_of(queue)
             alive = [job for job in jobs if not self._is_over(queue, job)]
-            self._cancel_orphans(queue, alive, without_client)
+            self._cancel_abandoned(queue, alive, without_client)
             for job in alive:
                 is_wanted = job.is_scheduled and job.waits_for in present
                 if job.is_due or is_wanted:
                     num_sent += self._send_scheduled(queue, job, is_wanted=is_wanted)
             for job in self._stranded(queue, [job for job in alive if not job.is_scheduled]):
-                num_sent += self._send_if_patient(queue, job, suspicions.get(job.job_id))
+                num_sent += self._resend_after_grace(queue, job, resends.get(job.job_id))
         return num_sent
 
     def _page_of(self, queue: str) -> list[OpenJob]:
@@ -120,7 +121,7 @@ class Sweeper:
         return jobs + page
 
     def _is_over(self, queue: str, job: OpenJob) -> bool:
-        """Ended, forgotten, or waiting past its deadline or for too long: closed on the way."""
+        """Whether the job has ended, is gone or has expired. Such a job is closed here."""
         try:
             if job.state is None:
                 self._condemn(queue, job)
@@ -136,25 +137,27 @@ class Sweeper:
         return True
 
     def _close(self, queue: str, job_id: str) -> JobState | None:
-        """How the job ended."""
+        """Close the job and return its final state."""
         record = self._closer.close(job_id, queue)
         if record is not None and record.queue != queue:
-            self._count("an ended job is closed", f"the hash of job {job_id} names another queue")
+            self._on_fault("an ended job is closed", f"the hash of job {job_id} names a different queue")
         return None if record is None else record.state
 
     def _condemn(self, queue: str, job: OpenJob) -> None:
-        """A ledger's entry without a hash leaves it; one whose hash cannot be read becomes a dead letter."""
+        """Remove a ledger entry without a hash; make a job whose hash cannot be read a dead letter."""
         if self._store.condemn(job.job_id, queue, only_missing=job.is_gone):
             what = "is gone" if job.is_gone else "cannot be read"
-            self._count("an open job is condemned", f"what is stored of job {job.job_id} {what}")
+            self._on_fault("an open job is removed from its ledger", f"the data of job {job.job_id} {what}")
             if not job.is_gone:
                 self._on_dead_letter()
             with contextlib.suppress(ProtocolError):
                 self._closer.close(job.job_id, queue)
 
-    def _cancel_orphans(self, queue: str, jobs: Sequence[OpenJob], seen_before: set[str]) -> None:
-        """Jobs that are not detached and whose clients are all gone, now and in the round before: after a
-        restart of the server every client seems gone for a moment."""
+    def _cancel_abandoned(self, queue: str, jobs: Sequence[OpenJob], seen_before: set[str]) -> None:
+        """Cancel jobs that are not detached and whose clients are all gone, now and in the previous round.
+
+        Right after a restart of Redis every client seems to be gone.
+        """
         clients = sorted({client for job in jobs for client in job.clients})
         are_gone = dict(zip(clients, self._store.are_gone(clients), strict=True))
         for job in jobs:
@@ -165,7 +168,7 @@ class Sweeper:
 
     def _cancel(self, queue: str, job: OpenJob) -> None:
         logger.info(
-            "job %s is cancelled: its client is gone and it is not detached",
+            "job %s is cancelled: it is not detached and its client is gone",
             job.job_id,
             extra={"job": job.job_id},
         )
@@ -176,7 +179,7 @@ class Sweeper:
             self._condemn(queue, job)
 
     def _stranded(self, queue: str, jobs: Sequence[OpenJob]) -> Iterable[OpenJob]:
-        """Jobs that nobody seems to hold."""
+        """Yield the jobs that seem to have neither a message nor a worker."""
         is_empty = num_queued(self._store, queue) == 0
         overtaken_until = _newest_running(jobs)
         owners = {job.owner for job in jobs if job.state is JobState.RUNNING}
@@ -189,34 +192,38 @@ class Sweeper:
                 yield job
 
     def _weights_present(self) -> set[tuple[str, str]]:
-        """Of the workers that live: a job that waits for them need not wait out its time."""
+        """Return the fingerprints of the live workers. A job that waits for one of them is sent at once."""
         made_with = [each.fingerprint for each in self._store.workers() if not each.is_draining]
         return {(each.weights, each.tokenizer) for each in made_with if each is not None}
 
     def _send_scheduled(self, queue: str, job: OpenJob, *, is_wanted: bool) -> bool:
-        """A job that was to begin later, or that was refused: its time has come."""
+        """Send a scheduled or refused job if it is due."""
         is_due = self._store.due(job.job_id, is_wanted=is_wanted)
         if is_due:
             send_message(self._app, job.job_id, queue, job.priority)
         return is_due
 
-    def _send_if_patient(self, queue: str, job: OpenJob, suspicion: _Suspicion | None) -> bool:
+    def _resend_after_grace(self, queue: str, job: OpenJob, resend: _Resend | None) -> bool:
         now = time.monotonic()
-        if suspicion is None:
-            patience_s = self._patience_s * (2 if job.state is JobState.RUNNING else 1)
-            suspicion = _Suspicion(now + patience_s, self._patience_s)
-        self._suspicions[job.job_id] = suspicion
-        if now < suspicion.send_at:
+        if resend is None:
+            grace_s = self._grace_s * (2 if job.state is JobState.RUNNING else 1)
+            resend = _Resend(now + grace_s, self._grace_s)
+        self._resends[job.job_id] = resend
+        if now < resend.send_at:
             return False
         send_message(self._app, job.job_id, queue, job.priority)
-        suspicion.backoff_s = min(2 * suspicion.backoff_s, _MAX_BACKOFF_S)
-        suspicion.send_at = now + suspicion.backoff_s
-        logger.warning("job %s was held by nobody; it was sent again", job.job_id, extra={"job": job.job_id})
+        resend.backoff_s = min(2 * resend.backoff_s, _MAX_BACKOFF_S)
+        resend.send_at = now + resend.backoff_s
+        logger.warning(
+            "job %s had neither a message nor a worker; it was sent again",
+            job.job_id,
+            extra={"job": job.job_id},
+        )
         return True
 
 
 def _newest_running(jobs: Sequence[OpenJob]) -> dict[int, float]:
-    """By priority, when the youngest running job was enqueued: a queued one before it was passed over."""
+    """Return, by priority, when the newest running job was enqueued. Older waiting jobs were skipped."""
     newest: dict[int, float] = {}
     for job in jobs:
         if job.state is JobState.RUNNING:

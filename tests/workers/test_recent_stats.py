@@ -1,12 +1,12 @@
-"""RecentFigures: what a beat says of a worker's last seconds."""
+"""RecentStats: what a beat says of a worker's last seconds."""
 
 from __future__ import annotations
 
-from pagefleet.workers.observe.recent_figures import RecentFigures
+from pagefleet.workers.observe.recent_stats import RecentStats
 
 
 def test_a_rate_is_over_the_last_five_seconds():
-    recent = RecentFigures()
+    recent = RecentStats()
     begun_at = recent._begun_at
     for second in range(1, 11):
         recent.add_tokens(100, begun_at + second)
@@ -16,13 +16,13 @@ def test_a_rate_is_over_the_last_five_seconds():
 
 
 def test_a_worker_that_has_just_begun_is_not_made_slower_than_it_is():
-    recent = RecentFigures()
+    recent = RecentStats()
     recent.add_tokens(50, recent._begun_at + 0.9)
     assert recent.summary(recent._begun_at + 1).generation_tok_s == 50
 
 
 def test_first_tokens_of_five_minutes():
-    recent = RecentFigures()
+    recent = RecentStats()
     now = recent._begun_at
     assert recent.summary(now)[1:] == (None, None)
     recent.add_first_token(99.0, now)
@@ -34,7 +34,7 @@ def test_first_tokens_of_five_minutes():
 
 
 def test_it_keeps_a_bounded_number():
-    recent = RecentFigures()
+    recent = RecentStats()
     for _ in range(10_000):
         recent.add_first_token(1.0, recent._begun_at)
         recent.add_tokens(1, recent._begun_at)

@@ -8,17 +8,17 @@ import time
 
 from kombu.asynchronous import Hub
 
-from pagefleet.workers.queue.hub_mailbox import HubMailbox
+from pagefleet.workers.queue.hub_call_queue import HubCallQueue
 
 
 def test_a_signal_handler_wakes_the_hub():
     """By itself the hub waits for its connections, at most a second, whatever signals come."""
-    hub, mailbox = Hub(), HubMailbox()
+    hub, calls = Hub(), HubCallQueue()
     reading, writing = os.pipe()
     hub.add_reader(reading, lambda: None)
-    mailbox.attach(hub)
+    calls.attach(hub)
     hub.run_once()
-    before = signal.signal(signal.SIGALRM, lambda *_: mailbox.wake())
+    before = signal.signal(signal.SIGALRM, lambda *_: calls.wake())
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.1)
         begun_at = time.monotonic()
@@ -33,8 +33,8 @@ def test_a_signal_handler_wakes_the_hub():
 
 
 def test_calls_run_in_their_order_and_one_that_fails_keeps_none_back():
-    mailbox, said = HubMailbox(), []
-    for call in (lambda: said.append(1), lambda: 1 / 0, lambda: said.append(2)):
-        mailbox.post(call)
-    mailbox.run_all()
-    assert said == [1, 2]
+    calls, ran = HubCallQueue(), []
+    for call in (lambda: ran.append(1), lambda: 1 / 0, lambda: ran.append(2)):
+        calls.post(call)
+    calls.run_all()
+    assert ran == [1, 2]

@@ -1,4 +1,4 @@
-"""Condemner: jobs of which the server holds what nobody can read, or nothing any more."""
+"""CorruptJobHandler: jobs whose data in Redis cannot be read, was changed from outside, or is gone."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pagefleet.workers.queue.message_gate import MessageGate
 from pagefleet.workers.threads.outage_retry import OutageRetry
 
 
-class Condemner:
-    """Ends such jobs as dead letters, settles their messages and counts each once."""
+class CorruptJobHandler:
+    """Makes such jobs dead letters (CONDEMN), settles their messages and counts each job once."""
 
     def __init__(
         self,
@@ -36,36 +36,42 @@ class Condemner:
         self._gate = gate
         self._metrics = metrics
 
-    def condemn(self, message: JobMessage) -> None:
-        """The job's hash or log cannot be read."""
+    def handle_unreadable(self, message: JobMessage) -> None:
+        """The job's hash or log cannot be read: make the job a dead letter."""
         queue = message.queue
         if self._retry(functools.partial(self._store.condemn, message.job_id, queue)):
-            self._gate.count("a job is condemned", f"what is stored of job {message.job_id} cannot be read")
+            reason = f"the data of job {message.job_id} cannot be read"
+            self._gate.record_fault("a job becomes a dead letter", reason)
             self._metrics.on_dead_letter()
             with contextlib.suppress(ProtocolError):
                 self._retry(functools.partial(self._closer.close, message.job_id, queue))
         message.drop()
 
-    def missing(self, message: JobMessage) -> None:
-        """The server knows no such job, or none any more."""
+    def handle_missing(self, message: JobMessage) -> None:
+        """Redis has no data of the job: remove the job from its ledger."""
         queue = message.queue
         if self._retry(functools.partial(self._store.condemn, message.job_id, queue, only_missing=True)):
-            self._gate.count("a job is condemned", f"what is stored of job {message.job_id} is gone")
+            reason = f"the data of job {message.job_id} is gone"
+            self._gate.record_fault("an open job is removed from its ledger", reason)
         message.drop()
 
     def was_overwritten(self, job: ActiveJob) -> bool:
-        """Whether somebody else than a claim ended this attempt, by another epoch in the job's hash.
+        """Return whether the epoch in the job's hash was changed from outside, and not by a claim.
 
-        One that is a number is counted here; any other the next claim finds unreadable.
+        A numeric epoch is counted as a fault here. Any other makes the job unreadable, which the next claim
+        finds and counts.
         """
         epoch = self._foreign_epoch(job)
         if epoch is not None and re.fullmatch(r"-?\d{1,18}", epoch):
-            self._gate.count("an attempt ends", f"the epoch of job {job.job_id} was changed from outside")
+            reason = f"the epoch of job {job.job_id} was changed from outside"
+            self._gate.record_fault("an attempt ends", reason)
         return epoch is not None
 
     def _foreign_epoch(self, job: ActiveJob) -> str | None:
-        """What the hash of a lost job says where it still names this worker, but not this attempt: only a
-        claim gives a job another epoch, and this worker did not claim it again."""
+        """Return the epoch of a lost job if the hash still names this worker but another epoch.
+
+        Only a claim changes the epoch, and this worker has not claimed the job again.
+        """
         try:
             record = self._retry(functools.partial(self._store.read, job.job_id, with_log=False))
         except ProtocolError:
@@ -73,5 +79,5 @@ class Condemner:
         if record is None or record.state is not JobState.RUNNING:
             return None
         epoch = record.fields.get("epoch", "0")
-        is_own = record.fields.get("owner") == self._worker_id and epoch != str(job.epoch)
-        return epoch if is_own else None
+        is_foreign = record.fields.get("owner") == self._worker_id and epoch != str(job.epoch)
+        return epoch if is_foreign else None

@@ -1,7 +1,7 @@
-"""Results in the form of Celery's Redis backend, for scripts that store them themselves.
+"""ResultEncoder: results in the format of Celery's Redis backend, for Redis scripts that store them.
 
-``Backend.store_result`` reads and writes in two steps: what it replaces may be another's final result.
-Written against Celery 5.7; ``tests/workers/test_celery_contract.py`` pins what is used.
+``Backend.store_result`` reads and writes in two steps, so that it could overwrite another final result.
+Written against Celery 5.7; ``tests/workers/test_celery_contract.py`` tests the internals used here.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from celery import Celery, states
 from pagefleet.api.contract.errors import FleetError
 
 
-class ResultForm:
-    """Celery's results of one worker as JSON.
+class ResultEncoder:
+    """Encodes Celery results of one worker as JSON.
 
     Args:
-        hostname: the worker's name at Celery.
+        hostname: the worker's Celery node name.
     """
 
     def __init__(self, app: Celery, hostname: str) -> None:
@@ -26,7 +26,7 @@ class ResultForm:
         self._hostname = hostname
 
     def started(self, job_id: str, context: Any) -> str:
-        """``context`` is Celery's view of the message."""
+        """``context`` is Celery's ``Context`` of the message."""
         return self._meta(job_id, {"pid": os.getpid(), "hostname": self._hostname}, states.STARTED, context)
 
     def failure(self, job_id: str, error: FleetError, context: Any = None) -> str:

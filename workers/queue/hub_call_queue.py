@@ -1,4 +1,4 @@
-"""Calls into Celery's event loop from other threads, in the order in which they were made."""
+"""HubCallQueue: run calls from other threads on Celery's event loop, in the order they were made."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 
-class HubMailbox:
-    """Celery's request callbacks may run on the hub's thread only. kombu's ``call_soon`` keeps a set, which
-    has no order, so that an end could overtake its start; this keeps one queue behind one ``call_soon``."""
+class HubCallQueue:
+    """Celery's request callbacks may only run on the thread of its event loop, the hub.
+
+    kombu's ``call_soon`` keeps its calls in an unordered set, so that the end of a task could overtake its
+    start. This class keeps a queue and runs all of it with each ``call_soon``.
+    """
 
     def __init__(self) -> None:
         self._calls: deque[Callable[[], None]] = deque()
         self._hub: Any = None
 
     def attach(self, hub: Any) -> None:
-        """From now on posted calls run on this hub."""
+        """Run posted calls on this hub from now on."""
         self._hub = hub
         hub.call_soon(self.run_all)
 
@@ -30,12 +33,15 @@ class HubMailbox:
             self._hub.call_soon(self.run_all)
 
     def wake(self) -> None:
-        """From a signal handler, which runs on the hub's own thread: a call from there would not end the
-        hub's waiting. No ``Thread``: its start takes a lock, which the interrupted code may hold."""
+        """Wake the hub from a signal handler.
+
+        The handler runs on the hub's thread, from which ``call_soon`` does not interrupt the hub's poll. It
+        cannot use ``Thread`` either: starting one takes a lock that the interrupted code may hold.
+        """
         _thread.start_new_thread(self.post, (_do_nothing,))
 
     def run_all(self) -> None:
-        """On the hub's thread: runs what was posted; one failing call does not keep the others back."""
+        """Run all posted calls; must be called on the hub's thread. A failed call does not stop the next."""
         while self._calls:
             call = self._calls.popleft()
             try:

@@ -1,23 +1,33 @@
-"""LiveState: what the engine, the lease and the gate know at the moment of a scrape."""
+"""LiveMetrics: values of the engine, the lease and the message gate, read at each scrape."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pagefleet.api.contract.messages import Fingerprint, WorkerStatus
 from pagefleet.engine import EngineStats
-from pagefleet.workers.recovery.lease import Lease
 
 
-class LiveState(Collector):
-    """Nothing is counted for it: it reads what the parts keep anyway.
+class LeaseFigures(Protocol):
+    """The values of the lease that are exported."""
+
+    lease_s: float
+    num_late_beats: int
+
+    @property
+    def age_s(self) -> float | None: ...
+
+
+class LiveMetrics(Collector):
+    """Exports values that other parts of the worker maintain; counts nothing itself.
 
     Args:
-        stats: the engine's figures.
-        status: what the worker says of itself.
+        stats: returns the engine's statistics.
+        status: returns the worker's status.
     """
 
     def __init__(
@@ -26,7 +36,7 @@ class LiveState(Collector):
         stats: Callable[[], EngineStats],
         status: Callable[[], WorkerStatus],
         fingerprint: Fingerprint,
-        lease: Lease,
+        lease: LeaseFigures,
     ) -> None:
         self._stats = stats
         self._status = status
@@ -38,34 +48,34 @@ class LiveState(Collector):
         model = status.model
         used = 1 - stats.num_free_blocks / max(1, stats.num_blocks)
         yield _gauge("num_requests_running", "Sequences in the running batch.", model, stats.num_running)
-        yield _gauge("num_requests_waiting", "Sequences that wait in the engine.", model, stats.num_waiting)
-        yield _gauge("kv_cache_usage_perc", "KV blocks in use; 1 is all of them.", model, used)
+        yield _gauge("num_requests_waiting", "Sequences waiting in the engine.", model, stats.num_waiting)
+        yield _gauge("kv_cache_usage_perc", "Share of the KV blocks in use, from 0 to 1.", model, used)
         yield _gauge(
             "kv_cache_waste_perc",
-            "Slots without a token in used KV blocks.",
+            "Share of the slots in used KV blocks without a token, from 0 to 1.",
             model,
             stats.kv_waste,
         )
-        yield _gauge("num_kv_blocks", "KV blocks that there are.", model, stats.num_blocks)
-        yield _gauge("lease_seconds", "How long a lease lasts.", model, self._lease.lease_s)
-        yield _gauge("lease_age_seconds", "Since the last beat that Redis took.", model, self._lease.age_s)
+        yield _gauge("num_kv_blocks", "KV blocks in total.", model, stats.num_blocks)
+        yield _gauge("lease_seconds", "Duration of a lease.", model, self._lease.lease_s)
+        yield _gauge("lease_age_seconds", "Time since the last successful beat.", model, self._lease.age_s)
         for name, documentation, value in (
             ("prefix_cache_queries", "Tokens looked up in the prefix cache.", stats.prefix_cache_queries),
             ("prefix_cache_hits", "Tokens found in the prefix cache.", stats.prefix_cache_hits),
             (
                 "spec_decode_num_draft_tokens",
-                "Tokens guessed ahead that a step computed.",
+                "Draft tokens that a step verified.",
                 stats.num_draft_tokens,
             ),
             (
                 "spec_decode_num_accepted_tokens",
-                "Tokens guessed ahead that were right.",
+                "Draft tokens that were accepted.",
                 stats.num_accepted_tokens,
             ),
-            ("num_preemptions", "Sequences that gave their blocks up.", stats.num_preemptions),
+            ("num_preemptions", "Sequences whose blocks were taken for others.", stats.num_preemptions),
             (
                 "late_beats",
-                "Beats that came when two thirds of the lease were gone.",
+                "Beats sent after two thirds of the lease had passed.",
                 self._lease.num_late_beats,
             ),
             ("bad_messages", "Messages and jobs that could not be read.", status.num_bad_messages),
@@ -74,7 +84,7 @@ class LiveState(Collector):
         yield self._info(status)
 
     def _info(self, status: WorkerStatus) -> Metric:
-        family = InfoMetricFamily("pagefleet_worker", "Which worker this is.", labels=["model"])
+        family = InfoMetricFamily("pagefleet_worker", "Identity of the worker.", labels=["model"])
         mine = self._fingerprint
         about = {"worker_id": status.worker_id, "backend": mine.backend, "dtype": mine.dtype}
         about["version"] = mine.version
@@ -83,7 +93,7 @@ class LiveState(Collector):
 
 
 def _gauge(name: str, documentation: str, model: str, value: float | None) -> Metric:
-    """Without a sample where there is no value yet."""
+    """Return a gauge, without a sample if the value is None."""
     family = GaugeMetricFamily(f"pagefleet_{name}", documentation, labels=["model"])
     if value is not None:
         family.add_metric([model], value)

@@ -1,4 +1,4 @@
-"""Replay: a job computed again from what is stored of it, and whether the tokens are the same."""
+"""Replay: compute a stored job again and compare the tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pagefleet.workers.prompting.prompt import engine_request
 
 @dataclass(frozen=True, slots=True)
 class ReplayedChoice:
-    """One choice as it was and as it came out again; the new one is not longer than the old one."""
+    """The stored and the replayed tokens of a choice; the replayed ones are never more."""
 
     index: int
     stored: Sequence[int]
@@ -21,7 +21,7 @@ class ReplayedChoice:
 
     @property
     def first_difference(self) -> int | None:
-        """The position of the first token that is another or is missing; None: they are the same."""
+        """The position of the first token that differs or is missing; None if all are equal."""
         if self.stored == self.replayed:
             return None
         common = zip(self.stored, self.replayed, strict=False)
@@ -31,11 +31,11 @@ class ReplayedChoice:
 
 
 def replay(record: JobRecord, engine: LLMEngine, card: ModelCard) -> list[ReplayedChoice]:
-    """Computes the job's request from its beginning, alone, as far as the stored log goes.
+    """Compute the job's request again from the start, up to the length of the stored log.
 
     Args:
         record: a job that has ended, with its log.
-        engine: without any other request.
+        engine: an engine without other requests.
 
     Raises:
         FleetError: the request cannot be read, or this engine cannot serve it.
@@ -46,7 +46,7 @@ def replay(record: JobRecord, engine: LLMEngine, card: ModelCard) -> list[Replay
     while engine.has_unfinished_requests:
         for output in engine.step():
             replayed[output.choice] += output.token_ids
-        # A job that was cancelled, or failed, would have gone on.
+        # A job that was cancelled or failed has fewer tokens than the engine would generate.
         if all(len(replayed[index]) >= len(tokens) for index, tokens in stored.items()):
             engine.abort(record.job_id)
             break
@@ -54,16 +54,16 @@ def replay(record: JobRecord, engine: LLMEngine, card: ModelCard) -> list[Replay
 
 
 def other_weights(stored: Sequence[Fingerprint], here: Fingerprint | None) -> str | None:
-    """What says that this is another model than the one that computed a job; None where nothing does."""
+    """Describe the difference if another model computed the job; None if no difference is known."""
     for name in ("weights", "tokenizer") if stored and here is not None else ():
         then, now = getattr(stored[-1], name), getattr(here, name)
         if then != now:
-            return f"the fingerprint of its {name} was {then}, and is {now} here"
+            return f"the fingerprint of its {name} was {then}, here it is {now}"
     return None
 
 
 def differences(stored: Sequence[Fingerprint], here: Fingerprint | None) -> list[str]:
-    """In what the engines that computed a job differ from this one, a sentence each."""
+    """Describe how the engines that computed a job differ from this one, one sentence per difference."""
     if here is None:
         return []
     found = []
@@ -71,5 +71,5 @@ def differences(stored: Sequence[Fingerprint], here: Fingerprint | None) -> list
         for name in ("weights", "tokenizer", "dtype", "backend", "version"):
             then, now = getattr(each, name), getattr(here, name)
             if then != now:
-                found.append(f"{name}: the job was computed with {then}, this is {now}")
+                found.append(f"{name}: the job was computed with {then}, this worker has {now}")
     return list(dict.fromkeys(found))

@@ -1,4 +1,4 @@
-"""What survivors do for the dead: a dead worker's messages go back to the front of their queues."""
+"""Reaper: put the messages of dead workers back at the front of their queues."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from pagefleet.workers.queue.unacked import restore_unacked
 
 logger = logging.getLogger(__name__)
 
-REAP_EVERY_S: Final = 0.5
+REAP_INTERVAL_S: Final = 0.5
 _LOCK_S: Final = 10.0
 _TOMBSTONE_S: Final = 3600.0
-"""How long a dead worker stays known after its last message was put back: BRPOP and kombu's write of the
-message to the ledger are not one step, so that one can still arrive."""
+"""How long a dead worker is remembered after its last message was restored. BRPOP and kombu's write of the
+unacknowledged message are not atomic, so that a message can still appear."""
 
 
 class Reaper:
-    """REAP (protocol line 11), in every worker; a lock lets one of them win.
+    """REAP (protocol line 11). Every worker runs it; a lock selects one of them per dead worker.
 
-    The next claim of a job that comes back this way finds an owner without a lease, takes a new epoch and
-    goes on where the log ends.
+    The next claim of a restored job finds an owner without a lease, increments the epoch and continues at
+    the end of the log.
     """
 
     def __init__(self, store: JobStore, worker_id: str, app: Celery) -> None:
@@ -36,7 +36,7 @@ class Reaper:
         self._app = app
 
     def reap(self) -> int:
-        """One round: returns how many messages were put back."""
+        """Run one round. Return how many messages were restored."""
         num_restored = 0
         for dead in self._store.dead_workers():
             if dead.worker_id == self._worker_id:
@@ -60,22 +60,26 @@ class Reaper:
                     num_restored = restore_unacked(
                         connection.default_channel,
                         dead_id,
-                        # It may have been paused only, and be back; and the lock does not last for ever.
-                        still_wanted=lambda: (
+                        # The worker may only have been paused, and the lock expires.
+                        may_continue=lambda: (
                             time.monotonic() - begun_at < _LOCK_S / 2 and not self._store.is_alive(dead_id)
                         ),
                     )
                 except errors as error:
                     reason = reason_of(error)
-                    logger.warning("the messages of worker %s could not be put back now: %s", dead_id, reason)
+                    logger.warning(
+                        "the messages of dead worker %s could not be restored yet: %s", dead_id, reason
+                    )
                     return 0
         finally:
             self._store.unlock(lock, token)
         if num_restored:
-            logger.warning("worker %s is dead: %d of its messages were put back", dead_id, num_restored)
+            logger.warning(
+                "worker %s is dead: %d of its messages were restored to their queues", dead_id, num_restored
+            )
         return num_restored
 
     def _connection_as(self, worker_id: str) -> Any:
-        """A connection whose channel sees that worker's ledger of unacknowledged messages."""
+        """Return a connection whose channel uses that worker's keys for unacknowledged messages."""
         options = {**self._app.conf.broker_transport_options, **keys.unacked(worker_id)}
         return self._app.connection_for_write().clone(transport_options=options)

@@ -1,4 +1,4 @@
-"""Figures: a worker at this moment, for people; what Prometheus is told is in ``live_state.py``."""
+"""InspectStats: current statistics for `celery inspect stats` and for Flower's page of the worker."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from pagefleet.engine import EngineStats
 _WINDOW_S: Final = 5.0
 
 
-class Figures:
-    """Lines of Flower's page of a worker, and of ``celery inspect stats``.
+class InspectStats:
+    """Collects the lines. Prometheus reads the same values through ``live_metrics.py``.
 
     Args:
-        stats: the engine's own.
-        num_tokens: how many it has generated so far.
+        stats: returns the engine's statistics.
+        num_tokens: returns the number of tokens generated so far.
     """
 
     def __init__(self, stats: Callable[[], EngineStats], num_tokens: Callable[[], int]) -> None:
         self._stats = stats
         self._num_tokens = num_tokens
-        self._notes: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+        self._samples: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
 
-    def note(self) -> None:
-        """Called every now and then: what a rate is counted from."""
+    def sample(self) -> None:
+        """Record the number of tokens, for the rate. Call this a few times per second."""
         now = time.monotonic()
-        self._notes.append((now, self._num_tokens()))
-        while now - self._notes[0][0] > _WINDOW_S and len(self._notes) > 1:
-            self._notes.popleft()
+        self._samples.append((now, self._num_tokens()))
+        while now - self._samples[0][0] > _WINDOW_S and len(self._samples) > 1:
+            self._samples.popleft()
 
     @property
     def tokens_per_second(self) -> float:
-        """Over the last five seconds."""
-        begun_at, num_before = self._notes[0]
-        return (self._num_tokens() - num_before) / max(1e-3, time.monotonic() - begun_at)
+        """The average of the last five seconds."""
+        sampled_at, num_before = self._samples[0]
+        return (self._num_tokens() - num_before) / max(1e-3, time.monotonic() - sampled_at)
 
     def now(self) -> dict[str, int | float]:
-        """By the names under which Flower shows them."""
+        """Return the statistics by the names that Flower shows."""
         stats = self._stats()
         num_used = stats.num_blocks - stats.num_free_blocks
         return {
