@@ -40,7 +40,7 @@ from pagefleet.workers.observe.live_metrics import LiveMetrics
 from pagefleet.workers.observe.metrics import FOLD_INTERVAL_S, Metrics
 from pagefleet.workers.prompting.model_card import make_card
 from pagefleet.workers.prompting.prompt import fleet_error
-from pagefleet.workers.prompting.question_desk import QuestionDesk
+from pagefleet.workers.prompting.tokenizer_service import TokenizerService
 from pagefleet.workers.queue.canvas import Canvas
 from pagefleet.workers.queue.capacity import Capacity
 from pagefleet.workers.queue.lanes import BatchPreemption
@@ -123,7 +123,7 @@ class FleetWorker(Holder):
         )
         rejector = MessageRejector(store, self.retry, results, canvas, self.gate.record_fault)
         self.admission = Admission(store, worker_id, self.card, engine, self.retry, self, results, rejector)
-        self.questions = QuestionDesk(
+        self.tokenizer_service = TokenizerService(
             store,
             self.card,
             engine.tokenizer,
@@ -135,7 +135,7 @@ class FleetWorker(Holder):
     def start(self) -> None:
         """Takes the lease, starts the threads and makes the model known. Raises: RedisUnavailable."""
         self.lease.start()
-        for part in (self.finisher, self.publisher, self.loop, self.admission, self.questions):
+        for part in (self.finisher, self.publisher, self.loop, self.admission, self.tokenizer_service):
             part.start()
         for duty in self._duties:
             duty.start()
@@ -230,7 +230,7 @@ class FleetWorker(Holder):
             restore_messages: returns what is still unacknowledged to the front of its queue.
         """
         self._draining = True
-        self.questions.close()
+        self.tokenizer_service.close()
         deadline = time.monotonic() + self.settings.drain_s
         self.retry.set_time_limit(self.settings.drain_s + self.settings.lease_s)
         for duty in self._duties:
@@ -248,7 +248,7 @@ class FleetWorker(Holder):
         if self._held:
             logger.info("%d unfinished jobs go back to their queue", len(self._held))
         restore_messages()
-        self.questions.join()
+        self.tokenizer_service.join()
         self.lease.release()
         self._engine.close()
         self._store.close_connections()

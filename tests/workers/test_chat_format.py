@@ -25,7 +25,7 @@ from pagefleet.engine import EngineConfig, LLMEngine, NullOptions
 from pagefleet.engine.errors import InvalidRequestError
 from pagefleet.engine.text.tokenizer import ByteTokenizer
 from pagefleet.workers.prompting.model_card import make_card
-from pagefleet.workers.prompting.prompt import echo_of, engine_request, tokenize
+from pagefleet.workers.prompting.prompt import echo_text, engine_request, tokenize
 from pagefleet.workers.settings import WorkerSettings
 
 QWEN = "{%- if tools %}... within <tool_call></tool_call> XML tags{% endif %}<think>\n\n</think>"
@@ -158,7 +158,7 @@ def prompt_of(engine, card, **fields):
     prepared = prepare(CardIndex([card]), None, {"messages": HI, **fields}, seed=1)
     request = engine_request("a", prepared.request, [], engine, card)
     prompt = engine.tokenizer.decode(list(request.prompt_token_ids))
-    return prompt, echo_of(prepared.request, request, engine.tokenizer)
+    return prompt, echo_text(prepared.request, request, engine.tokenizer)
 
 
 def test_a_thought_that_the_template_opened_begins_the_answer(engine):

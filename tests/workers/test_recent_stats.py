@@ -7,7 +7,7 @@ from pagefleet.workers.observe.recent_stats import RecentStats
 
 def test_a_rate_is_over_the_last_five_seconds():
     recent = RecentStats()
-    begun_at = recent._begun_at
+    begun_at = recent._started_at
     for second in range(1, 11):
         recent.add_tokens(100, begun_at + second)
     assert recent.summary(begun_at + 10).generation_tok_s == 120
@@ -17,13 +17,13 @@ def test_a_rate_is_over_the_last_five_seconds():
 
 def test_a_worker_that_has_just_begun_is_not_made_slower_than_it_is():
     recent = RecentStats()
-    recent.add_tokens(50, recent._begun_at + 0.9)
-    assert recent.summary(recent._begun_at + 1).generation_tok_s == 50
+    recent.add_tokens(50, recent._started_at + 0.9)
+    assert recent.summary(recent._started_at + 1).generation_tok_s == 50
 
 
 def test_first_tokens_of_five_minutes():
     recent = RecentStats()
-    now = recent._begun_at
+    now = recent._started_at
     assert recent.summary(now)[1:] == (None, None)
     recent.add_first_token(99.0, now)
     for index in range(100):
@@ -36,6 +36,6 @@ def test_first_tokens_of_five_minutes():
 def test_it_keeps_a_bounded_number():
     recent = RecentStats()
     for _ in range(10_000):
-        recent.add_first_token(1.0, recent._begun_at)
-        recent.add_tokens(1, recent._begun_at)
+        recent.add_first_token(1.0, recent._started_at)
+        recent.add_tokens(1, recent._started_at)
     assert len(recent._first_tokens) == 256

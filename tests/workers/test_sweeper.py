@@ -92,7 +92,7 @@ def test_it_is_patient_and_more_so_each_time(store, app):
 
 def test_one_worker_sweeps_until_it_is_gone(store, app):
     """Two that take turns would each have to see a job twice, and be patient one after the other."""
-    first, second = (Sweeper(store, app, [QUEUE], grace_s=0.5, every_s=0.2) for _ in range(2))
+    first, second = (Sweeper(store, app, [QUEUE], grace_s=0.5, interval_s=0.2) for _ in range(2))
     submit(store, "a")
     first.sweep_if_elected()
 

@@ -30,7 +30,7 @@ from pagefleet.workers.job.bare_message import BareMessage
 from pagefleet.workers.job.job_times import JobTimes
 from pagefleet.workers.job.output_encoder import OutputEncoder, TokenFieldCache
 from pagefleet.workers.observe.job_log import job_fields
-from pagefleet.workers.prompting.prompt import echo_of, engine_request
+from pagefleet.workers.prompting.prompt import echo_text, engine_request
 from pagefleet.workers.queue.result_encoder import ResultEncoder
 from pagefleet.workers.threads.loop_thread import LoopThread
 from pagefleet.workers.threads.outage_retry import OutageRetry
@@ -248,7 +248,7 @@ class Admission:
         try:
             to_compute = engine_request(job.request_id, request, job.choices, self._engine, self._card)
             job.encoder = OutputEncoder(
-                self._token_fields, echo_of(request, to_compute, self._engine.tokenizer)
+                self._token_fields, echo_text(request, to_compute, self._engine.tokenizer)
             )
         except FleetError as error:
             return functools.partial(self._holder.fail, job, error)

@@ -1,4 +1,4 @@
-"""From a request to token ids: prompts, chat templates, model cards, tokenizer questions.
+"""Everything that needs the model's tokenizer: requests to token ids, model cards, tokenizer questions.
 
-Does not know the scheduler or the job store's state changes.
+Does not know the scheduler and does not change the state of a job.
 """

@@ -1,4 +1,4 @@
-"""The card under which producers know the model that a worker serves."""
+"""Make the card that describes the worker's model to producers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make_card(settings: WorkerSettings, engine: LLMEngine) -> ModelCard:
         max_queue_depth=settings.max_queue_depth,
         max_tenant_depth=settings.max_tenant_depth,
         max_tenant_bytes=settings.max_tenant_bytes,
-        # What jobs get that ask for nothing can be asked for too.
+        # The default TTL must also be allowed in a request.
         max_result_ttl_s=max(settings.max_result_ttl_s, settings.result_ttl_s),
         default_sampling=SamplingDefaults(**info.default_sampling),
         tool_parser=tool_parser_of(template) if tools == "auto" else tools,

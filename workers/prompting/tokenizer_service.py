@@ -1,6 +1,6 @@
-"""QuestionDesk: answers what producers ask a model's tokenizer (api/client/questions.py), beside the batch.
+"""TokenizerService: answer producers' questions to the tokenizer (api/client/questions.py).
 
-A worker without room for another job answers all the same: a question takes no seat and no block.
+Questions bypass the engine and need no capacity, so that a full worker answers them too.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Final
 
 import redis
 from pydantic import ValidationError
+from redis.backoff import EqualJitterBackoff
 
 from pagefleet.api.chat.conversation import template_inputs
 from pagefleet.api.client.questions import ANSWER_WITHIN_S, Answer, Question
@@ -35,14 +36,19 @@ from pagefleet.workers.threads.loop_thread import LoopThread
 logger = logging.getLogger(__name__)
 
 _WAIT_S: Final = 0.5
-"""For a question, before it is looked whether this worker still may answer: how much later it may leave."""
+"""How long to wait for a question before checking again whether this worker may answer. It delays a shutdown
+by at most this time."""
+_BACKOFF: Final = EqualJitterBackoff(cap=0.5, base=0.1)
+_MAX_EXPONENT: Final = 10
 _ANSWER_TTL_MS: Final = int(ANSWER_WITHIN_S * 1000)
 
 
-class QuestionDesk:
-    """
+class TokenizerService:
+    """Answers questions in a separate thread.
+
     Args:
-        may_answer: false where this worker is not trusted to be alive: another one is to answer then.
+        may_answer: whether this worker has a valid lease and is not shutting down. Other workers answer
+            otherwise.
     """
 
     def __init__(
@@ -60,26 +66,30 @@ class QuestionDesk:
         self._thread.start()
 
     def close(self) -> None:
-        """Takes no further question; returns at once."""
+        """Take no further questions. Returns at once."""
         self._stopping.set()
 
     def join(self) -> None:
         self._thread.join()
 
     def _run(self) -> None:
+        num_failures = 0
         while not self._stopping.is_set():
+            if not self._may_answer():
+                self._stopping.wait(_WAIT_S)
+                continue
             try:
-                if not self._may_answer():
-                    self._stopping.wait(_WAIT_S)
-                    continue
                 self._answer_next()
             except RedisUnavailable as error:
-                logger.debug("no questions without Redis: %s", error)
-                self._stopping.wait(_WAIT_S)
+                logger.debug("questions wait, Redis is unavailable: %s", error)
             except (ProtocolError, redis.RedisError) as error:
-                # A command's arguments stand in redis-py's errors: questions and answers.
-                logger.error("no questions this time: %s", type(error).__name__)
-                self._stopping.wait(_WAIT_S)
+                # The text of redis-py's errors may contain the question or the answer.
+                logger.error("a question was not answered: %s", type(error).__name__)
+            else:
+                num_failures = 0
+                continue
+            self._stopping.wait(_BACKOFF.compute(num_failures))
+            num_failures = min(num_failures + 1, _MAX_EXPONENT)
 
     def _answer_next(self) -> None:
         server = self._store.redis
@@ -93,33 +103,37 @@ class QuestionDesk:
             pipeline.delete(name)
             text = pipeline.execute()[0]
             if text is None:
-                # Nobody waits for it any more.
+                # The client no longer waits for the answer.
                 return
             pipeline = server.pipeline(transaction=True)
-            pipeline.lpush(keys.answer(popped[1]), self._spelled(text))
+            pipeline.lpush(keys.answer(popped[1]), self._encoded_answer(text))
             pipeline.pexpire(keys.answer(popped[1]), _ANSWER_TTL_MS)
             pipeline.execute()
 
-    def _spelled(self, text: str) -> str:
+    def _encoded_answer(self, text: str) -> str:
         try:
             return self.answer(text).model_dump_json(exclude_defaults=True)
         except ValueError as error:
-            logger.error("an answer could not be spelled: %s", type(error).__name__)
-            failure = JobFailed("The tokenizer's answer cannot be said in JSON.")
+            logger.error("the answer to a question cannot be encoded as JSON: %s", type(error).__name__)
+            failure = JobFailed("The tokenizer's answer cannot be encoded as JSON.")
             return Answer(error=ErrorInfo.from_error(failure)).model_dump_json(exclude_defaults=True)
 
     def answer(self, text: str) -> Answer:
-        begun_at = time.monotonic()
+        started_at = time.monotonic()
         try:
             return self._look_up(_parse(text))
         except FleetError as error:
             return Answer(error=ErrorInfo.from_error(error))
         except Exception as error:  # noqa: BLE001
-            # A tokenizer or a template is not ours. Its words may quote the prompt: not for the log.
+            # Tokenizers and templates come with the model. Their errors may quote the prompt.
             logger.error("a question could not be answered: %s", type(error).__name__)
-            return Answer(error=ErrorInfo.from_error(JobFailed("The tokenizer failed on this text.")))
+            return Answer(
+                error=ErrorInfo.from_error(
+                    JobFailed(f"The tokenizer failed on this text ({type(error).__name__}).")
+                )
+            )
         finally:
-            logger.debug("a question of %d bytes took %.3f s", len(text), time.monotonic() - begun_at)
+            logger.debug("a question of %d bytes took %.3f s", len(text), time.monotonic() - started_at)
 
     def _look_up(self, question: Question) -> Answer:
         if question.token_ids is not None:
@@ -135,14 +149,14 @@ class QuestionDesk:
         if question.messages is None:
             special = True if question.add_special_tokens is None else question.add_special_tokens
             return self._tokenizer.encode(question.prompt or "", add_special_tokens=special)
-        # Without tools there is one way.
-        (told,) = template_inputs(question.messages, None, self._tool_parser)
+        # Without tools there is exactly one variant.
+        (variant,) = template_inputs(question.messages, None, self._tool_parser)
         token_ids = self._tokenizer.apply_chat_template(
-            told.messages, add_generation_prompt=question.add_generation_prompt
+            variant.messages, add_generation_prompt=question.add_generation_prompt
         )
         if not question.add_special_tokens:
             return token_ids
-        # vLLM's: the text of the template as a text like any other.
+        # As in vLLM: encode the rendered template like any other text.
         text = self._tokenizer.decode(token_ids, skip_special_tokens=False)
         return self._tokenizer.encode(text, add_special_tokens=True)
 
@@ -151,4 +165,4 @@ def _parse(text: str) -> Question:
     try:
         return Question.model_validate_json(text)
     except ValidationError as error:
-        raise InvalidRequest(f"The question cannot be read: {error.error_count()} faults.") from None
+        raise InvalidRequest(f"The question is invalid: {error.error_count()} fields are wrong.") from None
