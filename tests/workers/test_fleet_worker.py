@@ -76,7 +76,7 @@ def test_a_job_that_a_live_worker_runs_is_left_to_it(store, worker):
     worker.admission.put(message)
     assert message.last_answer() == ("dropped", None)
     assert store.read("a").fields["owner"] == "w2"
-    other.lease.give_up()
+    other.lease.release()
 
 
 def test_a_dead_workers_job_goes_on_where_its_log_ends(store, worker):
@@ -87,7 +87,7 @@ def test_a_dead_workers_job_goes_on_where_its_log_ends(store, worker):
     ghost.admission.put(message)
     assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] >= 5, 10)
     ghost.loop.stop()
-    ghost.lease.give_up()
+    ghost.lease.release()
     logged = len(store.read("a").result().token_ids)
     assert 5 <= logged < 12
     # When its message reaches a survivor.

@@ -25,7 +25,7 @@ def status() -> WorkerStatus:
 
 
 def make_lease(store: JobStore, file: Path | None = None) -> Lease:
-    return Lease(store, LEASE_S, fake_card("m"), status, is_waiting=lambda: False, file=file)
+    return Lease(store, LEASE_S, fake_card("m"), status, is_retrying=lambda: False, file=file)
 
 
 def test_a_turning_loop_keeps_the_lease(store):
@@ -36,7 +36,7 @@ def test_a_turning_loop_keeps_the_lease(store):
         time.sleep(LEASE_S / 8)
         assert lease.valid
         assert store.redis.exists(keys.lease("w1"))
-    lease.give_up()
+    lease.release()
     assert not lease.valid
     assert not store.redis.exists(keys.lease("w1"))
 
@@ -51,7 +51,7 @@ def test_a_wedged_loop_loses_it_although_the_process_lives(store):
     assert lease.age_s > LEASE_S
     assert wait_until(lambda: lease.tick() or lease.valid, 3 * LEASE_S)
     assert lease.num_late_beats == 1
-    lease.give_up()
+    lease.release()
 
 
 def test_its_file_is_dated_to_its_end(store, tmp_path):
@@ -67,7 +67,7 @@ def test_its_file_is_dated_to_its_end(store, tmp_path):
     # The loop is wedged; it turns again; it leaves.
     assert wait_until(lambda: ends_in_s() < 0, 3 * LEASE_S)
     assert wait_until(lambda: lease.tick() or ends_in_s() > 0, 3 * LEASE_S)
-    lease.give_up()
+    lease.release()
     assert not file.exists()
 
 
@@ -77,13 +77,13 @@ def test_a_file_that_cannot_be_written_costs_no_lease(store, tmp_path, caplog):
         lease.start()
     assert lease.valid
     assert "lease_file" in caplog.text
-    lease.give_up()
+    lease.release()
 
 
 def test_the_worker_stays_known_as_a_tombstone(store):
     lease = make_lease(store)
     lease.start()
-    lease.give_up()
+    lease.release()
     assert store.redis.zscore(keys.WORKERS, "w1") is not None
     assert store.workers() == []
 

@@ -61,7 +61,7 @@ def test_another_token_and_another_engine_are_named(fleet, replay, null_stack):
     store.close_connections()
     done = replay(stream.job_id)
     assert done.exit_code == 1
-    assert "dtype: the job was computed with int1, this is none\n" in done.output
+    assert "dtype: the job was computed with int1, this worker has none\n" in done.output
     assert f"differs at token 2 of 5: the job has 33 '!', the replay {before[2]}" in done.output
 
 
@@ -107,7 +107,7 @@ def test_another_model_than_the_jobs_is_refused_in_one_sentence(
     assert "choice" not in refused.output
     (sentence,) = [line for line in refused.output.splitlines() if line.startswith("Error: ")]
     assert f"tiny.gguf has other weights than the job {stream.job_id}: " in sentence
-    assert "the fingerprint of its weights was those-of-the-job, and is " in sentence
+    assert "the fingerprint of its weights was those-of-the-job, here it is " in sentence
 
 
 def test_a_job_that_is_not_there_or_still_runs_is_refused(fleet, replay):

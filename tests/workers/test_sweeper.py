@@ -102,7 +102,7 @@ def test_one_worker_sweeps_until_it_is_gone(store, app):
         return num_queued(store, QUEUE) == 1
 
     assert wait_until(sent_while_both_try, 5)
-    assert second._suspicions == {}
+    assert second._resends == {}
     # The first one is gone: the other takes over when its lock has run out.
     store.redis.delete(*store.redis.keys("pagefleet.null.interactive*"))
     assert wait_until(lambda: second.sweep_if_elected() or num_queued(store, QUEUE) == 1, 5)
