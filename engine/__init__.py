@@ -1,6 +1,7 @@
-"""pagefleet.engine: LLM inference on a paged KV cache; no queue, no network, no environment.
+"""LLM inference on a paged KV cache, as a library.
 
-Importing it is quick and needs no torch: `LLM` brings that when it is first touched.
+Does not know the queue, Redis or environment variables. Importing it is quick and does not import torch:
+that is imported when an engine loads a model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The configuration of one engine: a value, validated, read from nowhere."""
+"""EngineConfig: the validated configuration of one engine. Reads no files and no environment variables."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
 BACKENDS = ("reference", "null")
 
 MIN_NULL_VOCAB_SIZE = 259
-"""The byte tokenizer's 256 bytes and 3 special tokens."""
+"""The byte tokenizer has 256 bytes and 3 special tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NullOptions:
-    """The model that the null backend pretends to be."""
+    """The model that the null backend imitates."""
 
     step_time_s: float = 0.02
-    """Seconds that a step lasts, whatever is in it. 0: as fast as the host goes."""
+    """Seconds that every step takes. 0: as fast as the host allows."""
     token_time_s: float = 0.0
-    """Seconds that each token adds to its step: a device that is slow at prefill."""
+    """Seconds that each token adds to its step, to imitate a device with slow prefill."""
     weights: str = "null"
-    """What its fingerprint says of its weights."""
+    """The `weights` of its fingerprint."""
     version: str | None = None
-    """What its fingerprint says of its version; None: this one."""
+    """The `version` of its fingerprint. None: the installed version of pagefleet."""
     vocab_size: int = MIN_NULL_VOCAB_SIZE
     max_model_len: int = 4096
     num_blocks: int = 4096
     period: int | None = None
-    """Its answers repeat themselves after so many tokens. None: never."""
+    """Its outputs repeat after this many tokens. None: they do not repeat."""
     recites: bool = False
-    """Where a prompt has `<recite>`, the answer is what stands between the last one and `</recite>`."""
+    """If a prompt contains `<recite>`, generate the text between its last `<recite>` and `</recite>`."""
     faults: bool = False
-    """A prompt with `<fault step>` makes every step that it is in fail; `<fault device>` loses the device."""
+    """Fail every step that contains a prompt with `<fault step>`; lose the device at `<fault device>`."""
 
     def __post_init__(self) -> None:
         if self.period is not None:
@@ -53,52 +53,56 @@ class NullOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """Which model an engine serves, on what, and how much it takes on at once.
+    """The configuration of one engine: its model, its device and its limits.
 
-    Raises ConfigError (a ValueError) where a field can't be.
+    Raises ConfigError (a ValueError) if a field has an invalid value.
     """
 
     model: str
-    """A folder, a GGUF file, a hub id or an alias."""
+    """A folder, a GGUF file, the id of a model on the Hugging Face hub, or an alias."""
     dtype: str = "auto"
+    """One of `DTYPES`. "auto": the dtype of the checkpoint, but bfloat16 instead of float16 on a CPU."""
     device: str = "cpu"
+    """A torch device, such as "cpu" or "cuda:0"."""
     backend: str = "reference"
     block_size: int = 16
-    """Tokens in a block of the KV cache."""
+    """Tokens per block of the KV cache."""
     num_blocks: int | None = None
-    """None: from `kv_memory_bytes`, else a share of the memory that is free."""
+    """Blocks of the KV cache. None: as many as fit `kv_memory_bytes`, or a share of the free memory."""
     kv_memory_bytes: int | None = None
+    """Memory for the KV cache, in bytes. None: a share of the free memory."""
     max_num_seqs: int = 64
-    """Sequences in the batch at once."""
+    """The largest number of sequences in the batch."""
     max_num_batched_tokens: int | None = None
-    """Tokens in one step at most. None: as many as `max_step_s` allows at the rate of the warm-up, 512 if
-    there is no `max_step_s`."""
+    """The largest number of tokens in one step. None: as many as `max_step_s` allows at the speed measured
+    during warm-up, or 512 without `max_step_s`."""
     max_step_s: float | None = None
-    """Seconds that a step should last at most: the token budget adapts to it. None: the budget stays."""
+    """The time that a step should take at most, in seconds: the token budget adapts to it. None: no limit."""
     max_model_len: int | None = None
-    """Caps the model's own context; None leaves it."""
+    """The largest number of tokens of prompt and output. None: the model's context length."""
     enable_prefix_caching: bool = True
     use_generation_config: bool = True
-    """Whether generation_config.json's sampling parameters stand where a request says nothing."""
+    """Whether generation_config.json provides the defaults of sampling parameters."""
     num_speculative_tokens: int = 8
-    """Tokens that are guessed ahead at most, of each sequence in each step. 0: none."""
+    """The largest number of speculative tokens per sequence and step. 0: no speculative decoding."""
     num_threads: int | None = None
+    """Threads of torch's CPU kernels. None: torch's default."""
     trace_file: Path | None = None
-    """Where the first `trace_steps` steps are written to, for Perfetto."""
+    """The file that the trace of the first `trace_steps` steps is written to, for Perfetto."""
     trace_steps: int = 0
     cache_dir: Path | None = None
-    """Where converted checkpoints are kept. None: ~/.cache/pagefleet."""
+    """The folder of converted checkpoints. None: ~/.cache/pagefleet."""
     null: NullOptions = field(default_factory=NullOptions)
 
     def __post_init__(self) -> None:
         if not self.model:
-            raise ConfigError("model must name a folder, a GGUF file, a hub id or an alias.")
+            raise ConfigError("model must not be empty: give a folder, a GGUF file, a hub id or an alias.")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}.")
         if self.backend not in BACKENDS:
             raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, not {self.backend!r}.")
         if not self.device:
-            raise ConfigError("device must name a device, such as cpu or cuda:0.")
+            raise ConfigError("device must not be empty: give a device such as cpu or cuda:0.")
         for name in ("block_size", "max_num_seqs"):
             _require_positive(name, getattr(self, name))
         if isinstance(self.num_speculative_tokens, bool) or self.num_speculative_tokens < 0:

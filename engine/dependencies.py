@@ -1,4 +1,4 @@
-"""The pip command for a package that a feature of the engine needs."""
+"""The pip command that installs a package which a feature of the engine needs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, requires
 
 
 def install_command(package: str) -> str:
-    """Return ``pip install '<package and the versions that pagefleet works with>'``."""
+    """Return the pip command for `package`, in the versions that pagefleet requires."""
     try:
         known = requires("pagefleet") or []
     except PackageNotFoundError:

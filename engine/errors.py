@@ -1,17 +1,17 @@
 """Every error that the engine raises on purpose.
 
     EngineError
-    ├── ConfigError (also a ValueError)   an EngineConfig that can't be
-    ├── EngineAsleepError                 a step was asked of an engine that sleeps
-    ├── EngineFailedError                 nothing can be computed any more; no request is to blame
-    ├── InvalidRequestError               one request's mistake; the engine goes on
-    ├── MissingDependencyError            a package that this feature needs; names the pip command
-    └── ModelLoadError                    the model can't be served
-        ├── UnknownModelError             nothing is found under this name
-        └── UnsafeCheckpointError         loading it could run code from the checkpoint
+    ├── ConfigError (also a ValueError)   a field of EngineConfig has an invalid value
+    ├── EngineAsleepError                 a step was requested from a sleeping engine
+    ├── EngineFailedError                 the engine cannot compute any more; not the fault of a request
+    ├── InvalidRequestError               one request is invalid; the engine continues
+    ├── MissingDependencyError            a feature needs a package that is not installed
+    └── ModelLoadError                    the model cannot be loaded
+        ├── UnknownModelError             no model with this name was found
+        └── UnsafeCheckpointError         loading the checkpoint could run code from it
 
-A mistake of a user is raised as one of these, with one sentence that says what to do. A mistake of
-ours is an assertion.
+A user's mistake is raised as one of these; its message names the value and the fix. A mistake in the engine's
+own code is an assertion.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ __all__ = [
 
 
 class EngineError(Exception):
-    """The root of the tree."""
+    """The base class of all errors that the engine raises on purpose."""
 
 
 class ConfigError(EngineError, ValueError):
-    """A field of the configuration has a value that no engine can have."""
+    """A field of EngineConfig has an invalid value, or one that this machine cannot provide."""
 
 
 class EngineAsleepError(EngineError):
-    """The engine sleeps: `wake()` comes before the next step."""
+    """A step was requested while the engine sleeps; call `wake()` first."""
 
     def __init__(self) -> None:
-        super().__init__("The engine sleeps: call wake() before the next step.")
+        super().__init__("The engine is asleep: call wake() before the next step.")
 
 
 class EngineFailedError(EngineError):
-    """The device is lost, or no sequence of a step can be computed. Start the engine anew.
+    """The device is lost, or none of a step's sequences can be computed. Restart the process.
 
-    `request_ids` are the requests of the step that failed.
+    `request_ids` lists the requests of the step that failed.
     """
 
     def __init__(self, message: str, request_ids: Sequence[str] = ()) -> None:
@@ -62,11 +62,13 @@ class EngineFailedError(EngineError):
 
 
 class InvalidRequestError(EngineError):
-    """A request that can't be served as it stands; other requests are not affected.
+    """A request that cannot be served; other requests are not affected.
 
-    `code` is for programs (`invalid_type`, `invalid_value`, `empty_prompt`, `context_length`,
-    `token_out_of_vocabulary`, `duplicate_request`, `exceeds_capacity`, `chat_template`); `param` names the
-    field at fault, None where there is no single one.
+    Args:
+        code: for programs: `invalid_type`, `invalid_value`, `empty_prompt`, `context_length`,
+            `token_out_of_vocabulary`, `duplicate_request`, `exceeds_capacity`, `chat_template`,
+            `invalid_grammar`.
+        param: the name of the invalid field; None if the error concerns several fields.
     """
 
     def __init__(self, message: str, code: str, param: str | None = None) -> None:
@@ -93,12 +95,12 @@ class MissingDependencyError(EngineError):
 
 
 class ModelLoadError(EngineError):
-    """The checkpoint can't be read, or needs something that the engine doesn't have."""
+    """The checkpoint cannot be read, or uses a feature that the engine does not support."""
 
 
 class UnknownModelError(ModelLoadError):
-    """Neither a file, nor a folder, nor an alias, nor a hub id."""
+    """The name is not a file, a folder, an alias, or the id of a model that can be fetched from the hub."""
 
 
 class UnsafeCheckpointError(ModelLoadError):
-    """A checkpoint that could run code on loading: pickle files, or custom modelling code."""
+    """The checkpoint could run code when it is loaded: it has pickle files or custom modelling code."""

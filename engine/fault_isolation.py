@@ -1,8 +1,8 @@
-"""Isolation: a step that fails is computed again in halves, until it is known which sequences it fails for.
+"""FaultIsolation: a step that fails is computed again in halves, to find the sequences that it fails for.
 
-An executor that raises has changed no sequence. So each half is a step of its own: what it can compute goes
-on, and a sequence that fails alone, while others of that step do not, ends with an error. If none of them can
-be computed, or the device itself is lost, no sequence is to blame and the engine has failed.
+An executor that raises has changed no sequence, so each half can be computed as a separate step. A sequence
+that fails alone, while others of the same step succeed, ends with an error. If none of them can be computed,
+or the device is lost, the sequences are not at fault, and the engine has failed.
 
     step      [ a b c d e f g h ]   fails
     halves    [ a b c d ]           is computed
@@ -29,32 +29,35 @@ logger = logging.getLogger(__name__)
 
 
 class FaultIsolation:
-    """The steps of one engine, in place of its own `schedule`, `execute` and `step`."""
+    """Runs the steps of an engine and isolates the sequences that make a step fail.
+
+    Its `schedule`, `execute` and `step` replace those of the engine.
+    """
 
     def __init__(self, engine: LLMEngine) -> None:
         self._engine = engine
-        # What is left of a step that failed, the next part last.
+        # The parts of a failed step that are still to be computed; the next one is the last of the list.
         self._parts: list[list[ScheduledSequence]] = []
         self._request_ids: list[str] = []
         self._failed: list[tuple[Sequence, Exception]] = []
         self._has_succeeded = False
 
     def step(self) -> list[SequenceOutput]:
-        """Advance the batch by one step. Raise EngineFailedError."""
+        """Advance the batch by one step. Raises EngineFailedError."""
         return self.execute(self.schedule())
 
     def schedule(self) -> SchedulerOutput:
-        """Return the next step: the rest of one that failed comes first."""
+        """Return the next step: the next part of a failed step, if there is one, else a new step."""
         while self._parts:
             if part := _running(self._parts.pop()):
                 return SchedulerOutput(part, [], [])
         return self._engine.schedule()
 
-    def execute(self, plan: SchedulerOutput) -> list[SequenceOutput]:
-        """Compute a step. Raise EngineFailedError if nothing of it can be computed."""
-        part = _running(plan.scheduled)
+    def execute(self, scheduler_output: SchedulerOutput) -> list[SequenceOutput]:
+        """Compute a step. Raises EngineFailedError if none of its sequences can be computed."""
+        part = _running(scheduler_output.scheduled)
         try:
-            outputs = self._engine.execute(plan)
+            outputs = self._engine.execute(scheduler_output)
         except EngineFailedError:
             raise
         except Exception as error:
@@ -66,7 +69,7 @@ class FaultIsolation:
             outputs = []
         else:
             self._has_succeeded |= bool(part)
-        return outputs if self._parts else outputs + self._end()
+        return outputs if self._parts else outputs + self._end_failed()
 
     def _split(self, part: list[ScheduledSequence], error: Exception) -> None:
         is_first = not self._request_ids
@@ -77,21 +80,21 @@ class FaultIsolation:
             middle = len(part) // 2
             self._parts += [part[middle:], part[:middle]]
         elif is_first:
-            # What fails once may not fail twice.
+            # The error may be transient: compute a single sequence once more.
             self._parts.append(part)
         else:
             self._failed.append((part[0].sequence, error))
 
-    def _end(self) -> list[SequenceOutput]:
-        """All parts are done: end the sequences that failed alone."""
+    def _end_failed(self) -> list[SequenceOutput]:
+        """End the sequences that failed alone, after all parts of the step were computed."""
         failed, request_ids = self._failed, self._request_ids
         self._failed, self._request_ids = [], []
         if failed and not self._has_succeeded:
             raise EngineFailedError(
-                f"No sequence of a step could be computed: {failed[-1][1]}", request_ids
+                f"None of the step's sequences could be computed: {failed[-1][1]}", request_ids
             ) from failed[-1][1]
         return [
-            self._engine.fail(sequence, f"The engine fails on this sequence alone: {error}")
+            self._engine.fail(sequence, f"The engine cannot compute this sequence: {error}")
             for sequence, error in failed
             if sequence.status is SequenceStatus.RUNNING
         ]

@@ -1,4 +1,4 @@
-"""LLM: the engine without a queue, for notebooks, experiments and tests.
+"""LLM: offline inference in one process, for notebooks, experiments and tests.
 
 llm = LLM(model="smollm2-135m-instruct")
 llm.generate("The capital of France is", SamplingParams(max_tokens=16))[0].text
@@ -25,7 +25,7 @@ Conversation: TypeAlias = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class ChoiceOutput:
-    """One of the texts that a request asked for."""
+    """One of the `n` completions of a request."""
 
     index: int
     token_ids: tuple[int, ...]
@@ -33,19 +33,20 @@ class ChoiceOutput:
     finish_reason: FinishReason
     stop_reason: str | int | None
     logprobs: tuple[TokenLogprobs, ...]
-    """One for each token, where they were asked for."""
+    """One for each token, if the request asks for logprobs."""
 
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """One finished request. What there is one of for each choice is read of the first one here."""
+    """A finished request. The properties return the fields of its first choice."""
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     choices: tuple[ChoiceOutput, ...]
     prompt_logprobs: tuple[TokenLogprobs, ...]
-    """Of the prompt's tokens from the second on, where they were asked for."""
+    """Those of the prompt's tokens from the second on, if the request asks for prompt logprobs."""
     num_cached_tokens: int
+    """Tokens that the request took from the prefix cache."""
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -69,9 +70,10 @@ class RequestOutput:
 
 
 class LLM:
-    """One loaded model that answers in batches. `options` are EngineConfig's other fields.
+    """A loaded model that completes prompts and conversations in batches.
 
-    Raises what LLMEngine.from_config raises. Not thread-safe.
+    `options` are the other fields of EngineConfig. Raises what `LLMEngine.from_config` raises. Not
+    thread-safe.
     """
 
     def __init__(self, model: str, dtype: str = "auto", **options: Any) -> None:
@@ -85,11 +87,14 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         structured_outputs: StructuredOutput | None = None,
     ) -> list[RequestOutput]:
-        """Completes each prompt, a text or a list of token ids, and returns the results in their order.
+        """Complete each prompt, a text or a list of token ids; return the results in their order.
 
-        `sampling_params` is one for all or one each, None what the checkpoint recommends;
-        `structured_outputs` is what every result must be. Raises InvalidRequestError for a prompt or a
-        parameter that cannot be served, before anything is computed; ValueError if the numbers differ.
+        Args:
+            sampling_params: one for all prompts, or one per prompt. None: what the checkpoint recommends.
+            structured_outputs: the format that every result must have.
+
+        Raises InvalidRequestError, before anything is computed, for an invalid prompt or parameter;
+        ValueError if the numbers of prompts and of sampling parameters differ.
         """
         token_ids: list[Sequence[int]] = [self._token_ids(prompt) for prompt in _as_batch(prompts)]
         return self._run(token_ids, sampling_params, structured_outputs)
@@ -100,14 +105,15 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         structured_outputs: StructuredOutput | None = None,
     ) -> list[RequestOutput]:
-        """Answers each conversation, a list of messages {"role": ..., "content": ...}; else as `generate`."""
+        """Answer each conversation, a list of messages {"role": ..., "content": ...}; else like
+        `generate`."""
         single = not conversations or isinstance(conversations[0], Mapping)
         batch: Any = [conversations] if single else conversations
         token_ids: list[Sequence[int]] = [self.engine.tokenizer.apply_chat_template(chat) for chat in batch]
         return self._run(token_ids, sampling_params, structured_outputs)
 
     def close(self) -> None:
-        """Gives the model's memory back."""
+        """Free the model's memory. The object cannot be used any more."""
         self.engine.close()
 
     def _token_ids(self, prompt: Prompt) -> Sequence[int]:
@@ -141,7 +147,7 @@ class LLM:
                 for output in steps.step():
                     added[output.request_id].append(output)
         except BaseException:
-            # One bad request, or Ctrl-C, leaves nobody in the engine.
+            # After an invalid request or Ctrl-C, no request stays in the engine.
             for request_id in added:
                 self.engine.abort(request_id)
             raise
@@ -163,7 +169,8 @@ def _params_for(
         return [sampling_params] * len(prompts)
     if len(sampling_params) != len(prompts):
         raise ValueError(
-            f"There are {len(prompts)} prompts and {len(sampling_params)} sampling_params; give one each."
+            f"sampling_params has {len(sampling_params)} entries for {len(prompts)} prompts: "
+            "give one per prompt, or a single one for all."
         )
     return sampling_params
 

@@ -1,38 +1,36 @@
-"""LLMEngine: requests in, tokens and text out, one step at a time.
+"""LLMEngine: accepts requests and generates their tokens and text, one step at a time.
 
-Knows nothing of queues, jobs or the environment. Not thread-safe: one thread adds, aborts and steps.
+Does not know queues, jobs or environment variables. Not thread-safe: one thread adds, aborts and steps.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 
 from pagefleet.engine.config import EngineConfig
 from pagefleet.engine.core.block_manager import BlockManager
+from pagefleet.engine.core.output_processor import OutputProcessor, empty_output
 from pagefleet.engine.core.scheduler import Scheduler
 from pagefleet.engine.core.scheduler_output import SchedulerOutput
 from pagefleet.engine.core.sequence import Sequence, SequenceStatus
 from pagefleet.engine.core.sequence_factory import SequenceFactory
 from pagefleet.engine.core.step_budget import StepBudget, StepCost
-from pagefleet.engine.core.stop_checker import Progress, StopChecker, failed
+from pagefleet.engine.core.stop_checker import StopChecker, failed
 from pagefleet.engine.engine_request import EngineRequest
 from pagefleet.engine.errors import EngineAsleepError, EngineFailedError, InvalidRequestError
 from pagefleet.engine.execution.executor import LoadedModel, Report
 from pagefleet.engine.execution.step_tracer import StepTracer
 from pagefleet.engine.model_info import ModelInfo
-from pagefleet.engine.outputs import EngineStats, FinishReason, Sampled, SequenceOutput, TokenLogprobs
+from pagefleet.engine.outputs import EngineStats, FinishReason, Sampled, SequenceOutput
 from pagefleet.engine.structured.grammar import Grammar, GrammarCompiler
 from pagefleet.engine.structured.structured_output import StructuredOutput
 from pagefleet.engine.text.tokenizer import Tokenizer
 
 __all__ = ["EngineRequest", "LLMEngine"]
 
-logger = logging.getLogger(__name__)
-
 
 class LLMEngine:
-    """A batch that requests join and leave between steps.
+    """An inference engine with continuous batching: requests join and leave the batch between steps.
 
     engine.add_request(EngineRequest("a", token_ids, SamplingParams()))
     while engine.has_unfinished_requests:
@@ -42,15 +40,15 @@ class LLMEngine:
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
         info = loaded.info
-        self.trace = StepTracer(config.trace_file, config.trace_steps)
+        self.tracer = StepTracer(config.trace_file, config.trace_steps)
         self._executor = loaded.executor
-        self._executor.trace = self.trace
+        self._executor.tracer = self.tracer
         self._tokenizer = loaded.tokenizer
         self._info = info
         self._block_manager = BlockManager(info.num_blocks, info.block_size, config.enable_prefix_caching)
-        most = config.max_num_batched_tokens or loaded.max_num_batched_tokens
-        self._budget = StepBudget(most, config.max_step_s, loaded.token_s)
-        # Without a limit on the time, `max_num_batched_tokens` counts tokens and nothing else.
+        max_num_tokens = config.max_num_batched_tokens or loaded.max_num_batched_tokens
+        self._budget = StepBudget(max_num_tokens, config.max_step_s, loaded.token_s)
+        # Without a time limit, `max_num_batched_tokens` counts tokens, not their cost.
         self._cost = StepCost(loaded.context_weight if config.max_step_s is not None else 0.0)
         self._scheduler = Scheduler(
             self._block_manager,
@@ -64,9 +62,10 @@ class LLMEngine:
             self._tokenizer, info, self._stop_checker, speculates=config.num_speculative_tokens > 0
         )
         self._grammars = GrammarCompiler(self._tokenizer, info.vocab_size, info.eos_token_ids)
-        # The choices of each request that go on.
+        self._output_processor = OutputProcessor(self._stop_checker, info.vocab_size)
+        # The unfinished choices of each request.
         self._sequences: dict[str, list[Sequence]] = {}
-        # Choices whose log had ended before they came; the next step says so.
+        # Choices that their log had already ended: the next step returns these outputs.
         self._ended_at_add: dict[str, list[SequenceOutput]] = {}
         self._is_asleep = False
         self._num_steps = 0
@@ -75,11 +74,15 @@ class LLMEngine:
 
     @classmethod
     def from_config(cls, config: EngineConfig, report: Report | None = None) -> LLMEngine:
-        """Load the model and build its engine; `report` is told of each stage.
+        """Load the model and return its engine.
 
-        Raises ModelLoadError, UnknownModelError, UnsafeCheckpointError or MissingDependencyError.
+        Args:
+            report: called after each stage of loading with its name and its seconds.
+
+        Raises ModelLoadError or a subclass, MissingDependencyError, or ConfigError if the device is not
+        available.
         """
-        # Imported here: only an engine with a model pays for importing torch.
+        # Imported here: the null backend does not need torch.
         if config.backend == "null":
             from pagefleet.engine.loading.null_loader import load
         else:
@@ -100,19 +103,19 @@ class LLMEngine:
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that no sequence uses right now."""
+        """Blocks of the KV cache that no sequence uses; cached blocks count as free."""
         return self._block_manager.num_free_blocks
 
     def num_required_blocks(self, num_tokens: int) -> int:
-        """Blocks that so many tokens take, without prefix hits."""
+        """Return how many blocks `num_tokens` tokens need without prefix cache hits."""
         return self._block_manager.num_required_blocks(num_tokens)
 
     @property
     def token_budget(self) -> int:
-        """What the next step may cost, in tokens: `max_num_batched_tokens` or less.
+        """The largest cost of the next step, in tokens: at most `max_num_batched_tokens`.
 
-        Setting it between steps limits all later steps; `max_step_s` may keep the budget below that. Raise
-        ValueError below 1.
+        Setting it between steps limits all later steps; `max_step_s` may lower the budget further. Setting a
+        value below 1 raises ValueError.
         """
         return self._scheduler.token_budget
 
@@ -122,32 +125,37 @@ class LLMEngine:
         self._scheduler.token_budget = self._budget.num_tokens
 
     def prepare_grammars(self) -> None:
-        """Do now what the first grammar would wait for: a second for 50,000 tokens, in which no other thread
-        runs. Raises MissingDependencyError."""
+        """Prepare the tokenizer for grammars now rather than at the first request with one.
+
+        Takes about a second per 50,000 tokens of vocabulary and holds the GIL meanwhile. Raises
+        MissingDependencyError.
+        """
         self._grammars.prepare()
 
     def compile_grammar(self, wanted: StructuredOutput) -> Grammar:
-        """What an EngineRequest takes as `grammar`. From any thread; others run meanwhile.
+        """Return the `grammar` of an EngineRequest. Can be called from any thread and releases the GIL.
 
-        Raises InvalidRequestError with code `invalid_grammar` where it is malformed, impossible, or asks for
-        what can't be kept; MissingDependencyError.
+        Raises InvalidRequestError with code `invalid_grammar` if `wanted` is malformed, cannot be satisfied,
+        or uses unsupported features; MissingDependencyError.
         """
         return self._grammars.compile(wanted)
 
     def add_request(self, request: EngineRequest) -> None:
-        """Put a request in line; it joins the batch at a later step.
+        """Add a request to the waiting queue; it joins the batch in a later step.
 
-        Its logs are replayed through the detokenizer and computed again with the prompt. A log that already
-        ends its choice makes the next step return one output, without tokens, that says why.
+        Its logs are replayed through the detokenizer and computed together with the prompt. If a log already
+        ends its choice, the next step returns one output for it, without tokens, that has the finish reason.
 
-        Raises InvalidRequestError, and leaves the engine as it was, with code `empty_prompt`,
-        `context_length`, `token_out_of_vocabulary`, `invalid_type`, `invalid_value`, `duplicate_request` or
-        `exceeds_capacity`.
+        Raises InvalidRequestError with code `empty_prompt`, `context_length`, `token_out_of_vocabulary`,
+        `invalid_type`, `invalid_value`, `duplicate_request` or `exceeds_capacity`; the engine is unchanged
+        then.
         """
         request_id = request.request_id
         if request_id in self._sequences or request_id in self._ended_at_add:
             raise InvalidRequestError(
-                f"The request {request_id!r} is already in the engine.", "duplicate_request", "request_id"
+                f"request_id {request_id!r} is already in use: wait for that request, or choose another id.",
+                "duplicate_request",
+                "request_id",
             )
         made = self._sequence_factory.make(request)
         running = [new.sequence for new in made if new.ended is None]
@@ -158,13 +166,13 @@ class LLMEngine:
             self._sequences[request_id] = running
         if len(running) < len(made):
             self._ended_at_add[request_id] = [
-                _output(new.sequence, [], new.ended) for new in made if new.ended is not None
+                empty_output(new.sequence, new.ended) for new in made if new.ended is not None
             ]
 
     def abort(self, request_id: str) -> bool:
-        """Drop a request, in whatever state, between any two calls; its blocks are free at once.
+        """Drop a request, whether it waits or runs; its blocks are free at once.
 
-        Returns whether the engine had it. No output of it comes any more.
+        Returns False if the engine does not have the request. The engine returns no more output for it.
         """
         ended = self._ended_at_add.pop(request_id, None)
         running = self._sequences.pop(request_id, None)
@@ -173,42 +181,42 @@ class LLMEngine:
         return ended is not None or running is not None
 
     def step(self) -> list[SequenceOutput]:
-        """Advance the batch by one step: one output for each sequence that got a token or ended."""
+        """Advance the batch by one step; return one output for each sequence that got a token or ended."""
         return self.execute(self.schedule())
 
     def schedule(self) -> SchedulerOutput:
-        """Decide the next step; `execute` does it. Requests may be aborted between the two.
+        """Return the next step, which `execute` computes. Requests may be aborted between the two.
 
         Raises EngineAsleepError between `sleep` and `wake`.
         """
         if self._is_asleep:
             raise EngineAsleepError
-        with self.trace.span("schedule"):
+        with self.tracer.span("schedule"):
             return self._scheduler.schedule()
 
     def execute(self, scheduler_output: SchedulerOutput) -> list[SequenceOutput]:
-        """Compute a step that `schedule` decided; outputs in its order.
+        """Compute a step that `schedule` returned; return the outputs in its order.
 
-        What the executor raises is passed on: no sequence has changed then, and stepping again is safe
-        (FaultIsolation does it). Raise EngineFailedError if the step was computed and could not be booked.
+        An exception of the executor is passed on: no sequence has changed, and the step can be computed again
+        (FaultIsolation does that). Raises EngineFailedError if the step was computed but its results could
+        not be processed.
         """
-        step = scheduler_output._replace(
-            scheduled=[entry for entry in scheduler_output.scheduled if _is_running(entry.sequence)]
-        )
-        with self.trace.step(step):
-            outputs = self._compute(step)
-        ended_at_add = [output for outputs in self._ended_at_add.values() for output in outputs]
-        self._ended_at_add.clear()
-        return ended_at_add + outputs
+        step = _without_finished(scheduler_output)
+        outputs: list[SequenceOutput] = []
+        with self.tracer.step(step):
+            if step.scheduled:
+                outputs = self._process(step, self._run(step))
+        self._last_step_num_seqs = len(outputs)
+        return self._take_ended_at_add() + outputs
 
     def has_lost_device(self, error: Exception) -> bool:
         """Return whether no step can be computed any more, because `execute` raised `error`."""
         return self._executor.has_lost_device(error)
 
-    def fail(self, sequence: Sequence, sentence: str) -> SequenceOutput:
-        """End a sequence that is in the engine; return its last output, which has no token."""
+    def fail(self, sequence: Sequence, message: str) -> SequenceOutput:
+        """End an unfinished sequence with an error; return its last output, which has no tokens."""
         self._finish(sequence, FinishReason.ERROR)
-        return _output(sequence, [], failed(sentence))
+        return empty_output(sequence, failed(message))
 
     def stats(self) -> EngineStats:
         scheduler = self._scheduler
@@ -230,7 +238,7 @@ class LLMEngine:
         )
 
     def check_integrity(self) -> None:
-        """Assert that the books of blocks and sequences balance, between steps."""
+        """Assert the invariants of blocks and sequences that hold between steps."""
         self._scheduler.check_integrity()
         num_sequences = sum(map(len, self._sequences.values()))
         assert num_sequences == self._scheduler.num_running + self._scheduler.num_waiting
@@ -241,10 +249,10 @@ class LLMEngine:
         return self._is_asleep
 
     def sleep(self) -> None:
-        """Give the memory of weights and KV cache back until `wake`, between two steps.
+        """Free the memory of the weights and the KV cache until `wake`. To be called between two steps.
 
-        Requests keep their place and may still come and go; those that ran are computed again afterwards and
-        go on with the same tokens. What the prefix cache held is lost.
+        Requests keep their order and may still be added and aborted. After `wake`, running requests are
+        computed again and continue with the same tokens. The contents of the prefix cache are lost.
         """
         if not self._is_asleep:
             self._scheduler.suspend()
@@ -252,20 +260,18 @@ class LLMEngine:
             self._is_asleep = True
 
     def wake(self) -> None:
-        """Load the weights again. Raises ModelLoadError, and sleeps on, where they are not there any more."""
+        """Load the weights again. Raises ModelLoadError, and stays asleep, if the files are gone."""
         if self._is_asleep:
             self._executor.wake()
             self._is_asleep = False
 
     def close(self) -> None:
-        """Give the model's memory back. The engine can't be used any more."""
-        self.trace.close()
+        """Free the model's memory. The engine cannot be used any more."""
+        self.tracer.close()
         self._executor.close()
 
-    def _compute(self, step: SchedulerOutput) -> list[SequenceOutput]:
-        if not step.scheduled:
-            self._last_step_num_seqs = 0
-            return []
+    def _run(self, step: SchedulerOutput) -> list[Sampled]:
+        """Compute the step, and adapt the token budget to the time that it took."""
         begun_at = time.monotonic()
         sampled = self._executor.execute(step.scheduled)
         cost = sum(
@@ -274,43 +280,34 @@ class LLMEngine:
         )
         self._budget.observe(cost, time.monotonic() - begun_at)
         self._scheduler.token_budget = self._budget.num_tokens
-        with self.trace.span("advance"):
+        return sampled
+
+    def _process(self, step: SchedulerOutput, sampled: list[Sampled]) -> list[SequenceOutput]:
+        """Append the sampled tokens to their sequences; return the outputs."""
+        with self.tracer.span("advance"):
             try:
-                outputs = self._book(step, sampled)
+                outputs = self._update(step, sampled)
             except Exception as error:
                 raise EngineFailedError(
-                    f"A step could not be booked: {error!r}",
+                    f"The results of a step could not be processed: {error!r}",
                     [entry.sequence.request_id for entry in step.scheduled],
                 ) from error
         self._num_steps += 1
-        self._last_step_num_seqs = len(outputs)
         self._num_generation_tokens += sum(len(output.token_ids) for output in outputs)
         return outputs
 
-    def _book(self, step: SchedulerOutput, sampled: list[Sampled]) -> list[SequenceOutput]:
+    def _update(self, step: SchedulerOutput, sampled: list[Sampled]) -> list[SequenceOutput]:
         for entry, found in zip(step.scheduled, sampled, strict=True):
-            _note_prompt_logprobs(entry.sequence, found)
+            _store_prompt_logprobs(entry.sequence, found)
         self._scheduler.update(step, [found.token_ids for found in sampled])
-        return [
-            self._advance(entry.sequence, found)
-            for entry, found in zip(step.scheduled, sampled, strict=True)
-            if found.token_ids
-        ]
-
-    def _advance(self, sequence: Sequence, found: Sampled) -> SequenceOutput:
-        """Turn the tokens just found into an output, and end the sequence where one was its last."""
-        num_tokens = sequence.num_tokens - len(found.token_ids)
-        texts: list[str] = []
-        for token_id in found.token_ids:
-            progress = self._progress(sequence, token_id, num_tokens + 1)
-            if progress.finish_reason is not FinishReason.ERROR:
-                num_tokens += 1
-                texts.append(progress.text)
-            if progress.finish_reason is not None:
-                self._finish(sequence, progress.finish_reason)
-                break
-        del sequence.token_ids[num_tokens:]
-        return _output(sequence, texts, progress, found.logprobs[: len(texts)])
+        outputs = []
+        for entry, found in zip(step.scheduled, sampled, strict=True):
+            if found.token_ids:
+                output = self._output_processor.process(entry.sequence, found)
+                if output.finish_reason is not None:
+                    self._finish(entry.sequence, output.finish_reason)
+                outputs.append(output)
+        return outputs
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         self._scheduler.finish(sequence, reason)
@@ -319,46 +316,22 @@ class LLMEngine:
         if not choices:
             del self._sequences[sequence.request_id]
 
-    def _progress(self, sequence: Sequence, token_id: int, num_tokens: int) -> Progress:
-        if not 0 <= token_id < self._info.vocab_size:
-            return failed(
-                "No token could be chosen: the model's logits are not numbers, or the request allows none."
-            )
-        try:
-            return self._stop_checker.check(sequence, num_tokens)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:
-            # The tokenizer is not ours: what it throws at one sequence's tokens is no reason to
-            # take the others of the batch down. A panic of its Rust code is no Exception.
-            logger.exception("request %s: its token could not be turned into text", sequence.request_id)
-            return failed(f"The tokenizer failed on the generated tokens ({type(error).__name__}).")
+    def _take_ended_at_add(self) -> list[SequenceOutput]:
+        ended = [output for outputs in self._ended_at_add.values() for output in outputs]
+        self._ended_at_add.clear()
+        return ended
 
 
-def _is_running(sequence: Sequence) -> bool:
-    return sequence.status is SequenceStatus.RUNNING
+def _without_finished(step: SchedulerOutput) -> SchedulerOutput:
+    """Return the step without the sequences that were aborted after they were scheduled."""
+    running = [entry for entry in step.scheduled if entry.sequence.status is SequenceStatus.RUNNING]
+    return step._replace(scheduled=running)
 
 
-def _note_prompt_logprobs(sequence: Sequence, found: Sampled) -> None:
-    """Before the step is booked. Also again: after a preemption the prompt is computed from its beginning."""
+def _store_prompt_logprobs(sequence: Sequence, found: Sampled) -> None:
+    """Store the prompt logprobs of this step, before `num_computed_tokens` changes.
+
+    After a preemption the prompt is computed again from its start, and its logprobs are stored again.
+    """
     if sequence.prompt_logprobs is not None and found.prompt_logprobs:
         sequence.prompt_logprobs[sequence.num_computed_tokens :] = found.prompt_logprobs
-
-
-def _output(
-    sequence: Sequence, texts: list[str], progress: Progress, logprobs: tuple[TokenLogprobs, ...] = ()
-) -> SequenceOutput:
-    """`texts` and `logprobs` belong to the last tokens of the sequence."""
-    offset = sequence.num_output_tokens - len(texts)
-    return SequenceOutput(
-        request_id=sequence.request_id,
-        choice=sequence.choice,
-        offset=offset,
-        token_ids=tuple(sequence.token_ids[sequence.num_prompt_tokens + offset :]),
-        texts=tuple(texts),
-        finish_reason=progress.finish_reason,
-        stop_reason=progress.stop_reason,
-        num_cached_tokens=sequence.num_cached_tokens,
-        logprobs=logprobs,
-        prompt_logprobs=tuple(sequence.prompt_logprobs or ()) if offset == 0 and texts else (),
-    )

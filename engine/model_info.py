@@ -1,4 +1,4 @@
-"""What the engine and its callers must know of a loaded model."""
+"""ModelInfo and Fingerprint: the properties of a loaded model."""
 
 from __future__ import annotations
 
@@ -9,27 +9,31 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What decides whether two engines give the same tokens: hashes of what was loaded, and the rest."""
+    """The identity of a loaded model: two engines with equal fingerprints generate the same tokens."""
 
     weights: str
+    """Hash of the weights."""
     tokenizer: str
+    """Hash of the tokenizer's files, including the chat template."""
     dtype: str
+    """The dtype that the model is computed in."""
     backend: str
     version: str
+    """The version of pagefleet."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What the engine and its callers must know of the model that is loaded."""
+    """The properties of a loaded model that the engine and its callers use."""
 
     name: str
     max_model_len: int
-    """Prompt and output together, in tokens."""
+    """The largest number of tokens of prompt and output together."""
     vocab_size: int
-    """Rows of the embedding: ids 0 .. vocab_size - 1 are accepted and sampled."""
+    """Rows of the embedding: token ids are 0 .. vocab_size - 1."""
     eos_token_ids: tuple[int, ...]
     block_size: int
     num_blocks: int
     fingerprint: Fingerprint
     default_sampling: Mapping[str, Any] = field(default_factory=dict)
-    """What the checkpoint's makers recommend for sampling parameters that a request leaves out."""
+    """The sampling parameters that generation_config.json recommends, by SamplingParams' names."""

@@ -1,4 +1,4 @@
-"""What leaves the engine: the tokens of a step, and its figures."""
+"""What the engine returns: the tokens of a step, why a sequence ended, and the engine's statistics."""
 
 from __future__ import annotations
 
@@ -10,47 +10,48 @@ __all__ = ["EngineStats", "FinishReason", "Sampled", "SequenceOutput", "TokenLog
 
 
 class FinishReason(StrEnum):
-    """Why a sequence got no further token."""
+    """Why a sequence ended."""
 
     STOP = "stop"
-    """An end-of-sequence token, a stop token or a stop string."""
+    """It reached an end-of-sequence token, a stop token or a stop string."""
     LENGTH = "length"
-    """max_tokens, or the model's context, is used up."""
+    """It reached max_tokens or the model's context length."""
     ABORT = "abort"
-    """The caller took the request back."""
+    """The caller aborted the request."""
     ERROR = "error"
-    """This sequence alone could not go on; `stop_reason` has the sentence."""
+    """This sequence could not continue; `stop_reason` has the error message. Others are not affected."""
 
 
 class TokenLogprobs(NamedTuple):
-    """A token's place in the model's distribution: before temperature, penalties, filters and masks."""
+    """A token's logprob and rank in the model's distribution, before any sampling parameter changes it."""
 
     token_id: int
     logprob: float
     """Natural logarithm of the token's probability."""
     rank: int
-    """1 for the most likely; tokens that are as likely as each other have the same."""
+    """1 for the most likely token; tokens with equal probabilities have equal ranks."""
     top: tuple[tuple[int, float], ...] = ()
-    """The most likely tokens and their logprobs, by (logprob descending, id ascending)."""
+    """The most likely tokens and their logprobs, sorted by (logprob descending, id ascending)."""
 
 
 class Sampled(NamedTuple):
-    """What a step found for one scheduled sequence."""
+    """The tokens and logprobs that a step computed for one scheduled sequence."""
 
     token_ids: tuple[int, ...] = ()
-    """The tokens that follow, in order: none where the step ended before the sequence's last token."""
+    """The next tokens, in order; empty if the step did not reach the sequence's last known token."""
     logprobs: tuple[TokenLogprobs, ...] = ()
-    """One for each of them, where they are asked for."""
+    """One for each of `token_ids`, if the request asks for logprobs."""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
-    """Where they are asked for: of the prompt's tokens that follow those that this step computed."""
+    """If the request asks for prompt logprobs: those of the prompt tokens that follow the tokens of this
+    step."""
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceOutput:
-    """What one step added to one sequence.
+    """The tokens and the text that one step added to one sequence.
 
-    The outputs of a sequence, joined in order, are its tokens and its text: `offset` says where they go.
-    Replaying a prefix of the tokens into another engine and going on from there yields the same texts.
+    The outputs of a sequence, joined in order, are its tokens and its text; `offset` is the position of each.
+    An engine that replays a prefix of the tokens as a log continues with the same tokens and texts.
     """
 
     request_id: str
@@ -59,16 +60,18 @@ class SequenceOutput:
     """Index of the first of `token_ids` among the sequence's output tokens."""
     token_ids: tuple[int, ...]
     texts: tuple[str, ...]
-    """What each of these tokens adds to the text. What may be the beginning of a stop string comes later."""
+    """The text that each of `token_ids` adds. Text that may begin a stop string is held back until that is
+    decided."""
     finish_reason: FinishReason | None
     stop_reason: str | int | None
-    """The stop string or the stop token's id; the sentence where `finish_reason` is ERROR; else None."""
+    """The stop string or the stop token's id; the error message if `finish_reason` is ERROR; else None."""
     num_cached_tokens: int
-    """Tokens that the prefix cache saved when the sequence first joined the batch."""
+    """Tokens that the sequence took from the prefix cache when it first joined the batch."""
     logprobs: tuple[TokenLogprobs, ...] = ()
-    """One for each of `token_ids`, where they are asked for."""
+    """One for each of `token_ids`, if the request asks for logprobs."""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
-    """With the first token of choice 0, where they are asked for: the prompt's tokens from the second on."""
+    """If the request asks for prompt logprobs, with the first token of choice 0: those of the prompt's
+    tokens from the second on."""
 
     @property
     def text(self) -> str:
@@ -77,26 +80,26 @@ class SequenceOutput:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """The engine's figures: the first five of this moment, the others since it started."""
+    """Statistics of an engine: the first five fields are current values, the others count since its start."""
 
     num_running: int
     num_waiting: int
     num_free_blocks: int
     num_blocks: int
     kv_waste: float
-    """Of the slots in used blocks, the share that no token has been found for."""
+    """The share of the slots in used blocks that have no token, 0 to 1."""
     num_steps: int
     num_generation_tokens: int
     num_prompt_tokens_computed: int
-    """Recomputation after a preemption counts again; tokens from the prefix cache don't."""
+    """Tokens computed again after a preemption count again; tokens from the prefix cache do not count."""
     prefix_cache_queries: int
-    """Tokens that were looked up in the prefix cache, at each sequence's first admission."""
+    """Tokens looked up in the prefix cache when a sequence first joins the batch."""
     prefix_cache_hits: int
-    """Tokens of these that were found."""
+    """Tokens of `prefix_cache_queries` that were found."""
     num_preemptions: int
     num_draft_tokens: int
-    """Tokens that were guessed ahead and computed."""
+    """Speculative tokens that were computed."""
     num_accepted_tokens: int
-    """Of these, those that were right."""
+    """Speculative tokens that were accepted."""
     last_step_num_seqs: int
-    """Sequences that received a token in the last step."""
+    """Sequences that got a token in the last step."""

@@ -119,7 +119,7 @@ class FleetWorker(Holder):
             on_lost=self._on_lost,
             on_released=self._on_released,
             on_unreadable=self._on_unreadable,
-            trace=engine.trace,
+            tracer=engine.tracer,
         )
         rejector = MessageRejector(store, self.retry, results, canvas, self.gate.record_fault)
         self.admission = Admission(store, worker_id, self.card, engine, self.retry, self, results, rejector)

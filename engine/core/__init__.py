@@ -1,4 +1,4 @@
-"""The scheduler's world: sequences, KV blocks, token budgets, stop conditions, speculation.
+"""Scheduling: sequences, KV cache blocks, the token budget, speculative drafts, stop conditions, outputs.
 
-Lists and counts only. It does not know torch, weights or devices.
+Works on lists and counts. Does not know torch, weights, devices or how a step is computed.
 """

@@ -1,4 +1,4 @@
-"""What the scheduler decides: which sequences a step computes, and how many tokens of each."""
+"""SchedulerOutput: the sequences that a step computes, and how many tokens of each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["ScheduledSequence", "SchedulerOutput"]
 
 
 class ScheduledSequence(NamedTuple):
-    """A sequence and how many of its tokens, from `num_computed_tokens` on, the step computes (>= 1).
+    """A sequence in a step: the step computes `num_new_tokens` (>= 1) tokens from `num_computed_tokens` on.
 
     known    [ ............................ )
                                             num_tokens
@@ -23,12 +23,12 @@ class ScheduledSequence(NamedTuple):
 
     @property
     def is_sampled(self) -> bool:
-        """Whether the step comes to the last token that is known, and finds what follows."""
+        """Whether the step computes the last known token, so that the next one can be sampled."""
         return self._end >= self.sequence.num_tokens
 
     @property
     def draft_token_ids(self) -> list[int]:
-        """The guesses at what follows that the step computes too."""
+        """The draft tokens that the step computes too."""
         return self.sequence.draft_token_ids[: max(0, self._end - self.sequence.num_tokens)]
 
     @property
@@ -37,10 +37,10 @@ class ScheduledSequence(NamedTuple):
 
 
 class SchedulerOutput(NamedTuple):
-    """One step."""
+    """One step, as the scheduler decided it."""
 
     scheduled: list[ScheduledSequence]
     preempted: list[Sequence]
-    """Sent back to wait, their blocks given up; a later step computes them again."""
+    """Sequences that lost their blocks and wait again; a later step recomputes them."""
     first_prefills: list[Sequence]
-    """Scheduled for the first time on this engine, without any output token."""
+    """Sequences without output tokens that are scheduled for the first time on this engine."""

@@ -1,4 +1,4 @@
-"""Sequence: everything the engine keeps about one growing list of tokens."""
+"""Sequence: the state of one list of tokens that the engine extends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Sequence", "SequenceStatus"]
 
 
 class SequenceStatus(Enum):
-    """Where the scheduler has it."""
+    """The state of a sequence in the scheduler."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -25,66 +25,67 @@ class SequenceStatus(Enum):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One list of tokens that the engine extends.
+    """One choice of a request: a list of tokens that the engine extends, and its state.
 
     token_ids      [ prompt ............ | output ... ]
                    0     num_prompt_tokens     num_tokens
     K/V computed   [ ............ )
                     num_computed_tokens
 
-    A step computes tokens from `num_computed_tokens` on; where it reaches `num_tokens`, one is sampled.
-    Two sequences are equal only if they are the same object.
+    A step computes tokens from `num_computed_tokens` on; if it reaches `num_tokens`, the next one is sampled.
+    Sequences are compared by identity.
     """
 
     request_id: str
     token_ids: list[int]
-    """Prompt and output. The sequence owns the list."""
+    """Prompt and output tokens. The sequence owns the list."""
     num_prompt_tokens: int
     sampling_params: SamplingParams
     seed: int
-    """Resolved: 64 bits, also where the request gave none."""
+    """64 bits; drawn at random if the request has none."""
     choice: int = 0
     priority: int = 0
-    """Larger is more urgent."""
+    """Sequences with a larger value are scheduled first."""
     cache_salt: str = ""
     """Only sequences with the same salt share blocks of the prefix cache."""
     prefix_cache: bool = True
-    """Whether it looks for its blocks in the prefix cache, and leaves them there."""
+    """Whether it takes blocks from the prefix cache and adds its own."""
     detokenizer: IncrementalDetokenizer | None = None
-    """The text's state; None where nobody reads the text."""
+    """The state of its text; None in tests that need no text."""
     logit_rules: LogitRules | None = None
-    """What the parameters do to its logits; None where they do nothing."""
+    """How the parameters change its logits; None if they do not."""
     grammar: Grammar | None = None
-    """What may follow the output tokens; None where anything may."""
+    """Which tokens may follow the output; None if any may."""
     first_choice: Sequence | None = None
-    """The one whose prompt, and the hashes of its blocks, are this one's too."""
+    """The request's first sequence, which has the same prompt and therefore the same block hashes."""
     prompt_logprobs: list[TokenLogprobs] | None = None
-    """Of the prompt's tokens from the second on, as far as they are computed; None where nobody asks."""
+    """Those of the prompt's tokens from the second on, as far as computed; None if not requested."""
     proposer: NgramProposer | None = None
-    """Guesses what follows; None where nobody wants guesses."""
+    """Proposes draft tokens; None without speculative decoding."""
 
-    # What the scheduler writes.
+    # Written by the scheduler.
     arrival: int = 0
-    """Position in the order of arrival at this scheduler."""
+    """Its number in the order of arrival at this scheduler."""
     status: SequenceStatus = SequenceStatus.WAITING
     finish_reason: FinishReason | None = None
     was_scheduled: bool = False
     last_turn: int = 0
-    """Of all turns that the scheduler gave, the number of its last one."""
+    """The number of its last turn, counted over all sequences of the scheduler."""
     max_num_tokens: int = 0
-    """Prompt and output never become more."""
+    """The largest number of tokens, prompt and output, that it may have."""
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
-    """Tokens that the prefix cache held at the first admission."""
+    """Tokens taken from the prefix cache when it first joined the batch."""
     num_wrong_drafts: int = 0
+    """Draft tokens that were rejected so far."""
     draft_token_ids: list[int] = field(default_factory=list)
-    """What is guessed to follow, in the step that is scheduled."""
+    """Draft tokens after `token_ids` in the scheduled step."""
 
-    # What the block manager writes.
+    # Written by the block manager.
     block_table: list[int] = field(default_factory=list)
-    """Block i holds K/V of tokens i * block_size and on."""
+    """Ids of its blocks: the i-th holds the K/V of the tokens from i * block_size on."""
     block_hashes: list[bytes] = field(default_factory=list)
-    """Hashes of the first full blocks, as far as they were needed; they outlive a preemption."""
+    """Hashes of its first full blocks, as far as needed; kept after a preemption."""
 
     @property
     def num_tokens(self) -> int:
@@ -92,12 +93,13 @@ class Sequence:
 
     @property
     def num_output_tokens(self) -> int:
-        """Also the position, among the output tokens, of the token that is sampled next."""
+        """Also the output position of the token that is sampled next."""
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
     def needs_prompt_logits(self) -> bool:
-        """Every token of the prompt must be computed here: the prefix cache knows no logits."""
+        """Whether every prompt token must be computed for its logits, which the prefix cache does not
+        have."""
         return self.prompt_logprobs is not None and self.num_output_tokens == 0
 
     @property

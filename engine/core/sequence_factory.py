@@ -1,4 +1,4 @@
-"""SequenceFactory: from a request to its sequences, one for each choice, with their logs replayed."""
+"""SequenceFactory: makes the sequences of a request, one per choice, and replays their logs."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = ["NewSequence", "SequenceFactory"]
 
 
 class NewSequence(NamedTuple):
-    """A sequence, and how its log ended it, where it did."""
+    """A new sequence, and the reason if its log had already ended it."""
 
     sequence: Sequence
     ended: Progress | None
 
 
 class SequenceFactory:
-    """One model's."""
+    """Validates requests to one model and makes their sequences."""
 
     def __init__(
         self, tokenizer: Tokenizer, info: ModelInfo, stop_checker: StopChecker, *, speculates: bool
@@ -43,11 +43,13 @@ class SequenceFactory:
         self._speculates = speculates
 
     def max_num_tokens(self, request: EngineRequest, num_prompt_tokens: int) -> int:
-        """To how many tokens a choice may grow, prompt and output."""
+        """Return how many tokens, prompt and output, a choice may have at most."""
         return min(num_prompt_tokens + request.sampling_params.max_tokens, self._info.max_model_len)
 
     def make(self, request: EngineRequest) -> list[NewSequence]:
-        """The request's choices but for those that had ended; their logs went through the detokenizer.
+        """Return the sequences of the request's choices, except those whose log is None.
+
+        Each log is appended to its sequence and replayed through stop checker and detokenizer.
 
         Raises InvalidRequestError with code `empty_prompt`, `context_length`, `token_out_of_vocabulary`,
         `invalid_type` or `invalid_value`.
@@ -86,7 +88,7 @@ class SequenceFactory:
             logit_rules=make_logit_rules(params, len(prompt), bad_words, ends),
             grammar=request.grammar.copy() if request.grammar is not None else None,
             proposer=NgramProposer(len(prompt)) if self._speculates and params.speculate else None,
-            # The same for every choice: the first one brings them.
+            # All choices have the same prompt: only the first one computes its logprobs.
             prompt_logprobs=[] if params.prompt_logprobs is not None and choice == 0 else None,
         )
         if sequence.grammar is not None:
@@ -94,7 +96,7 @@ class SequenceFactory:
         return sequence
 
     def _replay(self, sequence: Sequence, log: list[int]) -> Progress | None:
-        """Append an earlier attempt's tokens; says how they end the sequence, where they do."""
+        """Append the output tokens of an earlier attempt; return the reason if they end the sequence."""
         sequence.token_ids += log
         for num_tokens in range(sequence.num_prompt_tokens + 1, sequence.num_tokens + 1):
             progress = self._stop_checker.check(sequence, num_tokens)

@@ -1,6 +1,6 @@
-"""StopChecker: what a sequence's newest token means: its text, and whether it was the last.
+"""StopChecker: the text that a new token adds, and whether it ends its sequence.
 
-A function of the sequence's tokens and parameters alone, so that a log that is replayed ends where it ended.
+A pure function of the sequence's tokens and parameters, so a replayed log ends at the same token.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ __all__ = ["Progress", "StopChecker", "failed"]
 
 
 class Progress(NamedTuple):
-    """What the newest token adds to the text, and why it is the last one, if it is."""
+    """The text that a token adds, and the reason if the sequence ends with it."""
 
     text: str
     finish_reason: FinishReason | None
     stop_reason: str | int | None
 
 
-def failed(sentence: str) -> Progress:
-    """The sequence can't go on."""
-    return Progress("", FinishReason.ERROR, sentence)
+def failed(message: str) -> Progress:
+    """Return the progress of a sequence that ends with an error."""
+    return Progress("", FinishReason.ERROR, message)
 
 
 class StopChecker:
-    """One model's rules for the end of a sequence."""
+    """The stop conditions of one model's sequences."""
 
     def __init__(self, eos_token_ids: tuple[int, ...], max_model_len: int, vocab_size: int) -> None:
         self._eos_token_ids = frozenset(eos_token_ids)
@@ -37,23 +37,25 @@ class StopChecker:
         self._max_model_len = max_model_len
 
     def end_token_ids(self, params: SamplingParams, has_grammar: bool = False) -> list[int]:
-        """What must not be chosen before `min_tokens`: the ends of sequence, also where `ignore_eos` passes
-        over them (as vLLM does), and the request's own stop tokens. A grammar withholds the ends of sequence
-        itself, as long as anything else may follow."""
+        """Return the tokens that must not be sampled before `min_tokens`, sorted.
+
+        These are the request's stop tokens and the end-of-sequence tokens, the latter even with `ignore_eos`
+        (as in vLLM). A grammar masks end-of-sequence tokens itself as long as other tokens may follow.
+        """
         ends = self._eos_token_ids if not has_grammar else frozenset()
         return sorted(
             token_id for token_id in ends.union(params.stop_token_ids) if token_id < self._vocab_size
         )
 
     def check(self, sequence: Sequence, num_tokens: int) -> Progress:
-        """Take the last of the first `num_tokens`; to be called once for each output token, in order."""
+        """Process the token at index `num_tokens - 1`. To be called once for each output token, in order."""
         detokenizer, params = sequence.detokenizer, sequence.sampling_params
         assert detokenizer is not None, sequence.request_id
         token_id = sequence.token_ids[num_tokens - 1]
         num_outputs = num_tokens - sequence.num_prompt_tokens
         grammar = sequence.grammar
         if grammar is not None and (error := grammar.accept(token_id)) is not None:
-            return failed(f"The grammar has no place for token {token_id}: {error}.")
+            return failed(f"The grammar does not allow the token {token_id} here: {error}.")
         if self._is_stop_token(sequence, token_id, num_outputs):
             text = detokenizer.append(token_id).text if params.include_stop_str_in_output else ""
             is_eos = token_id in self._eos_token_ids and (grammar is not None or not params.ignore_eos)

@@ -24,7 +24,7 @@ Report = Callable[[str, float], None]
 class Executor(ABC):
     """Computes steps. Owns the weights and the KV cache; knows nothing of requests, stops or text."""
 
-    trace: StepTracer = NO_TRACER
+    tracer: StepTracer = NO_TRACER
     """Told of the stages of a step; the engine sets it."""
 
     @abstractmethod

@@ -69,14 +69,14 @@ class ModelRunner(Executor):
     @torch.inference_mode()
     def execute(self, scheduled: list[ScheduledSequence]) -> list[Sampled]:
         """See `Executor.execute`."""
-        with self.trace.span("prepare"):
+        with self.tracer.span("prepare"):
             batch = ragged_batch(scheduled)
             prompts = prompt_rows(scheduled)
         # Before the forward pass, and beside it.
         masks = self._masks.start(scheduled)
         sampled_rows = logit_rows(scheduled)
         try:
-            with self.trace.span("forward"):
+            with self.tracer.span("forward"):
                 hidden = self._forward(batch, np.append(sampled_rows, np.array(prompts.rows, dtype=np.int64)))
         except BaseException:
             if masks is not None:
@@ -87,11 +87,11 @@ class ModelRunner(Executor):
         found = [Sampled()] * len(scheduled)
         if len(sampled_rows):
             rows = sampling_rows(scheduled)
-            with self.trace.span("sample", num_rows=len(rows)):
+            with self.tracer.span("sample", num_rows=len(rows)):
                 allowed = masks() if masks is not None else None
                 found = agreed(scheduled, self._sample(hidden[: len(rows)], rows, allowed))
         if prompts.rows:
-            with self.trace.span("prompt_logprobs", num_rows=len(prompts.rows)):
+            with self.tracer.span("prompt_logprobs", num_rows=len(prompts.rows)):
                 self._add_prompt_logprobs(found, hidden[len(sampled_rows) :], prompts)
         return found
 

@@ -77,7 +77,7 @@ def test_what_is_told_of_it_is_why():
     outputs = [output for _ in range(5) for output in steps.step()]
     (bad,) = [output for output in outputs if output.request_id == "1"]
     assert bad.stop_reason == (
-        "The engine fails on this sequence alone: The null device fails on this batch."
+        "The engine cannot compute this sequence: The null device fails on this batch."
     )
 
 
@@ -99,7 +99,7 @@ def test_if_nothing_can_be_computed_the_engine_has_failed_and_nobody_else():
     engine = make_engine()
     for index in range(5):
         add(engine, str(index), BAD)
-    with pytest.raises(EngineFailedError, match="No sequence of a step could be computed") as raised:
+    with pytest.raises(EngineFailedError, match="None of the step's sequences could be computed") as raised:
         run(engine)
     assert raised.value.request_ids == ["0", "1", "2", "3", "4"]
     assert engine.stats().num_running == 5
@@ -299,7 +299,7 @@ def test_what_a_step_found_and_cannot_be_booked_is_the_engine_s_failure(monkeypa
     engine = make_engine()
     add(engine, "1", [65])
     monkeypatch.setattr(engine._scheduler, "update", lambda *_: 1 / 0)
-    with pytest.raises(EngineFailedError, match="could not be booked"):
+    with pytest.raises(EngineFailedError, match="could not be processed"):
         run(engine)
 
 

@@ -59,10 +59,10 @@ class Publisher:
         on_lost: Callable[[ActiveJob, str], None],
         on_released: Callable[[ActiveJob], None],
         on_unreadable: Callable[[ActiveJob], None],
-        trace: StepTracer = NO_TRACER,
+        tracer: StepTracer = NO_TRACER,
     ) -> None:
         self._store = store
-        self._trace = trace
+        self._tracer = tracer
         self._worker_id = worker_id
         self._retry = retry
         self._metrics = metrics
@@ -186,7 +186,7 @@ class Publisher:
             for batch in self._batches():
                 items = [item for _, item in batch]
                 step = functools.partial(self._store.step, self._worker_id, items)
-                with self._trace.span("publish", num_items=len(items)):
+                with self._tracer.span("publish", num_items=len(items)):
                     replies = self._retry(step, reraise=StorageFull)
                 for (job, item), reply in zip(batch, replies, strict=True):
                     self._on_reply(job, item, reply)
