@@ -1,4 +1,4 @@
-"""The application: routes, what stands around them, and what lives as long as the process."""
+"""The ASGI application: its routes, its middleware, and the objects that live as long as the process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final, TypedDict
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pagefleet.api.client.async_client import AsyncFleetClient
@@ -19,6 +19,7 @@ from pagefleet.api.config.settings import GatewaySettings
 from pagefleet.api.contract.errors import RedisUnavailable
 from pagefleet.api.gateway import health
 from pagefleet.api.gateway.access.api_keys import Finder, Keyring
+from pagefleet.api.gateway.access.guard import RequireKey
 from pagefleet.api.gateway.access.rate_limit import RateLimit, ReadLimit
 from pagefleet.api.gateway.access.redis_keys import RedisKeyring
 from pagefleet.api.gateway.access.turns import Turns
@@ -30,7 +31,17 @@ from pagefleet.api.gateway.metrics import GatewayMetrics
 from pagefleet.api.gateway.openai import chat_completions, completions, models, openapi, tokenize
 from pagefleet.api.gateway.page import page
 
-ROUTES: Final = [
+_FILES: Final = page.PageFiles()
+PUBLIC: Final[list[Route | Mount]] = [
+    Route("/", _FILES.index),
+    Mount("/page", _FILES),
+    Route("/health", health.health),
+    Route("/ready", health.ready),
+    Route("/metrics", health.metrics),
+    Route("/openapi.json", openapi.show),
+]
+"""The routes that need no API key. Every other route needs one, also a route that is added later."""
+ROUTES: Final[list[Route | Mount]] = [
     Route("/v1/chat/completions", chat_completions.create, methods=["POST"]),
     Route("/v1/completions", completions.create, methods=["POST"]),
     Route("/v1/models", models.show_all),
@@ -42,15 +53,18 @@ ROUTES: Final = [
     Route("/v1/jobs/{job_id:path}", jobs.delete, methods=["DELETE"]),
     Route("/tokenize", tokenize.tokenize, methods=["POST"]),
     Route("/detokenize", tokenize.detokenize, methods=["POST"]),
-    Route("/", page.show),
-    Route("/page/{name}", page.part),
-    Route("/health", health.health),
-    Route("/ready", health.ready),
-    Route("/metrics", health.metrics),
-    Route("/openapi.json", openapi.show),
+    *PUBLIC,
 ]
 
 
+def pattern_of(route: Route | Mount) -> str:
+    """Return the path of a route with its parameters in braces."""
+    return route.path_format if isinstance(route, Mount) else route.path
+
+
+_PATTERNS: Final = [
+    (pattern_of(each), each.app if isinstance(each, Mount) else each.endpoint) for each in ROUTES
+]
 _EXPOSED: Final = (
     *("x-pagefleet-job", "x-pagefleet-ignored", "retry-after"),
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining") for of in ("requests", "tokens")),
@@ -62,12 +76,13 @@ class _State(TypedDict):
 
 
 def make_app(settings: GatewaySettings, leaving: asyncio.Future[None] | None = None) -> Starlette:
-    """
+    """Return the application.
+
     Args:
-        leaving: see :class:`Gateway`; by default this process never leaves.
+        leaving: see :class:`Gateway`; by default it is never done.
 
     Raises:
-        ConfigurationError: the file of keys cannot be read.
+        ConfigurationError: the key file cannot be read.
     """
     keyring = _keyring(settings)
     metrics = GatewayMetrics()
@@ -76,7 +91,7 @@ def make_app(settings: GatewaySettings, leaving: asyncio.Future[None] | None = N
     async def lifespan(app: Starlette) -> AsyncIterator[_State]:
         fleet = AsyncFleetClient(settings)
         rate_limit = RateLimit(fleet)
-        # Redis may come later: until then /ready says so, and requests get a 503.
+        # The gateway starts without Redis: /ready reports it, and requests get a 503.
         with contextlib.suppress(RedisUnavailable):
             await fleet.open()
         until = asyncio.get_running_loop().create_future() if leaving is None else leaving
@@ -86,14 +101,15 @@ def make_app(settings: GatewaySettings, leaving: asyncio.Future[None] | None = N
         await rate_limit.close()
         await fleet.close()
 
-    middleware = [Middleware(_Slashless), Middleware(_Counted, metrics=metrics)]
+    middleware = [Middleware(_StripSlash), Middleware(_CountRequests, metrics=metrics)]
     if keyring is None and not settings.gateway_open:
         middleware.append(Middleware(LocalOnly, origins=settings.gateway_cors_origins))
     if settings.gateway_cors_origins:
         middleware.append(Middleware(CORSMiddleware, **_cors(settings)))
+    middleware.append(Middleware(RequireKey, keyring=keyring, public=PUBLIC))
     app = Starlette(routes=ROUTES, middleware=middleware, exception_handlers=HANDLERS, lifespan=lifespan)
-    # It would send whoever asks to the host that the request names, before any key was seen: _Slashless takes
-    # a slash at the end for none.
+    # Starlette would redirect to the host that the request names, which a client can forge. _StripSlash makes
+    # redirects unnecessary.
     app.router.redirect_slashes = False
     return app
 
@@ -124,16 +140,15 @@ def _cors(settings: GatewaySettings) -> Mapping[str, Any]:
     return {
         "allow_origins": settings.gateway_cors_origins,
         "allow_methods": ["GET", "POST", "DELETE"],
-        # Any: which ones a client sends is its maker's choice (`x-stainless-*`, `openai-organization`,
-        # `traceparent`). The origins above are who may ask at all, and no cookies come with a request: a page
-        # can put nothing into a header that it does not know itself.
+        # Clients send headers of their own (`x-stainless-*`, `openai-organization`, `traceparent`). Allowing
+        # any header is safe: only the origins above are allowed, and requests carry no cookies.
         "allow_headers": ["*"],
         "expose_headers": _EXPOSED,
     }
 
 
-class _Slashless:
-    """``/v1/models/`` is ``/v1/models``. A slash that belongs to a job's id is sent as ``%2F``."""
+class _StripSlash:
+    """Handles ``/v1/models/`` like ``/v1/models``. A slash at the end of a job's id is sent as ``%2F``."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -144,8 +159,8 @@ class _Slashless:
         await self._app(scope, receive, send)
 
 
-class _Counted:
-    """Counts each request by its route and status, once it is answered."""
+class _CountRequests:
+    """Counts each request by route and status when its response ends."""
 
     def __init__(self, app: ASGIApp, metrics: GatewayMetrics) -> None:
         self._app = app
@@ -157,14 +172,14 @@ class _Counted:
             return
         begun_at, status = time.monotonic(), 499
 
-        async def counted(message: Message) -> None:
+        async def send_counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, counted)
+            await self._app(scope, receive, send_counted)
         finally:
             route = _route_of(scope)
             self._metrics.requests.labels(route, str(status)).inc()
@@ -172,6 +187,8 @@ class _Counted:
 
 
 def _route_of(scope: Scope) -> str:
-    """The pattern, never the path: that is the client's."""
+    """Return the route's pattern. The path itself is never a label, because clients choose it."""
     endpoint = scope.get("endpoint")
-    return next((route.path for route in ROUTES if route.endpoint is endpoint), "none")
+    if endpoint is None:
+        return "none"
+    return next((path for path, each in _PATTERNS if each is endpoint), "none")

@@ -1,4 +1,4 @@
-"""What all requests of one gateway process share. Nothing of it is a request's state."""
+"""Gateway: the objects that all requests of a gateway process share, without any state of one request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.requests import Request
 from pagefleet.api.client.async_client import AsyncFleetClient
 from pagefleet.api.config.settings import GatewaySettings
 from pagefleet.api.gateway.access.api_keys import ApiKey, Finder
-from pagefleet.api.gateway.access.authentication import authenticate
+from pagefleet.api.gateway.access.guard import key_of
 from pagefleet.api.gateway.access.rate_limit import RateLimit, ReadLimit
 from pagefleet.api.gateway.access.turns import Turns
 from pagefleet.api.gateway.metrics import GatewayMetrics
@@ -26,7 +26,7 @@ class Gateway:
     reads: ReadLimit
     turns: Turns
     leaving: asyncio.Future[None]
-    """Done when this process has no more time: what still streams ends, and its client goes on elsewhere."""
+    """Done when the process must exit: open streams end, and their clients continue at another gateway."""
 
 
 def gateway_of(request: Request) -> Gateway:
@@ -34,14 +34,17 @@ def gateway_of(request: Request) -> Gateway:
     return gateway
 
 
-def who_reads(request: Request) -> tuple[Gateway, ApiKey]:
-    """Of requests that cost nothing of a key's minute. Raises: ApiError (401, 429)."""
-    gateway, key = who_asks(request)
+def caller_of(request: Request) -> tuple[Gateway, ApiKey]:
+    """Return the gateway and the request's API key."""
+    return gateway_of(request), key_of(request)
+
+
+def reader_of(request: Request) -> tuple[Gateway, ApiKey]:
+    """Like :func:`caller_of`, for requests that do not count against the key's requests per minute.
+
+    Raises:
+        ApiError (429): the key sends too many of them.
+    """
+    gateway, key = caller_of(request)
     gateway.reads.admit(key)
     return gateway, key
-
-
-def who_asks(request: Request) -> tuple[Gateway, ApiKey]:
-    """Raises: ApiError (401)."""
-    gateway = gateway_of(request)
-    return gateway, authenticate(request, gateway.keyring)

@@ -25,7 +25,7 @@ from pagefleet.api.gateway.answers.generation_body import (
     ResponseFormat,
     StreamOptions,
 )
-from pagefleet.api.gateway.app import ROUTES
+from pagefleet.api.gateway.app import ROUTES, pattern_of
 from pagefleet.api.gateway.http.body import RequestBody
 from pagefleet.api.gateway.openai.chat_completions import ChatBody
 from pagefleet.api.gateway.openai.chat_message import CalledFunction, Message, MessageCall, Part
@@ -107,8 +107,8 @@ def test_what_stands_inside_of_a_body_is_known_here():
 
 def test_every_address_has_a_row():
     probed = {endpoint.path for endpoint in ENDPOINTS} | {each.path for each in ADDRESSES}
-    spelled = {"{job_id:path}": "{job}", "{name:path}": "null", "{name}": "main.js"}
-    routes = {re.sub(r"\{.*?\}", lambda found: spelled[found[0]], route.path) for route in ROUTES}
+    spelled = {"{job_id:path}": "{job}", "{name:path}": "null", "{path}": "main.js"}
+    routes = {re.sub(r"\{.*?\}", lambda found: spelled[found[0]], pattern_of(route)) for route in ROUTES}
     assert routes <= probed
     assert "no" in {each.support for each in ADDRESSES if each.path not in routes}
     assert all(each.support == "no" for each in ADDRESSES if each.path not in routes)

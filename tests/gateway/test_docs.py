@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from pagefleet.api.contract.sampling import SamplingParams
-from pagefleet.api.gateway.app import ROUTES
+from pagefleet.api.gateway.app import ROUTES, pattern_of
 from pagefleet.api.gateway.openai.chat_completions import ChatBody
 from pagefleet.api.gateway.openai.completions import CompletionBody
 from pagefleet.api.gateway.openai.openapi import document
@@ -16,9 +16,9 @@ PAGE = (ROOT / "docs" / "gateway.md").read_text()
 
 
 def test_every_address_is_documented_and_in_openapi():
-    paths = {route.path.replace(":path", "") for route in ROUTES}
+    paths = {pattern_of(route).replace(":path", "") for route in ROUTES}
     described = set(document()["paths"])
-    assert paths - described == {"/", "/page/{name}", "/metrics", "/openapi.json"}
+    assert paths - described == {"/", "/page/{path}", "/metrics", "/openapi.json"}
     assert described <= paths
     for path in paths:
         assert f"{path.replace('job_id', 'id')}`" in PAGE, path

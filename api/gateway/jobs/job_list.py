@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from pagefleet.api.gateway.access.authentication import tenant_of
 from pagefleet.api.gateway.answers.job_ids import answer_of, jobs_of
-from pagefleet.api.gateway.context import Gateway, who_reads
+from pagefleet.api.gateway.context import Gateway, reader_of
 from pagefleet.api.gateway.http.errors import ApiError
 from pagefleet.api.gateway.jobs.job_shape import shown
 from pagefleet.api.protocol.job_record import JobRecord
@@ -24,7 +24,7 @@ _USUALLY: Final = 20
 
 
 async def show_all(request: Request) -> Response:
-    gateway, key = who_reads(request)
+    gateway, key = reader_of(request)
     limit, after = _limit(request), request.query_params.get("after")
     await gateway.fleet.open()
     # Several prompts of one request are one answer.

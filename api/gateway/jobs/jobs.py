@@ -19,7 +19,7 @@ from pagefleet.api.gateway.answers.event_stream import EventStream
 from pagefleet.api.gateway.answers.job_ids import jobs_of
 from pagefleet.api.gateway.answers.relay import Relay
 from pagefleet.api.gateway.answers.shape import Shape, fingerprint_text
-from pagefleet.api.gateway.context import Gateway, who_reads
+from pagefleet.api.gateway.context import Gateway, reader_of
 from pagefleet.api.gateway.http import sse
 from pagefleet.api.gateway.http.errors import ApiError
 from pagefleet.api.gateway.http.sliced_json import large_answer
@@ -30,7 +30,7 @@ from pagefleet.api.protocol.job_record import JobRecord
 
 async def show(request: Request) -> Response:
     """State, and the answer once there is one."""
-    gateway, key = who_reads(request)
+    gateway, key = reader_of(request)
     answer_id = request.path_params["job_id"]
     records = await _records(gateway, key, answer_id, with_log=True)
     return await large_answer(lambda: _told(answer_id, records))
@@ -45,7 +45,7 @@ def _told(answer_id: str, records: Sequence[JobRecord]) -> dict[str, Any]:
 
 async def cancel(request: Request) -> Response:
     """Ends what has not ended, within a step of the engine; what there is of the answer is kept."""
-    gateway, key = who_reads(request)
+    gateway, key = reader_of(request)
     answer_id = request.path_params["job_id"]
     await _records(gateway, key, answer_id)
     for job_id in jobs_of(answer_id):
@@ -55,7 +55,7 @@ async def cancel(request: Request) -> Response:
 
 async def delete(request: Request) -> Response:
     """Cancels what has not ended; prompt, tokens and result are gone."""
-    gateway, key = who_reads(request)
+    gateway, key = reader_of(request)
     answer_id = request.path_params["job_id"]
     await _records(gateway, key, answer_id)
     for job_id in jobs_of(answer_id):
@@ -65,7 +65,7 @@ async def delete(request: Request) -> Response:
 
 async def stream(request: Request) -> Response:
     """The rest of an answer after ``Last-Event-ID`` or ``?after=``, however many gateways have died."""
-    gateway, key = who_reads(request)
+    gateway, key = reader_of(request)
     answer_id = request.path_params["job_id"]
     records = await _records(gateway, key, answer_id)
     num_choices = records[0].num_choices

@@ -19,7 +19,7 @@ from pagefleet.api.contract.messages import ChoiceResult, JobResult, ModelCard
 from pagefleet.api.gateway.answers.answer import start
 from pagefleet.api.gateway.answers.generation_body import GenerationBody, StreamOptions
 from pagefleet.api.gateway.answers.shape import Shape, fingerprint_text, finish_fields
-from pagefleet.api.gateway.context import who_asks
+from pagefleet.api.gateway.context import caller_of
 from pagefleet.api.gateway.http.body import read_body, refuse
 from pagefleet.api.gateway.http.errors import ApiError
 from pagefleet.api.gateway.openai.chat_message import NOT_IN_A_MESSAGE, Message
@@ -152,7 +152,7 @@ def _chunk_choice(choice: int, delta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def create(request: Request) -> Response:
-    gateway, key = who_asks(request)
+    gateway, key = caller_of(request)
     body = await read_body(request, ChatBody, gateway.settings)
     refuse(body, _NOT_HERE)
     body.check()

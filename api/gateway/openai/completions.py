@@ -17,7 +17,7 @@ from pagefleet.api.gateway.answers.answer import start
 from pagefleet.api.gateway.answers.generation_body import GenerationBody, StreamOptions
 from pagefleet.api.gateway.answers.job_ids import MAX_PROMPTS
 from pagefleet.api.gateway.answers.shape import Shape, fingerprint_text, finish_fields
-from pagefleet.api.gateway.context import who_asks
+from pagefleet.api.gateway.context import caller_of
 from pagefleet.api.gateway.http.body import read_body, refuse
 from pagefleet.api.gateway.http.errors import ApiError
 from pagefleet.api.gateway.openai.logprobs import completion_logprobs, prompt_fields
@@ -136,7 +136,7 @@ def _choice(choice: int, text: str) -> dict[str, Any]:
 
 
 async def create(request: Request) -> Response:
-    gateway, key = who_asks(request)
+    gateway, key = caller_of(request)
     body = await read_body(request, CompletionBody, gateway.settings)
     refuse(body, _NOT_HERE)
     body.check()

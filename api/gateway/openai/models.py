@@ -9,19 +9,19 @@ from starlette.responses import JSONResponse, Response
 
 from pagefleet.api.contract.messages import ModelCard
 from pagefleet.api.gateway.access.authentication import card_for, may_use
-from pagefleet.api.gateway.context import Gateway, who_reads
+from pagefleet.api.gateway.context import Gateway, reader_of
 
 
 async def show_all(request: Request) -> Response:
     """Those that the key may use, also without a worker right now: their jobs wait for one."""
-    gateway, key = who_reads(request)
+    gateway, key = reader_of(request)
     cards = [card for card in await gateway.fleet.models() if may_use(key, card)]
     served = await _served(gateway)
     return JSONResponse({"object": "list", "data": [_shown(card, served) for card in cards]})
 
 
 async def show(request: Request) -> Response:
-    gateway, key = who_reads(request)
+    gateway, key = reader_of(request)
     card = await card_for(gateway.fleet, key, request.path_params["name"])
     return JSONResponse(_shown(card, await _served(gateway)))
 

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from pagefleet.api.gateway.access.api_keys import ApiKey
 from pagefleet.api.gateway.access.authentication import card_for
 from pagefleet.api.gateway.access.rate_limit import rate_headers
-from pagefleet.api.gateway.context import Gateway, who_asks
+from pagefleet.api.gateway.context import Gateway, caller_of
 from pagefleet.api.gateway.http.body import RequestBody, ignored_headers, read_body, refuse
 from pagefleet.api.gateway.openai.chat_message import Message
 
@@ -39,7 +39,7 @@ class DetokenizeBody(RequestBody):
 
 
 async def tokenize(request: Request) -> Response:
-    gateway, key = who_asks(request)
+    gateway, key = caller_of(request)
     body = await read_body(request, TokenizeBody, gateway.settings)
     refuse(body, _NOT_HERE)
     headers = await _admit(gateway, key, body.model)
@@ -66,7 +66,7 @@ async def tokenize(request: Request) -> Response:
 
 
 async def detokenize(request: Request) -> Response:
-    gateway, key = who_asks(request)
+    gateway, key = caller_of(request)
     body = await read_body(request, DetokenizeBody, gateway.settings)
     headers = await _admit(gateway, key, body.model)
     async with gateway.turns.of(key.tenant):
