@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from pagefleet.api.broker.celery_check import check_celery_app
-    from pagefleet.api.client.async_client import AsyncFleetClient
-    from pagefleet.api.client.client import FleetClient
-    from pagefleet.api.client.fleet import Fleet
+    from pagefleet.api.client.asynchronous.client import AsyncFleetClient
+    from pagefleet.api.client.asynchronous.token_stream import AsyncTokenStream
     from pagefleet.api.client.stream import Chunk
-    from pagefleet.api.client.token_stream import AsyncTokenStream, TokenStream
+    from pagefleet.api.client.synchronous.client import FleetClient
+    from pagefleet.api.client.synchronous.fleet import Fleet
+    from pagefleet.api.client.synchronous.token_stream import TokenStream
     from pagefleet.api.config.settings import FleetSettings
     from pagefleet.api.contract.errors import (
         ConfigurationError,
@@ -103,16 +104,16 @@ __all__ = [
 
 # Imported when first asked for: a service pays for redis and pydantic when it makes its client, not before.
 _HOMES: Final = {
-    "AsyncFleetClient": "client.async_client",
-    "AsyncTokenStream": "client.token_stream",
+    "AsyncFleetClient": "client.asynchronous.client",
+    "AsyncTokenStream": "client.asynchronous.token_stream",
     "ChatMessage": "contract.messages",
     "ChoiceResult": "contract.messages",
     "Chunk": "client.stream",
     "ConfigurationError": "contract.errors",
     "ContextTooLong": "contract.errors",
     "DeadlineExceeded": "contract.errors",
-    "Fleet": "client.fleet",
-    "FleetClient": "client.client",
+    "Fleet": "client.synchronous.fleet",
+    "FleetClient": "client.synchronous.client",
     "FleetError": "contract.errors",
     "FleetSettings": "config.settings",
     "FleetStatus": "contract.fleet_status",
@@ -138,7 +139,7 @@ _HOMES: Final = {
     "StorageFull": "contract.errors",
     "StreamTimeout": "contract.errors",
     "StructuredOutputs": "contract.structured_outputs",
-    "TokenStream": "client.token_stream",
+    "TokenStream": "client.synchronous.token_stream",
     "UnknownModel": "contract.errors",
     "UnknownParameter": "contract.errors",
     "WorkerStatus": "contract.messages",

@@ -14,16 +14,19 @@ from __future__ import annotations
 import itertools
 import queue
 import re
+import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, Never
 
-from pagefleet.api.client.fleet import Fleet
-from pagefleet.api.client.job_options import DEFAULT_IDLE_TIMEOUT_S
-from pagefleet.api.client.questions import Answer, Asked
+from pagefleet.api.client.events import LiveEvent, Resync
+from pagefleet.api.client.job_options import DEFAULT_IDLE_TIMEOUT_S, check_unknown
+from pagefleet.api.client.questions import Answer, PendingQuestion
 from pagefleet.api.client.stream import StreamState
-from pagefleet.api.client.token_stream import LiveEvent, Resync, Source, TokenStream
+from pagefleet.api.client.synchronous.fleet import Fleet
+from pagefleet.api.client.synchronous.token_stream import Source, TokenStream
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import FleetError
 from pagefleet.api.contract.fleet_status import FleetStatus, QueueStatus
@@ -37,6 +40,7 @@ from pagefleet.api.contract.messages import (
     Logprob,
     ModelCard,
     TokenLogprobs,
+    WorkerStatus,
 )
 from pagefleet.api.contract.model_cards import CardIndex
 from pagefleet.api.protocol.job_errors import job_not_found
@@ -90,13 +94,27 @@ class InMemoryFleet(Fleet):
         for job in self._jobs.values():
             job.run(self._reply)
 
+    def open(self) -> None:
+        """Nothing is to connect."""
+
     def attach(
-        self, job_id: str, *, after: int = 0, idle_timeout: float | None = DEFAULT_IDLE_TIMEOUT_S
+        self,
+        job_id: str,
+        *,
+        after: int | Sequence[int] = 0,
+        idle_timeout: float | None = DEFAULT_IDLE_TIMEOUT_S,
+        keep: bool = True,
+        **unknown: Never,
     ) -> TokenStream:
+        check_unknown("attach", unknown)
         job = self._job(job_id)
-        state = StreamState(job_id, after=after)
+        state = StreamState(job_id, after=after, keep=keep)
         state.feed_record(job.record())
         return TokenStream(state, _JobSource(self, job), job.prepared.card.name, idle_timeout)
+
+    def job(self, job_id: str, *, with_log: bool = True) -> JobRecord:
+        record = self._job(job_id).record()
+        return record if with_log else replace(record, entries=[])
 
     def cancel(self, job_id: str) -> bool:
         return self._job(job_id).cancel()
@@ -108,19 +126,23 @@ class InMemoryFleet(Fleet):
     def models(self) -> list[ModelCard]:
         return list(self._cards.cards)
 
-    def _card(self, model: str | None) -> ModelCard:
+    def workers(self) -> list[WorkerStatus]:
+        """There are none."""
+        return []
+
+    def card(self, model: str | None) -> ModelCard:
         return self._cards.resolve(model)
 
-    def _ask(self, asked: Asked) -> Answer:
+    def _ask(self, question: PendingQuestion) -> Answer:
         """A word is a token; its id is the order in which this fleet was asked for it."""
-        question, words = asked.question, self._words
-        if question.token_ids is not None:
+        asked, words = question.question, self._words
+        if asked.token_ids is not None:
             known = list(words)
-            return Answer(prompt="".join(known[each] for each in question.token_ids if each < len(known)))
-        texts = [question.prompt or "", *(message.content for message in question.messages or ())]
+            return Answer(prompt="".join(known[each] for each in asked.token_ids if each < len(known)))
+        texts = [asked.prompt or "", *(message.content for message in asked.messages or ())]
         found = [word for text in texts for word in _WORD.findall(text)]
         token_ids = [words.setdefault(word, len(words)) for word in found]
-        return Answer(token_ids=token_ids, token_strs=found if question.return_token_strs else None)
+        return Answer(token_ids=token_ids, token_strs=found if asked.return_token_strs else None)
 
     def status(self) -> FleetStatus:
         queues = []
@@ -334,15 +356,20 @@ class _JobSource(Source):
     def delete(self) -> None:
         self._fleet.delete(self._job.prepared.job_id)
 
-    def stay(self, stays: bool) -> None:
-        if stays:
+    def keep_running(self, keep: bool) -> None:
+        if keep:
             self._job.staying.add(id(self._inbox))
         else:
             self._job.staying.discard(id(self._inbox))
 
-    def leave(self) -> None:
-        self._job.leave(self._inbox)
+    def leave(self, after_s: float = 0.0) -> None:
+        if after_s:
+            timer = threading.Timer(after_s, self._job.leave, (self._inbox,))
+            timer.daemon = True
+            timer.start()
+        else:
+            self._job.leave(self._inbox)
 
     def close(self) -> None:
-        self.stay(True)
+        self.keep_running(True)
         self.leave()

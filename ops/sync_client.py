@@ -3,8 +3,8 @@
 The code under ``asynchronous/`` is written by hand. Its twin under ``synchronous/`` is the same text without
 ``async`` and ``await``, with the names in ``NAMES`` replaced, and formatted by ruff. What differs by nature
 (threads or an event loop) is in hand-written modules that have the same names on both sides: the ``*_io``
-modules of ``api/protocol`` and, in ``api/client``, ``context``, ``inbox``, ``subscriber`` and ``tasks``. So
-no rule here exists for a single place in the code.
+modules of ``api/protocol`` and, in ``api/client``, ``context``, ``inbox``, ``resources``, ``subscriber`` and
+``tasks``. So no rule here exists for a single place in the code.
 
 PyPI's ``unasync`` is not used: it replaces single tokens, so that docstrings, comments and module paths stay
 asynchronous, and its output would have to be formatted by hand.
@@ -20,7 +20,7 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[1]
 
-CLIENT: Final = ()
+CLIENT: Final = ("client", "connections", "fleet", "presence", "questions", "sources", "token_stream")
 TARGETS: Final = {
     "api/protocol/async_job_store.py": "api/protocol/producer_store.py",
     **{f"api/client/asynchronous/{name}.py": f"api/client/synchronous/{name}.py" for name in CLIENT},
@@ -32,7 +32,7 @@ NAMES: Final = (
     (r"\basync (?=def |with |for )", ""),
     (r"\b__a(enter|exit|iter|next)__\b", r"__\1__"),
     (r"\banext\(", "next("),
-    (r"\baclose\(", "close("),
+    (r"\baclose\b", "close"),
     (r"\bStopAsyncIteration\b", "StopIteration"),
     (r"\bAwaitable\[(\w+)\]", r"\1"),
     # The base of JobStore, which adds what only workers do.
@@ -41,8 +41,7 @@ NAMES: Final = (
     (r"\basync_(?=io\b|job_store\b)", ""),
     (r"\bprotocol\.io\b", "protocol.sync_io"),
     (r"\bconnect_async\b", "connect"),
-    (r"\basynchronous\b", "synchronous"),
-    (r"\basyncio\b", "threads"),
+    (r"\bclient\.asynchronous\b", "client.synchronous"),
 )
 """Patterns, in the order in which they are applied, and what they become."""
 

@@ -8,7 +8,7 @@ import click
 
 from pagefleet.api.cli.options import given, make_client, redis_option, sampling_options
 from pagefleet.api.cli.waiting import WaitingNotice
-from pagefleet.api.client.fleet import Fleet
+from pagefleet.api.client.synchronous.fleet import Fleet
 from pagefleet.api.contract.errors import FleetError
 from pagefleet.api.contract.model_cards import CardIndex
 

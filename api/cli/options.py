@@ -9,7 +9,7 @@ import click
 
 from pagefleet.api.cli.model_names import complete_model
 from pagefleet.api.cli.settings_options import setting_option
-from pagefleet.api.client.client import FleetClient
+from pagefleet.api.client.synchronous.client import FleetClient
 from pagefleet.api.config.settings import FleetSettings
 
 F = TypeVar("F", bound=Callable[..., Any])

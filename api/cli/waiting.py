@@ -8,8 +8,8 @@ from typing import Final, Self
 
 import click
 
-from pagefleet.api.client.fleet import Fleet
-from pagefleet.api.client.token_stream import TokenStream
+from pagefleet.api.client.synchronous.fleet import Fleet
+from pagefleet.api.client.synchronous.token_stream import TokenStream
 from pagefleet.api.contract.errors import FleetError, RedisUnavailable
 from pagefleet.api.contract.fleet_status import FleetStatus
 

@@ -91,3 +91,10 @@ def check_renamed(options: Mapping[str, Any]) -> None:
             "stream raises StreamTimeout.",
             param="timeout",
         )
+
+
+def check_unknown(function: str, unknown: Mapping[str, object]) -> None:
+    """Raises: UnknownParameter, TypeError: the call has an argument that ``function`` does not take."""
+    check_renamed(unknown)
+    for name in unknown:
+        raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")

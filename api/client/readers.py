@@ -1,63 +1,66 @@
-"""Readers: which jobs this process reads, and which of them nobody reads any more.
+"""Readers: which jobs this client reads, and which of them have lost their last reader.
 
-A job that is not detached ends with its last reader (protocol lines 15 and 16). A reader may leave in a
-finalizer, which can run anywhere, in any thread, at any line: it only writes down that it has left. The
-subscriber tells the server.
+A job that is not detached ends with its last reader (protocol lines 15 and 16). A stream may be closed by a
+finalizer, which can run in any thread at any line. So closing only makes a note here, and the subscriber
+reports it to the server.
 """
 
 from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-_ORPHAN_FOR_S: Final = 10.0
-"""A SUBMIT that was broken off may still reach the server: for so long its job is asked for."""
+_DISCARD_FOR_S: Final = 10.0
+"""An interrupted SUBMIT may still reach the server. For this long its job is looked for."""
 
 
-class Departure(NamedTuple):
-    """A job without a reader in this process.
+class AbandonedJob(NamedTuple):
+    """A job without a reader in this client.
 
-    ``is_orphan``: its submit was broken off and nobody knows its id, so that it ends in any case; ``until``
-    then it is looked for where the server does not know it.
+    Attributes:
+        must_end: its submit was interrupted and its id is unknown, so it is cancelled even if it is detached.
+        retry_until: until then, a job that must end and does not exist yet is looked for again.
     """
 
     job_id: str
-    is_orphan: bool = False
-    until: float = 0.0
+    must_end: bool = False
+    retry_until: float = 0.0
 
 
 class Reader:
-    """One stream's place among the readers of its job."""
+    """One stream among the readers of its job."""
 
-    __slots__ = ("_readers", "job_id", "stays")
+    __slots__ = ("_readers", "job_id", "keeps_running")
 
     def __init__(self, readers: Readers, job_id: str) -> None:
         self._readers = readers
         self.job_id = job_id
-        self.stays = False
-        """The job goes on although this reader leaves."""
+        self.keeps_running = False
+        """Whether the job continues after this reader has left."""
 
     def leave(self) -> None:
-        """Once; later calls do nothing."""
+        """Later calls do nothing."""
         self._readers.remove(self)
 
 
 class Readers:
-    """All of one client's. Without locks: a fork could leave one held in the child. There nobody reads, and
-    nobody leaves: what the child inherited is its parent's.
-
-    Args:
-        wake: called after a departure, from whatever thread; it must not block.
+    """The readers of one client. There are no locks, since a fork could leave one held in the child. In a
+    child all of them do nothing: the streams that it inherited belong to its parent.
     """
 
-    def __init__(self, wake: Callable[[], None] = lambda: None) -> None:
+    def __init__(self) -> None:
         self._pid = os.getpid()
-        self._wake = wake
+        self._on_abandoned: Callable[[], None] | None = None
         self._job_of: dict[Reader, str] = {}
-        self._departures: deque[Departure] = deque()
+        self._abandoned: deque[AbandonedJob] = deque()
+
+    def call_on_abandoned(self, call: Callable[[], None]) -> None:
+        """Call this after each abandoned job, in any thread. It must not block."""
+        self._on_abandoned = call
 
     def add(self, job_id: str) -> Reader:
         reader = Reader(self, job_id)
@@ -66,32 +69,36 @@ class Readers:
 
     def remove(self, reader: Reader) -> None:
         was_there = self._job_of.pop(reader, None) is not None
-        if was_there and not reader.stays:
-            self._put(Departure(reader.job_id))
+        if was_there and not reader.keeps_running:
+            self._put(AbandonedJob(reader.job_id))
 
-    def _put(self, departure: Departure) -> None:
-        if os.getpid() == self._pid:
-            self._departures.append(departure)
-            self._wake()
+    def discard_job(self, job_id: str) -> None:
+        """Cancel a job whose submit was interrupted, if it exists or comes into being soon."""
+        self._put(AbandonedJob(job_id, True, time.monotonic() + _DISCARD_FOR_S))
 
-    def put_back(self, departure: Departure) -> None:
-        """One of :meth:`departures` that the server could not be told yet: with the next turn."""
-        self._departures.append(departure)
+    def put_back(self, job: AbandonedJob) -> None:
+        """Return a job of :meth:`abandoned` that could not be reported yet."""
+        self._abandoned.append(job)
 
-    def orphan(self, job_id: str) -> None:
-        """A job that must not be: its submit was broken off, and its id is known to nobody."""
-        self._put(Departure(job_id, True, time.monotonic() + _ORPHAN_FOR_S))
-
-    def reads(self, job_id: str) -> bool:
+    def is_read(self, job_id: str) -> bool:
         return job_id in list(self._job_of.values())
 
-    @property
-    def num_departures(self) -> int:
-        return len(self._departures)
+    def abandoned(self) -> Iterator[AbandonedJob]:
+        """Take out the jobs that are abandoned now, without those that have a reader again."""
+        for _ in range(len(self._abandoned)):
+            job = self._abandoned.popleft()
+            if job.must_end or not self.is_read(job.job_id):
+                yield job
 
-    def departures(self) -> Iterator[Departure]:
-        """Those of now, each once, without those whose job has a reader here."""
-        for _ in range(len(self._departures)):
-            departure = self._departures.popleft()
-            if departure.is_orphan or not self.reads(departure.job_id):
-                yield departure
+    def _put(self, job: AbandonedJob) -> None:
+        if os.getpid() == self._pid:
+            self._abandoned.append(job)
+            if self._on_abandoned is not None:
+                self._on_abandoned()
+
+
+def leave_when_dropped(source: object, reader: Reader) -> weakref.finalize[..., Any]:
+    """Let the reader leave when ``source`` is garbage collected: the caller dropped an unfinished stream."""
+    finalizer = weakref.finalize(source, reader.leave)
+    finalizer.atexit = False
+    return finalizer

@@ -14,7 +14,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pagefleet.api.client.async_client import AsyncFleetClient
 from pagefleet.api.config.settings import GatewaySettings
 from pagefleet.api.contract.errors import RedisUnavailable
 from pagefleet.api.gateway import health
@@ -24,6 +23,7 @@ from pagefleet.api.gateway.access.rate_limit import RateLimit, ReadLimit
 from pagefleet.api.gateway.access.redis_keys import RedisKeyring
 from pagefleet.api.gateway.access.turns import Turns
 from pagefleet.api.gateway.context import Gateway
+from pagefleet.api.gateway.fleet import GatewayFleet
 from pagefleet.api.gateway.http.errors import HANDLERS
 from pagefleet.api.gateway.http.local_only import LocalOnly
 from pagefleet.api.gateway.jobs import job_list, jobs
@@ -89,7 +89,7 @@ def make_app(settings: GatewaySettings, leaving: asyncio.Future[None] | None = N
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[_State]:
-        fleet = AsyncFleetClient(settings)
+        fleet = GatewayFleet(settings)
         rate_limit = RateLimit(fleet)
         # The gateway starts without Redis: /ready reports it, and requests get a 503.
         with contextlib.suppress(RedisUnavailable):
@@ -121,7 +121,7 @@ def _keyring(settings: GatewaySettings) -> Finder | None:
 
 
 @contextlib.asynccontextmanager
-async def _following(keyring: Finder | None, fleet: AsyncFleetClient) -> AsyncIterator[None]:
+async def _following(keyring: Finder | None, fleet: GatewayFleet) -> AsyncIterator[None]:
     """Keys that stand in Redis are looked at again and again; the others at a request."""
     if not isinstance(keyring, RedisKeyring):
         yield

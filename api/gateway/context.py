@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from pagefleet.api.client.async_client import AsyncFleetClient
 from pagefleet.api.config.settings import GatewaySettings
 from pagefleet.api.gateway.access.api_keys import ApiKey, Finder
 from pagefleet.api.gateway.access.guard import key_of
 from pagefleet.api.gateway.access.rate_limit import RateLimit, ReadLimit
 from pagefleet.api.gateway.access.turns import Turns
+from pagefleet.api.gateway.fleet import GatewayFleet
 from pagefleet.api.gateway.metrics import GatewayMetrics
 
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
     settings: GatewaySettings
-    fleet: AsyncFleetClient
+    fleet: GatewayFleet
     keyring: Finder | None
     rate_limit: RateLimit
     metrics: GatewayMetrics

@@ -1,4 +1,4 @@
-"""The producer's half of the store of jobs, on asyncio."""
+"""The producer's half of the store of jobs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # Generated from api/protocol/async_job_store.py by `make sync-client`; do not edit.
-"""The producer's half of the store of jobs, on threads."""
+"""The producer's half of the store of jobs."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pagefleet.api import FleetClient, FleetError, FleetSettings
 from pagefleet.api.broker.celery_app import make_celery
-from pagefleet.api.client.token_stream import TokenStream
+from pagefleet.api.client.synchronous.token_stream import TokenStream
 from pagefleet.api.contract.keys import LANES, Lane
 from pagefleet.engine.execution.null_executor import null_token
 

@@ -24,7 +24,7 @@ from pagefleet.api import (
     UnknownModel,
     UnknownParameter,
 )
-from pagefleet.api.client import inbox, subscriber
+from pagefleet.api.client.asynchronous import inbox, subscriber
 from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.workers.attempt.engine_loop import wait_until
 
@@ -271,7 +271,7 @@ async def test_many_readers_on_one_connection(afleet, null_stack):
         assert texts == [await stream.text() for stream in streams for _ in range(2)]
         assert time.monotonic() - begun_at < 10
     assert not subscriber._watched
-    assert not subscriber._routes._deliver
+    assert not len(subscriber.routes)
 
 
 async def test_a_slow_reader_is_not_a_silent_job(afleet):
@@ -300,7 +300,7 @@ async def test_a_stream_that_was_dropped_half_way_leaves_nothing_behind(afleet):
     stream = await afleet.generate("Hello", max_tokens=100, detached=True)
     job_id = stream.job_id
     await anext(stream)
-    routes = afleet._live.subscriber._routes._deliver
+    routes = afleet._live.subscriber.routes
     assert job_id in routes
     del stream
     gc.collect()

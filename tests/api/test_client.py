@@ -29,7 +29,8 @@ from pagefleet.api import (
     UnknownParameter,
 )
 from pagefleet.api.broker.celery_app import make_celery
-from pagefleet.api.client import inbox, token_stream
+from pagefleet.api.client import stream_loop
+from pagefleet.api.client.synchronous import inbox
 from pagefleet.api.contract import keys
 from pagefleet.api.protocol.job_store import JobStore
 
@@ -427,7 +428,7 @@ class TestAbandoned:
         stream = fleet.generate("Hello", seed=7, max_tokens=100, detached=True)
         job_id = stream.job_id
         next(stream)
-        routes = fleet._connections.subscriber._routes._deliver
+        routes = fleet._live.subscriber.routes
         assert job_id in routes
         del stream
         gc.collect()
@@ -446,7 +447,7 @@ class TestWhatAClientHolds:
     def test_its_thread_has_ended_when_close_returns(self, null_stack):
         client = FleetClient(redis_url=null_stack.redis_url)
         client.models()
-        thread = client._connections.subscriber._thread
+        thread = client._live.subscriber._thread
         assert thread.is_alive()
         begun_at = time.monotonic()
         client.close()
@@ -520,7 +521,7 @@ def test_a_fleet_is_found_without_a_setting(null_stack, monkeypatch, tmp_path):
 
 def test_a_reader_that_waits_asks_for_no_prompt_and_for_no_token_twice(fleet, ghost, server, monkeypatch):
     """Bytes that the server sends and receives for one look of a queued job with a prompt of 50 KB."""
-    monkeypatch.setattr(token_stream, "SILENCE_S", 0.02)
+    monkeypatch.setattr(stream_loop, "SILENCE_S", 0.02)
     stream = fleet.generate("x" * 50_000, model=ghost, idle_timeout=0.5)
 
     def traffic():

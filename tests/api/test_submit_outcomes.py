@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ops.chaos.proxy import Proxy
 from pagefleet.api import AsyncFleetClient, FleetClient, FleetSettings, JobState, RedisUnavailable
-from pagefleet.api.client import async_sources, sources
+from pagefleet.api.client.asynchronous import sources as async_sources
+from pagefleet.api.client.synchronous import sources
 from pagefleet.api.contract import keys
 from pagefleet.api.testing import fake_card
 from pagefleet.workers.attempt.engine_loop import wait_until

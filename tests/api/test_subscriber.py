@@ -7,8 +7,9 @@ import threading
 
 import pytest
 
-from pagefleet.api.client.subscriber import AsyncSubscriber, Subscriber
-from pagefleet.api.client.token_stream import LiveEvent
+from pagefleet.api.client.asynchronous.subscriber import AsyncSubscriber
+from pagefleet.api.client.events import LiveEvent
+from pagefleet.api.client.synchronous.subscriber import Subscriber
 from pagefleet.workers.attempt.engine_loop import wait_until
 
 CHANNEL = "pf:reply:test"
@@ -32,7 +33,8 @@ class Beat:
 
 @pytest.fixture(autouse=True)
 def beats_often(monkeypatch):
-    monkeypatch.setattr("pagefleet.api.client.subscriber.BEAT_EVERY_S", 0.0)
+    for kind in ("asynchronous", "synchronous"):
+        monkeypatch.setattr(f"pagefleet.api.client.{kind}.subscriber.BEAT_EVERY_S", 0.0)
 
 
 def reports(caplog):
@@ -42,7 +44,7 @@ def reports(caplog):
 def test_a_thread(store, caplog):
     beat, heard = Beat(2), []
     subscriber = Subscriber(store.settings, CHANNEL, beat)
-    subscriber.add("a", heard.append)
+    subscriber.routes.add("a", heard.append)
     subscriber.open()
     try:
         assert wait_until(lambda: beat.num_beats > 2 and subscriber._ready.is_set(), 10)
@@ -57,7 +59,7 @@ def test_a_thread(store, caplog):
 async def test_a_task(store, caplog):
     beat, heard = Beat(2), []
     subscriber = AsyncSubscriber(store.settings, CHANNEL, beat.awaited)
-    subscriber.add("a", heard.append)
+    subscriber.routes.add("a", heard.append)
     await subscriber.open()
     try:
         async with asyncio.timeout(10):

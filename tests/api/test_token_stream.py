@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
+from pagefleet.api.client.asynchronous.token_stream import AsyncSource, AsyncTokenStream
+from pagefleet.api.client.events import LiveEvent, Resync
 from pagefleet.api.client.stream import StreamState
-from pagefleet.api.client.token_stream import (
-    AsyncSource,
-    AsyncTokenStream,
-    LiveEvent,
-    Resync,
-    Source,
-    TokenStream,
-)
+from pagefleet.api.client.synchronous.token_stream import Source, TokenStream
 from pagefleet.api.contract.messages import EndedEvent, JobState
 from pagefleet.api.protocol.job_record import JobRecord
 
@@ -46,10 +41,10 @@ class Script(Source):
     def delete(self):
         pass
 
-    def stay(self, stays):
+    def keep_running(self, keep):
         pass
 
-    def leave(self):
+    def leave(self, after_s=0.0):
         pass
 
     def close(self):
@@ -78,7 +73,7 @@ class AsyncScript(AsyncSource):
     async def delete(self):
         pass
 
-    def stay(self, stays):
+    def keep_running(self, keep):
         pass
 
     async def leave(self, after_s=0.0):

@@ -9,13 +9,14 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from pagefleet.api import AsyncFleetClient, FleetSettings
+from pagefleet.api import FleetSettings
 from pagefleet.api.cli.main import main
 from pagefleet.api.config.settings import GatewaySettings
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import ConfigurationError, RedisUnavailable
 from pagefleet.api.gateway.access import redis_keys
 from pagefleet.api.gateway.access.redis_keys import RedisKeyring, RedisKeys
+from pagefleet.api.gateway.fleet import GatewayFleet
 from pagefleet.api.gateway.server import serve
 from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.redis_server import RedisServer
@@ -92,7 +93,7 @@ def test_redis_holds_no_key(store, place):
 
 
 async def looked_at(settings, ring):
-    async with AsyncFleetClient(settings) as fleet:
+    async with GatewayFleet(settings) as fleet:
         await ring.look(fleet)
 
 
@@ -124,7 +125,7 @@ async def test_an_error_that_nobody_expected_does_not_end_the_looking(store, pla
         await look(fleet)
 
     ring.look = fail_first
-    async with AsyncFleetClient(store.settings) as fleet:
+    async with GatewayFleet(store.settings) as fleet:
         following = asyncio.create_task(ring.follow(fleet))
         async with asyncio.timeout(5):
             while num_looks < 3:

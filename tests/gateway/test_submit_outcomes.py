@@ -10,7 +10,7 @@ import pytest
 
 from ops.chaos.proxy import Proxy
 from pagefleet.api import JobState
-from pagefleet.api.client import async_sources
+from pagefleet.api.client.asynchronous import sources as async_sources
 from pagefleet.api.config.settings import GatewaySettings
 from pagefleet.api.gateway.app import make_app
 from pagefleet.api.testing import fake_card

@@ -17,7 +17,7 @@ from celery import Celery, chain, chord, signature
 from guarded_server import ADMIN, TEMPLATE, captured_events
 from prometheus_client import CollectorRegistry
 
-from pagefleet.api import AsyncFleetClient, FleetClient
+from pagefleet.api import FleetClient
 from pagefleet.api.broker.celery_app import make_celery
 from pagefleet.api.config.settings import FleetSettings
 from pagefleet.api.contract import keys
@@ -25,6 +25,7 @@ from pagefleet.api.contract.errors import RedisUnavailable
 from pagefleet.api.gateway.access.authentication import ANYBODY
 from pagefleet.api.gateway.access.rate_limit import take
 from pagefleet.api.gateway.access.redis_keys import RedisKeyring, RedisKeys
+from pagefleet.api.gateway.fleet import GatewayFleet
 from pagefleet.api.operate.exporter import FleetCollector
 from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.engine.execution.null_executor import null_token
@@ -63,7 +64,7 @@ def producer(guarded):
 
 
 async def keys_seen(url):
-    async with AsyncFleetClient(redis_url=url) as fleet:
+    async with GatewayFleet(redis_url=url) as fleet:
         ring = RedisKeyring()
         await ring.look(fleet)
         return ring._keys

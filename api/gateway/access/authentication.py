@@ -6,10 +6,10 @@ from typing import Final
 
 from starlette.requests import Request
 
-from pagefleet.api.client.async_client import AsyncFleetClient
 from pagefleet.api.contract.errors import UnknownModel
 from pagefleet.api.contract.messages import ModelCard
 from pagefleet.api.gateway.access.api_keys import ApiKey, Finder
+from pagefleet.api.gateway.fleet import GatewayFleet
 from pagefleet.api.gateway.http.errors import ApiError
 
 _MAX_NAME_CHARS: Final = 128
@@ -46,7 +46,7 @@ def may_use(key: ApiKey, card: ModelCard) -> bool:
     return key.may_use({card.name, *card.aliases})
 
 
-async def card_for(fleet: AsyncFleetClient, key: ApiKey, name: str | None) -> ModelCard:
+async def card_for(fleet: GatewayFleet, key: ApiKey, name: str | None) -> ModelCard:
     """The card of a model that the key may use; with None, of the only one there is.
 
     Raises:

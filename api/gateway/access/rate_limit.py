@@ -9,11 +9,11 @@ import math
 import time
 from typing import Any, Final, NamedTuple
 
-from pagefleet.api.client.async_client import AsyncFleetClient
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import FleetError
 from pagefleet.api.gateway.access.api_keys import ApiKey
 from pagefleet.api.gateway.access.authentication import ANYBODY
+from pagefleet.api.gateway.fleet import GatewayFleet
 from pagefleet.api.gateway.http.errors import ApiError
 from pagefleet.api.protocol.operations import Charge, Operation
 
@@ -34,7 +34,7 @@ class RateLimit:
     """A request takes its ``max_tokens`` from the bucket at once. Each of its jobs carries its share: whoever
     closes the job charges what it used instead, the prompt included, whatever became of this gateway."""
 
-    def __init__(self, fleet: AsyncFleetClient) -> None:
+    def __init__(self, fleet: GatewayFleet) -> None:
         self._fleet = fleet
         self._giving_back: set[asyncio.Task[None]] = set()
 

@@ -13,11 +13,11 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from pagefleet.api.client.async_client import AsyncFleetClient
 from pagefleet.api.config.settings import FleetSettings
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import FleetError, RedisUnavailable
 from pagefleet.api.gateway.access.api_keys import ApiKey, find_key, new_key
+from pagefleet.api.gateway.fleet import GatewayFleet
 from pagefleet.api.protocol.connection import connect, redis_errors
 
 _LOG: Final = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class RedisKeyring:
             raise RedisUnavailable("The API keys could not be read yet.")
         return find_key(self._keys, token)
 
-    async def follow(self, fleet: AsyncFleetClient) -> None:
+    async def follow(self, fleet: GatewayFleet) -> None:
         """Looks again and again, until it is cancelled."""
         while True:
             try:
@@ -87,7 +87,7 @@ class RedisKeyring:
                 _LOG.error("The keys stay as they were", exc_info=True)
             await asyncio.sleep(_LOOK_EVERY_S)
 
-    async def look(self, fleet: AsyncFleetClient) -> None:
+    async def look(self, fleet: GatewayFleet) -> None:
         """Raises: RedisUnavailable."""
         stamp = await fleet.api_keys_stamp()
         # A server that has lost its data has none: then nobody comes in.

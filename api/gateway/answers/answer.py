@@ -14,7 +14,7 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pagefleet.api.client.token_stream import AsyncTokenStream
+from pagefleet.api.client.asynchronous.token_stream import AsyncTokenStream
 from pagefleet.api.contract.chat_message import Reading
 from pagefleet.api.contract.errors import FleetError, RedisUnavailable
 from pagefleet.api.contract.messages import JobResult, ModelCard
@@ -178,9 +178,7 @@ async def start(
                 max_open=key.max_open,
                 max_stored=key.max_stored_bytes,
                 charge=charge_of(key, num_reserved),
-                idle_timeout=None,
                 keep=not body.stream,
-                is_drawn=True,
             )
             answer.streams.append(stream)
         await answer.accepted()

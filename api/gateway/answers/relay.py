@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import Any
 
 from pagefleet.api.chat.choice_reader import ChoiceReader
+from pagefleet.api.client.asynchronous.token_stream import AsyncTokenStream
 from pagefleet.api.client.stream import Chunk
-from pagefleet.api.client.token_stream import AsyncTokenStream
 from pagefleet.api.contract.errors import FleetError
 from pagefleet.api.gateway.answers.shape import Shape, finish_fields, usage
 from pagefleet.api.gateway.answers.together import together

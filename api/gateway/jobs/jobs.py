@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pagefleet.api.client.token_stream import AsyncTokenStream
+from pagefleet.api.client.asynchronous.token_stream import AsyncTokenStream
 from pagefleet.api.contract.errors import JobNotFound, ProtocolError
 from pagefleet.api.gateway.access.api_keys import ApiKey
 from pagefleet.api.gateway.access.authentication import tenant_of

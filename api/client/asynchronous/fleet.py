@@ -1,0 +1,164 @@
+"""AsyncFleet: the interface of every fleet, real or fake."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Never, Unpack
+
+from pagefleet.api.client.asynchronous.context import AsyncClientContext, opens_stream
+from pagefleet.api.client.asynchronous.token_stream import AsyncTokenStream
+from pagefleet.api.client.job_options import DEFAULT_IDLE_TIMEOUT_S, JobOptions, job_arguments
+from pagefleet.api.client.questions import (
+    Answer,
+    PendingQuestion,
+    TokenizedPrompt,
+    detokenize_question,
+    tokenize_question,
+)
+from pagefleet.api.contract.fleet_status import FleetStatus
+from pagefleet.api.contract.messages import ModelCard, WorkerStatus
+from pagefleet.api.contract.requests import as_list, as_messages
+from pagefleet.api.protocol.job_record import JobRecord
+
+
+class AsyncFleet(AsyncClientContext):
+    """Send work to a fleet and read its tokens.
+
+    ``generate`` and ``chat`` check the request before they send it: an invalid one raises a
+    :class:`~pagefleet.api.contract.errors.FleetError` and is not enqueued.
+    """
+
+    @opens_stream
+    async def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        prompt_token_ids: Sequence[int] | None = None,
+        **options: Unpack[JobOptions],
+    ) -> AsyncTokenStream:
+        """Continue a text or token ids.
+
+        Args:
+            prompt: the text.
+            prompt_token_ids: the token ids, instead of ``prompt``.
+            options: see :class:`~pagefleet.api.client.job_options.JobOptions`.
+
+        Raises:
+            InvalidRequest, ContextTooLong, UnknownModel, JobExists, QueueFull, RedisUnavailable.
+        """
+        ids = as_list(prompt_token_ids)
+        return await self._start(*job_arguments(options, prompt=prompt, prompt_token_ids=ids))
+
+    @opens_stream
+    async def chat(
+        self, messages: Sequence[Mapping[str, str]], **options: Unpack[JobOptions]
+    ) -> AsyncTokenStream:
+        """Answer a conversation through the model's chat template.
+
+        Args:
+            messages: each with ``role`` and ``content``.
+            options: see :class:`~pagefleet.api.client.job_options.JobOptions`.
+
+        Raises: as :meth:`generate`.
+        """
+        return await self._start(*job_arguments(options, messages=as_messages(messages)))
+
+    @abstractmethod
+    async def _start(
+        self, job_id: str | None, fields: Mapping[str, Any], idle_timeout: float | None
+    ) -> AsyncTokenStream: ...
+
+    @abstractmethod
+    @opens_stream
+    async def attach(
+        self,
+        job_id: str,
+        *,
+        after: int | Sequence[int] = 0,
+        idle_timeout: float | None = DEFAULT_IDLE_TIMEOUT_S,
+        keep: bool = True,
+        **unknown: Never,
+    ) -> AsyncTokenStream:
+        """Read any job from any process, also after it has ended.
+
+        Args:
+            after: how many tokens of each choice to skip: one number for all choices, or one for each.
+            idle_timeout: seconds without a chunk after which the stream raises ``StreamTimeout``.
+            keep: False if ``result()`` will not be called. The stream then keeps no token that it has given.
+
+        Raises:
+            JobNotFound: there is no such job, or its result has expired.
+        """
+
+    @abstractmethod
+    async def job(self, job_id: str, *, with_log: bool = True) -> JobRecord:
+        """Return what the server has of a job now. Raises: JobNotFound."""
+
+    @abstractmethod
+    async def cancel(self, job_id: str) -> bool:
+        """Stop a job. Returns False if it had ended already. Raises: JobNotFound."""
+
+    @abstractmethod
+    async def delete(self, job_id: str) -> None:
+        """Remove a job, its prompt, its tokens and its result. A job that has not ended is stopped first.
+
+        Raises: JobNotFound.
+        """
+
+    async def tokenize(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        model: str | None = None,
+        add_special_tokens: bool | None = None,
+        add_generation_prompt: bool = True,
+        return_token_strs: bool = False,
+    ) -> TokenizedPrompt:
+        """Return the token ids of a text, or of a conversation in the model's chat template. A worker of the
+        model answers, even if it has no room for another job. No job is created.
+
+        Args:
+            add_special_tokens: add the tokens that the model expects around a text. By default they are added
+                to a prompt, and messages have those of the template.
+            add_generation_prompt: end the conversation with the beginning of the assistant's next message.
+            return_token_strs: also return each token as the vocabulary spells it.
+
+        Raises:
+            InvalidRequest, UnknownModel, NoAnswer, QueueFull, RedisUnavailable.
+        """
+        options = {
+            "add_special_tokens": add_special_tokens,
+            "add_generation_prompt": add_generation_prompt,
+            "return_token_strs": return_token_strs,
+        }
+        question, card = tokenize_question(prompt, messages, options), await self.card(model)
+        pending = PendingQuestion(question, card)
+        return pending.tokenized(await self._ask(pending))
+
+    async def detokenize(self, token_ids: Sequence[int], *, model: str | None = None) -> str:
+        """Return the text of tokens. Special tokens are spelled out.
+
+        Raises: as :meth:`tokenize`.
+        """
+        card = await self.card(model)
+        answer = await self._ask(PendingQuestion(detokenize_question(token_ids, card), card))
+        return answer.prompt or ""
+
+    @abstractmethod
+    async def _ask(self, question: PendingQuestion) -> Answer: ...
+
+    @abstractmethod
+    async def card(self, model: str | None) -> ModelCard:
+        """Return the card of a name or an alias; with None, of the only model. Raises: UnknownModel."""
+
+    @abstractmethod
+    async def models(self) -> list[ModelCard]: ...
+
+    @abstractmethod
+    async def workers(self) -> list[WorkerStatus]:
+        """Return the workers whose lease is alive."""
+
+    @abstractmethod
+    async def status(self) -> FleetStatus: ...

@@ -1,0 +1,194 @@
+"""Where a stream's events come from: the client's reply channel, or an attached job's own channel."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+import weakref
+from typing import Any, Final
+
+from pagefleet.api.broker.arguments import shown_request
+from pagefleet.api.broker.sending import send_message
+from pagefleet.api.client.asynchronous.connections import AsyncConnections
+from pagefleet.api.client.asynchronous.inbox import AsyncInbox
+from pagefleet.api.client.asynchronous.token_stream import AsyncSource
+from pagefleet.api.client.backoff import Backoff
+from pagefleet.api.client.events import LiveEvent, Resync
+from pagefleet.api.client.last_seen import RESUBMIT_AFTER_S, LastSeen
+from pagefleet.api.client.readers import leave_when_dropped
+from pagefleet.api.client.submit_outcome import SETTLE_FOR_S, may_have_arrived, outcome_unknown
+from pagefleet.api.contract.errors import FleetError, JobNotFound, RedisUnavailable
+from pagefleet.api.protocol.async_io import in_thread, sleep
+from pagefleet.api.protocol.job_record import JobRecord, LogPosition
+from pagefleet.api.protocol.operations import Submitted
+from pagefleet.api.protocol.prepared import Prepared, check_submitted, submit_operation
+
+_SETTLE_BASE_S: Final = 0.05
+_SETTLE_CAP_S: Final = 0.2
+
+
+class AsyncJobSource(AsyncSource):
+    """A job's events, as the client's subscriber delivers them to an inbox, and the server's view of it."""
+
+    def __init__(self, live: AsyncConnections, job_id: str) -> None:
+        self._live = live
+        self._job_id = job_id
+        self._inbox = AsyncInbox()
+        self._reader = live.readers.add(job_id)
+        self._leave_when_dropped = leave_when_dropped(self, self._reader)
+        self._stop_listening: weakref.finalize[..., Any] | None = None
+
+    async def wait(self, timeout_s: float) -> LiveEvent | Resync | None:
+        return await self._inbox.get(timeout_s)
+
+    async def read(self, position: LogPosition) -> JobRecord | None:
+        return await self._live.store.read_after(self._job_id, position)
+
+    async def resubmit(self) -> bool:
+        return False
+
+    async def expire(self) -> None:
+        await self._live.expire(self._job_id)
+
+    async def cancel(self) -> None:
+        await self._live.cancel(self._job_id)
+
+    async def delete(self) -> None:
+        await self._live.delete(self._job_id)
+
+    def keep_running(self, keep: bool) -> None:
+        self._reader.keeps_running = keep
+
+    async def leave(self, after_s: float = 0.0) -> None:
+        self._inbox.close()
+        if self._stop_listening is not None:
+            self._stop_listening()
+        if after_s:
+            self._leave_when_dropped.detach()
+            self._live.tasks.call_later(after_s, self._reader.leave)
+        else:
+            self._reader.leave()
+
+    async def close(self) -> None:
+        self.keep_running(True)
+        await self.leave()
+
+
+class AsyncOwnSource(AsyncJobSource):
+    """A job that this client submits. Its events come over the client's reply channel.
+
+    Args:
+        discard_if_interrupted: nobody knows the job's id before :meth:`submit` returns. If the call is
+            interrupted, the job is cancelled, even if it is detached.
+    """
+
+    def __init__(
+        self, live: AsyncConnections, prepared: Prepared, *, discard_if_interrupted: bool = False
+    ) -> None:
+        super().__init__(live, prepared.job_id)
+        self._prepared = prepared
+        self._discard_if_interrupted = discard_if_interrupted
+        self._seen = LastSeen(live.store.settings.result_ttl_s)
+        routes, deliver = live.subscriber.routes, self._seen.recording(self._inbox.put)
+        routes.add(prepared.job_id, deliver)
+        # Otherwise the inbox of a stream that its caller dropped would be filled for ever.
+        self._stop_listening = weakref.finalize(self, routes.remove, prepared.job_id, deliver)
+
+    async def submit(self) -> bool:
+        """SUBMIT and ENQUEUE. If the caller is cancelled, both are completed and then undone.
+
+        Returns:
+            False if the id existed already.
+
+        Raises:
+            RedisUnavailable: it names the job, and says so if the job may have been submitted.
+        """
+        try:
+            return await self._live.tasks.finish_or_undo(self._send, self._undo)
+        except FleetError as error:
+            await self.close()
+            error.job_id = error.job_id or self._prepared.job_id
+            raise
+
+    async def read(self, position: LogPosition) -> JobRecord | None:
+        record = await super().read(position)
+        self._seen.read(record)
+        return record
+
+    async def resubmit(self) -> bool:
+        """A server that has lost its data gets the same job again: same id, same seed, same tokens."""
+        # Its last events may still arrive.
+        await sleep(RESUBMIT_AFTER_S)
+        if not self._seen.was_lost:
+            return False
+        await self._live.tasks.finish(functools.partial(self._send, again=True))
+        return True
+
+    async def _undo(self, error: BaseException | None) -> None:
+        """The caller was interrupted. ``error`` is what the submit failed with."""
+        if error is not None and not may_have_arrived(error):
+            await self.close()
+        elif self._discard_if_interrupted:
+            await self.close()
+            self._live.readers.discard_job(self._prepared.job_id)
+        else:
+            await self.leave()
+
+    async def _send(self, *, again: bool = False) -> bool:
+        submitted = await self._submit(again)
+        check_submitted(submitted, self._prepared)
+        if submitted.created:
+            await self._enqueue()
+        return submitted.created
+
+    async def _submit(self, again: bool) -> Submitted:
+        prepared, store = self._prepared, self._live.store
+        submit = submit_operation(prepared, self._live.channel, self._live.client_id, again=again)
+        try:
+            return await store.run(submit)
+        except RedisUnavailable as error:
+            if not may_have_arrived(error):
+                raise
+        until, backoff = time.monotonic() + SETTLE_FOR_S, Backoff(_SETTLE_BASE_S, _SETTLE_CAP_S)
+        while True:
+            try:
+                submitted = await store.run(submit)
+                if submitted.exists and await store.reply_channel(prepared.job_id) == self._live.channel:
+                    return Submitted(created=True)
+                return submitted
+            except RedisUnavailable as error:
+                if time.monotonic() > until:
+                    raise outcome_unknown(error, prepared.job_id) from error
+                await sleep(backoff.next_s())
+
+    async def _enqueue(self) -> None:
+        prepared = self._prepared
+        try:
+            await in_thread(
+                send_message,
+                self._live.app,
+                prepared.job_id,
+                prepared.queue,
+                prepared.request.priority,
+                shown=shown_request(prepared.request, self._live.store.settings.prompt_chars),
+            )
+        except RedisUnavailable as error:
+            # The error means that nothing was enqueued: remove the job, if the store can be reached.
+            try:
+                with contextlib.suppress(JobNotFound):
+                    await self._live.delete(prepared.job_id)
+            except RedisUnavailable:
+                raise outcome_unknown(error, prepared.job_id) from error
+            raise
+
+
+class AsyncAttachedSource(AsyncJobSource):
+    """A job that any client submitted. Its events come over the job's own channel."""
+
+    async def open(self) -> None:
+        """Listen to the job's channel."""
+        subscriber, deliver = self._live.subscriber, self._inbox.put
+        # Otherwise the inbox of a stream that its caller dropped would be filled for ever.
+        self._stop_listening = weakref.finalize(self, subscriber.unwatch, self._job_id, deliver)
+        await subscriber.watch(self._job_id, deliver)

@@ -1,0 +1,58 @@
+# Generated from api/client/asynchronous/presence.py by `make sync-client`; do not edit.
+"""Presence: tells the server that this client is alive, and which jobs it no longer reads."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from pagefleet.api.broker.closing import JobCloser
+from pagefleet.api.client.readers import AbandonedJob, Readers
+from pagefleet.api.client.synchronous.tasks import Tasks
+from pagefleet.api.contract.errors import FleetError, RedisUnavailable
+from pagefleet.api.protocol import operations
+from pagefleet.api.protocol.job_store import JobStore
+from pagefleet.api.protocol.operations import CancelVerdict
+
+logger = logging.getLogger(__name__)
+
+
+class Presence:
+    """What the subscriber calls. It refers to no connections object, so that a client which was dropped
+    and not closed can be garbage collected."""
+
+    def __init__(self, store: JobStore, closer: JobCloser, tasks: Tasks, client_id: str) -> None:
+        self.readers = Readers()
+        self._store = store
+        self._closer = closer
+        self._tasks = tasks
+        self._client_id = client_id
+
+    def beat(self) -> None:
+        """Renew the client's lease. Raises: RedisUnavailable."""
+        self._store.beat_client(self._client_id)
+
+    def report(self) -> bool:
+        """Report the abandoned jobs. Returns False if the server is unavailable; then call again later."""
+        for job in self.readers.abandoned():
+            try:
+                self._report(job)
+            except RedisUnavailable:
+                self.readers.put_back(job)
+                return False
+            except FleetError as error:
+                logger.debug("could not report that job %s has lost its reader: %s", job.job_id, error)
+        return True
+
+    def _report(self, job: AbandonedJob) -> None:
+        if job.must_end:
+            verdict = self._store.run(operations.cancel(job.job_id))
+            if verdict is CancelVerdict.MISSING and time.monotonic() < job.retry_until:
+                self.readers.put_back(job)
+        else:
+            verdict = self._store.run(operations.leave(job.job_id, self._client_id))
+            if verdict is CancelVerdict.READ and self.readers.is_read(job.job_id):
+                # A new reader came while this one left.
+                self._store.watch(job.job_id, self._client_id)
+        if verdict is CancelVerdict.ENDED:
+            self._tasks.in_thread(self._closer.close, job.job_id)

@@ -1,0 +1,195 @@
+# Generated from api/client/asynchronous/sources.py by `make sync-client`; do not edit.
+"""Where a stream's events come from: the client's reply channel, or an attached job's own channel."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+import weakref
+from typing import Any, Final
+
+from pagefleet.api.broker.arguments import shown_request
+from pagefleet.api.broker.sending import send_message
+from pagefleet.api.client.backoff import Backoff
+from pagefleet.api.client.events import LiveEvent, Resync
+from pagefleet.api.client.last_seen import RESUBMIT_AFTER_S, LastSeen
+from pagefleet.api.client.readers import leave_when_dropped
+from pagefleet.api.client.submit_outcome import SETTLE_FOR_S, may_have_arrived, outcome_unknown
+from pagefleet.api.client.synchronous.connections import Connections
+from pagefleet.api.client.synchronous.inbox import Inbox
+from pagefleet.api.client.synchronous.token_stream import Source
+from pagefleet.api.contract.errors import FleetError, JobNotFound, RedisUnavailable
+from pagefleet.api.protocol.job_record import JobRecord, LogPosition
+from pagefleet.api.protocol.operations import Submitted
+from pagefleet.api.protocol.prepared import Prepared, check_submitted, submit_operation
+from pagefleet.api.protocol.sync_io import in_thread, sleep
+
+_SETTLE_BASE_S: Final = 0.05
+_SETTLE_CAP_S: Final = 0.2
+
+
+class JobSource(Source):
+    """A job's events, as the client's subscriber delivers them to an inbox, and the server's view of it."""
+
+    def __init__(self, live: Connections, job_id: str) -> None:
+        self._live = live
+        self._job_id = job_id
+        self._inbox = Inbox()
+        self._reader = live.readers.add(job_id)
+        self._leave_when_dropped = leave_when_dropped(self, self._reader)
+        self._stop_listening: weakref.finalize[..., Any] | None = None
+
+    def wait(self, timeout_s: float) -> LiveEvent | Resync | None:
+        return self._inbox.get(timeout_s)
+
+    def read(self, position: LogPosition) -> JobRecord | None:
+        return self._live.store.read_after(self._job_id, position)
+
+    def resubmit(self) -> bool:
+        return False
+
+    def expire(self) -> None:
+        self._live.expire(self._job_id)
+
+    def cancel(self) -> None:
+        self._live.cancel(self._job_id)
+
+    def delete(self) -> None:
+        self._live.delete(self._job_id)
+
+    def keep_running(self, keep: bool) -> None:
+        self._reader.keeps_running = keep
+
+    def leave(self, after_s: float = 0.0) -> None:
+        self._inbox.close()
+        if self._stop_listening is not None:
+            self._stop_listening()
+        if after_s:
+            self._leave_when_dropped.detach()
+            self._live.tasks.call_later(after_s, self._reader.leave)
+        else:
+            self._reader.leave()
+
+    def close(self) -> None:
+        self.keep_running(True)
+        self.leave()
+
+
+class OwnSource(JobSource):
+    """A job that this client submits. Its events come over the client's reply channel.
+
+    Args:
+        discard_if_interrupted: nobody knows the job's id before :meth:`submit` returns. If the call is
+            interrupted, the job is cancelled, even if it is detached.
+    """
+
+    def __init__(
+        self, live: Connections, prepared: Prepared, *, discard_if_interrupted: bool = False
+    ) -> None:
+        super().__init__(live, prepared.job_id)
+        self._prepared = prepared
+        self._discard_if_interrupted = discard_if_interrupted
+        self._seen = LastSeen(live.store.settings.result_ttl_s)
+        routes, deliver = live.subscriber.routes, self._seen.recording(self._inbox.put)
+        routes.add(prepared.job_id, deliver)
+        # Otherwise the inbox of a stream that its caller dropped would be filled for ever.
+        self._stop_listening = weakref.finalize(self, routes.remove, prepared.job_id, deliver)
+
+    def submit(self) -> bool:
+        """SUBMIT and ENQUEUE. If the caller is cancelled, both are completed and then undone.
+
+        Returns:
+            False if the id existed already.
+
+        Raises:
+            RedisUnavailable: it names the job, and says so if the job may have been submitted.
+        """
+        try:
+            return self._live.tasks.finish_or_undo(self._send, self._undo)
+        except FleetError as error:
+            self.close()
+            error.job_id = error.job_id or self._prepared.job_id
+            raise
+
+    def read(self, position: LogPosition) -> JobRecord | None:
+        record = super().read(position)
+        self._seen.read(record)
+        return record
+
+    def resubmit(self) -> bool:
+        """A server that has lost its data gets the same job again: same id, same seed, same tokens."""
+        # Its last events may still arrive.
+        sleep(RESUBMIT_AFTER_S)
+        if not self._seen.was_lost:
+            return False
+        self._live.tasks.finish(functools.partial(self._send, again=True))
+        return True
+
+    def _undo(self, error: BaseException | None) -> None:
+        """The caller was interrupted. ``error`` is what the submit failed with."""
+        if error is not None and not may_have_arrived(error):
+            self.close()
+        elif self._discard_if_interrupted:
+            self.close()
+            self._live.readers.discard_job(self._prepared.job_id)
+        else:
+            self.leave()
+
+    def _send(self, *, again: bool = False) -> bool:
+        submitted = self._submit(again)
+        check_submitted(submitted, self._prepared)
+        if submitted.created:
+            self._enqueue()
+        return submitted.created
+
+    def _submit(self, again: bool) -> Submitted:
+        prepared, store = self._prepared, self._live.store
+        submit = submit_operation(prepared, self._live.channel, self._live.client_id, again=again)
+        try:
+            return store.run(submit)
+        except RedisUnavailable as error:
+            if not may_have_arrived(error):
+                raise
+        until, backoff = time.monotonic() + SETTLE_FOR_S, Backoff(_SETTLE_BASE_S, _SETTLE_CAP_S)
+        while True:
+            try:
+                submitted = store.run(submit)
+                if submitted.exists and store.reply_channel(prepared.job_id) == self._live.channel:
+                    return Submitted(created=True)
+                return submitted
+            except RedisUnavailable as error:
+                if time.monotonic() > until:
+                    raise outcome_unknown(error, prepared.job_id) from error
+                sleep(backoff.next_s())
+
+    def _enqueue(self) -> None:
+        prepared = self._prepared
+        try:
+            in_thread(
+                send_message,
+                self._live.app,
+                prepared.job_id,
+                prepared.queue,
+                prepared.request.priority,
+                shown=shown_request(prepared.request, self._live.store.settings.prompt_chars),
+            )
+        except RedisUnavailable as error:
+            # The error means that nothing was enqueued: remove the job, if the store can be reached.
+            try:
+                with contextlib.suppress(JobNotFound):
+                    self._live.delete(prepared.job_id)
+            except RedisUnavailable:
+                raise outcome_unknown(error, prepared.job_id) from error
+            raise
+
+
+class AttachedSource(JobSource):
+    """A job that any client submitted. Its events come over the job's own channel."""
+
+    def open(self) -> None:
+        """Listen to the job's channel."""
+        subscriber, deliver = self._live.subscriber, self._inbox.put
+        # Otherwise the inbox of a stream that its caller dropped would be filled for ever.
+        self._stop_listening = weakref.finalize(self, subscriber.unwatch, self._job_id, deliver)
+        subscriber.watch(self._job_id, deliver)
