@@ -46,7 +46,7 @@ from pagefleet.api.contract.model_cards import CardIndex
 from pagefleet.api.protocol.job_errors import job_not_found
 from pagefleet.api.protocol.job_record import JobRecord, LogPosition
 from pagefleet.api.protocol.operations import Submitted
-from pagefleet.api.protocol.prepared import Prepared, check_submitted, job_exists, prepare
+from pagefleet.api.protocol.prepared import PreparedRequest, check_submitted, job_exists, prepare
 
 Reply = Callable[[GenerateRequest], str]
 
@@ -181,7 +181,7 @@ class InMemoryFleet(Fleet):
             raise job_not_found(job_id)
         return self._jobs[job_id]
 
-    def _room_for(self, prepared: Prepared) -> Submitted:
+    def _room_for(self, prepared: PreparedRequest) -> Submitted:
         """What SUBMIT would say. A job of this fleet never expires: it counts what it may take until it is
         deleted."""
         limits, tenant = prepared.limits, prepared.request.tenant
@@ -207,7 +207,7 @@ class InMemoryFleet(Fleet):
 class _Job:
     """What the server would hold of a job, and who listens."""
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: PreparedRequest) -> None:
         self.prepared = prepared
         self.state = JobState.QUEUED
         self.inboxes: list[queue.SimpleQueue[LiveEvent]] = []

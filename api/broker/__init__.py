@@ -1,4 +1,5 @@
-"""The Celery side of a producer: the app, the queues, the message of a job and its result.
+"""The Celery side: the app, the queues, a job's message and its result, and the state of the fleet.
 
-Depends on the job store below it. It does not know clients, gateways or commands.
+sending.py sends a job's message, closing.py writes its Celery result, and status.py reads queues and jobs for
+monitors. Depends on the job store. Does not know clients, gateways or commands.
 """

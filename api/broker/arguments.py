@@ -1,5 +1,7 @@
-"""What monitors are shown of a job: which model and how much is asked of it; of its prompt only the length,
-unless somebody asked for more."""
+"""The part of a job's arguments that monitors see: the model, the limits and the prompt's length.
+
+Of the prompt itself they see the first ``prompt_chars`` characters, which is 0 by default.
+"""
 
 from __future__ import annotations
 
@@ -19,57 +21,59 @@ _MAX_REPR_CHARS: Final = 8192
 _SHORTENED: Final = re.compile(r"(?P<text>.*)(?P<size><\d+ [a-z]+>)", re.DOTALL)
 
 
-def shown_request(request: GenerateRequest, prompt_chars: int) -> str:
-    """A request as a dict's ``repr``, the form in which Celery's events carry keyword arguments."""
+def request_repr(request: GenerateRequest, prompt_chars: int) -> str:
+    """Return the visible part of a request, as the ``repr`` of a dict, like arguments in Celery's events."""
     fields = {name: getattr(request, name) for name in ("model", "tenant", *_PROMPTS)}
     fields["max_tokens"] = request.sampling.max_tokens
     if request.lane != "interactive":
         fields["lane"] = request.lane
     if request.priority != GenerateRequest.model_fields["priority"].default:
         fields["priority"] = request.priority
-    return repr(shortened(fields, prompt_chars))
+    return repr(shorten(fields, prompt_chars))
 
 
-def shown_repr(text: object, prompt_chars: int) -> str:
-    """The same for a ``repr`` that an event brought: anybody's, so that nothing is believed of it."""
+def shorten_repr(text: object, prompt_chars: int) -> str:
+    """Return the visible part of a ``repr`` from an event, which any program may have sent."""
     try:
         if not isinstance(text, str) or len(text) > _MAX_REPR_CHARS:
             return HIDDEN
         fields = ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return HIDDEN
-    shown = shortened(fields, prompt_chars) if isinstance(fields, dict) else {}
-    return repr(shown) if shown else HIDDEN
+    visible = shorten(fields, prompt_chars) if isinstance(fields, dict) else {}
+    return repr(visible) if visible else HIDDEN
 
 
-def shortened(fields: Mapping[Any, Any], prompt_chars: int) -> dict[str, Any]:
-    """Names and numbers as they are, prompts as their first characters and their size; all else is left out.
-    What is short already stays."""
-    shown: dict[str, Any] = {}
+def shorten(fields: Mapping[Any, Any], prompt_chars: int) -> dict[str, Any]:
+    """Return names and numbers unchanged, and prompts as their first characters and size; no other fields.
+
+    Prompts that are shortened already keep their size.
+    """
+    visible: dict[str, Any] = {}
     for name in _PROMPTS:
         value = fields.get(name)
         if isinstance(value, str) and (short := _SHORTENED.fullmatch(value)):
-            shown[name] = _cut(short["text"], prompt_chars) + short["size"]
+            visible[name] = _cut(short["text"], prompt_chars) + short["size"]
         elif value is not None:
             text, size = _measured(name, value)
-            shown[name] = _cut(text, prompt_chars) + f"<{size}>"
+            visible[name] = _cut(text, prompt_chars) + f"<{size}>"
     for name in _PLAIN:
         value = fields.get(name)
         if isinstance(value, int | float):
-            shown[name] = value
+            visible[name] = value
         elif isinstance(value, str):
-            shown[name] = value[:_MAX_CHARS]
-    return shown
+            visible[name] = value[:_MAX_CHARS]
+    return visible
 
 
 def _cut(text: str, num_chars: int) -> str:
-    """Of what is already cut the mark is not counted."""
+    """Return the first characters. The mark of a text that is cut already does not count."""
     text = text.removesuffix(_MARK)
     return text[:num_chars] + _MARK if text and num_chars else ""
 
 
 def _measured(name: str, value: Any) -> tuple[str, str]:
-    """A prompt's text, the last message's of a conversation, and its size in words."""
+    """Return a prompt's text (of a conversation, the last message's) and its size as a text."""
     if name == "prompt_token_ids":
         return "", f"{len(value) if isinstance(value, list) else 0} tokens"
     if name == "prompt":
@@ -79,6 +83,6 @@ def _measured(name: str, value: Any) -> tuple[str, str]:
 
 
 def _contents(messages: Any) -> list[str]:
-    """Of chat messages, as they come in a request or as dicts."""
+    """Return the contents of chat messages, which are objects of a request or dicts."""
     each = messages if isinstance(messages, list) else []
     return [str(one.get("content") if isinstance(one, dict) else getattr(one, "content", "")) for one in each]

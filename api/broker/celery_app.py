@@ -1,6 +1,6 @@
-"""One Celery configuration for producers, workers and Flower.
+"""make_celery: the one Celery configuration for producers, workers and Flower.
 
-It never becomes Celery's current app, so that it can live inside another service's own Celery task.
+The app never becomes Celery's current app, so that a task of another service's Celery app can use it.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ if TYPE_CHECKING:
     from celery import Celery
     from kombu import Queue
 
-# Redis's redelivery by timeout is switched off: a dead worker's messages come back through its lease.
+# In effect switches redelivery by timeout off: a dead worker's messages are restored when its lease expires.
 _NEVER_S: Final = 10**8
 
-# kombu folds ten priorities into four lists unless told otherwise.
+# By default kombu merges the ten priorities into four lists.
 PRIORITY_STEPS: Final = tuple(range(10))
 
 
 def broker_priority(priority: int) -> int:
-    """Ours has 9 as the most urgent; kombu's Redis transport has 0."""
+    """Return kombu's priority, whose most urgent value is 0, for a job's priority, whose most urgent is 9."""
     return PRIORITY_STEPS[-1] - priority
 
 
 def make_queue(name: str) -> Queue:
-    """A queue with an exchange of its own: a bare ``Queue`` would bind all to the default exchange."""
+    """Return a queue with its own exchange; a bare ``Queue`` would bind all queues to the default one."""
     from kombu import Exchange, Queue
 
     return Queue(name, Exchange(name), routing_key=name)
 
 
 def make_queues(model_name: str) -> list[Queue]:
-    """Every queue that a model's worker consumes, the most urgent lane first."""
+    """Return the queues that a model's worker consumes, the most urgent lane first."""
     return [make_queue(name) for lane in keys.LANES for name in keys.queues(model_name, lane)]
 
 
 def make_celery(settings: FleetSettings, *, worker_id: str | None = None) -> Celery:
-    """A Celery app on the fleet's Redis.
+    """Return a Celery app on the fleet's Redis.
 
     Args:
-        settings: which server, and for how long results are kept.
-        worker_id: set in a worker, whose unacknowledged messages then are its own.
+        settings: the server, and how long results are kept.
+        worker_id: set by a worker, which then records its unacknowledged messages under its own keys.
     """
-    # Imported where they are needed, here and below: a service that imports the client at its start should
-    # not pay for Celery before it sends its first job.
+    # Celery is imported inside functions: a service that imports the client does not pay for Celery until it
+    # sends its first job.
     from pagefleet.api.broker.fleet_app import FleetApp
 
     app = FleetApp("pagefleet", broker=settings.url, backend=settings.url, set_as_current=False)
@@ -64,7 +64,7 @@ def make_celery(settings: FleetSettings, *, worker_id: str | None = None) -> Cel
         task_serializer="json",
         result_serializer="json",
         result_expires=settings.result_ttl_s,
-        # No retries, as everywhere: who calls knows better when to.
+        # No retries: the callers retry, as with all connections.
         result_backend_transport_options={"retry_policy": {"max_retries": 0}},
         task_acks_late=True,
         task_track_started=True,
@@ -86,7 +86,7 @@ def _transport_options(settings: FleetSettings, worker_id: str | None) -> dict[s
         "visibility_timeout": _NEVER_S,
         "unacked_restore_interval": 3600,
         "priority_steps": list(PRIORITY_STEPS),
-        # Round robin between queues would give no lane order.
+        # The default, round robin, would ignore the order of the lanes.
         "queue_order_strategy": "priority",
         "socket_connect_timeout": settings.connect_timeout_s,
         "socket_keepalive": True,
@@ -94,6 +94,6 @@ def _transport_options(settings: FleetSettings, worker_id: str | None) -> dict[s
         "max_retries": 0,
     }
     if worker_id is None:
-        # A producer only sends: without it, one whose server falls silent would wait for ever.
+        # A producer only sends. Without a timeout it would wait forever for a server that stops answering.
         return options | {"socket_timeout": settings.socket_timeout_s}
     return options | keys.unacked(worker_id)

@@ -1,7 +1,7 @@
-"""check_celery_app: can this Celery app send jobs to a fleet and get their results?
+"""check_celery_app: checks whether a Celery app can send jobs to a fleet and get their results.
 
-A service that only knows Celery has no other way to learn it: a message on another queue, or a result under
-another key, is silence.
+A service that uses only Celery gets no error otherwise: a message on a different queue is not read, and a
+result under a different key is not found.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def check_celery_app(app: Celery) -> None:
-    """Compares an app's configuration with what pagefleet's workers read and write; call it at the start.
+    """Compare an app's configuration with what pagefleet's workers read and write. Call it at startup.
 
     Raises:
-        ConfigurationError: the first setting that would leave a caller without an answer, and its fix.
+        ConfigurationError: names the first setting that would leave a caller without an answer, and the fix.
         RedisUnavailable: the broker or the result backend does not answer.
     """
     for fault in _faults(app):

@@ -1,12 +1,13 @@
-"""CLOSE (protocol line 9): an ended job's result is written from its hash and log, then it may expire.
+"""CLOSE (protocol line 9): writes an ended job's result from its hash and log, and lets the job expire.
 
-Idempotent, and anyone may do it: the worker that ended the job, the client that cancelled it, a sweeper.
+Idempotent. The worker that ended the job may close it, the client that cancelled it, or a sweeper.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pagefleet.api.broker.sending import send_message
 from pagefleet.api.contract.errors import DeadlineExceeded, FleetError, JobFailed
 from pagefleet.api.contract.messages import JobState
 from pagefleet.api.protocol.connection import redis_errors
@@ -22,50 +23,44 @@ class JobCloser:
     """Writes Celery's result of an ended job, so that ``AsyncResult(job_id).get()`` works everywhere.
 
     Args:
-        tell_callbacks: where the job has Celery callbacks that were not called, a message is sent: the worker
-            that gets it calls them. Not by that worker itself.
+        send_callbacks: if the job has Celery callbacks that were not called, send a message; the worker that
+            receives it calls them. That worker itself sets this to false.
     """
 
-    def __init__(self, store: JobStore, app: Celery, *, tell_callbacks: bool = True) -> None:
-        self._tell_callbacks = tell_callbacks
+    def __init__(self, store: JobStore, app: Celery, *, send_callbacks: bool = True) -> None:
+        self._send_callbacks = send_callbacks
         self._app = app
         self._store = store
         self._backend: Any = app.backend
 
     def close(self, job_id: str, queue: str | None = None) -> JobRecord | None:
-        """Writes the result, takes the job out of its ledger and starts the clock of its expiry.
+        """Write the result, remove the job from its ledger and start its TTL.
 
         Args:
-            queue: in whose ledger it stands; by default what its hash says.
+            queue: the queue whose ledger contains the job; by default the one in its hash.
 
         Returns:
-            The job as it ended, or None where the server knows no such job, or no end of it: it was restarted
-            without its last second, and the job goes on.
+            The ended job, or None if it does not exist or has not ended (a restarted server may have lost its
+            last second).
         """
         record = self._store.read(job_id)
         if record is None or not record.state.is_final:
             return None
         with redis_errors(self._store.settings.url):
             self._write_result(record)
-        if self._tell_callbacks and record.canvas and record.ttl_ms != 0 and not record.was_called_back:
-            self._send(record)
+        if self._send_callbacks and record.canvas and record.ttl_ms != 0 and not record.was_called_back:
+            send_message(self._app, record.job_id, record.queue, record.priority)
         self._store.close(job_id, queue or record.queue)
         return record
 
     def delete(self, job_id: str) -> bool:
-        """Removes everything that is kept of a job; false where there is no such job."""
+        """Remove everything that is stored of a job. Return false if it does not exist."""
         record = self._store.read(job_id, with_log=False)
         if record is None:
             return False
         if self._store.delete(job_id, record.queue) is DeleteVerdict.ENDED:
             self.close(job_id)
         return True
-
-    def _send(self, record: JobRecord) -> None:
-        # It imports this module.
-        from pagefleet.api.broker.sending import send_message
-
-        send_message(self._app, record.job_id, record.queue, record.priority)
 
     def _write_result(self, record: JobRecord) -> None:
         from celery.exceptions import TaskRevokedError
@@ -85,9 +80,11 @@ class JobCloser:
 
 
 def failure_of(record: JobRecord) -> FleetError:
-    """The exception that stands for a job which ended without an answer."""
+    """Return the exception of a job that ended without an answer."""
     if record.error is not None:
         return record.error.to_error(record.job_id)
     if record.ended_by == "deadline":
-        return DeadlineExceeded("The job's deadline passed before it was done.", job_id=record.job_id)
-    return JobFailed(f"The job ended with {record.ended_by!r}.", job_id=record.job_id)
+        return DeadlineExceeded(
+            "The job's deadline passed before it was done; use a longer deadline_s.", job_id=record.job_id
+        )
+    return JobFailed(f"The job ended with finish_reason {record.ended_by!r}.", job_id=record.job_id)

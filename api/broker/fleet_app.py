@@ -1,4 +1,4 @@
-"""The Celery class of this project."""
+"""FleetApp: a Celery app that does not publish arguments."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ _HIDDEN = "..."
 
 
 class FleetApp(Celery):  # type: ignore[misc]
-    """Celery whose messages and events do not repeat their arguments: a bare message's are a prompt, and
-    whoever may watch the events would read it."""
+    """Omits the arguments from the headers of messages and from events.
+
+    A bare message has the prompt in its arguments, and every user who may watch events could read it.
+    """
 
     def send_task(self, name: str, *args: Any, **options: Any) -> Any:
         options.setdefault("argsrepr", _HIDDEN)

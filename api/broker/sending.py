@@ -1,4 +1,4 @@
-"""ENQUEUE (protocol line 2): the one way a job's message reaches the broker."""
+"""send_message: ENQUEUE (protocol line 2), the only code that sends a job's message to the broker."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 
 
 def send_message(
-    app: Celery, job_id: str, queue_name: str, priority: int, *, shown: str | None = None
+    app: Celery, job_id: str, queue_name: str, priority: int, *, kwargs_repr: str | None = None
 ) -> None:
-    """ENQUEUE (protocol line 2): a thin message, the id and nothing else that could be large.
+    """Send the message of a job: little more than its id, because kombu copies messages that it restores.
 
     Args:
-        shown: what Celery's ``task-sent`` event says of the arguments.
+        kwargs_repr: the arguments in Celery's ``task-sent`` event, without private content.
 
     Raises:
-        RedisUnavailable: the broker did not take it.
+        RedisUnavailable: the broker does not answer or rejects the message.
+        StorageFull: the broker is at its memory limit.
     """
     from kombu.exceptions import OperationalError
 
@@ -35,25 +36,25 @@ def send_message(
         app.send_task(
             keys.GENERATE_TASK,
             kwargs=kwargs,
-            kwargsrepr=shown or HIDDEN,
+            kwargsrepr=kwargs_repr or HIDDEN,
             task_id=job_id,
             queue=make_queue(queue_name),
             priority=broker_priority(priority),
             retry=False,
-            # JobCloser writes the result all the same. Without this, Celery subscribes this process to the
-            # result of each job and never lets go, and waits 20 s for a server that is away.
+            # JobCloser writes the result anyway. Without this, Celery subscribes this process to the result
+            # of every job, never unsubscribes, and waits 20 s if the server does not answer.
             ignore_result=True,
         )
     except (OperationalError, redis.RedisError, OSError) as error:
         kind = StorageFull if _is_out_of_memory(error) else RedisUnavailable
         raise kind(
-            f"The broker at {safe_url(str(app.conf.broker_url))} did not take the job: {reason_of(error)}",
+            f"The broker at {safe_url(str(app.conf.broker_url))} did not take the job: {reason_of(error)}.",
             job_id=job_id,
         ) from error
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """kombu wraps what redis-py raises."""
+    """Return whether the cause is the memory limit; kombu wraps redis-py's exceptions."""
     return isinstance(error, redis.OutOfMemoryError) or (
         error.__cause__ is not None and _is_out_of_memory(error.__cause__)
     )

@@ -1,4 +1,4 @@
-"""The state of the whole fleet as one value: what ``pagefleet status`` shows."""
+"""read_status: the state of the fleet, for ``pagefleet status``; and figures of the queues for monitors."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ PRIORITIES: Final = PRIORITY_STEPS
 
 
 def read_status(store: JobStore) -> FleetStatus:
-    """Queues, workers, models and running jobs, as they are now."""
+    """Return the queues, workers, models, running and refused jobs of this moment."""
     cards = store.cards()
     queues: list[QueueStatus] = []
     running: list[RunningJob] = []
     refused: list[RefusedJob] = []
-    hidden: list[str] = []
+    unreadable: list[str] = []
     for card in cards:
         for lane in keys.LANES:
             name = keys.queue(card.name, lane)
@@ -35,21 +35,22 @@ def read_status(store: JobStore) -> FleetStatus:
             depth, num_jobs = num_queued(store, name), num_open(store, card.name, lane)
             queues.append(QueueStatus(name, card.name, lane, depth, num_jobs))
             if not _may_read(store, job_ids):
-                hidden += job_ids
+                unreadable += job_ids
                 continue
             jobs = _jobs(store, card.name, job_ids)
             running += [job for job in jobs if isinstance(job, RunningJob)]
             refused += [job for job in jobs if isinstance(job, RefusedJob)]
-    return FleetStatus(cards, store.workers(), queues, running, refused, len(store.dead_letters()), hidden)
+    num_dead = len(store.dead_letters())
+    return FleetStatus(cards, store.workers(), queues, running, refused, num_dead, unreadable)
 
 
 def num_queued(store: JobStore, queue_name: str) -> int:
-    """Messages that wait in the broker for this queue, over all priorities."""
+    """Return the number of messages in the broker for this queue, over all priorities."""
     return sum(num_by_priority(store, queue_name).values())
 
 
 def num_by_priority(store: JobStore, queue_name: str) -> dict[int, int]:
-    """Messages that wait in the broker for this queue, by the priority that a job was given."""
+    """Return the number of messages in the broker for this queue, by priority (9 is the most urgent)."""
     with redis_errors(store.settings.url):
         pipeline = store.redis.pipeline(transaction=False)
         for priority in PRIORITIES:
@@ -58,19 +59,19 @@ def num_by_priority(store: JobStore, queue_name: str) -> dict[int, int]:
 
 
 def num_open(store: JobStore, model: str, lane: Lane) -> int:
-    """Jobs of this lane that have not been closed yet."""
+    """Return the number of jobs of this lane that are not closed."""
     with redis_errors(store.settings.url):
         return sum(int(store.redis.zcard(keys.open_jobs(name))) for name in keys.queues(model, lane))
 
 
 def oldest_waiting_s(store: JobStore, model: str, lane: Lane, held: Container[str]) -> float:
-    """How long the oldest job that no live worker holds has been there, on the server's clock; 0: none.
+    """Return how long, in seconds by the server's clock, the oldest waiting job has been queued; 0 if none.
 
-    From ledgers and leases alone, so that a monitor may ask. The oldest jobs of a queue are mostly those that
-    run: they are passed over, page by page.
+    Reads only the ledgers, which a monitor's user may read. The oldest jobs of a queue are usually running,
+    so the ledger is read page by page until a waiting one is found.
 
     Args:
-        held: the jobs that the workers hold.
+        held: the ids of the jobs that live workers hold.
     """
     return max(_oldest_waiting_s(store, name, held) for name in keys.queues(model, lane))
 
@@ -99,13 +100,15 @@ def _oldest_open(store: JobStore, model: str, lane: Lane) -> list[str]:
 
 
 def _priority_list(queue_name: str, step: int) -> str:
-    """kombu's list behind one priority of a queue: the first one keeps the plain name."""
+    """Return kombu's list of one priority step of a queue; step 0 has the queue's name."""
     return queue_name if step == 0 else f"{queue_name}\x06\x16{step}"
 
 
 def _may_read(store: JobStore, job_ids: list[str]) -> bool:
-    """A monitor's user may not: a job's hash holds its prompt. One question, not one for each job: the server
-    keeps a list of what it denied."""
+    """Return whether this user may read jobs. A monitor's user may not, because a job's hash has its prompt.
+
+    Only one job is tried, because the server logs every denied command.
+    """
     with redis_errors(store.settings.url):
         try:
             if job_ids:
@@ -113,7 +116,7 @@ def _may_read(store: JobStore, job_ids: list[str]) -> bool:
         except redis.exceptions.NoPermissionError:
             return False
         except redis.exceptions.ResponseError:
-            pass  # that one job cannot be read by anyone
+            pass  # The user may read jobs, but this one is broken.
     return True
 
 
@@ -123,7 +126,7 @@ def _jobs(store: JobStore, model: str, job_ids: list[str]) -> list[RunningJob | 
         pipeline = store.redis.pipeline(transaction=False)
         for job_id in job_ids:
             pipeline.hmget(keys.job(job_id), "state", "owner", "n:0", "attempts", "claimed_at", "refused")
-        # One job that cannot be read must not hide the others.
+        # One broken job must not hide the others.
         rows = pipeline.execute(raise_on_error=False) if job_ids else []
     jobs: list[RunningJob | RefusedJob] = []
     for job_id, row in zip(job_ids, rows, strict=True):

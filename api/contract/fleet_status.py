@@ -1,4 +1,4 @@
-"""What ``pagefleet status`` shows: queues, workers and jobs at one moment."""
+"""FleetStatus: the queues, workers and jobs of a fleet at one moment, as ``pagefleet status`` shows them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pagefleet.api.contract.messages import ModelCard, WorkerStatus
 
 @dataclass(frozen=True, slots=True)
 class QueueStatus:
-    """``num_queued`` messages wait in the broker; ``num_open`` jobs have not been closed yet."""
+    """``num_queued``: messages in the broker. ``num_open``: jobs that are not closed, queued and running."""
 
     name: str
     model: str
@@ -31,7 +31,7 @@ class RunningJob:
 
 @dataclass(frozen=True, slots=True)
 class RefusedJob:
-    """A job that a worker gave back, and why: it waits for another one."""
+    """A job that waits because no worker has the weights of its tokens; ``reason`` is for people."""
 
     job_id: str
     model: str
@@ -47,4 +47,4 @@ class FleetStatus:
     refused: list[RefusedJob]
     num_dead_letters: int
     hidden: list[str] = field(default_factory=list)
-    """Open jobs, by id, of which the user of this connection may not know more."""
+    """Ids of open jobs that this connection's Redis user may not read."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING
 
-from pagefleet.api.broker.arguments import shown_request
+from pagefleet.api.broker.arguments import request_repr
 from pagefleet.api.broker.closing import JobCloser
 from pagefleet.api.broker.sending import send_message
 from pagefleet.api.contract.messages import JobState
@@ -14,7 +14,7 @@ from pagefleet.api.protocol import operations
 from pagefleet.api.protocol.job_errors import job_not_found
 from pagefleet.api.protocol.job_record import JobRecord
 from pagefleet.api.protocol.job_store import JobStore
-from pagefleet.api.protocol.prepared import Prepared, check_submitted
+from pagefleet.api.protocol.prepared import PreparedRequest, check_submitted
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -53,15 +53,15 @@ class DeadLetters:
         letter = self.get(job_id)
         request = letter.request().model_copy(update={"detached": True})
         card = CardIndex(self._store.cards()).resolve(request.model)
-        prepared = Prepared(str(uuid.uuid4()), request, card)
+        prepared = PreparedRequest(str(uuid.uuid4()), request, card)
         submission = operations.submit(
             prepared.job_id, request, queue=prepared.queue, channel="", limits=prepared.limits
         )
         if letter.was_refused and not from_start:
-            submission = operations.resumed(submission, job_id)
+            submission = operations.resume(submission, job_id)
         check_submitted(self._store.run(submission), prepared)
-        shown = shown_request(request, self._store.settings.prompt_chars)
-        send_message(self._app, prepared.job_id, prepared.queue, request.priority, shown=shown)
+        kwargs_repr = request_repr(request, self._store.settings.prompt_chars)
+        send_message(self._app, prepared.job_id, prepared.queue, request.priority, kwargs_repr=kwargs_repr)
         self.drop(job_id)
         return prepared.job_id
 

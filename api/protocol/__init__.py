@@ -1,4 +1,9 @@
-"""The job protocol: each state change of a job is one method of the job store and one Lua script.
+"""The job protocol on Redis: each state change of a job is one operation, which is one Lua script.
 
-Depends on the wire contract and the settings. It does not know Celery, clients or HTTP.
+operations.py has the operations as values, without I/O. job_store.py, for threads, and async_job_store.py run
+them; producer_store.py, their shared part for producers, is generated from the latter. replies.py and
+job_record.py read what plain Redis commands return, prepared.py turns a caller's fields into a request, and
+connection.py opens connections and maps their failures to errors.
+
+Depends on the wire contract and the settings. Does not know Celery, clients or HTTP.
 """

@@ -19,10 +19,10 @@ from pagefleet.api.protocol.replies import (
     HEAD_FIELDS,
     parse_after,
     parse_heads,
+    parse_readable,
     parse_record,
     queue_read,
     queue_read_after,
-    readable,
 )
 from pagefleet.api.protocol.scripts import load_script
 
@@ -40,7 +40,7 @@ class AsyncJobStore:
 
     def __init__(self, settings: FleetSettings) -> None:
         self.settings = settings
-        # redis-py types a reply as the union of all replies; operations.py says what each one is.
+        # redis-py types a reply as the union of all replies; operations.py has the real types.
         self.redis: Any = connect_async(settings)
 
     async def read(self, job_id: str, *, with_log: bool = True) -> JobRecord | None:
@@ -91,14 +91,14 @@ class AsyncJobStore:
         with redis_errors(self.settings.url):
             names = sorted(await self.redis.smembers(keys.MODELS))
             texts = await self.redis.mget([keys.model(name) for name in names]) if names else []
-        return readable(ModelCard, names, texts)
+        return parse_readable(ModelCard, names, texts)
 
     async def workers(self) -> list[WorkerStatus]:
         """Return the workers whose lease is alive, by id."""
         with redis_errors(self.settings.url):
             ids = sorted(await self.redis.zrange(keys.WORKERS, 0, -1))
             texts = await self.redis.mget([keys.lease(worker_id) for worker_id in ids]) if ids else []
-        return readable(WorkerStatus, ids, texts)
+        return parse_readable(WorkerStatus, ids, texts)
 
     async def api_keys_stamp(self) -> str | None:
         with redis_errors(self.settings.url):

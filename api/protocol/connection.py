@@ -1,4 +1,4 @@
-"""Connections to Redis: how they are opened, and how their failures become one of our errors."""
+"""Opens connections to Redis, and turns their failures into pagefleet's errors."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from redis.driver_info import DriverInfo
 from pagefleet.api.config.settings import FleetSettings
 from pagefleet.api.contract.errors import ConfigurationError, ProtocolError, RedisUnavailable, StorageFull
 
-_NOT_NOW: Final = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "BUSY ")
-"""Replies that end by themselves, or by an operator's hand."""
+_TEMPORARY: Final = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "BUSY ")
+"""Error replies that stop without a change of the data, perhaps after an operator's action."""
 
-_OF_THE_SERVER: Final = (
+_SERVER_ERRORS: Final = (
     redis.OutOfMemoryError,
     redis.ReadOnlyError,
     redis.exceptions.NoPermissionError,
@@ -26,15 +26,15 @@ _OF_THE_SERVER: Final = (
 )
 
 _ASYNC_CONNECTIONS: Final = 8
-"""For all tasks of an event loop: a burst of a thousand submits should not open a thousand sockets."""
+"""Shared by all tasks of an event loop: a burst of a thousand submits must not open a thousand sockets."""
 
 
 def _options(settings: FleetSettings) -> dict[str, Any]:
     return {
-        # By itself redis-py parses its package's metadata for each new connection, about 5 ms.
+        # Without it, redis-py parses its package's metadata for each new connection, which takes 5 ms.
         "driver_info": DriverInfo(lib_version=redis.__version__),
         "decode_responses": True,
-        # Broken UTF-8 in one job must not end the reader of all: it becomes unreadable JSON at most.
+        # Broken UTF-8 in one job must not stop a reader of many jobs; at worst it becomes unreadable JSON.
         "encoding_errors": "replace",
         "socket_connect_timeout": settings.connect_timeout_s,
         "socket_timeout": settings.socket_timeout_s,
@@ -45,7 +45,7 @@ def _options(settings: FleetSettings) -> dict[str, Any]:
 
 
 def connect(settings: FleetSettings) -> redis.Redis:
-    """A pool of connections, opened when first used. No retries: who calls knows better when to."""
+    """Return a client whose connections are opened on first use. It does not retry; the callers do."""
     with _url_errors(settings.url):
         return redis.Redis.from_url(
             settings.url, retry=redis.retry.Retry(NoBackoff(), 0), **_options(settings)
@@ -53,6 +53,7 @@ def connect(settings: FleetSettings) -> redis.Redis:
 
 
 def connect_async(settings: FleetSettings, max_connections: int = _ASYNC_CONNECTIONS) -> redis.asyncio.Redis:
+    """Like ``connect``, for asyncio. Waits for a free connection if all are in use."""
     with _url_errors(settings.url):
         pool: redis.asyncio.BlockingConnectionPool = redis.asyncio.BlockingConnectionPool.from_url(
             settings.url,
@@ -65,71 +66,75 @@ def connect_async(settings: FleetSettings, max_connections: int = _ASYNC_CONNECT
 
 
 def is_unreadable(error: BaseException) -> bool:
-    """Whether a key is not of the type, or a field not of the form, that it should be."""
-    if not isinstance(error, redis.ResponseError) or isinstance(error, _OF_THE_SERVER):
+    """Return whether the error means that a key has the wrong type, or a field the wrong form."""
+    if not isinstance(error, redis.ResponseError) or isinstance(error, _SERVER_ERRORS):
         return False
     text = str(error)
-    # The line of the script stands in whatever stopped it, also where that is no fault of the key.
-    # redis-py puts the command before the reply where it was one of a pipeline.
+    # Redis adds "user_script" and the line to every error in a script, so other causes are excluded first.
+    # redis-py puts the command in front of the reply if it was part of a pipeline.
     return (
         text.startswith("WRONGTYPE")
         or "caused error: WRONGTYPE" in text
-        or ("user_script" in text and not text.startswith(_NOT_NOW))
+        or ("user_script" in text and not text.startswith(_TEMPORARY))
     )
 
 
 @contextmanager
 def redis_errors(url: str) -> Iterator[None]:
-    """Turns every way in which a server can be out of reach into :class:`RedisUnavailable`."""
+    """Turn redis-py's exceptions into :class:`FleetError`.
+
+    Raises:
+        StorageFull: the server is at its memory limit.
+        RedisUnavailable: the server does not answer, or rejects the connection, the user or all writes.
+        ProtocolError: a value in Redis cannot be read.
+    """
     try:
         yield
     except redis.OutOfMemoryError as error:
         raise StorageFull(
-            f"Redis at {safe_url(url)} is at its memory limit and takes nothing new; results that expire "
-            "make room, and so does a higher maxmemory."
+            f"Redis at {safe_url(url)} is at its memory limit and accepts no new data; raise its maxmemory, "
+            "or wait until results expire."
         ) from error
     except redis.ReadOnlyError as error:
-        raise RedisUnavailable(f"Redis at {safe_url(url)} takes no writes: {reason_of(error)}.") from error
+        raise RedisUnavailable(f"Redis at {safe_url(url)} rejects writes: {reason_of(error)}.") from error
     except redis.exceptions.NoPermissionError as error:
         raise RedisUnavailable(
-            f"Redis at {safe_url(url)} does not allow that to this user: {reason_of(error)}; "
-            "ops/redis/users.acl says what each needs."
+            f"Redis at {safe_url(url)} does not allow this user's command: {reason_of(error)}; "
+            "ops/redis/users.acl lists the rights of each user."
         ) from error
     except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
-        refusal = _certificate_refusal(error)
-        if refusal is not None:
+        fault = _certificate_fault(error)
+        if fault is not None:
             raise RedisUnavailable(
-                f"The certificate of Redis at {safe_url(url)} was refused: {refusal.rstrip('.')}; "
-                "PAGEFLEET_REDIS_CA names the authority to trust."
+                f"The certificate of Redis at {safe_url(url)} is not trusted: {fault.rstrip('.')}; "
+                "set PAGEFLEET_REDIS_CA to the certificate of its authority."
             ) from error
         raise RedisUnavailable(
             f"No answer from Redis at {safe_url(url)} ({reason_of(error)}); "
-            "is it running, and does REDIS_URL name it? `pagefleet up` starts a local one."
+            "check that it runs and that REDIS_URL is right. `pagefleet up` starts a local one."
         ) from error
     except redis.InvalidResponse as error:
         raise RedisUnavailable(
-            f"What answers at {safe_url(url)} is no Redis ({reason_of(error)}); look at REDIS_URL."
+            f"The server at {safe_url(url)} is not Redis ({reason_of(error)}); check REDIS_URL."
         ) from error
     except redis.ResponseError as error:
-        if str(error).startswith(_NOT_NOW):
-            raise RedisUnavailable(
-                f"Redis at {safe_url(url)} takes no writes: {reason_of(error)}."
-            ) from error
+        if str(error).startswith(_TEMPORARY):
+            raise RedisUnavailable(f"Redis at {safe_url(url)} rejects writes: {reason_of(error)}.") from error
         if is_unreadable(error):
-            raise ProtocolError(f"What Redis holds there cannot be read: {reason_of(error)}.") from error
+            raise ProtocolError(f"A value in Redis cannot be read: {reason_of(error)}.") from error
         raise
 
 
 def safe_url(url: str) -> str:
-    """The URL without its password, fit for messages and logs."""
+    """Return the URL without its password, for messages and logs."""
     scheme, separator, rest = url.partition("://")
     credentials, at, host = rest.rpartition("@")
     user = credentials.partition(":")[0]
     return f"{scheme}{separator}{user}:***{at}{host}" if at else url
 
 
-def _certificate_refusal(error: BaseException | None) -> str | None:
-    """Why the server was not believed; redis-py and kombu wrap what ``ssl`` raises."""
+def _certificate_fault(error: BaseException | None) -> str | None:
+    """Return why the server's certificate is not trusted, if that is a cause of the error."""
     while error is not None:
         if isinstance(error, ssl.SSLCertVerificationError):
             return error.verify_message
@@ -138,8 +143,10 @@ def _certificate_refusal(error: BaseException | None) -> str | None:
 
 
 def reason_of(error: Exception) -> str:
-    """Without the command, which redis-py puts before the reply if it was one of a pipeline: a prompt may be
-    among its arguments."""
+    """Return the error's reason, without a full stop.
+
+    redis-py puts the command of a pipeline in front, which is removed: its arguments may contain a prompt.
+    """
     return (str(error).rpartition(" caused error: ")[2] or type(error).__name__).rstrip(".")
 
 

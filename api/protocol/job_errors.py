@@ -1,4 +1,4 @@
-"""Errors that name their job."""
+"""Adds the job's id to errors, and makes the error of an unknown job."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pagefleet.api.contract.errors import FleetError, JobNotFound
 
 
 @contextlib.contextmanager
-def about(job_id: str) -> Iterator[None]:
-    """Every error in it names the job."""
+def naming_job(job_id: str) -> Iterator[None]:
+    """Set ``job_id`` of every FleetError that is raised in this context and does not name a job yet."""
     try:
         yield
     except FleetError as error:
@@ -20,5 +20,5 @@ def about(job_id: str) -> Iterator[None]:
 
 def job_not_found(job_id: str) -> JobNotFound:
     return JobNotFound(
-        f"There is no job {job_id!r}: the id is wrong, or its result has expired.", job_id=job_id
+        f"There is no job {job_id!r}: check the id; results expire after some time.", job_id=job_id
     )

@@ -1,4 +1,4 @@
-"""What the server knows of one job at one moment: its hash and its log, read together."""
+"""JobRecord: a job's hash and log, read together at one moment."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ TIMES: Final = ("enqueued_at", "claimed_at", "first_token_at", "ended_at")
 
 
 class LogPosition(NamedTuple):
-    """Where a reader is in a job's log: what it asks for, instead of reading all of it again.
+    """A reader's position in a job's log, so that it reads only what follows.
 
-    ``num_entries``: items of the log that it need not see; ``num_choices``: how many the job has, as far as
-    the reader knows.
+    ``num_entries``: entries that it has read. ``num_choices``: the job's choices, as far as it knows.
     """
 
     num_entries: int = 0
@@ -42,7 +41,7 @@ class LogPosition(NamedTuple):
 class JobRecord:
     """A job as read: typed access to the fields that ``scripts/prelude.lua`` lists.
 
-    ``after``: only a state and the log behind this position were read, not the request.
+    ``after``: if set, the request was not read, and of the log only what follows this position.
     """
 
     job_id: str
@@ -51,7 +50,7 @@ class JobRecord:
     after: LogPosition | None = None
 
     def check(self) -> None:
-        """Reads every field once. Raises: ValueError, KeyError, TypeError."""
+        """Parse every field once. Raise ValueError, KeyError or TypeError if one cannot be read."""
         if not 1 <= self.num_choices <= MAX_CHOICES:
             raise ValueError("num_choices")
         if not 0 <= (self.ttl_ms or 0) <= MAX_TTL_S * 1000:
@@ -80,7 +79,7 @@ class JobRecord:
 
     @property
     def has_whole_log(self) -> bool:
-        """Whether the entries hold every token that the hash counts, each once and in order."""
+        """Whether the entries contain every token that the hash counts, each once and in order."""
         lengths = dict.fromkeys(range(self.num_choices), 0)
         for entry in self.entries:
             if entry.offset != lengths.get(entry.choice):
@@ -108,17 +107,17 @@ class JobRecord:
 
     @property
     def was_refused(self) -> bool:
-        """It waits, or waited to its end, for a worker with the weights that it was begun with."""
+        """Whether it waits, or waited until its end, for a worker with the weights of its tokens."""
         return "refused" in self.fields
 
     @property
     def times(self) -> dict[str, float | None]:
-        """Seconds since the epoch on the server's clock; None where it never got that far."""
+        """Seconds since the epoch by the server's clock; None for what has not happened."""
         return {name: self._seconds(name) for name in TIMES}
 
     @property
     def seconds_open(self) -> float | None:
-        """From the submit to the end; None where it has not ended."""
+        """Seconds from the submit to the end; None if it has not ended."""
         begin, end = self._seconds("enqueued_at"), self._seconds("ended_at")
         return None if begin is None or end is None else end - begin
 
@@ -128,12 +127,12 @@ class JobRecord:
 
     @property
     def clients(self) -> list[str]:
-        """Who must live for it; nobody, where it is detached."""
+        """Ids of its readers; the job is cancelled when none of them is alive. [] if it is detached."""
         return self.fields.get("clients", "").split()
 
     @property
     def canvas(self) -> dict[str, Any]:
-        """Of a bare message its Celery callbacks, and whom it belongs to; {} where there are none to call."""
+        """Celery callbacks of a bare message, with the ids they need; {} if there are none to call."""
         try:
             stored = json.loads(self.fields.get("canvas", "{}"))
         except (ValueError, RecursionError):
@@ -142,12 +141,12 @@ class JobRecord:
 
     @property
     def has_expired(self) -> bool:
-        """It was cancelled because it was not begun in time."""
+        """Whether it was cancelled because it was not started in time."""
         return "expired" in self.fields
 
     @property
     def was_called_back(self) -> bool:
-        """Whether a worker called the callbacks, or began to."""
+        """Whether a worker has called the callbacks, or has started to."""
         return "callbacks" in self.fields
 
     @property
@@ -156,7 +155,7 @@ class JobRecord:
 
     @property
     def fingerprints(self) -> list[Fingerprint]:
-        """Of the engines that computed it, in order, without repetitions in a row; [] if unreadable."""
+        """The engines that computed it, in order, without consecutive repetitions; [] if unreadable."""
         try:
             stored = json.loads(self.fields.get("fingerprints", "[]"))
             return [Fingerprint.model_validate(each) for each in stored]
@@ -165,18 +164,18 @@ class JobRecord:
 
     @property
     def waits_with_deadline(self) -> bool:
-        """Nobody runs the job, and its time may be up."""
+        """Whether the job is queued and has a deadline, which may have passed."""
         return self.state is JobState.QUEUED and "deadline" in self.fields
 
     @property
     def ttl_ms(self) -> int | None:
-        """The job's own, where it has one."""
+        """The job's own TTL, or None."""
         value = self.fields.get("ttl")
         return None if value is None else int(value)
 
     @property
     def ended_by(self) -> str | None:
-        """The job's own finish reason: of a job that was cut off that, whatever choices had ended before."""
+        """The job's finish reason: "error", "deadline" or "cancelled" if a choice has it, else the first."""
         reasons = [self.finish_reason(choice) for choice in range(self.num_choices)]
         cut = (reason for reason in ("error", "deadline", "cancelled") if reason in reasons)
         return next(cut, reasons[0])
@@ -186,7 +185,7 @@ class JobRecord:
 
     @property
     def model(self) -> str:
-        """Of any version's request, also one that this version cannot obey; '' where it is none at all."""
+        """The requested model, also from a request of another version; '' if it cannot be read."""
         try:
             return str(json.loads(self.fields["request"])["model"])
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -194,7 +193,7 @@ class JobRecord:
 
     @property
     def served_model(self) -> str:
-        """The canonical name of the model whose queue the job is on: known without its request."""
+        """The canonical name of the model, from the job's queue; does not need the request."""
         return keys.parse_queue(self.queue).model
 
     @property
@@ -202,7 +201,7 @@ class JobRecord:
         return keys.parse_queue(self.queue).lane
 
     def request(self) -> GenerateRequest:
-        """Raises: ProtocolError."""
+        """Parse the request. Raise ProtocolError if it cannot be read."""
         try:
             return GenerateRequest.model_validate_json(self.fields["request"])
         except ValidationError:
@@ -211,7 +210,7 @@ class JobRecord:
             ) from None
 
     def ended_event(self) -> EndedEvent:
-        """The event that was published when the job ended. Only for a final state."""
+        """Return the event that was published when the job ended. The state must be final."""
         return EndedEvent(
             state=self.state,
             num_tokens=self.num_tokens,
@@ -220,7 +219,7 @@ class JobRecord:
         )
 
     def result(self) -> JobResult:
-        """The job's outcome, from the hash and the log alone."""
+        """Return the job's outcome, from the hash and the log alone."""
         return JobResult(
             job_id=self.job_id,
             model=self.model,

@@ -1,7 +1,6 @@
 """JobStore: every state change of a job is one method here and one script in ``scripts/``.
 
-The docstrings name the line of the protocol that a method is. It knows Redis and the wire contract;
-it does not know Celery, models or engines.
+The docstrings name the line of the protocol that a method implements. Does not know Celery or engines.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from pagefleet.api.protocol.replies import (
     OPEN_JOB_FIELDS,
     DeadWorker,
     OpenJob,
-    open_job,
+    parse_open_job,
 )
 from pagefleet.api.protocol.scripts import load_script
 
@@ -62,7 +61,7 @@ class JobStore(ProducerStore):
         client_id: str = "",
         schedule: Schedule = NO_SCHEDULE,
     ) -> Submitted:
-        """Line 1, SUBMIT: queued, unless the queue is too deep or the id exists."""
+        """Create a queued job (line 1, SUBMIT), unless the id exists or a limit is reached."""
         return self.run(
             operations.submit(
                 job_id,
@@ -82,10 +81,13 @@ class JobStore(ProducerStore):
         fingerprint_json: str,
         started: Mapping[str, str] | None = None,
     ) -> list[Claim]:
-        """Line 4, CLAIM: takes jobs for a worker, in one round trip.
+        """Take jobs for a worker (line 4, CLAIM), in one round trip.
 
         Args:
-            started: by job, Celery's result from now on, as JSON.
+            started: by job id, Celery's result while the job runs, as JSON.
+
+        Returns:
+            One reply for each job, in their order.
         """
         ttls, started = (self.settings.result_ttl_s, self.settings.refused_ttl_s), started or {}
         calls = [
@@ -95,11 +97,15 @@ class JobStore(ProducerStore):
         return self.run_many(calls, unreadable=Claim(ClaimVerdict.UNREADABLE))
 
     def mark(self, worker_id: str, epochs: dict[str, int]) -> set[str]:
-        """Line 5, MARK: before a first prefill reaches the device. Returns the jobs lost to the fence."""
+        """Make jobs suspects before their first prefill (line 5, MARK).
+
+        Returns:
+            The ids of the jobs that the worker no longer owns.
+        """
         return self.run(operations.mark(worker_id, epochs))
 
     def step(self, worker_id: str, items: Sequence[StepItem]) -> list[StepReply]:
-        """Line 6, STEP: appends and publishes what the last steps produced, for all jobs at once."""
+        """Append and publish the tokens of the last steps, for many jobs at once (line 6, STEP)."""
         return self.run(operations.step(worker_id, items))
 
     def end(
@@ -112,46 +118,56 @@ class JobStore(ProducerStore):
         reason: str = "",
         error: ErrorInfo | None = None,
     ) -> str:
-        """Lines 7 and 8, END and FAIL, by the owner: a final state other than done."""
+        """Put a job into a final state other than done, as its owner (lines 7 and 8, END and FAIL).
+
+        Returns:
+            "ended", "fenced" or "missing".
+        """
         return self.run(operations.end(job_id, worker_id, epoch, state, reason=reason, error=error))
 
     def release(self, job_id: str, worker_id: str, epoch: int) -> str:
-        """Line 8, RELEASE: gives the job back; the caller returns its message to the queue."""
+        """Queue a running job again (line 8, RELEASE). The caller returns its message to the broker.
+
+        Returns:
+            "released", "fenced" or "missing".
+        """
         return self.run(operations.release(job_id, worker_id, epoch))
 
     def condemn(self, job_id: str, queue: str, *, only_missing: bool = False) -> bool:
-        """A job that nobody can read leaves its ledger; it becomes a dead letter if it is a hash at all.
+        """Remove an unreadable job from its ledger, and make it a dead letter if it is a hash.
 
         Args:
-            only_missing: only where there is no hash, which its client may have written again by now.
+            only_missing: do nothing if the job has a hash, because its client may have submitted it again.
 
         Returns:
-            Whether this call found it: one of several callers counts it.
+            Whether this call was the first to do so, and must count it.
         """
         error = ErrorInfo(
-            code=ProtocolError.code, message="What the server holds of this job cannot be read."
+            code=ProtocolError.code, message="What Redis has stored of this job cannot be read."
         )
         ttl_s = self.settings.dead_letter_ttl_s
         verdict = self.run(operations.condemn(job_id, queue, error, ttl_s, only_missing=only_missing))
         return verdict not in ("known", "kept")
 
     def claim_callbacks(self, job_id: str) -> bool:
-        """Line 9, CLOSE, the marker: true for the one caller that may run the job's links and chain."""
+        """Return true for the one caller that may run the job's links and chain (line 9, CLOSE)."""
         return self.run(operations.callbacks(job_id))
 
     def close(self, job_id: str, queue: str) -> str:
-        """Line 9, CLOSE, last part: out of the ledger; hash and log may expire from now on."""
+        """Remove a final job from its ledger and let its hash and log expire (line 9, CLOSE, last part)."""
         return self.run(
             operations.close(job_id, queue, self.settings.result_ttl_s, self.settings.dead_letter_ttl_s)
         )
 
     def beat(self, status: WorkerStatus, lease_s: float) -> bool:
-        """Line 10, BEAT: the worker's lease runs anew. False where its model's card is gone."""
+        """Renew the worker's lease (line 10, BEAT). Return false if the card of its model is missing."""
         return self.run(operations.beat(status, lease_s))
 
     def is_full(self) -> bool:
-        """Whether the server is at its memory limit: nothing new should be taken off a queue then, since
-        the broker could not write down who has it."""
+        """Return whether the server is at its memory limit.
+
+        Workers must not take messages then, because the broker could not record who has them.
+        """
         try:
             with redis_errors(self.settings.url):
                 self.redis.set(keys.PROBE, "1", px=1000)
@@ -159,18 +175,18 @@ class JobStore(ProducerStore):
             return True
         return False
 
-    def leave(self, worker_id: str) -> None:
-        """Line 17, DRAIN, last part: the lease is given up. The worker stays known as a tombstone."""
+    def delete_lease(self, worker_id: str) -> None:
+        """Delete the worker's lease (line 17, DRAIN, last part). The worker remains known as a tombstone."""
         with redis_errors(self.settings.url):
             self.redis.delete(keys.lease(worker_id))
 
     def is_alive(self, worker_id: str) -> bool:
-        """Whether the worker's lease exists."""
+        """Return whether the worker's lease exists."""
         with redis_errors(self.settings.url):
             return bool(self.redis.exists(keys.lease(worker_id)))
 
     def dead_workers(self) -> list[DeadWorker]:
-        """Line 11, REAP, the question: known workers without a lease, and what they left behind."""
+        """Return the workers without a lease, and their number of unacknowledged messages (for line 11)."""
         with redis_errors(self.settings.url):
             pipeline = self.redis.pipeline(transaction=False)
             pipeline.time()
@@ -189,23 +205,23 @@ class JobStore(ProducerStore):
         ]
 
     def open_jobs(self, queue: str, first: int = 0, limit: int = 1000) -> list[OpenJob]:
-        """Line 13, SWEEP, the question: the jobs of a queue that are not closed, the oldest first."""
+        """Return the jobs of a queue that are not closed, the oldest first (for line 13, SWEEP)."""
         with redis_errors(self.settings.url):
             ledger = self.redis.zrange(keys.open_jobs(queue), first, first + limit - 1, withscores=True)
             pipeline = self.redis.pipeline(transaction=False)
             pipeline.time()
             for job_id, _enqueued_ms in ledger:
                 pipeline.hmget(keys.job(job_id), *OPEN_JOB_FIELDS)
-            # A key of another type is as good as none.
+            # A key of another type is treated as a missing one.
             (seconds, micros), *rows = pipeline.execute(raise_on_error=False)
         now_ms = seconds * 1000 + micros / 1000
         return [
-            open_job(job_id, enqueued_ms, row, now_ms)
+            parse_open_job(job_id, enqueued_ms, row, now_ms)
             for (job_id, enqueued_ms), row in zip(ledger, rows, strict=True)
         ]
 
     def forget_worker(self, worker_id: str) -> None:
-        """Line 11, REAP, the end of a tombstone."""
+        """Delete a worker's tombstone (line 11, REAP)."""
         with redis_errors(self.settings.url):
             self.redis.zrem(keys.WORKERS, worker_id)
 
@@ -214,44 +230,53 @@ class JobStore(ProducerStore):
             return bool(self.redis.set(lock, token, nx=True, px=int(ttl_s * 1000)))
 
     def unlock(self, lock: str, token: str) -> bool:
-        """Only the lock that ``token`` took; false where it had expired."""
+        """Release the lock if it still has this token. Return false if it has expired."""
         return self.run(operations.unlock(lock, token))
 
     def are_gone(self, client_ids: Sequence[str]) -> list[bool]:
-        """Line 13, SWEEP, the question: which clients have not been heard of for their lease."""
+        """Return, for each client, whether its lease has expired (for line 13, SWEEP)."""
         if not client_ids:
             return []
         with redis_errors(self.settings.url):
             return [value is None for value in self.redis.mget([keys.client(each) for each in client_ids])]
 
     def cancel(self, job_id: str, *, only_queued: bool = False) -> CancelVerdict:
-        """Line 16, CANCEL: after ``ENDED`` the caller must close the job.
+        """Cancel a job (line 16, CANCEL). After ``ENDED`` the caller must close it.
 
         Args:
-            only_queued: not one that runs, nor one that is claimed at this very moment.
+            only_queued: do not cancel a running job; atomic with a simultaneous claim.
         """
         return self.run(operations.cancel(job_id, only_queued=only_queued))
 
     def delete(self, job_id: str, queue: str) -> DeleteVerdict:
-        """Removes what the server knows of a job; after ``ENDED`` the caller must close the job."""
+        """Remove everything that is stored of a job. After ``ENDED`` the caller must close it."""
         return self.run(operations.delete(job_id, queue, self.settings.result_ttl_s))
 
     def expire(self, job_id: str) -> bool:
-        """Line 13, SWEEP: ends a job that waited past its deadline, or for its weights for too long; after
-        ``True`` it must be closed."""
+        """End a queued job that is past its deadline or has waited too long for its weights (line 13, SWEEP).
+
+        Returns:
+            Whether this call ended it; the caller must then close it.
+        """
         return self.run(operations.expire(job_id))
 
-    def due(self, job_id: str, *, is_wanted: bool = False) -> bool:
-        """Line 13, SWEEP: the time of a job that was to begin later, or was refused, has come; after ``True``
-        send it."""
-        return self.run(operations.due(job_id, is_wanted=is_wanted))
+    def due(self, job_id: str, *, has_worker: bool = False) -> bool:
+        """Make a scheduled or refused job due if its time has come (line 13, SWEEP).
+
+        Args:
+            has_worker: a worker has the weights that a refused job waits for, so it is due now.
+
+        Returns:
+            Whether this call made it due; the caller must then send its message.
+        """
+        return self.run(operations.due(job_id, has_worker=has_worker))
 
     def refuse(self, job_id: str, failure_json: str) -> bool:
-        """Stores a failed result for an id that has no job; false where it has one, or a final result."""
+        """Store a failed result for an id without a job. Return false if it has a job or a final result."""
         return self.run(operations.refuse(job_id, failure_json, self.settings.result_ttl_s))
 
     def keep_unreadable(self, entry_json: str) -> None:
-        """Keeps what came over a queue and cannot be answered, for an operator: a day, the newest hundred."""
+        """Store a message that cannot be answered, for an operator: the newest hundred, for a day."""
         with redis_errors(self.settings.url):
             pipeline = self.redis.pipeline(transaction=True)
             pipeline.lpush(keys.UNREADABLE, entry_json)
@@ -260,7 +285,7 @@ class JobStore(ProducerStore):
             pipeline.execute()
 
     def dead_letters(self) -> list[str]:
-        """The ids of the jobs that were given up and are still kept, the oldest first."""
+        """Return the ids of the dead letters that have not expired, the oldest first."""
         with redis_errors(self.settings.url):
             job_ids = self.redis.zrange(keys.DEAD, 0, -1)
             pipeline = self.redis.pipeline(transaction=False)
@@ -269,13 +294,13 @@ class JobStore(ProducerStore):
             kept = pipeline.execute()
             gone = [job_id for job_id, exists in zip(job_ids, kept, strict=True) if not exists]
             if gone:
-                # A monitor's user may not; somebody else tidies up.
+                # A monitor's user may not delete; another user will.
                 with contextlib.suppress(redis.exceptions.NoPermissionError):
                     self.redis.zrem(keys.DEAD, *gone)
         return [job_id for job_id in job_ids if job_id not in set(gone)]
 
     def publish_card(self, card: ModelCard) -> None:
-        """Makes a model known to producers, from now on and after its last worker is gone."""
+        """Store a model's card. Producers know the model from then on, also without workers."""
         with redis_errors(self.settings.url):
             pipeline = self.redis.pipeline(transaction=True)
             pipeline.set(keys.model(card.name), card.model_dump_json())
@@ -283,7 +308,7 @@ class JobStore(ProducerStore):
             pipeline.execute()
 
     def remove_card(self, name: str) -> bool:
-        """Makes a model unknown; false where it was."""
+        """Delete a model's card. Return false if there was none."""
         with redis_errors(self.settings.url):
             pipeline = self.redis.pipeline(transaction=True)
             pipeline.delete(keys.model(name))
@@ -291,8 +316,11 @@ class JobStore(ProducerStore):
             return any(pipeline.execute())
 
     def run_many(self, calls: Sequence[Operation[T]], unreadable: T) -> list[T]:
-        """Runs several scripts in one round trip; not atomic together. ``unreadable`` stands for the reply of
-        one that found a key or a field that it could not read."""
+        """Run several scripts in one round trip; they are not atomic together.
+
+        Args:
+            unreadable: returned instead of a reply if a script found a key or a field that it cannot read.
+        """
         with redis_errors(self.settings.url):
             pipeline = self.redis.pipeline(transaction=False)
             for call in calls:

@@ -1,6 +1,19 @@
-"""The protocol's scripts as values: which script, which keys, which arguments, how to read the reply.
+"""The protocol's operations as values: the script, its keys and arguments, and how to parse the reply.
 
-Nothing here does I/O, so that the synchronous and the asynchronous store send the very same calls.
+"Protocol line N" is the number of an operation in the protocol:
+
+    1 SUBMIT    submit, resume                    10 BEAT     beat
+    2 ENQUEUE   broker/sending.py                 11 REAP     job_store.dead_workers, unlock
+    3 POP       the Celery worker                 12 BLAME    in claim
+    4 CLAIM     claim                             13 SWEEP    expire, due, condemn, unlock
+    5 MARK      mark                              14 AUDIT    workers, with release
+    6 STEP      step                              15 CLIENT   watch, leave, and the stores' read methods
+    7 END       end, and in other scripts         16 CANCEL   cancel, leave, delete
+    8 FAIL, RELEASE   end, release                17 DRAIN    release, job_store.delete_lease
+    9 CLOSE     callbacks, close
+
+``delete``, ``refuse`` and ``condemn`` are additions (ops/decisions/0008). This module does no I/O, so the
+synchronous and the asynchronous store send the same calls.
 """
 
 from __future__ import annotations
@@ -17,12 +30,12 @@ from pagefleet.api.contract.stored_size import reserved_bytes
 T = TypeVar("T")
 
 CLIENT_LEASE_S: Final = 10.0
-"""A client without a heartbeat for this long is gone, and so are its jobs unless they are detached."""
+"""A client without a heartbeat for this long is dead, and its jobs are cancelled unless they are detached."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operation(Generic[T]):
-    """One call of one script. ``parse`` turns the server's reply into what the caller gets."""
+    """One call of one script. ``parse`` turns the server's reply into the result."""
 
     script: str
     keys: Sequence[str]
@@ -31,20 +44,24 @@ class Operation(Generic[T]):
 
 
 class Submitted(NamedTuple):
-    """``created`` is false where the id existed already or a limit was reached; ``depth`` is set where the
-    queue was full, ``tenant_depth``, in choices, where the tenant's share of it was, and
-    ``tenant_bytes`` where what the tenant has stored leaves no room. ``is_other``: the id is that of
-    another request; ``is_deleted``: the job was deleted, and must not be sent again."""
+    """The reply of SUBMIT. At most one of the fields after ``created`` is set, with the reason against it."""
 
     created: bool
+    """False if the id exists or a limit is reached."""
     depth: int | None = None
+    """Open jobs of the queue, if it is full."""
     tenant_depth: int | None = None
+    """Open choices of the tenant in this queue, if there are too many."""
     tenant_bytes: int | None = None
+    """Stored bytes of the tenant, if the job does not fit in addition."""
     is_other: bool = False
+    """The id belongs to a job with another request."""
     is_deleted: bool = False
+    """The job was deleted and must not be submitted again."""
 
     @property
     def exists(self) -> bool:
+        """Whether a job with the same id and request exists, which the caller may attach to."""
         return self == Submitted(created=False)
 
 
@@ -61,26 +78,26 @@ class ClaimVerdict(StrEnum):
 
 
 class Claim(NamedTuple):
-    """What CLAIM said; ``reason`` and ``retry_in_s`` are set for ``REFUSED``, the others for ``CLAIMED``.
-
-    ``solo``: the job may be what its last worker died of; no other job's first prefill beside its own.
-    ``taken_over``: its last worker died with it. ``waited_s``: since it was enqueued.
-    """
+    """The reply of CLAIM. ``REFUSED`` sets ``reason`` and ``retry_in_s``, ``CLAIMED`` all other fields."""
 
     verdict: ClaimVerdict
     epoch: int = 0
     attempt: int = 0
     solo: bool = False
+    """The job may have killed its last worker: do not run its first prefill together with another job's."""
     request_json: str = ""
     num_tokens: tuple[int, ...] = ()
+    """Tokens in the log, by choice."""
     reason: str = ""
     retry_in_s: float = 0.0
     taken_over: bool = False
+    """Its last worker died while it ran the job."""
     waited_s: float = 0.0
+    """Seconds since the job was enqueued."""
 
 
 class StepItem(NamedTuple):
-    """One choice's part of a STEP. ``entry`` is None where only flags are asked for or given."""
+    """One choice's part of a STEP. ``entry`` is None if there are no tokens, to read the flags."""
 
     job_id: str
     epoch: int
@@ -89,7 +106,7 @@ class StepItem(NamedTuple):
     entry: LogEntry | None
     num_prompt_tokens: int | None = None
     num_cached_tokens: int = 0
-    """Goes with ``num_prompt_tokens``."""
+    """Set together with ``num_prompt_tokens``."""
 
 
 class StepStatus(StrEnum):
@@ -103,7 +120,7 @@ class StepStatus(StrEnum):
 
 
 class StepReply(NamedTuple):
-    """``num_tokens`` is what the log holds now; for ``BEHIND``, where to send again from."""
+    """``num_tokens`` is the length of the log now. If ``BEHIND``, the worker sends again from there."""
 
     status: StepStatus
     num_tokens: int
@@ -129,8 +146,7 @@ NO_LIMIT: Final = 10**15
 
 
 class Limits(NamedTuple):
-    """How many open jobs a queue may hold, how many choices those of one tenant may have, and how many
-    bytes all its jobs may take."""
+    """Limits of SUBMIT: open jobs of the queue, the tenant's open choices in it, its stored bytes."""
 
     max_depth: int
     max_tenant_depth: int
@@ -138,7 +154,7 @@ class Limits(NamedTuple):
 
 
 class Charge(NamedTuple):
-    """Who pays for a job: an API key, how many tokens of its minute are reserved, and its limits."""
+    """The API key that pays for a job, the tokens that it has reserved, and its limits per minute."""
 
     key_id: str
     num_reserved: int
@@ -151,12 +167,14 @@ class Charge(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """What a Celery message asks for beside its request: when to begin, at the earliest and at the latest (ms
-    since the epoch), and what to call afterwards (JSON)."""
+    """The options of a Celery message in addition to its request."""
 
     not_before: int | None = None
+    """The earliest start (``eta``, ``countdown``), in ms since the epoch."""
     start_by: int | None = None
+    """The latest start (``expires``), in ms since the epoch."""
     canvas: str | None = None
+    """Links and chain to call afterwards, as JSON."""
 
 
 NO_SCHEDULE: Final = Schedule()
@@ -175,11 +193,11 @@ def submit(
     asked: str = "",
     again: bool = False,
 ) -> Operation[Submitted]:
-    """SUBMIT.
+    """SUBMIT (protocol line 1): create a queued job.
 
     Args:
-        asked: hash of what the caller asked for. A job with that id and another hash is not attached to.
-        again: sends a job that the server lost; not one that was deleted.
+        asked: hash of the caller's request. If the id exists with another hash, the reply is ``is_other``.
+        again: submit a job that the server lost, unless it was deleted.
     """
     request_json = request.model_dump_json(exclude_defaults=True)
     deadline_ms = "" if request.deadline_s is None else int(request.deadline_s * 1000)
@@ -221,8 +239,8 @@ def submit(
     )
 
 
-def resumed(submission: Operation[Submitted], letter_id: str) -> Operation[Submitted]:
-    """SUBMIT of a job that goes on with the tokens of a dead letter."""
+def resume(submission: Operation[Submitted], letter_id: str) -> Operation[Submitted]:
+    """Return the SUBMIT of a job that continues from the tokens of a dead letter."""
     return replace(submission, args=[*submission.args, "resumed", letter_id])
 
 
@@ -250,11 +268,12 @@ def claim(
     ttl_s: int = 3600,
     refused_ttl_s: int = 86400,
 ) -> Operation[Claim]:
-    """CLAIM.
+    """CLAIM (protocol line 4): take a job for a worker. Includes BLAME (line 12) if its last worker died.
 
     Args:
-        started_json: Celery's result while the job runs; without it none is stored.
-        refused_ttl_s: how long a job that was begun with other weights waits before it is a dead letter.
+        started_json: Celery's result while the job runs; if empty, none is stored.
+        ttl_s: for that result, if the job has no TTL.
+        refused_ttl_s: how long a job with tokens of other weights waits before it becomes a dead letter.
     """
     return Operation(
         "claim",
@@ -284,7 +303,14 @@ def _parse_claim(reply: list[Any]) -> Claim:
 
 
 def mark(worker_id: str, epochs: dict[str, int]) -> Operation[set[str]]:
-    """The ids for which the fence failed."""
+    """MARK (protocol line 5): make jobs suspects before their first prefill.
+
+    Args:
+        epochs: by job id.
+
+    Returns:
+        The ids of the jobs that the worker no longer owns.
+    """
     job_ids = list(epochs)
     return Operation(
         "mark",
@@ -295,6 +321,7 @@ def mark(worker_id: str, epochs: dict[str, int]) -> Operation[set[str]]:
 
 
 def step(worker_id: str, items: Sequence[StepItem]) -> Operation[list[StepReply]]:
+    """STEP (protocol line 6): append and publish tokens. The replies are in the order of the items."""
     args: list[str | int | float] = [worker_id]
     for item in items:
         entry = item.entry
@@ -326,6 +353,7 @@ def end(
     reason: str,
     error: ErrorInfo | None,
 ) -> Operation[str]:
+    """END and FAIL (protocol lines 7 and 8) by the owner: "ended", "fenced" or "missing"."""
     error_json = "" if error is None else error.model_dump_json(exclude_defaults=True)
     return Operation(
         "end",
@@ -336,14 +364,17 @@ def end(
 
 
 def release(job_id: str, worker_id: str, epoch: int) -> Operation[str]:
+    """RELEASE (protocol line 8): queue a running job again: "released", "fenced" or "missing"."""
     return Operation("release", [keys.job(job_id)], [worker_id, epoch, job_id], str)
 
 
 def callbacks(job_id: str) -> Operation[bool]:
+    """CLOSE (protocol line 9), the marker: true for the one caller that may run the Celery callbacks."""
     return Operation("callbacks", [keys.job(job_id)], [], lambda reply: bool(int(reply)))
 
 
 def close(job_id: str, queue: str, ttl_s: int, dead_ttl_s: int) -> Operation[str]:
+    """CLOSE (protocol line 9), last part: "closed", "missing" or "open", if the job is not final."""
     return Operation(
         "close",
         [keys.job(job_id), keys.log(job_id), keys.open_jobs(queue), keys.result(job_id)],
@@ -353,7 +384,7 @@ def close(job_id: str, queue: str, ttl_s: int, dead_ttl_s: int) -> Operation[str
 
 
 def beat(status: WorkerStatus, lease_s: float) -> Operation[bool]:
-    """False where the server has no card of the worker's model."""
+    """BEAT (protocol line 10): renew a worker's lease. False if the card of its model is missing."""
     return Operation(
         "beat",
         [keys.lease(status.worker_id), keys.WORKERS, keys.model(status.model)],
@@ -363,11 +394,12 @@ def beat(status: WorkerStatus, lease_s: float) -> Operation[bool]:
 
 
 def cancel(job_id: str, *, only_queued: bool = False) -> Operation[CancelVerdict]:
-    """``RUNNING`` comes only where ``only_queued`` is asked for: nothing was changed."""
+    """CANCEL (protocol line 16). With ``only_queued`` the reply for a running job is ``RUNNING``."""
     return Operation("cancel", [keys.job(job_id)], [job_id, int(only_queued)], CancelVerdict)
 
 
 def delete(job_id: str, queue: str, ttl_s: int) -> Operation[DeleteVerdict]:
+    """DELETE: remove a job; one that has not ended is cancelled first (protocol line 16)."""
     touched = [keys.job(job_id), keys.log(job_id), keys.open_jobs(queue), keys.DEAD, keys.result(job_id)]
     return Operation(
         "delete",
@@ -378,17 +410,25 @@ def delete(job_id: str, queue: str, ttl_s: int) -> Operation[DeleteVerdict]:
 
 
 def expire(job_id: str) -> Operation[bool]:
-    """True where the job waited past its deadline, or too long for its weights, and ended by this call."""
+    """SWEEP (protocol line 13): end a queued job that is past its deadline or has waited too long for its
+    weights. True if this call ended it."""
     return Operation("expire", [keys.job(job_id), keys.DEAD], [job_id], lambda reply: reply == "ended")
 
 
-def due(job_id: str, *, is_wanted: bool = False) -> Operation[bool]:
-    """True where the job's time has come by this call; a refused one's comes at once if it ``is_wanted``."""
-    return Operation("due", [keys.job(job_id)], [int(is_wanted)], lambda reply: bool(int(reply)))
+def due(job_id: str, *, has_worker: bool = False) -> Operation[bool]:
+    """SWEEP (protocol line 13): make a scheduled or refused job due if its time has come.
+
+    Args:
+        has_worker: a worker has the weights that a refused job waits for, so it is due now.
+
+    Returns:
+        Whether this call made it due; the caller then sends its message.
+    """
+    return Operation("due", [keys.job(job_id)], [int(has_worker)], lambda reply: bool(int(reply)))
 
 
 def refuse(job_id: str, failure_json: str, ttl_s: int) -> Operation[bool]:
-    """False where there is such a job, or a final result."""
+    """REFUSE: store a failed Celery result. False if the id has a job or a final result."""
     return Operation(
         "refuse",
         [keys.job(job_id), keys.result(job_id)],
@@ -398,17 +438,22 @@ def refuse(job_id: str, failure_json: str, ttl_s: int) -> Operation[bool]:
 
 
 def watch(job_id: str, client_id: str = "") -> Operation[bool]:
+    """ATTACH (protocol line 15): publish events on the job's own channel too. False if it is missing."""
     return Operation("watch", [keys.job(job_id)], [client_id], lambda reply: bool(int(reply)))
 
 
 def leave(job_id: str, client_id: str) -> Operation[CancelVerdict]:
-    """``READ`` where somebody else still reads it, or where it needs no reader."""
+    """CANCEL by the last reader (protocol lines 15 and 16).
+
+    ``READ``: other readers are alive, or the job is detached.
+    """
     return Operation("leave", [keys.job(job_id)], [job_id, client_id], CancelVerdict)
 
 
 def condemn(
     job_id: str, queue: str, error: ErrorInfo, dead_ttl_s: int, *, only_missing: bool
 ) -> Operation[str]:
+    """CONDEMN: make an unreadable job a dead letter: "dead", "missing", "no-hash", "known" or "kept"."""
     return Operation(
         "condemn",
         [keys.job(job_id), keys.log(job_id), keys.open_jobs(queue), keys.DEAD],
@@ -418,4 +463,5 @@ def condemn(
 
 
 def unlock(lock: str, token: str) -> Operation[bool]:
+    """Release a lock (protocol lines 11 and 13) if it still has this token; otherwise false."""
     return Operation("unlock", [lock], [token], lambda reply: bool(int(reply)))

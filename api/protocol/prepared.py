@@ -1,4 +1,4 @@
-"""A request that is checked against the model's card and ready to submit."""
+"""PreparedRequest: a request that was checked against the model's card and is ready to submit."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ JOB_ID: Final = r"^[^\s\x00-\x1f]{1,255}$"
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """A request that is known to be right as far as a producer can tell, and where it goes."""
+class PreparedRequest:
+    """A request that passed all checks a producer can make, with its id, model card and limits."""
 
     job_id: str
     request: GenerateRequest
     card: ModelCard
     max_open: int | None = None
-    """How many choices its tenant's open jobs in its queue may have, where the card allows more."""
+    """Limit of the tenant's open choices in this queue, if lower than the card's."""
     max_stored: int | None = None
-    """How many bytes its tenant's jobs may take, where the card allows more."""
+    """Limit of the bytes of the tenant's jobs, if lower than the card's."""
     charge: Charge | None = None
     asked: str = ""
-    """Hash of what the caller asked for, its defaults not filled in."""
+    """Hash of the caller's request, without defaults."""
 
     @property
     def queue(self) -> str:
@@ -52,7 +52,7 @@ class Prepared:
 
     @property
     def num_reserved_bytes(self) -> int:
-        """What it counts for its tenant until it is closed."""
+        """The bytes that the job counts for its tenant until it is closed."""
         request_json = self.request.model_dump_json(exclude_defaults=True)
         return reserved_bytes(self.request, len(request_json.encode()))
 
@@ -66,13 +66,14 @@ class Prepared:
         )
 
 
-def check_submitted(submitted: Submitted, prepared: Prepared) -> None:
-    """Raises: QueueFull, JobExists, JobDeleted, where SUBMIT wrote nothing for it."""
+def check_submitted(submitted: Submitted, prepared: PreparedRequest) -> None:
+    """Raise QueueFull, JobExists, JobDeleted or InvalidRequest if SUBMIT did not accept the request."""
     if submitted.is_other:
         raise job_exists(prepared.job_id)
     if submitted.is_deleted:
         raise JobDeleted(
-            f"The job {prepared.job_id!r} was deleted; it is not submitted again.", job_id=prepared.job_id
+            f"The job {prepared.job_id!r} was deleted and is not submitted again; use another id.",
+            job_id=prepared.job_id,
         )
     if submitted.depth is not None:
         raise QueueFull(
@@ -82,7 +83,7 @@ def check_submitted(submitted: Submitted, prepared: Prepared) -> None:
     if submitted.tenant_depth is not None:
         raise QueueFull(
             f"The queue {prepared.queue} holds {submitted.tenant_depth} choices of the tenant "
-            f"{prepared.request.tenant!r}, and this job has {prepared.request.sampling.n}; its limit is "
+            f"{prepared.request.tenant!r}, and this job has {prepared.request.sampling.n}, but the limit is "
             f"{prepared.limits.max_tenant_depth}; try again later.",
             param="tenant",
             job_id=prepared.job_id,
@@ -91,19 +92,19 @@ def check_submitted(submitted: Submitted, prepared: Prepared) -> None:
         raise _too_much_stored(prepared, submitted.tenant_bytes)
 
 
-def _too_much_stored(prepared: Prepared, num_stored: int) -> FleetError:
+def _too_much_stored(prepared: PreparedRequest, num_stored: int) -> FleetError:
     num_bytes, most = prepared.num_reserved_bytes, prepared.limits.max_tenant_bytes
-    told = f"this job may take {num_bytes} bytes with its result"
+    need = f"this job may take {num_bytes} bytes with its result"
     if num_bytes > most:
         return InvalidRequest(
-            f"max_tokens: {told}, and all jobs of its tenant {most}; ask for fewer tokens, choices or "
-            "logprobs.",
+            f"max_tokens: {need}, but all jobs of its tenant together {most}; request fewer tokens, choices "
+            "or logprobs.",
             param="max_tokens",
             job_id=prepared.job_id,
         )
     return QueueFull(
-        f"The jobs of the tenant {prepared.request.tenant!r} take {num_stored} bytes, and {told}; "
-        f"the limit is {most}. Delete jobs, or wait until they expire.",
+        f"The jobs of the tenant {prepared.request.tenant!r} take {num_stored} bytes, and {need}, "
+        f"but the limit is {most}; delete jobs, or wait until they expire.",
         param="tenant_bytes",
         job_id=prepared.job_id,
     )
@@ -111,7 +112,7 @@ def _too_much_stored(prepared: Prepared, num_stored: int) -> FleetError:
 
 def job_exists(job_id: str) -> JobExists:
     return JobExists(
-        f"job_id: {job_id!r} is the id of a job with another request or tenant; choose another id, or read "
+        f"job_id: {job_id!r} belongs to a job with another request or tenant; choose another id, or read "
         "that job with attach().",
         param="job_id",
         job_id=job_id,
@@ -124,44 +125,48 @@ def prepare(
     fields: Mapping[str, Any],
     seed: int,
     max_bytes: int = DEFAULT_MAX_REQUEST_BYTES,
-) -> Prepared:
-    """Validates a request against the cards; a missing seed becomes ``seed``, the model its canonical name.
+) -> PreparedRequest:
+    """Validate a request against the model cards, and fill in the model's defaults and canonical name.
 
-    Its size is bounded by ``max_bytes``, that of its result by ``max_tokens`` and the model's context.
+    Args:
+        job_id: 1 to 255 characters without white space; None for a new UUID.
+        fields: of the request. None means that a field is not given.
+        seed: used if the request has none.
+        max_bytes: limit of the request as JSON.
 
     Raises:
-        InvalidRequest, UnknownModel, ContextTooLong: nothing was sent anywhere.
+        InvalidRequest, UnknownModel, ContextTooLong: nothing was sent to Redis.
     """
     if job_id is not None and not _is_job_id(job_id):
         raise InvalidRequest(
-            "job_id: give 1 to 255 characters without blanks or line breaks.", param="job_id"
+            "job_id: must have 1 to 255 characters without spaces and line breaks.", param="job_id"
         )
     model = fields.get("model")
     if model is not None and not isinstance(model, str):
-        raise InvalidRequest(f"model: a name is expected, not {model!r}.", param="model")
+        raise InvalidRequest(f"model: must be a name, not {model!r}.", param="model")
     given = {name: value for name, value in fields.items() if value is not None}
-    # Wrong fields are the more useful complaint where the model is unknown too: validate first.
+    # Validate before the model is resolved: errors in the fields are more useful than an unknown model.
     request = build_request({**given, "model": model or "-"})
     card = cards.resolve(model)
     asked = _hash_of(request.model_copy(update={"model": card.name}))
-    # Kept with the job: whoever takes it over draws with the same parameters.
+    # Defaults are stored with the job, so that a worker that takes it over uses the same parameters.
     request = build_request({**card.default_sampling.fill(given), "model": card.name})
     sampling = request.sampling
     if sampling.seed is None:
         sampling = sampling.model_copy(update={"seed": seed})
     if "max_tokens" not in given:
-        # The default must not make a model with a short context refuse what nobody asked for.
+        # The default of max_tokens must not exceed a short context.
         most = max(sampling.min_tokens, min(sampling.max_tokens, card.max_model_len))
         sampling = sampling.model_copy(update={"max_tokens": most})
     request = request.model_copy(update={"model": card.name, "sampling": sampling})
     check_fits(request, card)
     check_limits(request, card)
     check_size(len(request.model_dump_json(exclude_defaults=True).encode()), max_bytes)
-    return Prepared(job_id or str(uuid.uuid4()), request, card, asked=asked)
+    return PreparedRequest(job_id or str(uuid.uuid4()), request, card, asked=asked)
 
 
 def _hash_of(request: GenerateRequest) -> str:
-    """The same for the same fields, in whatever order, and in every version that knows them."""
+    """Return a hash that does not depend on the order of the fields or on the version of the protocol."""
     fields = request.model_dump(mode="json", exclude_defaults=True, exclude={"v"})
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
@@ -171,13 +176,14 @@ def _is_job_id(job_id: Any) -> bool:
 
 
 def submit_operation(
-    prepared: Prepared,
+    prepared: PreparedRequest,
     channel: str = "",
     client_id: str = "",
     *,
     again: bool = False,
     schedule: Schedule = NO_SCHEDULE,
 ) -> Operation[Submitted]:
+    """Return the SUBMIT of a prepared request; see :func:`operations.submit`."""
     return operations.submit(
         prepared.job_id,
         prepared.request,

@@ -19,10 +19,10 @@ from pagefleet.api.protocol.replies import (
     HEAD_FIELDS,
     parse_after,
     parse_heads,
+    parse_readable,
     parse_record,
     queue_read,
     queue_read_after,
-    readable,
 )
 from pagefleet.api.protocol.scripts import load_script
 from pagefleet.api.protocol.sync_io import in_thread
@@ -41,7 +41,7 @@ class ProducerStore:
 
     def __init__(self, settings: FleetSettings) -> None:
         self.settings = settings
-        # redis-py types a reply as the union of all replies; operations.py says what each one is.
+        # redis-py types a reply as the union of all replies; operations.py has the real types.
         self.redis: Any = connect(settings)
 
     def read(self, job_id: str, *, with_log: bool = True) -> JobRecord | None:
@@ -92,14 +92,14 @@ class ProducerStore:
         with redis_errors(self.settings.url):
             names = sorted(self.redis.smembers(keys.MODELS))
             texts = self.redis.mget([keys.model(name) for name in names]) if names else []
-        return readable(ModelCard, names, texts)
+        return parse_readable(ModelCard, names, texts)
 
     def workers(self) -> list[WorkerStatus]:
         """Return the workers whose lease is alive, by id."""
         with redis_errors(self.settings.url):
             ids = sorted(self.redis.zrange(keys.WORKERS, 0, -1))
             texts = self.redis.mget([keys.lease(worker_id) for worker_id in ids]) if ids else []
-        return readable(WorkerStatus, ids, texts)
+        return parse_readable(WorkerStatus, ids, texts)
 
     def api_keys_stamp(self) -> str | None:
         with redis_errors(self.settings.url):

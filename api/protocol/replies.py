@@ -1,4 +1,4 @@
-"""What the server's plain replies mean: records, open jobs, dead workers. Used by both job stores; no I/O."""
+"""Parses the replies of plain Redis commands: job records, open jobs, dead workers. Does no I/O itself."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STATE_FIELDS: Final = (
     "state", "queue", "num_choices", "num_prompt_tokens", "num_cached_tokens", "attempts", "error",
     "deadline",
 )  # fmt: skip
-"""What a reader of its stream must know of a job, beside the counts and ends of its choices."""
+"""The fields that a reader of a stream needs, in addition to the counts and ends of the choices."""
 
 HEAD_FIELDS: Final = (
     *("state", "queue", "attempts", "tenant", "error", "num_choices"),
@@ -37,11 +37,11 @@ HEAD_FIELDS: Final = (
     *TIMES,
     *(f"n:{choice}" for choice in range(MAX_CHOICES)),
 )
-"""Of a job what is small: neither its request nor its log."""
+"""The small fields of a job, without its request."""
 
 
 class OpenJob(NamedTuple):
-    """A job of an open ledger; ``state`` is None where the hash is gone or cannot be read."""
+    """A job of an open ledger. ``state`` is None if the hash is missing or cannot be read."""
 
     job_id: str
     enqueued_ms: float
@@ -51,24 +51,27 @@ class OpenJob(NamedTuple):
     priority: int = 0
     clients: tuple[str, ...] = ()
     has_deadline: bool = False
-    """It may end while it waits."""
+    """Whether it may end while it is queued."""
     is_gone: bool = False
+    """Whether the hash is missing."""
     is_scheduled: bool = False
-    """It is to begin later, or was refused; ``is_due``: its time has come."""
+    """Whether it starts later, or was refused and waits."""
     is_due: bool = False
+    """Whether a scheduled job's time has come."""
     waits_for: tuple[str, str] | None = None
-    """Weights and tokenizer of a refused job."""
+    """Weights and tokenizer that a refused job needs."""
 
 
 class DeadWorker(NamedTuple):
-    """A worker without a lease: ``silent_s`` since its last beat, on the server's clock."""
+    """A worker without a lease. ``silent_s``: seconds since its last beat, by the server's clock."""
 
     worker_id: str
     silent_s: float
     num_unacked: int
 
 
-def open_job(job_id: str, enqueued_ms: float, row: Any, now_ms: float) -> OpenJob:
+def parse_open_job(job_id: str, enqueued_ms: float, row: Any, now_ms: float) -> OpenJob:
+    """Parse the reply to HMGET of ``OPEN_JOB_FIELDS``."""
     try:
         state, owner, epoch, priority, clients, deadline, start_by, not_before, refused_until, fingerprint = (
             row
@@ -103,13 +106,14 @@ def _is_past(time_ms: str | None, now_ms: float) -> bool:
 
 
 def queue_read(pipeline: Any, job_id: str, with_log: bool) -> None:
+    """Add the commands whose replies ``parse_record`` takes."""
     pipeline.hgetall(keys.job(job_id))
     if with_log:
         pipeline.lrange(keys.log(job_id), 0, -1)
 
 
 def queue_read_after(pipeline: Any, job_id: str, position: LogPosition) -> None:
-    """What a reader that waits asks for: neither the prompt nor what it has of the log."""
+    """Add the commands whose replies ``parse_after`` takes: not the prompt or the known part of the log."""
     pipeline.hmget(keys.job(job_id), *_state_fields(position.num_choices))
     pipeline.lrange(keys.log(job_id), position.num_entries, -1)
 
@@ -120,21 +124,31 @@ def _state_fields(num_choices: int) -> list[str]:
 
 
 def parse_after(job_id: str, position: LogPosition, replies: list[Any]) -> JobRecord | None:
+    """Return the job's state and its log after ``position``; None if the job does not exist.
+
+    Raises:
+        ProtocolError: the hash or the log cannot be read.
+    """
     values, texts = replies
     names = _state_fields(position.num_choices)
     fields = {name: value for name, value in zip(names, values, strict=True) if value is not None}
     if not fields:
         return None
-    record = _readable_record(JobRecord(job_id, {**fields, "request": ""}, _entries(job_id, texts), position))
+    record = _checked(JobRecord(job_id, {**fields, "request": ""}, _entries(job_id, texts), position))
     is_whole = position.num_entries == 0 and position.num_choices == record.num_choices
     return _with_whole_log(record) if is_whole else record
 
 
 def parse_record(job_id: str, replies: list[Any]) -> JobRecord | None:
+    """Return the job, with its log if that was read; None if it does not exist.
+
+    Raises:
+        ProtocolError: the hash or the log cannot be read.
+    """
     fields, *log = replies
     if not fields:
         return None
-    record = _readable_record(JobRecord(job_id, fields, _entries(job_id, log[0] if log else ())))
+    record = _checked(JobRecord(job_id, fields, _entries(job_id, log[0] if log else ())))
     return _with_whole_log(record) if log else record
 
 
@@ -148,7 +162,7 @@ def _entries(job_id: str, texts: Sequence[str]) -> list[LogEntry]:
         ) from None
 
 
-def _readable_record(record: JobRecord) -> JobRecord:
+def _checked(record: JobRecord) -> JobRecord:
     try:
         record.check()
     except (ValueError, KeyError, TypeError):
@@ -161,14 +175,14 @@ def _readable_record(record: JobRecord) -> JobRecord:
 def _with_whole_log(record: JobRecord) -> JobRecord:
     if not record.has_whole_log:
         raise ProtocolError(
-            f"The log of job {record.job_id} does not hold the tokens that its hash counts.",
+            f"The log of job {record.job_id} does not contain the tokens that its hash counts.",
             job_id=record.job_id,
         )
     return record
 
 
 def parse_heads(job_ids: Sequence[str], rows: Sequence[Any]) -> dict[str, JobRecord]:
-    """By id, those that are there and can be read."""
+    """Return jobs by id, without requests and logs. Missing and unreadable ones are left out."""
     found = {}
     for job_id, row in zip(job_ids, rows, strict=True):
         if isinstance(row, Exception):
@@ -183,8 +197,8 @@ def parse_heads(job_ids: Sequence[str], rows: Sequence[Any]) -> dict[str, JobRec
     return found
 
 
-def readable(model: type[M], names: Sequence[str], texts: Sequence[str | None]) -> list[M]:
-    """What is there and can be read: a newer version's card must not hide the others."""
+def parse_readable(model: type[M], names: Sequence[str], texts: Sequence[str | None]) -> list[M]:
+    """Return the values that exist and can be read: the card of a newer version must not hide the others."""
     found = []
     for name, text in zip(names, texts, strict=True):
         try:

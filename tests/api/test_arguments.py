@@ -6,7 +6,7 @@ from ast import literal_eval
 
 import pytest
 
-from pagefleet.api.broker.arguments import shown_repr, shown_request
+from pagefleet.api.broker.arguments import request_repr, shorten_repr
 from pagefleet.api.contract.messages import ChatMessage, GenerateRequest, SamplingParams
 
 SECRET = "sentinel"
@@ -37,20 +37,20 @@ def request(**fields):
     ],
 )
 def test_a_request_is_shown_without_its_text(fields, shown):
-    text = shown_request(request(**fields), 0)
+    text = request_repr(request(**fields), 0)
     assert literal_eval(text) == {"model": "m", "max_tokens": 7, **shown}
     assert SECRET not in text
 
 
 def test_as_much_of_the_prompt_as_was_asked_for():
-    text = shown_request(request(prompt="Once upon a time"), 9)
+    text = request_repr(request(prompt="Once upon a time"), 9)
     assert literal_eval(text)["prompt"] == "Once upon… <16 chars>"
     # Who is told it may show less of it, and never more.
-    assert literal_eval(shown_repr(text, 4))["prompt"] == "Once… <16 chars>"
-    assert literal_eval(shown_repr(text, 0))["prompt"] == "<16 chars>"
-    assert shown_repr(text, 100) == text
+    assert literal_eval(shorten_repr(text, 4))["prompt"] == "Once… <16 chars>"
+    assert literal_eval(shorten_repr(text, 0))["prompt"] == "<16 chars>"
+    assert shorten_repr(text, 100) == text
     last = [ChatMessage(role="user", content="one"), ChatMessage(role="user", content="two")]
-    assert literal_eval(shown_request(request(messages=last), 2))["messages"] == "tw… <6 chars>"
+    assert literal_eval(request_repr(request(messages=last), 2))["messages"] == "tw… <6 chars>"
 
 
 @pytest.mark.parametrize(
@@ -70,15 +70,15 @@ def test_as_much_of_the_prompt_as_was_asked_for():
     ],
 )
 def test_what_cannot_be_read_is_hidden(text):
-    assert shown_repr(text, 100) == "..."
+    assert shorten_repr(text, 100) == "..."
 
 
 def test_arguments_of_a_plain_service_are_shortened_too():
     shown = literal_eval(
-        shown_repr(repr({"model": "m", "prompt": SECRET, "stop": [SECRET], "max_tokens": 3}), 0)
+        shorten_repr(repr({"model": "m", "prompt": SECRET, "stop": [SECRET], "max_tokens": 3}), 0)
     )
     assert shown == {"model": "m", "prompt": "<8 chars>", "max_tokens": 3}
-    odd = shown_repr(
+    odd = shorten_repr(
         repr({"model": "x" * 900, "prompt": [SECRET], "messages": SECRET, "prompt_token_ids": SECRET}), 0
     )
     assert SECRET not in odd

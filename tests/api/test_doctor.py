@@ -168,9 +168,9 @@ class TestNoServer:
             done = doctor("--redis-url", url)
             assert done.exit_code == 1
             assert done.output.count("error    ") == 1
-            assert "is no Redis" in done.output
+            assert "is not Redis" in done.output
             status = CliRunner().invoke(main, ["status", "--redis-url", url])
-            assert (status.exit_code, status.output.startswith("Error: What answers at")) == (1, True)
+            assert (status.exit_code, status.output.startswith("Error: The server at")) == (1, True)
             web.shutdown(socket.SHUT_RDWR)
 
     def test_a_wrong_password_is_not_called_a_missing_server(self, server_binary, tmp_path):

@@ -519,7 +519,7 @@ class TestEndAndRelease:
     def test_an_end_that_is_none_is_refused(self, store):
         running(store)
         before = everything(store)
-        with pytest.raises(redis_py.ResponseError, match="not a final state"):
+        with pytest.raises(redis_py.ResponseError, match="the state must be final"):
             store.end("j", "w1", 1, JobState.QUEUED)
         assert everything(store) == before
 
@@ -643,7 +643,7 @@ class TestWorkers:
     def test_leaving_gives_the_lease_up(self, store):
         beat(store, "w1")
         beat(store, "w2")
-        store.leave("w1")
+        store.delete_lease("w1")
         assert [worker.worker_id for worker in store.workers()] == ["w2"]
 
 

@@ -179,7 +179,7 @@ class TestBlame:
             assert claim(store).epoch == 2
         else:
             store.release("j", "w1", 1)
-            store.leave("w1") if how == "left" else None
+            store.delete_lease("w1") if how == "left" else None
             beat(store, "w2")
             assert claim(store, worker_id="w2").epoch == 2
         assert "fruitless" not in fields_of(store)
@@ -274,8 +274,8 @@ class TestFingerprints:
         (job,) = store.open_jobs(QUEUE)
         assert job.waits_for == (FINGERPRINT.weights, FINGERPRINT.tokenizer)
         assert not store.due("j")
-        assert store.due("j", is_wanted=True)
-        assert not store.due("j", is_wanted=True)
+        assert store.due("j", has_worker=True)
+        assert not store.due("j", has_worker=True)
 
     def test_jobs_that_were_refused_together_are_sent_apart(self, store):
         waits = set()

@@ -132,7 +132,7 @@ class TestWhatIsRead:
         )
         store.beat(a_worker("w1", job_ids=["held"]).status, 60)
         store.beat(a_worker("host-7-abcd").status, 60)
-        store.leave("host-7-abcd")
+        store.delete_lease("host-7-abcd")
         now_ms = store.redis.time()[0] * 1000
         store.redis.zadd(
             keys.open_jobs("pagefleet.m.batch"), {"held": now_ms - 90_000, "waits": now_ms - 30_000}

@@ -109,8 +109,8 @@ def delete(job: int) -> Operation[Any]:
     return operations.delete(JOB_IDS[job], QUEUE, _TTL_S)
 
 
-def due(job: int, is_wanted: bool) -> Operation[Any]:
-    return operations.due(JOB_IDS[job], is_wanted=is_wanted)
+def due(job: int, has_worker: bool) -> Operation[Any]:
+    return operations.due(JOB_IDS[job], has_worker=has_worker)
 
 
 def expire(job: int) -> Operation[Any]:

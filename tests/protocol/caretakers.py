@@ -89,8 +89,8 @@ class Sweeper(Actor):
             yield Move(name("cancels the orphan"), STEP, self.call(state, calls.cancel, job)[0])
         if "not_before" in fields and fields["state"] == "Q":
             made_with = fields.get("fingerprint", "")
-            is_wanted = any(each.mode == UP and f'"{each.weights}"' in made_with for each in state.workers)
-            yield Move(name("finds due"), STEP, self.call(state, calls.due, job, is_wanted)[0])
+            has_worker = any(each.mode == UP and f'"{each.weights}"' in made_with for each in state.workers)
+            yield Move(name("finds due"), STEP, self.call(state, calls.due, job, has_worker)[0])
             return
         waits = fields["state"] == "Q" or not self.keyspace(state).has_lease(fields["owner"])
         if waits and not state.is_held(job) and state.clients[job].phase != SUBMITTED:

@@ -17,7 +17,9 @@ from pagefleet.engine.execution.null_executor import null_token
 from pagefleet.workers.local.local_stack import WorkerProcess, WorkerStartError
 
 NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.005", "--drain-seconds", "0"]
-REFUSED = r"The certificate of Redis at rediss://127\.0\.0\.1:\d+/0 was refused: .+; PAGEFLEET_REDIS_CA names"
+REFUSED = (
+    r"The certificate of Redis at rediss://127\.0\.0\.1:\d+/0 is not trusted: .+; set PAGEFLEET_REDIS_CA to"
+)
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +102,10 @@ def test_the_systems_authorities_do_not_know_ours(front):
 def test_a_worker_with_the_wrong_authority_says_so_and_ends(front, stranger, tmp_path, monkeypatch):
     monkeypatch.setenv("PAGEFLEET_REDIS_CA", str(stranger.ca))
     worker = WorkerProcess(front.url, NULL, log_file=tmp_path / "worker.log").start()
-    with pytest.raises((WorkerStartError, RedisUnavailable), match="was refused"):
+    with pytest.raises((WorkerStartError, RedisUnavailable), match="is not trusted"):
         worker.wait_ready(60)
     assert worker.wait(30) == 1
-    assert "was refused" in worker.read_log()[-1]
+    assert "is not trusted" in worker.read_log()[-1]
 
 
 def test_a_server_may_ask_for_the_clients_certificate(authority, redis_server, store):

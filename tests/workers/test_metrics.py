@@ -153,7 +153,7 @@ class TestOfFaults:
         dead = worker.status().model_copy(update={"worker_id": "dead"})
         store.beat(dead, 30)
         store.claim(["j"], "dead", worker.card.fingerprint.model_dump_json())
-        store.leave("dead")
+        store.delete_lease("dead")
         worker.admission.put(message)
         assert message.last_answer()[0] == "ended"
         assert value(worker, "takeovers_total", lane="interactive") == 1
@@ -180,7 +180,7 @@ class TestOfFaults:
         store.redis.hset("pf:job:j", mapping={"fruitless": 9})
         store.beat(dead, 30)
         store.claim(["j"], "dead", worker.card.fingerprint.model_dump_json())
-        store.leave("dead")
+        store.delete_lease("dead")
         worker.admission.put(message)
         assert message.last_answer()[0] == "ended"
         assert value(worker, "dead_letters_total") == 1

@@ -63,7 +63,7 @@ def test_a_job_whose_worker_died_without_a_message_left(store, sweeper):
     beat(store, "w1")
     submit(store, "a")
     store.claim(["a"], "w1", "{}")
-    store.leave("w1")
+    store.delete_lease("w1")
     assert sweeper.sweep() == 1
 
 

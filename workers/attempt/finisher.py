@@ -54,7 +54,7 @@ class Finisher:
         self._store = store
         self._retry = retry
         self._canvas = canvas
-        self._closer = JobCloser(store, app, tell_callbacks=False)
+        self._closer = JobCloser(store, app, send_callbacks=False)
         self._ended: queue.SimpleQueue[Ended | None] = queue.SimpleQueue()
         self._thread = LoopThread("finisher", self._run)
 

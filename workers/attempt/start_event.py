@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from pagefleet.api.broker.arguments import shown_request
+from pagefleet.api.broker.arguments import request_repr
 from pagefleet.api.contract.messages import GenerateRequest
 from pagefleet.workers.job.active_job import ActiveJob
 
@@ -15,7 +15,7 @@ def start_fields(job: ActiveJob, request: GenerateRequest, prompt_chars: int) ->
     fields: dict[str, Any] = {
         "attempts": job.times.attempt,
         "retries": job.times.attempt - 1,
-        "kwargs": shown_request(request, prompt_chars),
+        "kwargs": request_repr(request, prompt_chars),
     }
     if not job.has_tokens:
         fields["queue_s"] = job.times.waited_s + time.monotonic() - job.times.claimed_at

@@ -91,7 +91,7 @@ class Lease:
             with contextlib.suppress(OSError):
                 self._file.unlink(missing_ok=True)
         try:
-            self._store.leave(self._status().worker_id)
+            self._store.delete_lease(self._status().worker_id)
         except RedisUnavailable as error:
             logger.warning("the lease was not deleted and will expire: %s", error)
 

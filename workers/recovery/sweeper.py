@@ -105,9 +105,9 @@ class Sweeper:
             alive = [job for job in jobs if not self._is_over(queue, job)]
             self._cancel_abandoned(queue, alive, without_client)
             for job in alive:
-                is_wanted = job.is_scheduled and job.waits_for in present
-                if job.is_due or is_wanted:
-                    num_sent += self._send_scheduled(queue, job, is_wanted=is_wanted)
+                has_worker = job.is_scheduled and job.waits_for in present
+                if job.is_due or has_worker:
+                    num_sent += self._send_scheduled(queue, job, has_worker=has_worker)
             for job in self._stranded(queue, [job for job in alive if not job.is_scheduled]):
                 num_sent += self._resend_after_grace(queue, job, resends.get(job.job_id))
         return num_sent
@@ -196,9 +196,9 @@ class Sweeper:
         made_with = [each.fingerprint for each in self._store.workers() if not each.is_draining]
         return {(each.weights, each.tokenizer) for each in made_with if each is not None}
 
-    def _send_scheduled(self, queue: str, job: OpenJob, *, is_wanted: bool) -> bool:
+    def _send_scheduled(self, queue: str, job: OpenJob, *, has_worker: bool) -> bool:
         """Send a scheduled or refused job if it is due."""
-        is_due = self._store.due(job.job_id, is_wanted=is_wanted)
+        is_due = self._store.due(job.job_id, has_worker=has_worker)
         if is_due:
             send_message(self._app, job.job_id, queue, job.priority)
         return is_due

@@ -21,9 +21,9 @@ from pagefleet.api.config.settings import FleetSettings
 from pagefleet.api.contract.errors import FleetError
 from pagefleet.api.contract.fleet_status import FleetStatus
 from pagefleet.api.contract.messages import MAX_SEED, ModelCard, WorkerStatus
-from pagefleet.api.protocol.job_errors import about, job_not_found
+from pagefleet.api.protocol.job_errors import job_not_found, naming_job
 from pagefleet.api.protocol.job_record import JobRecord
-from pagefleet.api.protocol.prepared import Prepared, prepare
+from pagefleet.api.protocol.prepared import PreparedRequest, prepare
 
 
 class AsyncFleetClient(AsyncFleet):
@@ -54,7 +54,7 @@ class AsyncFleetClient(AsyncFleet):
     ) -> AsyncTokenStream:
         check_unknown("attach", unknown)
         live = await self._opened()
-        with about(job_id):
+        with naming_job(job_id):
             # First of all: the job must not end because its last reader leaves at this moment.
             source = AsyncAttachedSource(live, job_id)
             try:
@@ -114,7 +114,7 @@ class AsyncFleetClient(AsyncFleet):
         prepared = await self._prepare(job_id, fields)
         return await self._submit(prepared, idle_timeout, discard_if_interrupted=job_id is None)
 
-    async def _prepare(self, job_id: str | None, fields: Mapping[str, Any]) -> Prepared:
+    async def _prepare(self, job_id: str | None, fields: Mapping[str, Any]) -> PreparedRequest:
         """Raises: InvalidRequest, ContextTooLong, UnknownModel, RedisUnavailable."""
         model = fields.get("model")
         index = await (await self._opened()).index(model if isinstance(model, str) else None)
@@ -122,7 +122,7 @@ class AsyncFleetClient(AsyncFleet):
 
     async def _submit(
         self,
-        prepared: Prepared,
+        prepared: PreparedRequest,
         idle_timeout: float | None,
         *,
         discard_if_interrupted: bool,

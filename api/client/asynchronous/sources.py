@@ -8,7 +8,7 @@ import time
 import weakref
 from typing import Any, Final
 
-from pagefleet.api.broker.arguments import shown_request
+from pagefleet.api.broker.arguments import request_repr
 from pagefleet.api.broker.sending import send_message
 from pagefleet.api.client.asynchronous.connections import AsyncConnections
 from pagefleet.api.client.asynchronous.inbox import AsyncInbox
@@ -22,7 +22,7 @@ from pagefleet.api.contract.errors import FleetError, JobNotFound, RedisUnavaila
 from pagefleet.api.protocol.async_io import in_thread, sleep
 from pagefleet.api.protocol.job_record import JobRecord, LogPosition
 from pagefleet.api.protocol.operations import Submitted
-from pagefleet.api.protocol.prepared import Prepared, check_submitted, submit_operation
+from pagefleet.api.protocol.prepared import PreparedRequest, check_submitted, submit_operation
 
 _SETTLE_BASE_S: Final = 0.05
 _SETTLE_CAP_S: Final = 0.2
@@ -84,7 +84,7 @@ class AsyncOwnSource(AsyncJobSource):
     """
 
     def __init__(
-        self, live: AsyncConnections, prepared: Prepared, *, discard_if_interrupted: bool = False
+        self, live: AsyncConnections, prepared: PreparedRequest, *, discard_if_interrupted: bool = False
     ) -> None:
         super().__init__(live, prepared.job_id)
         self._prepared = prepared
@@ -171,7 +171,7 @@ class AsyncOwnSource(AsyncJobSource):
                 prepared.job_id,
                 prepared.queue,
                 prepared.request.priority,
-                shown=shown_request(prepared.request, self._live.store.settings.prompt_chars),
+                kwargs_repr=request_repr(prepared.request, self._live.store.settings.prompt_chars),
             )
         except RedisUnavailable as error:
             # The error means that nothing was enqueued: remove the job, if the store can be reached.

@@ -22,9 +22,9 @@ from pagefleet.api.config.settings import FleetSettings
 from pagefleet.api.contract.errors import FleetError
 from pagefleet.api.contract.fleet_status import FleetStatus
 from pagefleet.api.contract.messages import MAX_SEED, ModelCard, WorkerStatus
-from pagefleet.api.protocol.job_errors import about, job_not_found
+from pagefleet.api.protocol.job_errors import job_not_found, naming_job
 from pagefleet.api.protocol.job_record import JobRecord
-from pagefleet.api.protocol.prepared import Prepared, prepare
+from pagefleet.api.protocol.prepared import PreparedRequest, prepare
 
 
 class FleetClient(Fleet):
@@ -55,7 +55,7 @@ class FleetClient(Fleet):
     ) -> TokenStream:
         check_unknown("attach", unknown)
         live = self._opened()
-        with about(job_id):
+        with naming_job(job_id):
             # First of all: the job must not end because its last reader leaves at this moment.
             source = AttachedSource(live, job_id)
             try:
@@ -115,7 +115,7 @@ class FleetClient(Fleet):
         prepared = self._prepare(job_id, fields)
         return self._submit(prepared, idle_timeout, discard_if_interrupted=job_id is None)
 
-    def _prepare(self, job_id: str | None, fields: Mapping[str, Any]) -> Prepared:
+    def _prepare(self, job_id: str | None, fields: Mapping[str, Any]) -> PreparedRequest:
         """Raises: InvalidRequest, ContextTooLong, UnknownModel, RedisUnavailable."""
         model = fields.get("model")
         index = (self._opened()).index(model if isinstance(model, str) else None)
@@ -123,7 +123,7 @@ class FleetClient(Fleet):
 
     def _submit(
         self,
-        prepared: Prepared,
+        prepared: PreparedRequest,
         idle_timeout: float | None,
         *,
         discard_if_interrupted: bool,

@@ -9,7 +9,7 @@ import time
 import weakref
 from typing import Any, Final
 
-from pagefleet.api.broker.arguments import shown_request
+from pagefleet.api.broker.arguments import request_repr
 from pagefleet.api.broker.sending import send_message
 from pagefleet.api.client.backoff import Backoff
 from pagefleet.api.client.events import LiveEvent, Resync
@@ -22,7 +22,7 @@ from pagefleet.api.client.synchronous.token_stream import Source
 from pagefleet.api.contract.errors import FleetError, JobNotFound, RedisUnavailable
 from pagefleet.api.protocol.job_record import JobRecord, LogPosition
 from pagefleet.api.protocol.operations import Submitted
-from pagefleet.api.protocol.prepared import Prepared, check_submitted, submit_operation
+from pagefleet.api.protocol.prepared import PreparedRequest, check_submitted, submit_operation
 from pagefleet.api.protocol.sync_io import in_thread, sleep
 
 _SETTLE_BASE_S: Final = 0.05
@@ -85,7 +85,7 @@ class OwnSource(JobSource):
     """
 
     def __init__(
-        self, live: Connections, prepared: Prepared, *, discard_if_interrupted: bool = False
+        self, live: Connections, prepared: PreparedRequest, *, discard_if_interrupted: bool = False
     ) -> None:
         super().__init__(live, prepared.job_id)
         self._prepared = prepared
@@ -172,7 +172,7 @@ class OwnSource(JobSource):
                 prepared.job_id,
                 prepared.queue,
                 prepared.request.priority,
-                shown=shown_request(prepared.request, self._live.store.settings.prompt_chars),
+                kwargs_repr=request_repr(prepared.request, self._live.store.settings.prompt_chars),
             )
         except RedisUnavailable as error:
             # The error means that nothing was enqueued: remove the job, if the store can be reached.

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from celery.events.state import Task
 
-from pagefleet.api.broker.arguments import HIDDEN, shown_repr
+from pagefleet.api.broker.arguments import HIDDEN, shorten_repr
 
 
 class JobTask(Task):  # type: ignore[misc]
@@ -31,7 +31,7 @@ class JobTask(Task):  # type: ignore[misc]
         fields = dict(fields or {})
         for name in ("args", "kwargs"):
             if name in fields:
-                shown = shown_repr(fields.pop(name), self.prompt_chars)
+                shown = shorten_repr(fields.pop(name), self.prompt_chars)
                 # Messages do not repeat their arguments; what an event before them said stays.
                 if shown != HIDDEN or getattr(self, name) is None:
                     fields[name] = shown

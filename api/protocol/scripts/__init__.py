@@ -1,4 +1,4 @@
-"""The Lua scripts: one file for each state change of a job, ``prelude.lua`` before each of them."""
+"""The Lua scripts, one file for each state change of a job. ``prelude.lua`` is prepended to each."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ NAMES: Final = (
 )
 
 _NEEDS_MEMORY: Final = frozenset({"submit", "claim", "step", "watch"})
-"""What a server at its ``maxmemory`` refuses. The others write little or give memory back, and without them
-no running job could end and no worker could keep its lease."""
+"""Scripts that a server at its ``maxmemory`` rejects. The others write little or free memory; without them
+running jobs could not end and workers could not keep their leases."""
 _ALLOW_OOM: Final = "#!lua flags=allow-oom\n"
 
 
@@ -45,7 +45,7 @@ class Script:
 
 @cache
 def load_script(name: str) -> Script:
-    """The named script with the prelude in front of it, and the SHA-1 that EVALSHA knows it by."""
+    """Return the script with the prelude in front of it, and its SHA-1 for EVALSHA."""
     folder = files(__name__)
     shebang = "" if name in _NEEDS_MEMORY else _ALLOW_OOM
     source = shebang + (folder / "prelude.lua").read_text() + (folder / f"{name}.lua").read_text()

@@ -1,5 +1,6 @@
--- CLOSE (protocol line 9), the marker: one caller may run the job's links and chain.
--- KEYS: job hash          -> 1 for that caller, else 0 (also where there is no such job)
+-- CLOSE (protocol line 9), the marker: lets exactly one caller run the job's Celery links and chain.
+-- KEYS: job hash
+-- -> 1: this caller runs them | 0: another caller does, or the job does not exist
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return 0
 end

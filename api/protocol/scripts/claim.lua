@@ -1,20 +1,21 @@
--- CLAIM (protocol line 4): a worker takes a job that its queue gave it, with a new epoch.
+-- CLAIM (protocol line 4): gives a job to a worker that received its message, with a new epoch. A job whose owner died
+-- is taken over, and one whose tokens come from other weights is refused.
 -- KEYS: job hash, lease of the claiming worker, dead letters, Celery's result
--- ARGV: id, worker, fingerprint (JSON), Celery's result STARTED (JSON) or '', ttl in ms where the job has none,
---       ms after which a job that is refused becomes a dead letter
+-- ARGV: id, worker, fingerprint (JSON), Celery's result STARTED (JSON) or '', default TTL in ms,
+--       ms after its first refusal at which a job becomes a dead letter
 -- -> {'missing'} | {'unreadable'} | {'final'} | {'early'} | {'no-lease'} | {'elsewhere'} | {'ended'}
 --    | {'refused', reason, ms until it is sent again}
---    | {'claimed', epoch, attempts, solo, taken over from a dead worker, ms since it was enqueued, request, num_choices,
---       n:0, n:1, ...}
+--    | {'claimed', epoch, attempts, solo, taken over from a dead worker (1 or 0), ms since enqueued, request,
+--       num_choices, n:0, n:1, ...}
 local MAX_BLAME, MAX_FRUITLESS = 3, 10
--- A job may run for longer than its result is kept. STARTED holds nothing of the job: a day is the least.
+-- A job may run for longer than its result is kept, so STARTED, which has no content of the job, is kept for a day.
 local MIN_STARTED_MS = 86400000
 local FIRST_WAIT_MS, MAX_WAIT_MS = 1000, 60000
 local id, worker, fingerprint, started, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local refused_ttl = tonumber(ARGV[6])
 local readable, mine = pcall(cjson.decode, fingerprint)
 if not readable or type(mine) ~= 'table' or not ttl or not refused_ttl then
-  return redis.error_reply('ERR claim: a fingerprint as JSON and two ttls')
+  return redis.error_reply('ERR claim: ARGV must have a fingerprint as JSON and two TTLs')
 end
 local key, dead_letters = KEYS[1], KEYS[3]
 local job = redis.call('HMGET', key, 'state', 'owner', 'cancel', 'deadline', 'request', 'num_choices',
@@ -26,7 +27,7 @@ end
 if is_final(state) then
   return { 'final' }
 end
--- A number of things: 0.5 tokens would be neither behind nor ahead of what a worker sends, for ever.
+-- Counts must be integers: a log of 0.5 tokens would never agree with what a worker sends.
 local function count_in(text)
   local count = tonumber(text)
   return count and count >= 0 and count < 2 ^ 53 and count == math.floor(count) and count or nil
@@ -46,8 +47,8 @@ local function was_of_another_model()
   return theirs and (theirs.weights ~= mine.weights or theirs.tokenizer ~= mine.tokenizer)
 end
 
--- The sweeper takes not_before away when the job is due, and sends it. Any message before that is a stray one. If a
--- stray one brings a refused job to a worker with the right weights, that worker takes it.
+-- When the job is due, the sweeper removes not_before and sends a message. Earlier messages are duplicates. If one
+-- brings a refused job to a worker with the right weights, that worker takes the job.
 if state == 'Q' and now_ms() < not_before and (not job[12] or was_of_another_model()) then
   return { 'early' }
 end
@@ -64,8 +65,8 @@ local function ended(final, reason, error)
   return { 'ended' }
 end
 
--- BLAME (protocol line 12): the owner died. Who was in its first prefill then may be the cause: alone it is
--- blamed, in company each is run again by itself. Returns why the job is given up, or nil.
+-- BLAME (protocol line 12): the owner died. A job that was in its first prefill may be the cause. If it was the only
+-- one, it is blamed; if there were several, each is run again alone. Returns why the job is given up, or nil.
 local function blame()
   local num_fruitless = redis.call('HINCRBY', key, 'fruitless', 1)
   if job[7] == '1' then
@@ -122,14 +123,14 @@ for choice = 0, num_choices - 1 do
   num_tokens = num_tokens + count
   num_ended = num_ended + (redis.call('HGET', key, 'fin:' .. choice) and 1 or 0)
 end
--- STEP ends a job with the last choice that it ends itself: one that has all its ends would never end.
+-- STEP ends a job when it ends the last choice. A queued job whose choices have all ended would never end.
 if num_ended >= num_choices or num_ended ~= count_in(redis.call('HGET', key, 'num_ended') or '0') then
   return { 'unreadable' }
 end
 
--- REFUSE: the job waits here, twice as long each time, and no worker holds it. Its message can be acknowledged: the
--- sweeper sends another when the job is due. The wait differs by up to a quarter from job to job, so that jobs which
--- were refused together are not sent together for ever.
+-- REFUSE: the job is queued again and waits, twice as long each time, without a worker. Its message can be
+-- acknowledged, because the sweeper sends a new one when the job is due. The wait varies by up to a quarter from job
+-- to job, so that jobs which were refused together are not always sent together.
 local function refuse()
   local known = redis.call('HMGET', key, 'backoff', 'refused_until')
   local refused_until = tonumber(known[2]) or now + refused_ttl
@@ -145,7 +146,7 @@ local function refuse()
   return { 'refused', reason, wait }
 end
 
--- Tokens of two models never stand in one answer; a job without any may start on either.
+-- An answer never contains tokens of two models. A job without tokens may start with any weights.
 if num_tokens > 0 and was_of_another_model() then
   return refuse()
 end

@@ -1,7 +1,8 @@
--- CLOSE (protocol line 9), last part: the result is written, the job leaves its ledgers and may expire.
+-- CLOSE (protocol line 9), last part: removes a final job from its ledgers, charges its API key and lets it expire. The
+-- caller has written the result before.
 -- KEYS: job hash, log, open ledger of its queue, Celery's result
--- ARGV: id, ttl in ms where the job has none of its own, ttl in ms of a dead letter
--- -> 'closed' | 'missing' | 'open' (not final: nothing was done)
+-- ARGV: id, default TTL in ms, TTL in ms of a dead letter
+-- -> 'closed' | 'missing' | 'open' (the job is not final; nothing was done)
 local job = redis.call('HMGET', KEYS[1], 'state', 'ttl', 'tenant_ledger', 'charge', 'num_choices', 'num_prompt_tokens',
   'tenant', 'stored', 'request')
 local state, ttl = job[1], job[2] or ARGV[2]
@@ -10,7 +11,7 @@ if state and not is_final(state) then
   return 'open'
 end
 redis.call('ZREM', KEYS[3], ARGV[1])
--- Deleted: the result must not outlive it, whoever wrote it last.
+-- The job was deleted: no result of it may remain, even one that was written late.
 if not state or ttl == '0' then
   redis.call('DEL', KEYS[4])
 end
@@ -20,8 +21,8 @@ end
 if job[3] and job[3] ~= '' then
   redis.call('ZREM', job[3], unpack(places_of(ARGV[1], num_choices)))
 end
--- The API key pays for what was computed in place of what was reserved, once, however the job ended and whoever
--- sees it. What cannot be read costs what was reserved.
+-- Replaces the reserved tokens of the API key by the tokens that were computed, once, for every way in which a job can
+-- end. If the count cannot be read, the reserved tokens stay charged.
 local function charge()
   local key_id, reserved, requests, tokens = string.match(job[4], '^(%S+) (%d+) (%S+) (%S+)$')
   local used = tonumber(job[6]) or 0
@@ -37,7 +38,7 @@ end
 if state == 'X' and ttl ~= '0' then
   ttl = ARGV[3]
 end
--- The tenant's bytes are measured: the log holds what Celery's result does, and a frame around each entry.
+-- Measures the tenant's bytes. The log contains the same text as Celery's result, plus a frame for each entry.
 local ENTRY_BYTES = 64
 local function measure()
   local result, num_entries = redis.call('GET', KEYS[4]) or '', redis.call('LLEN', KEYS[2])
@@ -46,7 +47,7 @@ local function measure()
   uncount_stored(ledger, sum, ARGV[1] .. ' ' .. job[8])
   if ttl ~= '0' then
     redis.call('HSET', KEYS[1], 'stored', bytes)
-    -- A second later: by then the job has gone.
+    -- One second later than the TTL, when the job is certainly gone.
     count_stored(ledger, sum, ARGV[1] .. ' ' .. bytes, now_ms() + tonumber(ttl) + 1000)
   end
 end

@@ -1,14 +1,14 @@
--- CONDEMN: a job that cannot be read by anybody becomes a dead letter, readable again as far as possible.
+-- CONDEMN: turns a job whose hash or log cannot be read into a dead letter, repaired as far as possible.
 -- KEYS: job hash, log, open ledger of its queue, dead letters
--- ARGV: id, error (JSON), ttl in ms of a dead letter, '1': only a job without a hash
--- -> 'dead' | 'missing' (no hash: out of its ledger) | 'no-hash' (a key of another type: left to expire)
---    | 'known' (nothing that was not known: one of several callers counts it) | 'kept' (it has a hash by now)
+-- ARGV: id, error (JSON), TTL in ms of a dead letter, '1': only a job without a hash
+-- -> 'dead' | 'missing' (no hash: removed from its ledger) | 'no-hash' (a key of another type: it will expire)
+--    | 'known' (another caller did it, and counts it) | 'kept' (the job has a hash again)
 local NUMBERS = { 'epoch', 'attempts', 'num_ended', 'deadline', 'ttl', 'num_prompt_tokens',
   'num_cached_tokens', 'n:0', 'enqueued_at',
   'claimed_at', 'first_token_at', 'ended_at', 'blame', 'fruitless', 'priority' }
 local key, id = KEYS[1], ARGV[1]
 if not pcall(cjson.decode, ARGV[2]) or not tonumber(ARGV[3]) then
-  return redis.error_reply('ERR condemn: an error as JSON and a number')
+  return redis.error_reply('ERR condemn: ARGV must have an error as JSON and a TTL')
 end
 local kind = redis.call('TYPE', key).ok
 if ARGV[4] == '1' and kind == 'hash' and redis.call('HGET', key, 'state') then
@@ -33,7 +33,7 @@ for _, name in ipairs(NUMBERS) do
     redis.call('HDEL', key, name)
   end
 end
--- Hash or log, one of them is wrong about the tokens: a reader would wait for those that are missing.
+-- Hash and log disagree about the tokens. A reader would wait for the missing ones, so all are dropped.
 redis.call('DEL', KEYS[2])
 redis.call('HDEL', key, 'fingerprints', 'fingerprint', 'fin:0', 'n:0')
 redis.call('HSET', key, 'num_choices', '1', 'condemned', '1', 'state', 'R')

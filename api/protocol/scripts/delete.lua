@@ -1,14 +1,13 @@
--- DELETE: prompt, log and outcome are removed. What has not ended is cancelled first (protocol line 16), and
--- CLOSE then removes it in place of keeping it for a while.
--- A tombstone without any content stays as long as the result would have, at most a day: a reader that missed the end
--- must not send the prompt again.
+-- DELETE: removes the prompt, the log and the outcome of a job. A job that has not ended is cancelled (protocol line
+-- 16), and CLOSE then removes it. A tombstone without content remains as long as the result would have, at most a day,
+-- so that a reader that missed the end does not submit the job again.
 -- KEYS: job hash, log, open ledger of its queue, dead letters, Celery's result, tombstone
--- ARGV: id, ttl in ms where the job has none of its own
--- -> 'deleted' | 'ended' (the caller must CLOSE) | 'flagged' (its worker will) | 'missing'
+-- ARGV: id, default TTL in ms
+-- -> 'deleted' | 'ended' (the caller must CLOSE) | 'flagged' (its worker will end it) | 'missing'
 local MAX_TOMBSTONE_MS = 86400000
 local key, default_ttl = KEYS[1], tonumber(ARGV[2])
 if not default_ttl then
-  return redis.error_reply('ERR delete: a ttl must be a number')
+  return redis.error_reply('ERR delete: the TTL must be a number')
 end
 local job = redis.call('HMGET', key, 'state', 'tenant', 'stored')
 local state = job[1]

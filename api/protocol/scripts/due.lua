@@ -1,7 +1,7 @@
--- SWEEP (protocol line 13), a job that was to begin later, or that was refused and has waited: from now on it is
--- one as any other, and is sent. Were its message lost, it would be found as any other's is.
--- KEYS: job hash          ARGV: 1: a worker has the weights that a refused job waits for, so it is due at once
--- -> 1: due, the caller sends it | 0
+-- SWEEP (protocol line 13): makes a scheduled or refused job an ordinary queued one when its time has come. The caller
+-- sends its message; if that is lost, the sweeper sends a new one, as for every queued job.
+-- KEYS: job hash          ARGV: '1': a worker has the weights that a refused job waits for, so it is due now
+-- -> 1: the job is due, the caller sends it | 0: not due
 local job = redis.call('HMGET', KEYS[1], 'state', 'not_before', 'refused')
 local not_before = tonumber(job[2])
 if job[1] ~= 'Q' or not not_before then

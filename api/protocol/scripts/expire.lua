@@ -1,5 +1,5 @@
--- SWEEP (protocol line 13), deadlines: a job that still waits when its time is up has ended.
--- One that was refused becomes a dead letter, by then or once it has waited for its weights for long enough.
+-- SWEEP (protocol line 13): ends a queued job that is past its deadline or its start_by. A refused job becomes a dead
+-- letter instead, at its deadline or when it has waited too long for its weights.
 -- KEYS: job hash, dead letters          ARGV: id
 -- -> 'ended' (the caller must CLOSE) | 'kept' | 'missing'
 local job, now = redis.call('HMGET', KEYS[1], 'state', 'deadline', 'refused', 'refused_until'), now_ms()

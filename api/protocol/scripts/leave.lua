@@ -1,7 +1,7 @@
--- CANCEL by the last reader (protocol lines 15 and 16): a job that is not detached lives as long as one of its
--- clients does. Who leaves is no client of it any more, so that the sweeper need not wait for the end of it.
--- KEYS: job hash          ARGV: id, client that has left
--- -> 'read', where it is nobody's to end | what CANCEL says
+-- LEAVE (protocol lines 15 and 16): removes a client from a job's readers, and cancels the job if it was the last one
+-- alive. A detached job is not cancelled.
+-- KEYS: job hash          ARGV: id, client that leaves
+-- -> 'read' (other readers are alive, or the job is detached) | the reply of CANCEL
 local clients = redis.call('HGET', KEYS[1], 'clients') or ''
 if clients == '' then
   return redis.call('EXISTS', KEYS[1]) == 1 and 'read' or 'missing'

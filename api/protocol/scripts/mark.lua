@@ -1,9 +1,9 @@
--- MARK (protocol line 5): before a job's first prefill reaches the device, it becomes a suspect.
+-- MARK (protocol line 5): makes jobs suspects before their first prefill reaches the device.
 -- KEYS: suspects of the worker, job hash, ...          ARGV: worker, then id, epoch, ... (for each job hash)
--- -> for each job 1, or 0 where the fence failed and the worker must drop the sequence
+-- -> for each job 1, or 0: the fence failed, and the worker must drop the sequence
 local SUSPECTS_TTL_MS = 86400000
 if #ARGV ~= 1 + 2 * (#KEYS - 1) then
-  return redis.error_reply('ERR mark: an id and an epoch for each job')
+  return redis.error_reply('ERR mark: ARGV must have an id and an epoch for each job hash')
 end
 local replies = {}
 for index = 2, #KEYS do

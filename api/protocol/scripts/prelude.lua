@@ -1,30 +1,32 @@
--- Shared by every script; the loader puts this text in front of each.
+-- Shared by all scripts: the loader prepends this text to each.
 --
 -- Scripts do not roll back: each checks all of its arguments before its first write.
--- The lease of a job's owner is looked up by a name read from the hash, so it cannot stand in KEYS;
--- Redis Cluster is not supported anyway (one STEP writes many jobs).
+-- KEYS does not list the lease of a job's owner, whose name is read from the hash. Redis Cluster, which would need that,
+-- is not supported anyway (one STEP writes many jobs).
 --
 -- Fields of pf:job:<id>
 --   state       Q queued, R running; final: D done, F failed, C cancelled, X dead-lettered
---   owner       worker process (unique per start) that holds it   epoch  number of the attempt
---   attempts    how many claims                                   suspect  1: first prefill under way
---   blame, fruitless   deaths blamed on it, deaths since its last token      solo  1: prefill it alone
---   stored      bytes that count for its tenant: reserved by SUBMIT, measured by CLOSE
---   asked       hash of what the caller asked for: another request with the same id is no attach
+--   owner       worker process (unique per start) that runs it    epoch     number of the attempt
+--   attempts    number of claims                                  suspect   1: in its first prefill
+--   blame       worker deaths blamed on it                        fruitless worker deaths since its last token
+--   solo        1: prefill it alone                               stored    bytes that count for its tenant: reserved
+--                                                                           by SUBMIT, measured by CLOSE
+--   asked       hash of the caller's request: a SUBMIT with the same id and another hash is not an attach
 --   request     JSON of the request                               queue, priority  where to send it again
---   channel     reply channel of its client                       watched  1: publish on its own channel too
---   clients     ids of those who must live for it, '' if detached tenant, tenant_ledger, ttl (ms, once ended)
+--   channel     reply channel of its client                       watched   1: publish on its own channel too
+--   clients     ids of its readers, '' if detached: it is         tenant, tenant_ledger, ttl (ms, from its end)
+--               cancelled when none of them is alive
 --   num_choices, num_ended, and for each choice c:  n:c tokens logged, fin:c finish reason
---   cancel      1: to be cancelled by its owner                   deadline  ms, Redis clock
---   not_before  ms: no claim before that, gone once it is due     start_by  ms: cancelled if no claim comes before
+--   cancel      1: its owner must cancel it                       deadline  ms, Redis clock
+--   not_before  ms: no claim before; removed when it is due       start_by  ms: cancelled if not claimed until then
 --   canvas      JSON: the Celery callbacks of a bare message      expired   1: cancelled because of start_by
---   fingerprint of the last claim, fingerprints (JSON, all different ones)
---   refused     why workers do not take it; a claim removes it with:  backoff  ms of its last wait, without the spread
---   refused_until  ms: a dead letter from then on                 resumed   id of the dead letter that it goes on with
+--   fingerprint of the last claim, fingerprints (JSON, all distinct ones)
+--   refused     why workers refuse it; CLAIM removes it, backoff and refused_until
+--   backoff     ms of its last wait, without the variation        refused_until  ms: then it becomes a dead letter
+--   resumed     id of the dead letter whose tokens it continues
 --   num_prompt_tokens, num_cached_tokens, error (JSON), callbacks (marker)
---   charge      API key that pays, tokens reserved, its limits of requests and tokens; '' once CLOSE has charged it
---   enqueued_at (of a job with not_before the time at which it is due), claimed_at, first_token_at, ended_at
---                                                                 ms, Redis clock
+--   charge      API key that pays, tokens reserved, its limits of requests and tokens; '' when CLOSE has charged it
+--   enqueued_at (with not_before: when it is due), claimed_at, first_token_at, ended_at      ms, Redis clock
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -39,18 +41,18 @@ local function lease_alive(worker)
   return worker and worker ~= '' and redis.call('EXISTS', 'pf:lease:' .. worker) == 1
 end
 
--- Jobs of a worker whose first prefill is under way. What is in it when the worker dies did it, or one of them.
+-- Set of a worker's jobs that are in their first prefill. If the worker dies, one of them may be the cause.
 local function suspects_of(worker)
   return 'pf:suspects:' .. worker
 end
 
--- The list in which SUBMIT wrote a job down.
+-- The sorted set to which SUBMIT added the job.
 local function recent_jobs(tenant)
   return 'pf:recent:' .. (tenant or '')
 end
 
--- What a tenant has stored. A sorted set has a member 'id bytes' for each of its jobs, with the time (ms) at which the
--- next SUBMIT looks whether the job is still there; a hash has the sum of the bytes. Both are gone after the last job.
+-- The bytes that a tenant has stored: a sorted set with a member 'id bytes' for each job, scored by the time (ms) at
+-- which the next SUBMIT checks whether the job still exists, and a hash with the sum. Both expire after the last job.
 local LOOK_AGAIN_MS = 3600000
 
 local function stored_keys(tenant)
@@ -72,7 +74,7 @@ local function uncount_stored(ledger, sum, place)
   if not redis.call('ZSCORE', ledger, place) then
     return
   end
-  -- The sum first: a script whose first write is a deletion is not stopped at the memory limit.
+  -- The sum comes first: Redis does not apply the memory limit to a script whose first write is a deletion.
   redis.call('HINCRBY', sum, 'total', '-' .. string.match(place, '%d+$'))
   redis.call('ZREM', ledger, place)
   if redis.call('EXISTS', ledger) == 0 then
@@ -80,8 +82,8 @@ local function uncount_stored(ledger, sum, place)
   end
 end
 
--- Celery's state of a job, in the form of its Redis backend: stored and published, never over a final state.
--- What cannot be read was written by another program and stays. Returns whether it was stored.
+-- Stores and publishes Celery's state of a job, in the format of its Redis backend, unless a final state is stored.
+-- A value that cannot be read belongs to another program and is not overwritten. Returns whether it was stored.
 local FINAL_RESULTS = { SUCCESS = true, FAILURE = true, REVOKED = true }
 
 local function has_final_result(key)
@@ -107,8 +109,8 @@ local function clear_suspect(key, id, owner)
   redis.call('SREM', suspects_of(owner), id)
 end
 
--- What a job takes in its tenant's ledger: a member for each choice, its id, 'id 1', 'id 2' and so on. An id has no
--- blank. The ledger's size is the number of choices.
+-- The members of a job in its tenant's ledger, one for each choice: its id, 'id 1', 'id 2' and so on (an id contains no
+-- spaces). The size of the ledger is the number of choices.
 local MAX_CHOICES = 128
 
 local function places_of(id, num_choices)
@@ -123,7 +125,7 @@ local function job_at(place)
   return string.match(place, '^[^ ]*')
 end
 
--- One PUBLISH for each channel and script call, however many jobs it speaks of.
+-- Events are collected, and published with one PUBLISH for each channel at the end of the script.
 local lines_by_channel, channels = {}, {}
 
 local function announce(id, kind, body, channel, watched)
@@ -146,10 +148,10 @@ local function publish_announced()
   end
 end
 
--- END (protocol line 7): a final state, once. The job stays in its open ledger until CLOSE.
+-- END (protocol line 7): puts a job into a final state. It stays in its open ledger until CLOSE.
 -- `reason` becomes the finish reason of every choice that has none; `error` is JSON or ''.
--- A living owner takes the job off its list of suspects too. A dead one's list stays as it was at its death:
--- were a cancelled suspect taken off, the next one would look like the only one and be blamed.
+-- Does not change the owner's set of suspects; a living owner calls clear_suspect too. The set of a dead owner must stay
+-- as it was at its death: without a cancelled suspect, the remaining one would look like the only one and be blamed.
 local function end_job(key, id, state, reason, error)
   local job = redis.call('HMGET', key, 'channel', 'watched', 'num_choices')
   local counts, reasons = {}, {}
@@ -171,7 +173,7 @@ local function end_job(key, id, state, reason, error)
   announce(id, 'e', body .. '}', job[1], job[2])
 end
 
--- Celery's `expires`: a job that nobody took up in time is not begun any more. The caller publishes.
+-- Celery's `expires`: cancels a job that was not claimed before start_by. The caller publishes.
 local function end_unstarted(key, id, now)
   local job = redis.call('HMGET', key, 'start_by', 'attempts')
   local start_by = tonumber(job[1])
@@ -184,8 +186,8 @@ local function end_unstarted(key, id, now)
   return true
 end
 
--- A job that was refused until its deadline, or for too long: a dead letter, never a failure. Its tokens stay: an
--- operator can send it again. The caller publishes.
+-- A job that was refused until its deadline, or for too long, becomes a dead letter, not a failure: its tokens are kept,
+-- and an operator can requeue it. The caller publishes.
 local function end_refused(key, id, letters, now)
   local deadline = tonumber(redis.call('HGET', key, 'deadline') or '')
   local limit = deadline and now > deadline and 'before its deadline' or 'in time'
@@ -195,7 +197,7 @@ local function end_refused(key, id, letters, now)
   end_job(key, id, 'X', 'error', cjson.encode({ code = 'job_dead', message = message }))
 end
 
--- CANCEL (protocol line 16); the caller publishes.
+-- CANCEL (protocol line 16). The caller publishes.
 local function cancel_job(key, id)
   local job = redis.call('HMGET', key, 'state', 'owner')
   if not job[1] then
@@ -212,10 +214,10 @@ local function cancel_job(key, id)
   return 'ended'
 end
 
--- Takes from the two buckets of an API key, `requests` and `tokens`, that fill continuously, up to one minute's
--- worth each. `limits` are those of a minute, nil for none. Where there is not enough nothing is taken, but
--- `anyway`: what was used more than was reserved may empty them below zero.
--- -> {1, requests left, tokens left} | {0, 'requests' or 'tokens', ms until there is enough}; -1 left: no limit
+-- Takes from the two token buckets of an API key, `requests` and `tokens`. They refill continuously, up to the amount of
+-- one minute. `limits` are amounts per minute, nil for no limit. If there is not enough, nothing is taken, except with
+-- `anyway`: usage above what was reserved may take a bucket below zero.
+-- -> {1, requests left, tokens left} (-1: no limit) | {0, 'requests' or 'tokens', ms until there are enough}
 local function take(key, limits, wanted, anyway)
   local names = { 'requests', 'tokens' }
   local found = redis.call('HMGET', key, 'requests', 'tokens', 'at')
@@ -226,7 +228,7 @@ local function take(key, limits, wanted, anyway)
     local full = limits[index]
     if full then
       local filled = math.min(full, (tonumber(found[index]) or full) + passed * full / 60000)
-      -- More than a minute's worth takes all of it, or it would never be had.
+      -- A request for more than a full bucket takes the full bucket; otherwise it could never succeed.
       local takes = math.min(wanted[index], full)
       if not anyway and filled < takes then
         return { 0, names[index], math.ceil((takes - filled) * 60000 / full) }
@@ -234,7 +236,7 @@ local function take(key, limits, wanted, anyway)
       left[index] = filled - (anyway and wanted[index] or takes)
     end
   end
-  -- Not forgotten before both are full again: until then it says less than a new one would.
+  -- Keep the key until both buckets are full again: a new key starts with full ones.
   local keep_ms = 3600000
   for index, name in ipairs(names) do
     if limits[index] then

@@ -1,7 +1,7 @@
--- REFUSE: a message that no job can be made of, or a follow-up that will never be sent, gets a failed result. Never
--- where there is such a job or a final result: a wrong message must not speak for another one's id.
--- KEYS: job hash, Celery's result          ARGV: result (JSON), ttl in ms
--- -> 1 | 0: nothing was stored
+-- REFUSE: stores a failed Celery result for a message that cannot become a job, or for a follow-up that will not be
+-- sent. Stores nothing if a job or a final result has this id, because a wrong message must not affect it.
+-- KEYS: job hash, Celery's result          ARGV: result (JSON), TTL in ms
+-- -> 1: stored | 0: nothing was stored
 if not tonumber(ARGV[2]) or redis.call('EXISTS', KEYS[1]) == 1 then
   return 0
 end

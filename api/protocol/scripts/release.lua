@@ -1,4 +1,4 @@
--- RELEASE (protocol line 8): a worker gives a job back; any worker may go on with it.
+-- RELEASE (protocol line 8): puts a running job back into the queued state; any worker may continue it.
 -- KEYS: job hash          ARGV: worker, epoch, id
 -- -> 'released' | 'fenced' | 'missing'
 local job = redis.call('HMGET', KEYS[1], 'state', 'owner', 'epoch')
@@ -9,7 +9,7 @@ if job[2] ~= ARGV[1] or job[3] ~= ARGV[2] then
   return 'fenced'
 end
 if job[1] == 'Q' then
-  return 'released' -- the reply to this very call was lost
+  return 'released' -- a retry: the reply to the first call was lost
 end
 if job[1] ~= 'R' then
   return 'fenced'

@@ -1,13 +1,15 @@
--- STEP (protocol line 6): everything that a worker's last steps produced, for many jobs at once.
+-- STEP (protocol line 6): appends the tokens of a worker's last steps to the logs of many jobs, publishes them, and ends
+-- jobs whose last choice has ended.
 -- KEYS: job hash and log of each item
 -- ARGV: worker, then for each item: id, epoch, choice, base, count, entry (JSON or ''),
---       finish reason or '', num_prompt_tokens or '' (the job was just accepted), num_cached_tokens
--- -> for each item {'unreadable', 0} | {'ok', n} | {'cancel', n} | {'deadline', n} | {'behind', n} | {'fenced', 0} | {'gone', 0}
---    'behind': the log holds n tokens, send again from there.
+--       finish reason or '', num_prompt_tokens (only when the engine has just accepted the job) or '', num_cached_tokens
+-- -> for each item {'ok', n} | {'cancel', n} | {'deadline', n} | {'behind', n} | {'fenced', 0} | {'gone', 0}
+--    | {'unreadable', 0}
+--    n is the number of tokens in the log. 'behind': the worker must send again from n.
 local WIDTH = 9
 local worker = ARGV[1]
 if (#ARGV - 1) / WIDTH ~= #KEYS / 2 then
-  return redis.error_reply('ERR step: two keys and ' .. WIDTH .. ' arguments an item')
+  return redis.error_reply('ERR step: each item needs two KEYS and ' .. WIDTH .. ' ARGV')
 end
 for index = 2, #ARGV, WIDTH do
   local count, entry, accepted = tonumber(ARGV[index + 4]), ARGV[index + 5], ARGV[index + 7]
@@ -15,7 +17,7 @@ for index = 2, #ARGV, WIDTH do
     return redis.error_reply('ERR step: choice, base and count must be numbers')
   end
   if (count > 0 and entry == '') or (accepted ~= '' and not tonumber(accepted)) or not tonumber(ARGV[index + 8]) then
-    return redis.error_reply('ERR step: tokens need an entry, num_prompt_tokens and num_cached_tokens are numbers')
+    return redis.error_reply('ERR step: tokens need an entry; num_prompt_tokens and num_cached_tokens must be numbers')
   end
 end
 
@@ -47,7 +49,7 @@ local function finish(key, id, choice, reason, job)
     end
   end
   if tonumber(num_ended) < 1 or tonumber(num_ended) >= tonumber(job[8]) then
-    error('the ends of its choices do not add up') -- somebody else wrote them: it would never end
+    error('the ends of its choices do not add up') -- another program wrote them; the job would never end
   end
 end
 
@@ -64,10 +66,10 @@ local function apply(item)
   local mine = job[2] == worker and job[3] == epoch
   local n = tonumber(job[9] or '0')
   if n < 0 or n ~= math.floor(n) then
-    return { 'unreadable', 0 } -- neither behind nor ahead of what the worker has, whatever it sends
+    return { 'unreadable', 0 } -- would never agree with what the worker sends
   end
   if mine and is_final(job[1]) and reason ~= '' and job[10] == reason then
-    return { 'ok', n } -- the reply to this very call was lost
+    return { 'ok', n } -- a retry: the reply to the first call was lost
   end
   if not mine or job[1] ~= 'R' then
     return { 'fenced', 0 }
@@ -103,12 +105,12 @@ end
 
 local replies = {}
 for item = 1, #KEYS / 2 do
-  -- One job's hash or log that cannot be read must not keep the others' tokens back.
+  -- An unreadable hash or log of one job must not stop the tokens of the others.
   local readable, reply = pcall(apply, item)
   if not readable then
     local why = type(reply) == 'table' and reply.err or tostring(reply)
     if not (string.find(why, '^WRONGTYPE') or string.find(why, '^ERR') or string.find(why, 'user_script:%d+: ')) then
-      return redis.error_reply(why) -- no memory, no right: the server's matter, not the job's
+      return redis.error_reply(why) -- a fault of the server (memory limit, ACL), not of this job
     end
     reply = { 'unreadable', 0 }
   end

@@ -1,11 +1,12 @@
--- SUBMIT (protocol line 1): a new job becomes queued, unless its queue is too deep or it exists.
--- KEYS: job hash, log, open ledger of its queue, the newest jobs of its tenant (or of nobody's), tombstone; if it has
---       a tenant, then the tenant's ledger, what the tenant has stored, and the sum of it
--- ARGV: id, max depth, max choices of one tenant's jobs, deadline in ms from now or '', '1': sends a lost job again,
---       hash of what its caller asked for or '', number of choices, max bytes of one tenant, bytes of this job,
+-- SUBMIT (protocol line 1): creates a queued job, unless its id exists or a limit is reached: the depth of its queue, or
+-- the choices or bytes of its tenant.
+-- KEYS: job hash, log, open ledger of its queue, newest jobs of its tenant (or of all jobs without a tenant), tombstone;
+--       with a tenant also: the tenant's ledger in this queue, its stored jobs, the sum of their bytes
+-- ARGV: id, max depth, max choices of the tenant's jobs, deadline in ms from now or '', '1': submits a lost job again,
+--       hash of the caller's request or '', number of choices, max bytes of the tenant, bytes of this job,
 --       then field, value, ... of the hash
--- -> {'created'} | {'exists'} | {'other'} (the id is that of another request) | {'deleted'} | {'full', depth}
---    | {'tenant-full', choices that are open} | {'tenant-bytes', bytes that are stored}
+-- -> {'created'} | {'exists'} | {'other'} (the id belongs to another request) | {'deleted'} | {'full', depth}
+--    | {'tenant-full', open choices} | {'tenant-bytes', stored bytes}
 local RECENT_JOBS, RECENT_MS = 500, 86400000
 local id, max_depth, max_tenant_choices, deadline = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local again, asked, num_choices = ARGV[5], ARGV[6], tonumber(ARGV[7])
@@ -13,14 +14,14 @@ local max_bytes, bytes = tonumber(ARGV[8]), tonumber(ARGV[9])
 if not max_depth or not max_tenant_choices or (deadline ~= '' and not tonumber(deadline)) or #ARGV < 11
   or #ARGV % 2 == 0 then
   return redis.error_reply(
-    'ERR submit: two depths, a deadline or none, a flag, a hash, three counts, and pairs of field and value')
+    'ERR submit: ARGV must have an id, two depths, a deadline, a flag, a hash, three counts, then fields and values')
 end
 if not num_choices or num_choices < 1 or num_choices > MAX_CHOICES or num_choices % 1 ~= 0
   or not max_bytes or not string.match(ARGV[9], '^%d+$') then
-  return redis.error_reply('ERR submit: 1 to ' .. MAX_CHOICES .. ' choices, and two numbers of bytes')
+  return redis.error_reply('ERR submit: ARGV must have 1 to ' .. MAX_CHOICES .. ' choices and two numbers of bytes')
 end
 if redis.call('EXISTS', KEYS[1]) == 1 then
-  -- A job without a hash of its request was written by an older version: it is read as it always was.
+  -- A job without `asked` was written by an older version, which did not compare requests.
   local theirs = redis.pcall('HGET', KEYS[1], 'asked')
   local is_other = asked ~= '' and type(theirs) == 'string' and theirs ~= asked
   return { is_other and 'other' or 'exists' }
@@ -35,8 +36,8 @@ end
 
 local now = now_ms()
 
--- A tenant's ledger has nobody who sweeps it: whoever finds it full takes out what has gone. It looks at a
--- hundred somewhere: were it the oldest, a hundred places of jobs that run for hours would hide the others as long.
+-- The sweeper does not clean a tenant's ledger: a SUBMIT that finds it full removes jobs that are gone. It checks a
+-- hundred entries at a changing position, because the oldest hundred may be jobs that run for hours.
 local LOOKED_AT = 100
 local function open_choices(ledger)
   local count = redis.call('ZCARD', ledger)
@@ -52,7 +53,8 @@ local function open_choices(ledger)
   return redis.call('ZCARD', ledger)
 end
 
--- What is overdue there has gone with its job; or the job waits or runs for long, or ended by an older version.
+-- Checks entries that are overdue: most are of jobs that are gone, but a job may also wait or run for long, or have been
+-- closed by an older version.
 local function stored_bytes(ledger, sum)
   for _, place in ipairs(redis.call('ZRANGE', ledger, '-inf', now, 'BYSCORE', 'LIMIT', 0, LOOKED_AT)) do
     local job = redis.call('HMGET', 'pf:job:' .. job_at(place), 'state', 'stored')
@@ -90,7 +92,7 @@ end
 if asked ~= '' then
   redis.call('HSET', KEYS[1], 'asked', asked)
 end
--- One that is to begin later counts as enqueued then: its deadline, its age and its place in the ledger.
+-- A scheduled job counts as enqueued when it is due: for its deadline, its age and its place in the ledger.
 local not_before, enqueued_at = tonumber(redis.call('HGET', KEYS[1], 'not_before')), now
 if not_before and not_before > now then
   enqueued_at = not_before
@@ -102,21 +104,21 @@ if deadline ~= '' then
   redis.call('HSET', KEYS[1], 'deadline', enqueued_at + tonumber(deadline))
 end
 redis.call('ZADD', KEYS[3], enqueued_at, id)
--- What a tenant asked for last, ended or not: a list to look at, nothing depends on it.
+-- The tenant's newest jobs, open and ended, for display only.
 redis.call('ZADD', KEYS[4], now, id)
 redis.call('ZREMRANGEBYRANK', KEYS[4], 0, -1 - RECENT_JOBS)
 redis.call('PEXPIRE', KEYS[4], RECENT_MS)
--- Last: a script whose first write is a deletion is not stopped at the memory limit.
--- The log of a job whose hash was deleted: its tokens would be counted twice. The tombstone was the former job's.
+-- DEL comes last: Redis does not apply the memory limit to a script whose first write is a deletion.
+-- A log that remained from a deleted hash would count tokens twice, and the tombstone belongs to the former job.
 redis.call('DEL', KEYS[2], KEYS[5])
--- What a job keeps of the dead letter that it goes on with, beside its choices' counts and ends.
+-- The fields that a job takes from the dead letter that it resumes, in addition to the counts and ends of its choices.
 local KEPT = { fingerprint = true, fingerprints = true, num_prompt_tokens = true, num_cached_tokens = true }
 local resumed = redis.call('HGET', KEYS[1], 'resumed')
 if resumed then
   local fields, num_ended = redis.call('HGETALL', 'pf:job:' .. resumed), 0
   for index = 1, #fields, 2 do
     local field, value = fields[index], fields[index + 1]
-    -- END gave each choice that had no end the reason 'error'; it goes on.
+    -- END gave unfinished choices the reason 'error'; these continue.
     local is_end = string.match(field, '^fin:%d+$') and value ~= 'error'
     if is_end or KEPT[field] or string.match(field, '^n:%d+$') then
       redis.call('HSET', KEYS[1], field, value)

@@ -1,12 +1,12 @@
--- ATTACH (protocol line 15): from now on the job publishes on its own channel too.
--- KEYS: job hash          ARGV: id of the client that reads it from now on
--- -> 1, or 0 where there is no such job
+-- WATCH, for ATTACH (protocol line 15): makes the job publish on its own channel too, and adds a client to its readers.
+-- KEYS: job hash          ARGV: id of the client that reads it
+-- -> 1 | 0: the job does not exist
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return 0
 end
 local clients = redis.call('HGET', KEYS[1], 'clients') or ''
 redis.call('HSET', KEYS[1], 'watched', '1')
--- A job that is not detached lives as long as one of its readers does.
+-- A job that is not detached is cancelled when all its readers are gone.
 if clients ~= '' and ARGV[1] ~= '' then
   local alive = { ARGV[1] }
   for client in string.gmatch(clients, '%S+') do
