@@ -78,8 +78,8 @@ class HFTokenizer(Tokenizer):
         if self._is_byte_level:
             # The library would decode added tokens with the byte alphabet too.
             skipped = self._special_ids if skip_special_tokens else frozenset[int]()
-            spelled = (self.token_bytes(token_id) for token_id in token_ids if token_id not in skipped)
-            return b"".join(spelled).decode("utf-8", errors="replace")
+            token_bytes = (self.token_bytes(token_id) for token_id in token_ids if token_id not in skipped)
+            return b"".join(token_bytes).decode("utf-8", errors="replace")
         known = [token_id for token_id in token_ids if 0 <= token_id < self.vocab_size]
         return self._tokenizer.decode(known, skip_special_tokens=skip_special_tokens)
 
@@ -89,7 +89,7 @@ class HFTokenizer(Tokenizer):
             return b""
         if self._is_byte_level:
             # An added token is plain text, even if all its letters are in the byte alphabet.
-            return self._added.get(token_id) or _spelled_bytes(token)
+            return self._added.get(token_id) or _bytes_of(token)
         # SentencePiece writes a raw byte as <0xNN> and a space as U+2581.
         byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
         return bytes.fromhex(byte[1]) if byte is not None else token.replace("\u2581", " ").encode()
@@ -234,7 +234,7 @@ def _byte_alphabet() -> dict[str, int]:
 _BYTES = _byte_alphabet()
 
 
-def _spelled_bytes(token: str) -> bytes:
+def _bytes_of(token: str) -> bytes:
     """Return the bytes of a token that is not an added one. Letters outside of the alphabet: plain text."""
     try:
         return bytes(_BYTES[character] for character in token)
