@@ -45,7 +45,7 @@ from pagefleet.api.contract.messages import (
 from pagefleet.api.contract.model_cards import CardIndex
 from pagefleet.api.protocol.job_errors import job_not_found
 from pagefleet.api.protocol.job_record import JobRecord, LogPosition
-from pagefleet.api.protocol.operations import Submitted
+from pagefleet.api.protocol.operation_types import Submitted
 from pagefleet.api.protocol.prepared import PreparedRequest, check_submitted, job_exists, prepare
 
 Reply = Callable[[GenerateRequest], str]

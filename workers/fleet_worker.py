@@ -24,7 +24,7 @@ from pagefleet.api.contract.keys import Lane
 from pagefleet.api.contract.messages import WorkerStatus
 from pagefleet.api.protocol.job_record import JobRecord
 from pagefleet.api.protocol.job_store import JobStore
-from pagefleet.api.protocol.operations import CancelVerdict, StepStatus
+from pagefleet.api.protocol.operation_types import CancelVerdict, StepStatus
 from pagefleet.engine import EngineRequest, InvalidRequestError, LLMEngine, SequenceOutput
 from pagefleet.engine.errors import EngineFailedError
 from pagefleet.workers.attempt.admission import Admission, Holder

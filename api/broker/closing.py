@@ -13,7 +13,7 @@ from pagefleet.api.contract.messages import JobState
 from pagefleet.api.protocol.connection import redis_errors
 from pagefleet.api.protocol.job_record import JobRecord
 from pagefleet.api.protocol.job_store import JobStore
-from pagefleet.api.protocol.operations import DeleteVerdict
+from pagefleet.api.protocol.operation_types import DeleteVerdict
 
 if TYPE_CHECKING:
     from celery import Celery

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pagefleet.api.client.asynchronous.client import AsyncFleetClient
 from pagefleet.api.client.asynchronous.token_stream import AsyncTokenStream
 from pagefleet.api.protocol.job_record import JobRecord
-from pagefleet.api.protocol.operations import Charge, Operation
+from pagefleet.api.protocol.operation_types import Charge, Operation
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from pagefleet.api.protocol import operations
 from pagefleet.api.protocol.async_io import in_thread
 from pagefleet.api.protocol.connection import connect_async, redis_errors
 from pagefleet.api.protocol.job_record import JobRecord, LogPosition
-from pagefleet.api.protocol.operations import CLIENT_LEASE_S, Operation
+from pagefleet.api.protocol.operation_types import CLIENT_LEASE_S, Operation
 from pagefleet.api.protocol.replies import (
     HEAD_FIELDS,
     parse_after,

@@ -16,7 +16,7 @@ from pagefleet.api.contract.errors import ProtocolError, StorageFull
 from pagefleet.api.contract.messages import ErrorInfo, GenerateRequest, JobState, ModelCard, WorkerStatus
 from pagefleet.api.protocol import operations
 from pagefleet.api.protocol.connection import is_unreadable, redis_errors
-from pagefleet.api.protocol.operations import (
+from pagefleet.api.protocol.operation_types import (
     NO_SCHEDULE,
     CancelVerdict,
     Claim,

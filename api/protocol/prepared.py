@@ -18,7 +18,7 @@ from pagefleet.api.contract.model_cards import CardIndex, check_fits, check_limi
 from pagefleet.api.contract.requests import build_request, check_size
 from pagefleet.api.contract.stored_size import reserved_bytes
 from pagefleet.api.protocol import operations
-from pagefleet.api.protocol.operations import (
+from pagefleet.api.protocol.operation_types import (
     NO_LIMIT,
     NO_SCHEDULE,
     Charge,

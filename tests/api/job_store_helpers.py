@@ -12,7 +12,7 @@ from pagefleet.api.contract.messages import (
     parse_event,
     split_events,
 )
-from pagefleet.api.protocol.operations import Limits, StepItem
+from pagefleet.api.protocol.operation_types import Limits, StepItem
 
 QUEUE, CHANNEL = "m.interactive", "pf:reply:client"
 REQUEST = GenerateRequest(model="m", prompt="Hello", sampling=SamplingParams(seed=7), priority=3)

@@ -16,7 +16,7 @@ from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import LogEntry, WorkerStatus
 from pagefleet.api.contract.requests import build_request
 from pagefleet.api.operate.dead_letters import DeadLetters
-from pagefleet.api.protocol.operations import ClaimVerdict, Limits, StepItem
+from pagefleet.api.protocol.operation_types import ClaimVerdict, Limits, StepItem
 from pagefleet.api.testing import fake_card
 
 QUEUE = "pagefleet.m.interactive"

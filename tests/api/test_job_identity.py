@@ -11,7 +11,7 @@ from job_store_helpers import CHANNEL, QUEUE, REQUEST, submit
 from pagefleet.api import AsyncFleetClient, FleetClient, JobDeleted, JobExists
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import JobLost
-from pagefleet.api.protocol.operations import Limits
+from pagefleet.api.protocol.operation_types import Limits
 from pagefleet.api.protocol.operations import submit as submit_call
 from pagefleet.api.testing import InMemoryFleet
 from pagefleet.engine.execution.null_executor import null_token

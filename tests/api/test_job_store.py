@@ -37,7 +37,7 @@ from pagefleet.api.contract.messages import (
     split_events,
 )
 from pagefleet.api.protocol import operations
-from pagefleet.api.protocol.operations import (
+from pagefleet.api.protocol.operation_types import (
     CancelVerdict,
     Claim,
     ClaimVerdict,

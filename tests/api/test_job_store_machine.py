@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 from pagefleet.api.client.stream import StreamState
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import GenerateRequest, JobState, LogEntry, WorkerStatus, split_events
-from pagefleet.api.protocol.operations import (
+from pagefleet.api.protocol.operation_types import (
     CancelVerdict,
     ClaimVerdict,
     DeleteVerdict,

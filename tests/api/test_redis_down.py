@@ -21,7 +21,7 @@ from pagefleet.api.contract.errors import ConfigurationError
 from pagefleet.api.contract.messages import Fingerprint, GenerateRequest, LogEntry, ModelCard, WorkerStatus
 from pagefleet.api.protocol.connection import safe_url
 from pagefleet.api.protocol.job_store import JobStore
-from pagefleet.api.protocol.operations import Limits, StepItem, StepStatus
+from pagefleet.api.protocol.operation_types import Limits, StepItem, StepStatus
 from pagefleet.api.testing import fake_card
 from pagefleet.workers.local.local_stack import LocalStack
 from pagefleet.workers.local.ports import free_port

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pagefleet.api.protocol.operations import CLIENT_LEASE_S
+from pagefleet.api.protocol.operation_types import CLIENT_LEASE_S
 
 pytestmark = [pytest.mark.alone, pytest.mark.slow]
 

@@ -19,7 +19,7 @@ from pagefleet.api.broker.sending import send_message
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import FleetError
 from pagefleet.api.contract.requests import build_request
-from pagefleet.api.protocol.operations import Limits
+from pagefleet.api.protocol.operation_types import Limits
 from pagefleet.engine.execution.null_executor import null_token
 from pagefleet.workers.attempt.engine_loop import wait_until
 

@@ -8,7 +8,7 @@ import pytest
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import GenerateRequest
 from pagefleet.api.gateway.answers.job_ids import answer_of, new_id
-from pagefleet.api.protocol.operations import Limits
+from pagefleet.api.protocol.operation_types import Limits
 from pagefleet.workers.attempt.engine_loop import wait_until
 
 BODY = {"model": "null", "prompt": "Hi", "max_tokens": 4}

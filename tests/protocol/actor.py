@@ -11,7 +11,7 @@ from protocol.script_server import Keyspace, Line, ScriptServer
 from protocol.world import JOB_IDS, READING, SUBMITTED, State
 
 from pagefleet.api.contract import keys
-from pagefleet.api.protocol.operations import Operation
+from pagefleet.api.protocol.operation_types import Operation
 
 STEP: Final = "step"
 """What an actor does by itself. Every state must reach its goal by such moves alone."""

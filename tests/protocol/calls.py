@@ -12,7 +12,7 @@ from pagefleet.api.contract.messages import Fingerprint, GenerateRequest, JobSta
 from pagefleet.api.gateway.access.api_keys import ApiKey
 from pagefleet.api.gateway.access.rate_limit import take
 from pagefleet.api.protocol import operations
-from pagefleet.api.protocol.operations import Charge, Limits, Operation, StepItem
+from pagefleet.api.protocol.operation_types import Charge, Limits, Operation, StepItem
 
 QUEUE: Final = "m.interactive"
 TENANT: Final = "t"

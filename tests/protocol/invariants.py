@@ -11,7 +11,7 @@ from protocol.script_server import FAR, Keyspace, ScriptServer
 from protocol.world import FINAL, GONE, JOB_IDS, LEFT, NUM_TOKENS, RESULT_OF, UP, WORKER_IDS, State
 
 from pagefleet.api.contract import keys
-from pagefleet.api.protocol.operations import StepStatus
+from pagefleet.api.protocol.operation_types import StepStatus
 
 PASSED = (StepStatus.OK, StepStatus.CANCEL, StepStatus.DEADLINE)
 MAX_BLAME, MAX_FRUITLESS = 3, 10

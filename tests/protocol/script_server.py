@@ -20,7 +20,7 @@ import redis
 
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import split_events
-from pagefleet.api.protocol.operations import Operation
+from pagefleet.api.protocol.operation_types import Operation
 from pagefleet.api.protocol.scripts import load_script
 
 PAST: Final = "1"

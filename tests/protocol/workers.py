@@ -32,7 +32,7 @@ from protocol.world import (
 )
 
 from pagefleet.api.contract import keys
-from pagefleet.api.protocol.operations import ClaimVerdict, StepStatus
+from pagefleet.api.protocol.operation_types import ClaimVerdict, StepStatus
 
 NOTHING = frozenset[int]()
 

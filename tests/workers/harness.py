@@ -13,7 +13,7 @@ from pagefleet.api.contract.keys import Lane
 from pagefleet.api.contract.model_cards import CardIndex
 from pagefleet.api.protocol.job_record import JobRecord
 from pagefleet.api.protocol.job_store import JobStore
-from pagefleet.api.protocol.operations import Limits
+from pagefleet.api.protocol.operation_types import Limits
 from pagefleet.api.protocol.prepared import prepare
 from pagefleet.engine import EngineConfig, LLMEngine, NullOptions
 from pagefleet.workers.fleet_worker import FleetWorker

@@ -8,7 +8,7 @@ from pagefleet.api.broker.celery_app import make_celery
 from pagefleet.api.broker.status import num_queued
 from pagefleet.api.contract.messages import JobState, WorkerStatus
 from pagefleet.api.contract.requests import build_request
-from pagefleet.api.protocol.operations import Limits
+from pagefleet.api.protocol.operation_types import Limits
 from pagefleet.api.testing import fake_card
 from pagefleet.workers.recovery.auditor import Auditor
 

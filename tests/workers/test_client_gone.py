@@ -10,7 +10,7 @@ import time
 import pytest
 
 from pagefleet.api import FleetClient, JobState
-from pagefleet.api.protocol.operations import CLIENT_LEASE_S
+from pagefleet.api.protocol.operation_types import CLIENT_LEASE_S
 from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.local_stack import LocalStack
 from pagefleet.workers.recovery.sweeper import SWEEP_INTERVAL_S

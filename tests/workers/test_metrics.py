@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pagefleet.api import FleetClient
 from pagefleet.api.contract.errors import ConfigurationError
 from pagefleet.api.contract.messages import LogEntry
-from pagefleet.api.protocol.operations import StepItem
+from pagefleet.api.protocol.operation_types import StepItem
 from pagefleet.engine import SequenceOutput
 from pagefleet.engine.core.scheduler_output import ScheduledSequence, SchedulerOutput
 from pagefleet.engine.execution.null_executor import null_token

@@ -18,7 +18,7 @@ from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import LogEntry, WorkerStatus
 from pagefleet.api.contract.requests import build_request
 from pagefleet.api.operate.dead_letters import DeadLetters
-from pagefleet.api.protocol.operations import Limits, StepItem
+from pagefleet.api.protocol.operation_types import Limits, StepItem
 from pagefleet.engine.execution.null_executor import null_token
 from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.local_stack import WorkerProcess

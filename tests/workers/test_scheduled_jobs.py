@@ -16,7 +16,7 @@ from pagefleet.api.broker.status import num_queued
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import JobState, WorkerStatus
 from pagefleet.api.contract.requests import build_request
-from pagefleet.api.protocol.operations import Claim, ClaimVerdict, Limits, Schedule
+from pagefleet.api.protocol.operation_types import Claim, ClaimVerdict, Limits, Schedule
 from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.queue.message_rules import refusal
 from pagefleet.workers.recovery.sweeper import Sweeper

@@ -11,7 +11,7 @@ from pagefleet.api.broker.status import num_queued
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import JobState, WorkerStatus
 from pagefleet.api.contract.requests import build_request
-from pagefleet.api.protocol.operations import Limits
+from pagefleet.api.protocol.operation_types import Limits
 from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.recovery.sweeper import Sweeper
 

@@ -19,7 +19,7 @@ from pagefleet.api.contract.messages import MAX_SEED, PROTOCOL_VERSION, Generate
 from pagefleet.api.contract.model_cards import CardIndex
 from pagefleet.api.contract.requests import check_size, invalid_request
 from pagefleet.api.protocol.job_store import JobStore
-from pagefleet.api.protocol.operations import Claim, ClaimVerdict
+from pagefleet.api.protocol.operation_types import Claim, ClaimVerdict
 from pagefleet.api.protocol.prepared import check_submitted, prepare, submit_operation
 from pagefleet.engine import EngineRequest, LLMEngine
 from pagefleet.workers.attempt.message_rejector import MessageRejector

@@ -19,7 +19,7 @@ from typing import Final
 from pagefleet.api.contract.errors import FleetError, JobFailed, ProtocolError, RedisUnavailable, StorageFull
 from pagefleet.api.contract.messages import ErrorInfo, JobState
 from pagefleet.api.protocol.job_store import JobStore
-from pagefleet.api.protocol.operations import StepItem, StepReply, StepStatus
+from pagefleet.api.protocol.operation_types import StepItem, StepReply, StepStatus
 from pagefleet.engine import FinishReason, SequenceOutput
 from pagefleet.engine.execution.step_tracer import NO_TRACER, StepTracer
 from pagefleet.workers.job.active_job import ActiveJob

@@ -11,7 +11,7 @@ from typing import Any
 
 from pagefleet.api.contract.keys import Lane
 from pagefleet.api.protocol.job_record import JobRecord
-from pagefleet.api.protocol.operations import StepItem
+from pagefleet.api.protocol.operation_types import StepItem
 from pagefleet.engine import SequenceOutput
 from pagefleet.workers.job.active_choice import ActiveChoice
 from pagefleet.workers.job.bare_message import BareMessage

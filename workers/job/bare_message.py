@@ -10,7 +10,7 @@ from typing import Any, Final
 from pagefleet.api.contract.errors import InvalidRequest
 from pagefleet.api.contract.keys import Lane
 from pagefleet.api.contract.messages import MAX_DEADLINE_S
-from pagefleet.api.protocol.operations import Schedule
+from pagefleet.api.protocol.operation_types import Schedule
 
 CALLBACKS: Final = ("callbacks", "errbacks", "chain", "chord")
 LINEAGE: Final = ("root_id", "parent_id", "group", "group_index")

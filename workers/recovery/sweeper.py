@@ -24,7 +24,7 @@ from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import ProtocolError
 from pagefleet.api.contract.messages import JobState
 from pagefleet.api.protocol.job_store import JobStore
-from pagefleet.api.protocol.operations import CancelVerdict
+from pagefleet.api.protocol.operation_types import CancelVerdict
 from pagefleet.api.protocol.replies import OpenJob
 
 logger = logging.getLogger(__name__)

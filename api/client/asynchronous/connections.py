@@ -20,7 +20,7 @@ from pagefleet.api.protocol import operations
 from pagefleet.api.protocol.async_io import Lock
 from pagefleet.api.protocol.async_job_store import AsyncJobStore
 from pagefleet.api.protocol.job_errors import job_not_found
-from pagefleet.api.protocol.operations import CancelVerdict
+from pagefleet.api.protocol.operation_types import CancelVerdict
 
 
 class AsyncConnections:

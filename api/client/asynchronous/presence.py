@@ -11,7 +11,7 @@ from pagefleet.api.client.readers import AbandonedJob, Readers
 from pagefleet.api.contract.errors import FleetError, RedisUnavailable
 from pagefleet.api.protocol import operations
 from pagefleet.api.protocol.async_job_store import AsyncJobStore
-from pagefleet.api.protocol.operations import CancelVerdict
+from pagefleet.api.protocol.operation_types import CancelVerdict
 
 logger = logging.getLogger(__name__)
 

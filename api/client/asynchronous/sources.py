@@ -21,7 +21,7 @@ from pagefleet.api.client.submit_outcome import SETTLE_FOR_S, may_have_arrived, 
 from pagefleet.api.contract.errors import FleetError, JobNotFound, RedisUnavailable
 from pagefleet.api.protocol.async_io import in_thread, sleep
 from pagefleet.api.protocol.job_record import JobRecord, LogPosition
-from pagefleet.api.protocol.operations import Submitted
+from pagefleet.api.protocol.operation_types import Submitted
 from pagefleet.api.protocol.prepared import PreparedRequest, check_submitted, submit_operation
 
 _SETTLE_BASE_S: Final = 0.05

@@ -20,7 +20,7 @@ from pagefleet.api.contract.model_cards import CardIndex
 from pagefleet.api.protocol import operations
 from pagefleet.api.protocol.job_errors import job_not_found
 from pagefleet.api.protocol.job_store import JobStore
-from pagefleet.api.protocol.operations import CancelVerdict
+from pagefleet.api.protocol.operation_types import CancelVerdict
 from pagefleet.api.protocol.sync_io import Lock
 
 

@@ -12,7 +12,7 @@ from pagefleet.api.client.synchronous.tasks import Tasks
 from pagefleet.api.contract.errors import FleetError, RedisUnavailable
 from pagefleet.api.protocol import operations
 from pagefleet.api.protocol.job_store import JobStore
-from pagefleet.api.protocol.operations import CancelVerdict
+from pagefleet.api.protocol.operation_types import CancelVerdict
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from pagefleet.api.client.synchronous.inbox import Inbox
 from pagefleet.api.client.synchronous.token_stream import Source
 from pagefleet.api.contract.errors import FleetError, JobNotFound, RedisUnavailable
 from pagefleet.api.protocol.job_record import JobRecord, LogPosition
-from pagefleet.api.protocol.operations import Submitted
+from pagefleet.api.protocol.operation_types import Submitted
 from pagefleet.api.protocol.prepared import PreparedRequest, check_submitted, submit_operation
 from pagefleet.api.protocol.sync_io import in_thread, sleep
 

@@ -15,7 +15,7 @@ from pagefleet.api.gateway.access.api_keys import ApiKey
 from pagefleet.api.gateway.access.authentication import ANYBODY
 from pagefleet.api.gateway.fleet import GatewayFleet
 from pagefleet.api.gateway.http.errors import ApiError
-from pagefleet.api.protocol.operations import Charge, Operation
+from pagefleet.api.protocol.operation_types import Charge, Operation
 
 _LOG: Final = logging.getLogger(__name__)
 _BURST_S: Final = 4.0

@@ -1,0 +1,162 @@
+"""The types of the protocol's operations: a call of a script, its arguments and its parsed replies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+from pagefleet.api.contract.messages import LogEntry
+
+T = TypeVar("T")
+
+CLIENT_LEASE_S: Final = 10.0
+"""A client without a heartbeat for this long is dead, and its jobs are cancelled unless they are detached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation(Generic[T]):
+    """One call of one script. ``parse`` turns the server's reply into the result."""
+
+    script: str
+    keys: Sequence[str]
+    args: Sequence[str | int | float]
+    parse: Callable[[Any], T]
+
+
+class Submitted(NamedTuple):
+    """The reply of SUBMIT. At most one of the fields after ``created`` is set, with the reason against it."""
+
+    created: bool
+    """False if the id exists or a limit is reached."""
+    depth: int | None = None
+    """Open jobs of the queue, if it is full."""
+    tenant_depth: int | None = None
+    """Open choices of the tenant in this queue, if there are too many."""
+    tenant_bytes: int | None = None
+    """Stored bytes of the tenant, if the job does not fit in addition."""
+    is_other: bool = False
+    """The id belongs to a job with another request."""
+    is_deleted: bool = False
+    """The job was deleted and must not be submitted again."""
+
+    @property
+    def exists(self) -> bool:
+        """Whether a job with the same id and request exists, which the caller may attach to."""
+        return self == Submitted(created=False)
+
+
+class ClaimVerdict(StrEnum):
+    CLAIMED = "claimed"
+    MISSING = "missing"
+    FINAL = "final"
+    EARLY = "early"
+    ENDED = "ended"
+    ELSEWHERE = "elsewhere"
+    NO_LEASE = "no-lease"
+    REFUSED = "refused"
+    UNREADABLE = "unreadable"
+
+
+class Claim(NamedTuple):
+    """The reply of CLAIM. ``REFUSED`` sets ``reason`` and ``retry_in_s``, ``CLAIMED`` all other fields."""
+
+    verdict: ClaimVerdict
+    epoch: int = 0
+    attempt: int = 0
+    solo: bool = False
+    """The job may have killed its last worker: do not run its first prefill together with another job's."""
+    request_json: str = ""
+    num_tokens: tuple[int, ...] = ()
+    """Tokens in the log, by choice."""
+    reason: str = ""
+    retry_in_s: float = 0.0
+    taken_over: bool = False
+    """Its last worker died while it ran the job."""
+    waited_s: float = 0.0
+    """Seconds since the job was enqueued."""
+
+
+class StepItem(NamedTuple):
+    """One choice's part of a STEP. ``entry`` is None if there are no tokens, to read the flags."""
+
+    job_id: str
+    epoch: int
+    choice: int
+    base: int
+    entry: LogEntry | None
+    num_prompt_tokens: int | None = None
+    num_cached_tokens: int = 0
+    """Set together with ``num_prompt_tokens``."""
+
+
+class StepStatus(StrEnum):
+    OK = "ok"
+    CANCEL = "cancel"
+    DEADLINE = "deadline"
+    BEHIND = "behind"
+    FENCED = "fenced"
+    GONE = "gone"
+    UNREADABLE = "unreadable"
+
+
+class StepReply(NamedTuple):
+    """``num_tokens`` is the length of the log now. If ``BEHIND``, the worker sends again from there."""
+
+    status: StepStatus
+    num_tokens: int
+
+
+class CancelVerdict(StrEnum):
+    ENDED = "ended"
+    FLAGGED = "flagged"
+    RUNNING = "running"
+    FINAL = "final"
+    MISSING = "missing"
+    READ = "read"
+
+
+class DeleteVerdict(StrEnum):
+    DELETED = "deleted"
+    ENDED = "ended"
+    FLAGGED = "flagged"
+    MISSING = "missing"
+
+
+NO_LIMIT: Final = 10**15
+
+
+class Limits(NamedTuple):
+    """Limits of SUBMIT: open jobs of the queue, the tenant's open choices in it, its stored bytes."""
+
+    max_depth: int
+    max_tenant_depth: int
+    max_tenant_bytes: int = NO_LIMIT
+
+
+class Charge(NamedTuple):
+    """The API key that pays for a job, the tokens that it has reserved, and its limits per minute."""
+
+    key_id: str
+    num_reserved: int
+    requests_per_minute: int | None
+    tokens_per_minute: int
+
+    def __str__(self) -> str:
+        requests = "-" if self.requests_per_minute is None else self.requests_per_minute
+        return f"{self.key_id} {self.num_reserved} {requests} {self.tokens_per_minute}"
+
+
+class Schedule(NamedTuple):
+    """The options of a Celery message in addition to its request."""
+
+    not_before: int | None = None
+    """The earliest start (``eta``, ``countdown``), in ms since the epoch."""
+    start_by: int | None = None
+    """The latest start (``expires``), in ms since the epoch."""
+    canvas: str | None = None
+    """Links and chain to call afterwards, as JSON."""
+
+
+NO_SCHEDULE: Final = Schedule()
