@@ -52,10 +52,15 @@ class ClaimVerdict(StrEnum):
     MISSING = "missing"
     FINAL = "final"
     EARLY = "early"
+    """A scheduled job that is not due."""
     ENDED = "ended"
+    """By this call: it was cancelled, past its deadline or given up. The caller must close it."""
     ELSEWHERE = "elsewhere"
+    """A live worker has it."""
     NO_LEASE = "no-lease"
+    """The claiming worker has no lease."""
     REFUSED = "refused"
+    """Its tokens come from other weights or another tokenizer; it waits."""
     UNREADABLE = "unreadable"
 
 
@@ -94,10 +99,15 @@ class StepItem(NamedTuple):
 class StepStatus(StrEnum):
     OK = "ok"
     CANCEL = "cancel"
+    """Applied; the worker must cancel the job."""
     DEADLINE = "deadline"
+    """Applied; the job is past its deadline, and the worker must end it."""
     BEHIND = "behind"
+    """Not applied: the log has fewer tokens than the worker assumed."""
     FENCED = "fenced"
+    """Not applied: the worker no longer owns the job."""
     GONE = "gone"
+    """The job does not exist."""
     UNREADABLE = "unreadable"
 
 
@@ -110,17 +120,23 @@ class StepReply(NamedTuple):
 
 class CancelVerdict(StrEnum):
     ENDED = "ended"
+    """By this call; the caller must close the job."""
     FLAGGED = "flagged"
+    """The job's worker will end it."""
     RUNNING = "running"
+    """Nothing was done, because only a queued job was to be cancelled."""
     FINAL = "final"
     MISSING = "missing"
     READ = "read"
+    """Nothing was done, because the job has other readers or is detached."""
 
 
 class DeleteVerdict(StrEnum):
     DELETED = "deleted"
     ENDED = "ended"
+    """It was cancelled; the caller must close it, which removes it."""
     FLAGGED = "flagged"
+    """Its worker will end it, which removes it."""
     MISSING = "missing"
 
 
