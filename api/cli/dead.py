@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
 
-from pagefleet.api.broker.celery_app import make_celery
-from pagefleet.api.broker.closing import JobCloser
 from pagefleet.api.cli.console import make_console
 from pagefleet.api.cli.options import redis_option
 from pagefleet.api.config.settings import FleetSettings
-from pagefleet.api.operate.dead_letters import DeadLetters
-from pagefleet.api.protocol.job_store import JobStore
+
+if TYPE_CHECKING:
+    from pagefleet.api.operate.dead_letters import DeadLetters
 
 
 @click.group()
@@ -117,6 +117,12 @@ def drop(job_ids: tuple[str, ...], redis_url: str | None) -> None:
 
 
 def _letters(redis_url: str | None) -> DeadLetters:
+    # Imported late: Celery is slow to import, and `pagefleet --help` loads this module.
+    from pagefleet.api.broker.celery_app import make_celery
+    from pagefleet.api.broker.closing import JobCloser
+    from pagefleet.api.operate.dead_letters import DeadLetters
+    from pagefleet.api.protocol.job_store import JobStore
+
     settings = FleetSettings.from_files(redis_url=redis_url)
     store, app = JobStore(settings), make_celery(settings)
     return DeadLetters(store, app, JobCloser(store, app))

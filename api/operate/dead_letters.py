@@ -1,4 +1,4 @@
-"""DeadLetters: jobs in state X, and the two ways out of it for an operator."""
+"""DeadLetters: read, requeue and delete the jobs that were given up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class DeadLetters:
-    """The dead letters of one server. A final state never changes: who runs one again gets a new job."""
+    """The dead letters of one server. A final state never changes, so requeueing one creates a new job."""
 
     def __init__(self, store: JobStore, app: Celery, closer: JobCloser) -> None:
         self._store = store
@@ -29,24 +29,24 @@ class DeadLetters:
         self._closer = closer
 
     def all(self) -> list[JobRecord]:
-        """The oldest first, without their tokens."""
+        """Return all of them, the oldest first, without their tokens."""
         records = [self._store.read(job_id, with_log=False) for job_id in self._store.dead_letters()]
         return [record for record in records if record is not None]
 
     def get(self, job_id: str) -> JobRecord:
-        """Raises: JobNotFound."""
+        """Return one of them. Raises: JobNotFound."""
         record = self._store.read(job_id)
         if record is None or record.state is not JobState.DEAD:
             raise job_not_found(job_id)
         return record
 
     def requeue(self, job_id: str, *, from_start: bool = False) -> str:
-        """Sends the same request again, then removes the letter; returns the new job's id.
+        """Submit the same request as a new job, delete the dead letter, and return the id of the new job.
 
-        Of a job that waited for its weights in vain, the new one goes on with the tokens.
+        If the job waited for a worker with its weights, the new job continues after its tokens.
 
         Args:
-            from_start: without the tokens: any weights may begin it.
+            from_start: discard the tokens, so that a worker with other weights can run the job.
 
         Raises: JobNotFound, UnknownModel, QueueFull.
         """
@@ -66,6 +66,6 @@ class DeadLetters:
         return prepared.job_id
 
     def drop(self, job_id: str) -> None:
-        """Removes the letter with its prompt and its tokens. Raises: JobNotFound."""
+        """Delete the dead letter with its prompt and its tokens. Raises: JobNotFound."""
         self.get(job_id)
         self._closer.delete(job_id)

@@ -1,6 +1,6 @@
-"""FleetCollector: what only Redis knows of a fleet, read when Prometheus asks; once for the whole fleet.
+"""FleetCollector: Prometheus metrics of the whole fleet, read from Redis at each scrape.
 
-It needs a monitor's rights (``ops/redis/users.acl``) and changes nothing.
+It only reads, and needs the rights of a monitor (``ops/redis/users.acl``).
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ _QUEUE: Final = ("model", "lane")
 
 
 class FleetCollector(Collector):
-    """Where the server cannot be read there are no figures at all, rather than old ones or half of them;
-    ``pagefleet_fleet_source_up`` says so."""
+    """The collector that ``prometheus_client`` calls.
+
+    If Redis cannot be read it returns no metrics of the fleet, instead of old or incomplete ones, and
+    ``pagefleet_fleet_source_up`` is 0.
+    """
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
@@ -36,11 +39,11 @@ class FleetCollector(Collector):
         try:
             families = self._read()
         except FleetError as error:
-            logger.warning("the fleet cannot be read: %s", error)
+            logger.warning("cannot read the fleet: %s", error)
             families = []
         up = _gauge("source_up", "Whether Redis could be read for this scrape.")
         up.add_metric([], float(bool(families)))
-        seconds = _gauge("source_read_seconds", "How long reading Redis took for this scrape.")
+        seconds = _gauge("source_read_seconds", "Time that reading Redis took for this scrape, in seconds.")
         seconds.add_metric([], time.monotonic() - begun_at)
         return [*families, up, seconds]
 
@@ -49,11 +52,13 @@ class FleetCollector(Collector):
         models = [card.name for card in self._store.cards()]
         workers = self._store.workers()
         held = {job_id for worker in workers for job_id in worker.job_ids}
-        depth = _gauge("queue_depth", "Messages that wait in the broker.", (*_QUEUE, "priority"))
+        depth = _gauge("queue_depth", "Messages waiting in the broker.", (*_QUEUE, "priority"))
         oldest = _gauge(
-            "oldest_queued_seconds", "Age of the oldest job that no worker holds; 0: none.", _QUEUE
+            "oldest_queued_seconds",
+            "Age of the oldest job that no worker holds, in seconds; 0 if there is none.",
+            _QUEUE,
         )
-        open_jobs = _gauge("open_jobs", "Jobs that are not closed yet, running ones included.", _QUEUE)
+        open_jobs = _gauge("open_jobs", "Open jobs, including running ones.", _QUEUE)
         for model in models:
             for lane in keys.LANES:
                 queue = keys.queue(model, lane)
@@ -64,13 +69,13 @@ class FleetCollector(Collector):
         return [depth, oldest, open_jobs, _workers(models, workers), self._dead_letters()]
 
     def _dead_letters(self) -> Metric:
-        family = _gauge("dead_letters", "Dead letters that are kept.")
+        family = _gauge("dead_letters", "Dead letters.")
         family.add_metric([], len(self._store.dead_letters()))
         return family
 
 
 def _workers(models: Iterable[str], workers: Iterable[WorkerStatus]) -> Metric:
-    """Also of models without any: 0 is what an alert looks for."""
+    """The number of workers of each model; models without workers are included, for alerts on 0."""
     alive = [worker.model for worker in workers]
     family = _gauge("workers", "Workers with a lease.", ("model",))
     for model in sorted({*models, *alive}):

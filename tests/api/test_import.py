@@ -75,6 +75,15 @@ def test_nothing_heavy_is_imported(module):
     assert run(program) == "[]"
 
 
+def test_the_list_of_commands_imports_neither_the_engine_nor_celery():
+    program = (
+        "import sys; from click.testing import CliRunner; from pagefleet.api.cli.main import main; "
+        "assert 'worker' in CliRunner().invoke(main, ['--help']).output; "
+        f"print([name for name in {(*HEAVY[:-1], 'celery', 'flower', 'starlette')!r} if name in sys.modules])"
+    )
+    assert run(program) == "[]"
+
+
 def test_the_heavy_parts_are_there_to_be_imported():
     """Else the test above could not fail."""
     program = f"import sys, pagefleet.engine.llm_engine; print([n for n in {HEAVY!r} if n in sys.modules])"

@@ -105,7 +105,7 @@ class TestTheScreen:
         text = "\n".join(drawn(a_view()))
         assert "0 workers" in text
         assert "No worker holds a lease." in text
-        assert "No model is known yet." in text
+        assert "The fleet has no models yet." in text
 
 
 class TestTheWatcher:

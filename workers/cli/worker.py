@@ -8,7 +8,6 @@ import warnings
 from typing import Any
 
 import click
-from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
 from pagefleet.api.cli.options import given, redis_option
 from pagefleet.api.cli.settings_options import setting_options
@@ -75,11 +74,17 @@ def worker(**options: Any) -> None:
     """
     settings = WorkerSettings.from_files(**given(options))
     configure_logging(settings)
+    _silence_celery()
+    sys.exit(_run(settings))
+
+
+def _silence_celery() -> None:
+    from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
+
     # Celery warns about running as root because of pickle, which pagefleet workers do not accept, and about
     # running tasks that Celery 6 will cancel when the connection is lost, which make_celery configures.
     warnings.simplefilter("ignore", SecurityWarning)
     warnings.simplefilter("ignore", CPendingDeprecationWarning)
-    sys.exit(_run(settings))
 
 
 def _run(settings: WorkerSettings) -> int:

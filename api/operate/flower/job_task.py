@@ -1,4 +1,4 @@
-"""JobTask: a job as Flower keeps it, made of Celery's events."""
+"""JobTask: the state of a job in Flower, built from Celery's events."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pagefleet.api.broker.arguments import HIDDEN, shorten_repr
 
 
 class JobTask(Task):  # type: ignore[misc]
-    """Celery's state of a task, with what our workers add to ``task-started``: attempt and time in the queue.
+    """Celery's state of a task, with the attempts and queue time that our workers add to ``task-started``.
 
-    Arguments are shortened when they come, so that neither a page nor the API nor a search has them whole.
+    Arguments are shortened on receipt, so that no page, API or search has their full text.
     """
 
     prompt_chars: ClassVar[int] = 0
@@ -31,21 +31,21 @@ class JobTask(Task):  # type: ignore[misc]
         fields = dict(fields or {})
         for name in ("args", "kwargs"):
             if name in fields:
-                shown = shorten_repr(fields.pop(name), self.prompt_chars)
-                # Messages do not repeat their arguments; what an event before them said stays.
-                if shown != HIDDEN or getattr(self, name) is None:
-                    fields[name] = shown
+                displayed = shorten_repr(fields.pop(name), self.prompt_chars)
+                # Later events lack the arguments; those of an earlier event are kept.
+                if displayed != HIDDEN or getattr(self, name) is None:
+                    fields[name] = displayed
         super().event(type_, timestamp, local_received, fields, **options)
-        # A message knows nothing of its job's attempts: one that comes again would begin at 0.
+        # Celery's own count of retries restarts at 0 when the message is delivered again.
         if isinstance(self.attempts, int):
             self.retries = self.attempts - 1
 
     @property
     def queue_time(self) -> str | None:
-        """From the submit until a worker took the job up; of another service's task, what its events say.
+        """The time from the submission until a worker started the job; for other tasks, from their events.
 
-        Text that sorts like the number it is: Flower compares what it does not know as text, and HTML shows
-        no spaces at the beginning.
+        The text is padded so that it sorts like a number: Flower compares unknown columns as text, and HTML
+        does not show leading spaces.
         """
         seconds = self.queue_s
         if seconds is None and self.attempts is None and self.started is not None:

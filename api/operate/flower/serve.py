@@ -1,4 +1,4 @@
-"""Starts Flower with our columns, pages and options. It takes them where it keeps its own: in modules."""
+"""Start Flower with our columns, pages and options, for which its modules are patched: it has no API."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _FORGET_WORKERS_AFTER_S: Final = 3600
 
 
 def serve(settings: FlowerSettings, users: list[str]) -> None:
-    """Until SIGTERM or Ctrl-C.
+    """Serve until SIGTERM or Ctrl-C.
 
     Args:
-        users: ``user:password`` of each who may come in; empty: everybody.
+        users: ``user:password`` of each user that may log in; empty: no login.
     """
-    _teach_flower(settings)
+    _patch_flower(settings)
     app = make_celery(settings)
-    # Flower asks from several threads at once and waits for each other's connections: a pool deadlocks it.
+    # Several of Flower's threads need connections at the same time; with a pool they deadlock.
     app.conf.broker_pool_limit = None
     arguments = [
         f"--address={settings.flower_address}",
@@ -43,7 +43,7 @@ def serve(settings: FlowerSettings, users: list[str]) -> None:
     app.start(["--quiet", "flower", *arguments])
 
 
-def _teach_flower(settings: FlowerSettings) -> None:
+def _patch_flower(settings: FlowerSettings) -> None:
     JobTask.prompt_chars = settings.prompt_chars
     EventsState.Task = JobTask
     TASK_COLUMNS.update(queue_time="Queue time", attempts="Attempts")
@@ -53,24 +53,29 @@ def _teach_flower(settings: FlowerSettings) -> None:
     ]
     BaseApiHandler.write_error = _with_challenge(BaseApiHandler.write_error)
     BaseHandler.get_active_queue_names = _readable_names(BaseHandler.get_active_queue_names)
-    # A worker's name is new with each of its starts. FLOWER_* variables come later and win.
+    # Workers get a new name at each start, so old names must be purged. FLOWER_* variables override this.
     options.purge_offline_workers = _FORGET_WORKERS_AFTER_S
     options.task_runtime_metric_buckets = list(_RUNTIME_BUCKETS_S)
 
 
-def _worker_page(flowers: URLSpec) -> URLSpec:
-    return URLSpec(flowers.regex.pattern, WorkerPage, name=flowers.name)
+def _worker_page(original: URLSpec) -> URLSpec:
+    return URLSpec(original.regex.pattern, WorkerPage, name=original.name)
 
 
 def _readable_names(all_names: Callable[[Any], list[str]]) -> Callable[[Any], list[str]]:
-    """Without the old names of queues, which workers consume for one more version: a monitor's user may not
-    measure them, and one name that is denied leaves the whole page empty."""
+    """Leave out the queue names of the previous version, which workers still consume.
+
+    A monitor's Redis user may not measure them, and one denied name leaves the whole page empty.
+    """
     return lambda handler: [name for name in all_names(handler) if name.startswith(keys.QUEUE_PREFIX)]
 
 
 def _with_challenge(write_error: Callable[..., None]) -> Callable[..., None]:
-    """Flower's API answers 401 without asking for a password. A browser that came by a link to a task's page
-    knows the password for that folder alone, and sends it to a button's address only if it is asked."""
+    """Add ``WWW-Authenticate`` to the 401 responses of Flower's API.
+
+    A browser that opened the page of a task by a link sends the password only below that path. The buttons of
+    the page call the API, for which the browser needs the challenge.
+    """
 
     def challenging(handler: Any, status_code: int, **options: Any) -> None:
         if status_code == 401:

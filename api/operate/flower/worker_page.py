@@ -1,4 +1,4 @@
-"""WorkerPage: a worker as it is now."""
+"""WorkerPage: Flower's page of a worker with current figures."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from flower.views.workers import WorkerView
 
 
 class WorkerPage(WorkerView):  # type: ignore[misc]
-    """Flower shows what it heard of a worker when the page was last opened, and asks for the next time. How
-    many sequences run is old by then: this page asks first."""
+    """Requests the worker's statistics before it shows them.
+
+    Flower shows those of the last visit and requests new ones for the next, but the number of running
+    sequences is outdated by then.
+    """
 
     async def get(self, name: str) -> None:
         self.application.workers.get(name, {}).pop("stats", None)

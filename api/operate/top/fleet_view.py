@@ -1,6 +1,6 @@
-"""FleetView: what ``pagefleet top`` shows of a fleet at one moment. It knows nothing of terminals.
+"""FleetView: the state of a fleet at one moment. It does not know terminals.
 
-Read from ledgers, leases and cards, so that a monitor's Redis user is enough.
+It is read from ledgers, leases and model cards, for which the rights of a monitor's Redis user suffice.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pagefleet.api.contract.messages import WorkerStatus
 from pagefleet.api.protocol.connection import redis_errors
 from pagefleet.api.protocol.job_store import JobStore
 
-_GONE_SHOWN_S: Final = 30.0
+_GONE_FOR_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class WorkerView:
 
     @property
     def is_late(self) -> bool:
-        """Two thirds of its lease are gone; it beats six times in each."""
+        """Whether two thirds of the lease have passed without a heartbeat; there should be six per lease."""
         lease_s = self.status.lease_s
         return lease_s is not None and self.beat_age_s > 2 / 3 * lease_s
 
@@ -36,7 +36,7 @@ class WorkerView:
 
 @dataclass(frozen=True, slots=True)
 class GoneWorker:
-    """One that left or died moments ago."""
+    """A worker that stopped or died less than 30 seconds ago."""
 
     worker_id: str
     beat_age_s: float
@@ -55,7 +55,7 @@ class QueueView:
 @dataclass(frozen=True, slots=True)
 class FleetView:
     read_at: float
-    """Seconds since the epoch, on the server's clock."""
+    """Unix time of the server, in seconds."""
     workers: list[WorkerView]
     gone: list[GoneWorker]
     queues: list[QueueView]
@@ -75,7 +75,7 @@ class FleetView:
 
 
 def read_view(store: JobStore) -> FleetView:
-    """Raises: RedisUnavailable."""
+    """Read the current state. Raises: RedisUnavailable."""
     statuses = store.workers()
     with redis_errors(store.settings.url):
         seconds, micros = store.redis.time()
@@ -86,9 +86,7 @@ def read_view(store: JobStore) -> FleetView:
     return FleetView(
         read_at=now,
         workers=[WorkerView(status, ages.get(status.worker_id, 0.0)) for status in statuses],
-        gone=[
-            GoneWorker(each, age) for each, age in ages.items() if each not in alive and age < _GONE_SHOWN_S
-        ],
+        gone=[GoneWorker(each, age) for each, age in ages.items() if each not in alive and age < _GONE_FOR_S],
         queues=_queues(store, statuses),
         num_dead_letters=len(store.dead_letters()),
     )

@@ -1,4 +1,4 @@
-"""Keyboard: single keys of a terminal, without waiting for the line to end."""
+"""Keyboard: read single keys from a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Self
 
 
 class Keyboard:
-    """Keys come one by one meanwhile; where standard input is no terminal, none come."""
+    """A context in which keys arrive without Enter. If standard input is not a terminal, no keys arrive."""
 
     def __init__(self) -> None:
         self._fd = sys.stdin.fileno() if sys.stdin.isatty() else None
@@ -31,7 +31,7 @@ class Keyboard:
             termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
 
     def key(self, timeout_s: float) -> str:
-        """The next key within the time, else an empty string."""
+        """Return the next key, or an empty string after the timeout."""
         watched = [] if self._fd is None else [self._fd]
         ready, _, _ = select.select(watched, [], [], timeout_s)
         return os.read(self._fd, 1).decode(errors="replace") if self._fd is not None and ready else ""

@@ -1,4 +1,4 @@
-"""What a FleetView looks like: two tables under a line of totals, for terminals from 80 columns on."""
+"""Draw a FleetView: a line of totals and two tables, for terminals with at least 80 columns."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rich.text import Text
 from pagefleet.api.operate.top.fleet_view import FleetView, GoneWorker, QueueView, WorkerView
 
 WIDE: Final = 100
-"""Columns from which on there is room for bars and whole names."""
+"""The terminal width from which bars and the history are drawn, in columns."""
 _BAR_CELLS: Final = 8
 _QUEUE_FIGURES: Final = 52
-"""Columns that the figures of a queue take."""
+"""The width of all columns of a queue except its name."""
 _SPARKS: Final = " ▁▂▃▄▅▆▇█"
 _OLD_S, _VERY_OLD_S = 60.0, 300.0
 
@@ -30,10 +30,10 @@ SORTS: Final[Mapping[str, Callable[[WorkerView], Any]]] = {
 
 
 def draw(view: FleetView, *, width: int, sort: str = "name", history: Sequence[float] = ()) -> Group:
-    """One frame.
+    """Return one frame.
 
     Args:
-        history: the fleet's tokens a second in the frames before, drawn as a small curve.
+        history: tokens per second of the fleet in the previous frames, drawn as a sparkline.
     """
     workers = sorted(view.workers, key=SORTS[sort])
     return Group(
@@ -41,12 +41,14 @@ def draw(view: FleetView, *, width: int, sort: str = "name", history: Sequence[f
         Text(),
         _worker_table(workers, view.gone, width >= WIDE) if workers or view.gone else _no_workers(),
         Text(),
-        _queue_table(view.queues, width) if view.queues else Text("No model is known yet.", style="dim"),
+        _queue_table(view.queues, width)
+        if view.queues
+        else Text("The fleet has no models yet.", style="dim"),
     )
 
 
 def header(server: str, at: float) -> RenderableType:
-    """The line on top: which server, and when."""
+    """Return the first line: the server and the time of the frame."""
     line = Table.grid(expand=True)
     line.add_column(overflow="ellipsis", no_wrap=True)
     line.add_column(justify="right", no_wrap=True)
@@ -56,7 +58,7 @@ def header(server: str, at: float) -> RenderableType:
 
 
 def footer(sort: str) -> Text:
-    parts = (("q", "bold"), (" leave   ", "dim"), ("s", "bold"), (f" sort by: {sort}", "dim"))
+    parts = (("q", "bold"), (" quit   ", "dim"), ("s", "bold"), (f" sort by: {sort}", "dim"))
     return Text.assemble(*parts)
 
 
@@ -96,7 +98,7 @@ def _worker_table(workers: Sequence[WorkerView], gone: Sequence[GoneWorker], wid
             Text(_duration(worker.beat_age_s), style="bold red" if worker.is_late else "dim"),
         )
     for each in sorted(gone, key=lambda one: one.beat_age_s):
-        # host-pid-serial, as a worker names itself.
+        # The id of a worker is HOST-PID-SERIAL.
         host, _, rest = each.worker_id.rpartition("-")[0].rpartition("-")
         name = f"{host}/{rest}" if host else each.worker_id
         table.add_row(name, "", Text("gone", style="red"), *[""] * 6, _duration(each.beat_age_s), style="dim")
@@ -104,29 +106,29 @@ def _worker_table(workers: Sequence[WorkerView], gone: Sequence[GoneWorker], wid
 
 
 def _queue_table(queues: Sequence[QueueView], width: int) -> Table:
-    # Not stretched: the eye would lose the line between a queue's name and its figures.
+    # Not expanded: with a large gap between name and figures, rows are hard to follow.
     table = _table(("queue", "left", None), ("lane", "left", None), expand=False)
     table.columns[0].max_width = width - _QUEUE_FIGURES
     for name in ("queued", "open", "oldest waiting", "workers"):
         table.add_column(name, justify="right", no_wrap=True)
     for queue in queues:
-        # What a worker took within its last beat still looks as if it waited.
+        # A job that a worker took since its last heartbeat still counts as waiting, for up to a second.
         waits = queue.num_queued > 0 or queue.oldest_s > 1
         old = "bold red" if queue.oldest_s > _VERY_OLD_S else "yellow" if queue.oldest_s > _OLD_S else ""
-        nobody = "bold red" if waits and not queue.num_workers else "dim"
+        no_worker = "bold red" if waits and not queue.num_workers else "dim"
         table.add_row(
             queue.model,
             queue.lane,
             Text(str(queue.num_queued), style="bold" if queue.num_queued else "dim"),
             Text(str(queue.num_open), style="" if queue.num_open else "dim"),
             Text(_duration(queue.oldest_s if waits else None), style=old),
-            Text(str(queue.num_workers), style=nobody),
+            Text(str(queue.num_workers), style=no_worker),
         )
     return table
 
 
 def _table(*columns: tuple[str, Any, int | None], expand: bool = True) -> Table:
-    """Columns with a share of the width give way where it is narrow; the others never do."""
+    """Return a table. Columns with a share of the width shrink in a narrow terminal, the others do not."""
     table = Table(box=None, expand=expand, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for name, justify, share in columns:
         table.add_column(name, justify=justify, ratio=share, no_wrap=True, overflow="ellipsis")
@@ -163,7 +165,7 @@ def _sparkline(values: Sequence[float]) -> str:
 
 
 def _duration(seconds: float | None) -> str:
-    """At most five characters: 84ms, 1.2s, 42s, 12m, 3h, 2d."""
+    """Format a duration in at most five characters: 84ms, 1.2s, 42s, 12m, 3h, 2d."""
     if seconds is None:
         return "-"
     if seconds < 0.9995:

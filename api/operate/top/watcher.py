@@ -1,4 +1,4 @@
-"""Watcher: reads a fleet again and again in a thread, so that a server that is away holds no screen up."""
+"""Watcher: poll a fleet in a thread, so that a server that does not answer cannot block the screen."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 class Watcher:
-    """The last view, and why there is no newer one.
+    """The latest view, and the problem if it could not be updated.
 
     Args:
-        interval_s: between two readings.
+        interval_s: time between two reads, in seconds.
     """
 
     def __init__(self, store: JobStore, interval_s: float) -> None:
@@ -40,7 +40,7 @@ class Watcher:
         self._thread.start()
 
     def stop(self) -> None:
-        """Returns when the thread has ended, or hangs in a connection for longer than a user waits."""
+        """Wait until the thread has ended, but at most a second: it may hang in a connection."""
         self._stopping.set()
         self._thread.join(_JOIN_S)
 
@@ -49,15 +49,15 @@ class Watcher:
         return self._thread.is_alive()
 
     def read(self) -> None:
-        """Once; a server that does not answer is a state to show, no failure."""
+        """Read the fleet once. An error is stored as the problem and not raised."""
         try:
             view = read_view(self._store)
         except FleetError as error:
             self.problem = error.message
         except Exception as error:
-            # What is not expected is shown too: a dead thread would show old figures for ever.
-            logger.debug("the fleet cannot be read", exc_info=True)
-            self.problem = f"The fleet cannot be read: {type(error).__name__}: {error}"
+            # Catch everything: without the thread, the screen would show old figures without notice.
+            logger.debug("cannot read the fleet", exc_info=True)
+            self.problem = f"Cannot read the fleet: {type(error).__name__}: {error}"
         else:
             self.view, self.problem, self.read_at = view, None, time.time()
             self.history.append(view.generation_tok_s)
