@@ -1,4 +1,4 @@
-"""A conversation on the wire: messages, the tools they may call, and how the answer's text is to be read."""
+"""A conversation on the wire: its messages, the tools, and how to read the answer's text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ToolName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z
 class FunctionCall(WireModel):
     name: str = Field(min_length=1, max_length=1024)
     arguments: str = "{}"
-    """JSON, as the model wrote it: perhaps broken."""
+    """JSON as the model wrote it; it may be invalid or incomplete."""
 
 
 class ToolCall(WireModel):
@@ -45,15 +45,18 @@ class Tool(WireModel):
 
 
 class Reading(StoredModel):
-    """How to tell content, reasoning and calls in a text. Whoever submits a job writes it down: whoever shows
-    the answer, and whenever, reads it the same way."""
+    """How to separate content, reasoning and tool calls in an answer's text.
+
+    The producer stores it with the job, so that every reader of the answer gets the same message.
+    """
 
     tools: str | None = None
-    """A parser's name; None: calls are text like any other."""
+    """The parser's name; None if calls are part of the content."""
     reasoning: str | None = None
+    """The parser's name; None if reasoning is part of the content."""
     names: list[str] = Field(default_factory=list)
-    """Of the tools."""
+    """The names of the tools."""
     parallel: bool = True
-    """False: only a choice's first call counts."""
+    """False: calls after a choice's first one are ignored."""
     whole_calls: bool = False
-    """A call is passed on once it is complete: a stop string may cut it off, and what is cut off is text."""
+    """Pass a call on when it is complete. A stop string may cut a call off, which then is content."""

@@ -1,28 +1,28 @@
-"""Everything that pagefleet raises at a producer, as one tree.
+"""The errors that pagefleet raises in a producer, as one tree.
 
 ::
 
     FleetError
     ├── InvalidRequest          the request is wrong; ``param`` names the field
     │   ├── ContextTooLong      prompt does not fit the model's context
-    │   └── UnknownParameter    a field nobody knows (with the nearest known name)
-    ├── UnknownModel            no worker ever served this model here
-    ├── JobExists               ``job_id`` is the id of another request
-    ├── QueueFull               the queue's depth limit is reached; nothing was written
-    ├── NoAnswer                no worker answered a question in time (``tokenize``); ask again
-    ├── JobError                the job itself ended badly; ``job_id`` names it
-    │   ├── JobFailed           the worker reported a failure
-    │   ├── JobDead             given up after repeated worker deaths
-    │   ├── DeadlineExceeded    its deadline passed (Celery's result only: a stream just ends)
-    │   ├── JobLost             the server forgot the job (restarted without its data)
-    │   │   └── JobDeleted      somebody deleted it while it was read
-    │   └── JobNotFound         no such job (never was, or its result expired)
-    ├── StreamTimeout           nothing arrived for the caller's timeout; the job goes on
-    ├── RedisUnavailable        no connection to the server
+    │   └── UnknownParameter    an unknown field; the message has the nearest known name
+    ├── UnknownModel            no worker has ever served this model in this fleet
+    ├── JobExists               ``job_id`` belongs to another request
+    ├── QueueFull               a limit of the queue is reached; nothing was written
+    ├── NoAnswer                no worker answered ``tokenize`` in time; try again
+    ├── JobError                the job itself failed; ``job_id`` names it
+    │   ├── JobFailed           its worker reported a failure
+    │   ├── JobDead             given up because its workers died repeatedly
+    │   ├── DeadlineExceeded    its deadline passed; only in Celery's result, a stream just ends
+    │   ├── JobLost             the server lost the job, for example at a restart without its data
+    │   │   └── JobDeleted      the job was deleted while it was read
+    │   └── JobNotFound         the job does not exist, or its result expired
+    ├── StreamTimeout           no token arrived within the idle timeout; the job continues
+    ├── RedisUnavailable        the server cannot be reached
     │   └── StorageFull         the server is at its memory limit; nothing was written
-    ├── MissingExtra            a part is not installed; the message names the pip command
-    ├── ConfigurationError      a setting or an option is wrong
-    └── ProtocolError           a message that this version cannot read
+    ├── MissingExtra            an optional part is not installed; the message has the command
+    ├── ConfigurationError      a setting or an option is invalid
+    └── ProtocolError           this version cannot read a message
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ __all__ = [
 
 
 class FleetError(Exception):
-    """Root of the tree. ``code`` is stable and machine-readable; the message is one clear sentence."""
+    """The root of the tree. ``code`` is stable and machine-readable. ``param`` names the field at fault."""
 
     code = "fleet_error"
 
@@ -160,8 +160,8 @@ _BY_CODE: Final[dict[str, type[FleetError]]] = {error.code: error for error in _
 def error_from_code(
     code: str, message: str, *, param: str | None = None, job_id: str | None = None
 ) -> FleetError:
-    """The exception that a worker's ``{code, message, param}`` stands for.
+    """Return the exception for a worker's ``{code, message, param}``.
 
-    A code that this version does not know becomes a :class:`JobFailed` that keeps the message.
+    An unknown code becomes :class:`JobFailed` with the same message.
     """
     return _BY_CODE.get(code, JobFailed)(message, param=param, job_id=job_id)

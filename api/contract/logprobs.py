@@ -1,4 +1,4 @@
-"""Logprobs on the wire: a token's place in the distribution that the model gave."""
+"""Logprobs on the wire: tokens with their probability in the model's distribution."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ __all__ = ["Logprob", "TokenLogprobs"]
 
 
 class Logprob(WireModel):
-    """A token, what it spells by itself, and the natural logarithm of its probability."""
+    """A token, its own text, and the natural logarithm of its probability."""
 
-    # A part of what is stored: the whole has the version.
+    # Part of a stored model, which has the version.
     model_config = ConfigDict(extra="ignore")
 
     token_id: int
     logprob: float
     text: str
     token_bytes: list[int] | None = None
-    """Where ``text`` is not all of it: a token may be a part of a character."""
+    """The token's bytes if ``text`` cannot represent them: a token may be part of a character."""
 
     @property
     def spelled(self) -> bytes:
@@ -29,8 +29,8 @@ class Logprob(WireModel):
 class TokenLogprobs(Logprob):
     """One position of an answer or of a prompt.
 
-    ``rank`` is 1 for the most likely token; ``top`` holds as many of them as were asked for, the most likely
-    first.
+    ``rank`` is 1 for the most likely token. ``top`` has the requested number of most likely tokens, the most
+    likely first.
     """
 
     rank: int = Field(ge=1)

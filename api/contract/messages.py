@@ -1,7 +1,7 @@
 """The wire contract: requests, log entries, stream events, results and model cards.
 
-Everything that crosses a process boundary is one of these models; nothing else is trusted. They know
-nothing of Redis or Celery. Every stored JSON carries ``v``, the protocol version that wrote it.
+Everything that crosses a process boundary is validated by one of these models. They do not depend on Redis or
+Celery. Every stored JSON has ``v``, the protocol version of its writer.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ from pagefleet.api.contract.structured_outputs import StructuredOutputs
 PROTOCOL_VERSION: Final = 1
 MAX_DEADLINE_S: Final = 10.0**9
 MAX_ECHO: Final = 1_000_000
-"""Characters, or tokens, of a prompt times the choices that echo it: each has it in its log."""
+"""Maximum of a prompt's characters, or tokens, times the choices that echo it: each logs the prompt."""
 MAX_TTL_S: Final = 10**9
 
 
 class JobState(StrEnum):
-    """The one-letter states of ``pf:job:<id>``; the last four are final and never change."""
+    """The one-letter states of ``pf:job:<id>``. The last four are final."""
 
     QUEUED = "Q"
     RUNNING = "R"
@@ -89,10 +89,11 @@ class GenerateRequest(StoredModel):
     prompt_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
     messages: list[ChatMessage] | None = None
     tools: list[Tool] | None = None
-    """What the model is told that it may call."""
+    """The functions that the model may call."""
     chat_template_kwargs: dict[str, JsonValue] | None = None
-    """Further variables of the chat template."""
+    """More variables for the chat template."""
     reading: Reading | None = None
+    """How clients read the answer."""
     sampling: SamplingParams = SamplingParams()
     structured_outputs: StructuredOutputs | None = None
     lane: Lane = "interactive"
@@ -102,30 +103,33 @@ class GenerateRequest(StoredModel):
     )
 
     detached: bool | None = Field(
-        None, description="true: goes on without its client; by default so in the batch lane"
+        None, description="true: continue without a client; the default of the batch lane"
     )
-    tenant: str | None = Field(None, min_length=1, max_length=128, description="on whose behalf")
+    tenant: str | None = Field(None, min_length=1, max_length=128, description="on whose behalf the job runs")
     result_ttl_s: int | None = Field(
-        None, gt=0, le=MAX_TTL_S, description="how long it can be read after its end"
+        None, gt=0, le=MAX_TTL_S, description="seconds for which the job can be read after its end"
     )
     truncate_prompt_tokens: int | None = Field(
-        None, gt=0, le=MAX_RESULT_TOKENS, description="only the last so many tokens of the prompt count"
+        None, gt=0, le=MAX_RESULT_TOKENS, description="use only the last N tokens of the prompt"
     )
     cache_salt: str | None = Field(
-        None, min_length=1, max_length=256, description="shares the prefix cache with the same salt only"
+        None,
+        min_length=1,
+        max_length=256,
+        description="share the prefix cache only with jobs of the same salt",
     )
     prefix_cache: bool | None = Field(
-        None, description="false: computes the whole prompt; neither uses nor fills the prefix cache"
+        None, description="false: compute the whole prompt and cache none of it for other jobs"
     )
-    return_prompt_token_ids: bool = Field(False, description="the result has the prompt's tokens too")
+    return_prompt_token_ids: bool = Field(False, description="return the prompt's token ids in the result")
     echo: bool = Field(
         False,
-        description="the text begins with the prompt's; stop strings don't see it, and messages have none",
+        description="begin the text with the prompt; stop strings do not apply to it; not for messages",
     )
 
     @property
     def lives_alone(self) -> bool:
-        """Whether the job goes on where its client is gone."""
+        """Whether the job continues without a client."""
         return self.lane == "batch" if self.detached is None else self.detached
 
     @model_validator(mode="after")
@@ -136,22 +140,26 @@ class GenerateRequest(StoredModel):
         if len(given) != 1:
             raise ValueError(
                 "give exactly one of prompt, prompt_token_ids and messages"
-                + (f", not {' and '.join(given)}" if given else "")
+                + (f" (got {' and '.join(given)})" if given else "")
             )
         if not getattr(self, given[0]):
-            raise wrong(given[0], "it is empty")
+            raise wrong(given[0], "must not be empty")
         if self.echo and self.messages is not None:
-            raise wrong("echo", "only a prompt can be echoed, not messages")
+            raise wrong("echo", "not supported with messages; remove it, or give a prompt")
         for name in ("tools", "chat_template_kwargs", "reading"):
             if getattr(self, name) is not None and self.messages is None:
-                raise wrong(name, "only messages can have it, not a prompt")
+                raise wrong(name, "not supported with a prompt; give messages")
         if self.echo and self.sampling.n * len(getattr(self, given[0])) > MAX_ECHO:
-            raise wrong("echo", f"a prompt as long as this can't be echoed {self.sampling.n} times")
+            raise wrong(
+                "echo",
+                f"n={self.sampling.n} choices would echo more than {MAX_ECHO:,} characters or tokens; "
+                "use fewer choices, or echo=False",
+            )
         return self
 
 
 class ErrorInfo(StoredModel):
-    """Why a job was rejected or failed, in the terms of :mod:`pagefleet.api.contract.errors`."""
+    """Why a job was refused or failed: an error of :mod:`pagefleet.api.contract.errors` as JSON."""
 
     code: str
     message: str
@@ -166,11 +174,11 @@ class ErrorInfo(StoredModel):
 
 
 class LogEntry(StoredModel):
-    """What one flush added to one choice of a job: an item of ``pf:log:<id>`` and a ``tokens`` event.
+    """The tokens that one flush added to a choice: an item of ``pf:log:<id>`` and a ``tokens`` event.
 
-    ``offset`` is the index of ``token_ids[0]`` among the choice's tokens. ``texts[i]`` is what exactly
-    ``token_ids[i]`` adds after stop-string hold-back: any reader replays text without a tokenizer, and a
-    stream can be cut and continued at any token.
+    ``offset`` is the index of ``token_ids[0]`` among the choice's tokens. ``texts[i]`` is the text that
+    ``token_ids[i]`` adds, after text that may belong to a stop string is held back. So a reader needs no
+    tokenizer, and a stream can be interrupted and continued at any token.
     """
 
     choice: int = Field(0, ge=0, lt=128)
@@ -178,11 +186,11 @@ class LogEntry(StoredModel):
     token_ids: list[int] = Field(max_length=MAX_RESULT_TOKENS)
     texts: list[str] = Field(max_length=MAX_RESULT_TOKENS)
     logprobs: list[TokenLogprobs] | None = None
-    """One for each token, where the request asks for them."""
+    """One for each token, if the request asks for them."""
     prompt_logprobs: list[TokenLogprobs] | None = None
-    """Of the prompt's tokens from the second on: with the first token of choice 0."""
+    """One for each prompt token except the first; sent with the first token of choice 0."""
     prompt_token_ids: list[int] | None = None
-    """The same way, where the request asks for them."""
+    """Sent with the first token of choice 0, if the request asks for them."""
     finish_reason: str | None = None
     stop_reason: str | int | None = None
 
@@ -199,7 +207,7 @@ class LogEntry(StoredModel):
 
 
 class AcceptedEvent(StoredModel):
-    """The worker tokenised and admitted the prompt; sent again by every attempt, and with the first token if
+    """A worker tokenised and accepted the prompt. Each attempt sends it, and again with its first token if
     the prefix cache had a part of the prompt."""
 
     num_prompt_tokens: int
@@ -208,7 +216,7 @@ class AcceptedEvent(StoredModel):
 
 
 class EndedEvent(StoredModel):
-    """The job reached a final state. ``num_tokens[c]`` is how many tokens choice ``c`` has in the log."""
+    """The job reached a final state. ``num_tokens[c]`` is the number of tokens of choice ``c`` in the log."""
 
     state: JobState
     num_tokens: list[int]
@@ -228,7 +236,7 @@ EVENT_KINDS: Final[dict[str, type[LogEntry] | type[AcceptedEvent] | type[EndedEv
 
 
 def split_events(payload: str) -> list[tuple[str, str, str]]:
-    """The lines of one PUBLISH: ``(job_id, kind, json)`` each."""
+    """Return the events of one PUBLISH, each as ``(job_id, kind, json)``."""
     events = []
     for line in payload.split("\n"):
         job_id, _, rest = line.partition(" ")
@@ -238,13 +246,14 @@ def split_events(payload: str) -> list[tuple[str, str, str]]:
 
 
 def parse_event(kind: str, body: str) -> StreamEvent | None:
-    """One event, or None for a kind that a newer version invented."""
+    """Return one event; None if its kind is unknown because a newer version sent it."""
     model = EVENT_KINDS.get(kind)
     return None if model is None else model.model_validate_json(body)
 
 
 class Fingerprint(StoredModel):
-    """What decides a model's output. Only ``weights`` and ``tokenizer`` forbid another worker's resume."""
+    """What determines a model's output. A worker with other ``weights`` or another ``tokenizer`` must not
+    continue a job; the other fields may differ."""
 
     weights: str
     tokenizer: str
@@ -260,10 +269,10 @@ class ChoiceResult(StoredModel):
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     logprobs: list[TokenLogprobs] | None = None
-    """One for each token, where the request asked for them."""
+    """One for each token, if the request asks for them."""
     message: ChatMessage | None = None
-    """The text of a chat's answer, read as a message: what to append to the conversation. None in Celery's
-    results, and for a prompt."""
+    """The answer of :meth:`chat` as a message that can be appended to the conversation. None in Celery's
+    results and for a prompt."""
 
     @property
     def content(self) -> str | None:
@@ -283,9 +292,10 @@ class ChoiceResult(StoredModel):
 
 
 class JobResult(StoredModel):
-    """What ``TokenStream.result()`` returns and ``AsyncResult(job_id).get()`` holds (as a dict).
+    """What ``TokenStream.result()`` returns, and ``AsyncResult(job_id).get()`` as a dict.
 
-    Times are seconds since the epoch on the server's clock; None where the job never got that far.
+    Times are seconds since the epoch on the server's clock; None if the job did not get that far. The
+    properties are those of the first choice.
     """
 
     job_id: str
@@ -293,17 +303,17 @@ class JobResult(StoredModel):
     state: JobState
     choices: list[ChoiceResult]
     prompt_logprobs: list[TokenLogprobs] | None = None
-    """Of the prompt's tokens from the second on, where the request asked for them."""
+    """One for each prompt token except the first, if the request asks for them."""
     prompt_token_ids: list[int] | None = None
-    """Where the request asked for them."""
+    """If the request asks for them."""
     num_prompt_tokens: int | None = None
     num_cached_tokens: int = 0
-    """Of the prompt's tokens: found in the prefix cache by the attempt that gave the first token."""
+    """Prompt tokens that the attempt which gave the first token found in the prefix cache."""
     attempts: int = 0
     worker: str | None = None
     fingerprints: list[Fingerprint] = Field(default_factory=list)
-    """The engines that computed it, in order: more than one where an attempt's dtype, backend or version
-    differed from the one's before."""
+    """The engines that computed the job, in order. More than one if an attempt had another dtype, backend or
+    version than the attempt before."""
     error: ErrorInfo | None = None
     enqueued_at: float | None = None
     claimed_at: float | None = None
@@ -340,7 +350,7 @@ class JobResult(StoredModel):
 
 
 class ModelCard(StoredModel):
-    """What a producer must know of a model; published by its workers and kept after they die."""
+    """What producers need to know about a model. Its workers publish the card; it outlives them."""
 
     name: str
     task: Literal["generate"] = "generate"
@@ -349,22 +359,22 @@ class ModelCard(StoredModel):
     aliases: list[str] = Field(default_factory=list)
     max_queue_depth: int = Field(gt=0)
     max_tenant_depth: int = Field(2**31, gt=0)
-    """In choices."""
+    """Maximum number of choices in one tenant's open jobs of a lane."""
     max_tenant_bytes: int | None = Field(None, gt=0)
-    """Of requests and results; None is no limit."""
+    """Maximum bytes of one tenant's requests and results. None: unlimited."""
     max_result_ttl_s: int = Field(MAX_TTL_S, gt=0)
-    """The longest ``result_ttl_s`` that a request may ask for."""
+    """Maximum of a request's ``result_ttl_s``."""
     default_sampling: SamplingDefaults = SamplingDefaults()
-    """What the model's own generation_config.json asks for where a request says nothing."""
+    """Defaults from the model's generation_config.json for parameters that a request leaves out."""
     tool_parser: str | None = None
-    """How the model writes its calls of tools; None: a worker that knew nothing of tools."""
+    """How the model writes tool calls. None: the card is of a worker that did not support tools."""
     reasoning_parser: str | None = None
-    """How it writes what it thinks before it answers; None: it doesn't."""
+    """How the model writes its reasoning; None if it does not reason."""
     fingerprint: Fingerprint
 
 
 class WorkerStatus(StoredModel):
-    """The value of ``pf:lease:<worker>``: what a worker says of itself with each beat."""
+    """The value of ``pf:lease:<worker>``: what a worker reports with each heartbeat."""
 
     worker_id: str
     model: str
@@ -373,8 +383,8 @@ class WorkerStatus(StoredModel):
     started_at: float
     num_running: int = 0
     num_waiting: int = 0
-    job_ids: list[str] = Field(default_factory=list, description="the jobs that it holds")
-    num_bad_messages: int = Field(0, description="dropped or dead-lettered because they could not be read")
+    job_ids: list[str] = Field(default_factory=list, description="jobs that the worker holds")
+    num_bad_messages: int = Field(0, description="unreadable messages that were dropped or dead-lettered")
     num_free_blocks: int = 0
     num_blocks: int = 0
     num_generation_tokens: int = 0
@@ -383,9 +393,11 @@ class WorkerStatus(StoredModel):
     max_batch_size: int = 0
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
-    is_draining: bool = Field(False, description="takes nothing new and will leave")
-    lease_s: float | None = Field(None, description="how long a beat keeps it alive")
-    generation_tok_s: float = Field(0.0, description="over its last seconds")
-    ttft_p50_s: float | None = Field(None, description="of its last minutes' first tokens, from the submit")
+    is_draining: bool = Field(False, description="accepts no new jobs and will stop")
+    lease_s: float | None = Field(None, description="seconds for which a heartbeat keeps the lease")
+    generation_tok_s: float = Field(0.0, description="over the last seconds")
+    ttft_p50_s: float | None = Field(
+        None, description="time from submit to first token, over the last minutes"
+    )
     ttft_p95_s: float | None = None
     fingerprint: Fingerprint | None = None

@@ -1,7 +1,7 @@
-"""What model cards allow: names and aliases, and whether a request fits a model.
+"""Find a model's card by name, and check whether a request fits the model.
 
-The producer and the worker apply the same rules, so that a bare ``send_task`` is checked like a client's
-request. Nothing here does I/O.
+Producers and workers apply the same rules, so that a bare ``send_task`` is checked like a client's request.
+Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pagefleet.api.contract.messages import GenerateRequest, ModelCard
 
 
 class CardIndex:
-    """The cards that exist, found by canonical name or alias."""
+    """All cards, found by canonical name or alias."""
 
     def __init__(self, cards: Iterable[ModelCard]) -> None:
         self.cards = list(cards)
@@ -24,36 +24,41 @@ class CardIndex:
         return name in self._by_name
 
     def resolve(self, name: str | None) -> ModelCard:
-        """The card of a name or an alias; with None, the only card there is.
+        """Return the card of a name or an alias; without a name, the only card.
 
         Raises:
-            UnknownModel: no worker ever served it here, or no name was given and there is a choice.
+            UnknownModel: no worker has ever served the model here, or the name is missing and the fleet does
+                not have exactly one model.
         """
-        known = ", ".join(sorted(card.name for card in self.cards)) or "none yet"
-        if name is None:
-            if len(self.cards) == 1:
-                return self.cards[0]
-            raise UnknownModel(f"Name a model: this fleet knows {known}.", param="model")
-        if name not in self._by_name:
-            raise UnknownModel(
-                f"No worker ever served the model {name!r} here (known: {known}); "
-                f"start one with `pagefleet worker --model {name}`.",
-                param="model",
-            )
+        if name is None and len(self.cards) == 1:
+            return self.cards[0]
+        if name is None or name not in self._by_name:
+            raise self._unknown(name)
         return self._by_name[name]
+
+    def _unknown(self, name: str | None) -> UnknownModel:
+        known = ", ".join(sorted(card.name for card in self.cards))
+        start = f"start a worker with `pagefleet worker --model {name or 'NAME'}`"
+        if not known:
+            message = f"model: this fleet has no models yet; {start}."
+        elif name is None:
+            message = f"model: this fleet has several models; choose one of {known}."
+        else:
+            message = f"model: {name!r} is unknown; this fleet has {known}. Use one of these, or {start}."
+        return UnknownModel(message, param="model")
 
 
 def check_fits(request: GenerateRequest, card: ModelCard) -> None:
-    """The limits that are known without a tokenizer.
+    """Check the limits that do not need a tokenizer.
 
     Raises:
-        ContextTooLong: more token ids than the model's context can hold with one token to generate.
-        InvalidRequest: ``max_tokens`` beyond the context, or a token id outside the vocabulary.
+        ContextTooLong: the token ids leave no room for a generated token in the model's context.
+        InvalidRequest: ``max_tokens`` exceeds the context, or a token id is outside the vocabulary.
     """
     if request.sampling.max_tokens > card.max_model_len:
         raise InvalidRequest(
-            f"max_tokens: {request.sampling.max_tokens} is more than the context of {card.name}, "
-            f"{card.max_model_len} tokens.",
+            f"max_tokens: {request.sampling.max_tokens} is more than the context of {card.name}; ask for "
+            f"{card.max_model_len} at most.",
             param="max_tokens",
         )
     if request.prompt_token_ids is not None:
@@ -69,11 +74,10 @@ def check_fits(request: GenerateRequest, card: ModelCard) -> None:
 
 
 def check_limits(request: GenerateRequest, card: ModelCard) -> None:
-    """What a job may take of the server, beside what any job may. A job that was let in before keeps it.
+    """Check the limits of the model's workers. They apply at submit: an accepted job keeps its values.
 
     Raises:
-        InvalidRequest: ``result_ttl_s`` beyond the model's limit, or more choices than its tenant may have
-            at all.
+        InvalidRequest: ``result_ttl_s`` exceeds the model's limit, or ``n`` the tenant's.
     """
     if (request.result_ttl_s or 0) > card.max_result_ttl_s:
         raise InvalidRequest(
@@ -83,7 +87,7 @@ def check_limits(request: GenerateRequest, card: ModelCard) -> None:
         )
     if request.tenant is not None and request.sampling.n > card.max_tenant_depth:
         raise InvalidRequest(
-            f"n: {request.sampling.n} choices are more than a tenant may have open; ask for "
+            f"n: {request.sampling.n} choices are more than one tenant may have open; ask for "
             f"{card.max_tenant_depth} at most.",
             param="n",
         )
@@ -92,8 +96,8 @@ def check_limits(request: GenerateRequest, card: ModelCard) -> None:
 def check_prompt_length(num_prompt_tokens: int, card: ModelCard, param: str = "prompt") -> None:
     if num_prompt_tokens >= card.max_model_len:
         raise ContextTooLong(
-            f"The prompt has {num_prompt_tokens} tokens; the context of {card.name} holds "
-            f"{card.max_model_len}, prompt and answer together.",
+            f"{param}: {num_prompt_tokens} tokens do not fit the context of {card.name}, which has "
+            f"{card.max_model_len} for prompt and answer; shorten it, or set truncate_prompt_tokens.",
             param=param,
         )
 
@@ -101,7 +105,7 @@ def check_prompt_length(num_prompt_tokens: int, card: ModelCard, param: str = "p
 def check_vocabulary(token_ids: list[int], card: ModelCard, param: str) -> None:
     if token_ids and max(token_ids) >= card.vocab_size:
         raise InvalidRequest(
-            f"{param}: token id {max(token_ids)} is outside the vocabulary of {card.name} "
-            f"({card.vocab_size} tokens).",
+            f"{param}: token id {max(token_ids)} is outside the vocabulary of {card.name}; the largest id is "
+            f"{card.vocab_size - 1}.",
             param=param,
         )

@@ -1,4 +1,4 @@
-"""From what a user wrote to a validated request, and from pydantic's complaints to one sentence."""
+"""Build a validated request from a caller's fields, and one readable error from pydantic's."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _OWN_FIELDS: Final = [name for name in GenerateRequest.model_fields if name not 
 
 
 def build_request(fields: Mapping[str, Any]) -> GenerateRequest:
-    """A validated request from flat fields: sampling parameters beside the rest, as users write them.
+    """Return a validated request from flat fields: sampling parameters and others together.
 
     Raises:
-        UnknownParameter: a name nobody knows; the sentence offers the nearest known one.
-        InvalidRequest: a wrong type, a value out of range, an empty prompt or more than one input.
+        UnknownParameter: an unknown name; the message has the nearest known one.
+        InvalidRequest: a wrong type, a value out of range, an empty prompt, or not exactly one input.
     """
     own, sampling = {}, {}
     for name, value in fields.items():
@@ -37,10 +37,10 @@ def build_request(fields: Mapping[str, Any]) -> GenerateRequest:
 
 
 def invalid_request(error: ValidationError, *, with_value: bool = True) -> InvalidRequest:
-    """The first complaint of pydantic as one sentence that names the parameter.
+    """Return the first of pydantic's errors as one sentence that names the parameter.
 
     Args:
-        with_value: false if the sentence may come into a log: what was given may be a prompt, or an answer.
+        with_value: False leaves the given value out, because a log must not contain prompts or answers.
     """
     first = error.errors(include_url=False)[0]
     location = [str(part) for part in first["loc"] if not _is_inside(part)]
@@ -50,7 +50,7 @@ def invalid_request(error: ValidationError, *, with_value: bool = True) -> Inval
         return InvalidRequest(f"{param}: {message}.", param=param)
     param = ".".join(location) or None
     if param is None:
-        return InvalidRequest(f"{message}.")
+        return InvalidRequest(f"{message[0].upper()}{message[1:]}.")
     given = repr(first["input"])
     shown = given if len(given) <= 80 else given[:77] + "..."
     got = f" (got {shown})" if with_value else ""
@@ -58,7 +58,7 @@ def invalid_request(error: ValidationError, *, with_value: bool = True) -> Inval
 
 
 def _is_inside(part: str | int) -> bool:
-    """pydantic's own words for one branch of a union, and for a key that is wrong itself."""
+    """Return whether pydantic added this part: the branch of a union, or a wrong key."""
     return isinstance(part, str) and ("[" in part or part in _BRANCHES)
 
 
@@ -66,11 +66,12 @@ def check_size(num_bytes: int, max_bytes: int) -> None:
     """Raises: InvalidRequest."""
     if num_bytes > max_bytes:
         raise InvalidRequest(
-            f"The request has {num_bytes} bytes; {max_bytes} are allowed (PAGEFLEET_MAX_REQUEST_BYTES)."
+            f"The request has {num_bytes} bytes, more than the limit of {max_bytes}; shorten it, or raise "
+            "PAGEFLEET_MAX_REQUEST_BYTES."
         )
 
 
-# What is no sequence is left as it is: validation names it better than a TypeError would.
+# Values of a wrong type are returned as they are: validation reports them better than a TypeError.
 
 
 def as_list(token_ids: Sequence[int] | None) -> Any:
@@ -88,5 +89,5 @@ def as_messages(messages: Sequence[Mapping[str, str]]) -> Any:
 def _unknown(name: str) -> str:
     known = [*SamplingParams.model_fields, *_OWN_FIELDS]
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "see SamplingParams for what there is."
-    return f"unknown parameter {name!r}: {hint}"
+    hint = f"did you mean {near[0]!r}?" if near else "docs/sampling.md lists the parameters."
+    return f"{name}: unknown parameter; {hint}"

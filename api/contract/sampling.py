@@ -1,4 +1,4 @@
-"""Sampling parameters on the wire. ``docs/sampling.md`` is written from them."""
+"""Sampling parameters on the wire. ``docs/sampling.md`` is generated from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pagefleet.api.contract.wire_model import StoredModel, WireModel, wrong
 
 MAX_SEED: Final = 2**64 - 1
 MAX_RESULT_TOKENS: Final = 1_000_000
-"""What ``max_tokens`` allows at most, and what a reader accepts."""
+"""Maximum of ``max_tokens``, and of the tokens that a reader accepts."""
 MAX_CHOICES: Final = 128
 MAX_LOGPROBS: Final = 20
 """OpenAI's limit, and vLLM's."""
@@ -28,131 +28,139 @@ _Bias = Annotated[float, Field(ge=-100.0, le=100.0, allow_inf_nan=False)]
 class SamplingParams(WireModel):
     """How tokens are drawn and when a sequence ends. ``temperature=0`` is greedy.
 
-    The descriptions are the manual: ``python -m ops.sampling_page`` writes it.
+    The descriptions are the manual: ``python -m ops.sampling_page`` generates the page from them.
     """
 
     n: int = Field(
         1,
         ge=1,
         le=MAX_CHOICES,
-        description="Choices, each drawn by itself, each with its own log. Their prompt is computed once, "
-        "but for its last block. A result's `text` is that of the first.",
+        description="Number of choices. Each is drawn independently and has its own log. The prompt is "
+        "computed once for all of them, except its last block. A result's `text` is the first choice's.",
     )
-    max_tokens: int = Field(256, ge=1, le=MAX_RESULT_TOKENS, description="Tokens to generate at most.")
+    max_tokens: int = Field(
+        256, ge=1, le=MAX_RESULT_TOKENS, description="Maximum number of tokens to generate."
+    )
     min_tokens: int = Field(
         0,
         ge=0,
         le=1_000_000,
-        description="Before so many tokens no end-of-sequence token and none of `stop_token_ids` is chosen, "
-        "and no stop string ends the text. At most `max_tokens`.",
+        description="Until this many tokens are generated, end-of-sequence tokens and `stop_token_ids` are "
+        "not chosen, and stop strings do not end the text. Must not exceed `max_tokens`.",
     )
     temperature: float = Field(
         1.0,
         ge=0.0,
         le=100.0,
         allow_inf_nan=False,
-        description="Divides the logits. 0 is greedy: the most likely token, whatever filters and seed.",
+        description="Divides the logits. 0 is greedy: always the most likely token; filters and seed have "
+        "no effect.",
     )
-    top_k: int = Field(0, ge=0, le=MAX_TOP_K, description="Keep the k most likely tokens. 0: all.")
+    top_k: int = Field(0, ge=0, le=MAX_TOP_K, description="Keep the k most likely tokens. 0 keeps all.")
     top_p: float = Field(
         1.0,
         gt=0.0,
         le=1.0,
-        description="Keep the fewest most likely tokens whose share of what `min_p` and `top_k` left "
-        "reaches p.",
+        description="Keep the smallest set of most likely tokens whose total probability reaches p, "
+        "after `min_p` and `top_k`.",
     )
     min_p: float = Field(
         0.0,
         ge=0.0,
         le=1.0,
-        description="Keep tokens at least this fraction as likely as the most likely one. Before `top_k`.",
+        description="Keep tokens whose probability is at least this fraction of the most likely token's. "
+        "Applied before `top_k`.",
     )
     typical_p: float = Field(
         1.0,
         gt=0.0,
         le=1.0,
         description="Keep the tokens whose information -log p is nearest to the entropy, until their "
-        "share reaches p. After all other filters.",
+        "total probability reaches p. Applied after all other filters.",
     )
     repetition_penalty: float = Field(
         1.0,
         gt=0.0,
         le=MAX_REPETITION_PENALTY,
-        description="For each token in the prompt or the output: a positive logit is divided by it, a "
-        "negative one multiplied. Above 1 discourages.",
+        description="Applied to each token that is in the prompt or the output: divides a positive logit, "
+        "multiplies a negative one. A value above 1 discourages repetition.",
     )
     presence_penalty: float = Field(
-        0.0, ge=-2.0, le=2.0, description="Subtracted from the logit of each token that the output has."
+        0.0, ge=-2.0, le=2.0, description="Subtracted from the logit of each token that is in the output."
     )
     frequency_penalty: float = Field(
-        0.0, ge=-2.0, le=2.0, description="Subtracted once for each time that the output has the token."
+        0.0,
+        ge=-2.0,
+        le=2.0,
+        description="Subtracted from a token's logit once for each occurrence in the output.",
     )
     logit_bias: dict[_TokenId, _Bias] = Field(
         default_factory=dict,
         max_length=1024,
-        description="Token id to what is added to its logit, -100 to 100.",
+        description="Maps token ids to values, -100 to 100, that are added to their logits.",
     )
     allowed_token_ids: list[_TokenId] | None = Field(
-        None, min_length=1, max_length=1_000_000, description="Only these are chosen. Not given: all."
+        None, min_length=1, max_length=1_000_000, description="Choose only these tokens. By default all."
     )
     bad_words: list[_Word] = Field(
         default_factory=list,
         max_length=256,
-        description="Words that the output never holds: as the tokenizer cuts them at the beginning of "
-        "a text and, if that is as many tokens, after a blank. The last token of such a sequence is never "
-        "chosen after the others.",
+        description="Words that the output must not contain. A word is matched as the tokenizer splits it "
+        "at the beginning of a text and, if that gives the same number of tokens, after a space. The last "
+        "token of such a sequence is not chosen after the others.",
     )
     seed: int | None = Field(
         None,
         ge=0,
         le=MAX_SEED,
         description="The same request with the same seed makes the same draws; rounding may decide near ties "
-        "(above). Drawn at submit if missing.",
+        "(see above). By default a random seed is chosen at submit.",
     )
     stop: list[_Text] = Field(
         default_factory=list,
         max_length=64,
-        description="Strings that end the text; one may be given as it is.",
+        description="Strings that end the text. A single string is accepted too.",
     )
     stop_token_ids: list[_TokenId] = Field(
         default_factory=list, max_length=1024, description="Tokens that end the sequence."
     )
     include_stop_str_in_output: bool = Field(
-        False, description="The text keeps the stop string or stop token that ended it."
+        False, description="Keep the stop string or stop token that ended the text in the text."
     )
-    ignore_eos: bool = Field(False, description="Generate on after an end-of-sequence token.")
-    skip_special_tokens: bool = Field(True, description="Special tokens add nothing to the text.")
+    ignore_eos: bool = Field(False, description="Continue after an end-of-sequence token.")
+    skip_special_tokens: bool = Field(True, description="Leave special tokens out of the text.")
     kept_special_tokens: list[_Text] = Field(
         default_factory=list,
         max_length=64,
-        description="Special tokens that add to the text all the same, each as it is spelled. A text that "
-        "is no special token of the model's is passed over.",
+        description="Special tokens that stay in the text even with `skip_special_tokens`, each written as "
+        "in the vocabulary. Strings that are not special tokens of the model are ignored.",
     )
     logprobs: int | None = Field(
         None,
         ge=0,
         le=MAX_LOGPROBS,
-        description="Each output token's log probability and rank, and so many most likely tokens with "
-        "theirs: of the model's own distribution, before temperature, penalties, filters and grammars.",
+        description="Return the log probability and rank of each output token and of this many most likely "
+        "tokens, in the model's own distribution: before temperature, penalties, filters and grammars.",
     )
     prompt_logprobs: int | None = Field(
         None,
         ge=0,
         le=MAX_LOGPROBS,
-        description="The same of each prompt token but the first. The prefix cache does not help then, and "
-        f"there may be {MAX_PROMPT_LOGPROBS:,} values: prompt tokens times one more than this number.",
+        description="Return the same for each prompt token except the first. The request then does not use "
+        f"the prefix cache. At most {MAX_PROMPT_LOGPROBS:,} values: the number of prompt tokens times one "
+        "more than this number.",
     )
     speculate: bool = Field(
         True,
-        description="Tokens may be guessed ahead, from what stands earlier in prompt and output, where the "
-        "worker does so (`--speculate`). The tokens are the same, up to the rounding of the model's dtype; "
-        "they come sooner.",
+        description="Let the worker guess tokens ahead from earlier text of the prompt and the output "
+        "(`--speculate`). The tokens are the same, up to the rounding of the model's dtype, and arrive "
+        "sooner.",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _as_users_write_them(cls, data: Any) -> Any:
-        """One string in place of a list of them; token ids as JSON's keys are."""
+        """Accept a single string for a list of strings, and token ids as strings: JSON has no other keys."""
         if not isinstance(data, Mapping):
             return data
         data = dict(data)
@@ -167,12 +175,15 @@ class SamplingParams(WireModel):
     @model_validator(mode="after")
     def _min_within_max(self) -> Self:
         if self.min_tokens > self.max_tokens:
-            raise wrong("min_tokens", f"{self.min_tokens} is more than max_tokens, {self.max_tokens}")
+            raise wrong(
+                "min_tokens",
+                f"{self.min_tokens} is more than max_tokens={self.max_tokens}; lower it or raise max_tokens",
+            )
         return self
 
 
 class SamplingDefaults(StoredModel):
-    """The parameters that a model's makers recommend, None where they say nothing."""
+    """The parameters that the model's generation_config.json recommends; None if it does not set them."""
 
     max_tokens: int | None = None
     temperature: float | None = None
@@ -182,9 +193,8 @@ class SamplingDefaults(StoredModel):
     repetition_penalty: float | None = None
 
     def fill(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """``given`` with what is said here for the parameters that it leaves out."""
-        mine = self.model_dump(exclude={"v"}, exclude_none=True)
-        return {**mine, **given}
+        """Return ``given`` with these values for parameters that it does not have."""
+        return {**self.model_dump(exclude={"v"}, exclude_none=True), **given}
 
 
 class SamplingOptions(TypedDict, total=False):

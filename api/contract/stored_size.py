@@ -1,4 +1,4 @@
-"""How many bytes a job may come to take on the server: what its tenant reserves before it is computed."""
+"""Estimate the bytes that a job takes on the server. They are reserved for its tenant at submit."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Final
 from pagefleet.api.contract.messages import GenerateRequest
 
 _TOKEN_BYTES: Final = 100
-"""Of a token in the log and in Celery's result together: its id, its text, and their JSON."""
+"""Of one token in the log and in Celery's result together: id, text and their JSON."""
 _LOGPROB_BYTES: Final = 200
-"""Of a token with its logprob there, or of one that it is compared with."""
+"""Of one logprob there: of the token itself or of one of the most likely tokens."""
 _BYTES_A_TOKEN: Final = 4
-"""Of a prompt's text."""
+"""Estimated bytes of prompt text for each token."""
 
 
 def reserved_bytes(request: GenerateRequest, num_request_bytes: int) -> int:
-    """The request, and an estimate of the longest result that it allows; CLOSE measures them."""
+    """Return the bytes of the request and of its longest possible result. CLOSE measures the actual size."""
     sampling = request.sampling
     per_token = _TOKEN_BYTES + _logprob_bytes(sampling.logprobs)
     reserved = num_request_bytes + sampling.n * sampling.max_tokens * per_token

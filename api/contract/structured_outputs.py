@@ -1,4 +1,4 @@
-"""What a generated text must be, as a request says it. Its shape is checked here; the worker compiles it."""
+"""Structured outputs of a request: constraints on the generated text. The worker compiles them."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ from typing import Annotated, Any, Final, Self, TypedDict
 
 from pydantic import Field, JsonValue, model_validator
 
-from pagefleet.api.contract.wire_model import WireModel
+from pagefleet.api.contract.wire_model import WireModel, wrong
 
 _KINDS: Final = ("json_schema", "json_object", "regex", "choice", "grammar")
 
 
 class StructuredOutputs(WireModel):
-    """Exactly one kind. The whole text is meant, from its first character to its last."""
+    """A constraint on the whole text, from its first to its last character. Exactly one kind."""
 
-    json_schema: dict[str, JsonValue] | bool | None = Field(None, description="JSON that is valid against it")
+    json_schema: dict[str, JsonValue] | bool | None = Field(
+        None, description="a JSON schema: the text is JSON that is valid against it"
+    )
     json_object: bool = Field(False, description="any JSON object")
-    regex: str | None = Field(None, min_length=1, description="matches the whole text; no look-around")
+    regex: str | None = Field(None, min_length=1, description="matches the whole text; without look-around")
     choice: list[Annotated[str, Field(min_length=1)]] | None = Field(
         None, min_length=1, description="one of these texts"
     )
     grammar: str | None = Field(
-        None, min_length=1, description="Lark, begun with `start:`, or EBNF, begun with `root ::=`"
+        None, min_length=1, description="Lark with a rule `start:`, or EBNF with a rule `root ::=`"
     )
     wind_down: bool = Field(
         False,
-        description="JSON: the last quarter of max_tokens only closes what is open",
+        description="JSON only: use the last quarter of max_tokens to close what is open",
     )
 
     @model_validator(mode="after")
@@ -33,9 +35,11 @@ class StructuredOutputs(WireModel):
         given = [name for name in _KINDS if getattr(self, name) is not None and name != "json_object"]
         given += ["json_object"] if self.json_object else []
         if len(given) != 1:
-            raise ValueError(f"give exactly one of {', '.join(_KINDS)}, not {' and '.join(given) or 'none'}")
+            got = " and ".join(given) or "none"
+            raise wrong("structured_outputs", f"give exactly one of {', '.join(_KINDS)} (got {got})")
         if self.wind_down and not given[0].startswith("json"):
-            raise ValueError(f"wind_down is for json_schema and json_object, not for {given[0]}")
+            reason = f"needs json_schema or json_object (got {given[0]}); remove it"
+            raise wrong("structured_outputs.wind_down", reason)
         return self
 
 

@@ -1,4 +1,4 @@
-"""The base of everything that crosses a process boundary."""
+"""Base classes of everything that crosses a process boundary."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
 
 FIELD_FAULT: Final = "pagefleet_field"
-"""pydantic's error type for a complaint of a whole model that is one field's fault all the same."""
+"""pydantic's type of the errors from :func:`wrong`."""
 
 
 class WireModel(BaseModel):
-    """Frozen, strict, closed: a wrong type or an unknown field is an error, never a guess."""
+    """A frozen model that refuses wrong types and unknown fields instead of converting or ignoring them."""
 
-    # Built at the first use of each model, not at import.
+    # Build each model at its first use: importing stays fast.
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", defer_build=True)
 
 
 class StoredModel(WireModel):
-    """Written by one version of pagefleet and read by another: unknown fields are newer, not wrong."""
+    """A model that another version of pagefleet may have written. Unknown fields are newer: ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
     v: int = 1
-    """The protocol version that wrote it; absent means 1, whatever the reader speaks."""
+    """The protocol version of the writer; 1 if absent, also for a reader of a later version."""
 
 
 def wrong(param: str, message: str) -> PydanticCustomError:
-    """A complaint of a whole model that is one field's fault all the same."""
+    """Return an error of a model's validator that names the field at fault."""
     return PydanticCustomError(FIELD_FAULT, message, {"param": param})

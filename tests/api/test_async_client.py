@@ -110,7 +110,7 @@ async def test_bad_messages_are_refused_here(afleet):
 
 async def test_a_text_that_turns_out_too_long_is_rejected_by_the_worker(afleet):
     stream = await afleet.generate("x" * 5000)
-    with pytest.raises(ContextTooLong, match="The prompt has 5001 tokens"):
+    with pytest.raises(ContextTooLong, match="prompt: 5001 tokens do not fit"):
         await anext(stream)
     with pytest.raises(ContextTooLong):
         await stream.result()

@@ -146,9 +146,9 @@ class TestGenerate:
         ("arguments", "sentence"),
         [
             (["Hello", "--max-tokens", "0"], "Error: max_tokens: "),
-            (["Hello", "--model", "nobody"], "Error: No worker ever served the model 'nobody'"),
-            ([""], "Error: prompt: it is empty."),
-            (["x" * 5000], "Error: The prompt has 5001 tokens"),
+            (["Hello", "--model", "nobody"], "Error: model: 'nobody' is unknown"),
+            ([""], "Error: prompt: must not be empty."),
+            (["x" * 5000], "Error: prompt: 5001 tokens do not fit"),
         ],
     )
     def test_an_error_is_one_sentence(self, url, arguments, sentence):
@@ -296,7 +296,7 @@ class TestChat:
             "* null\n",
             f"  {ghost}\n",
             f"{ghost} answers from now on.",
-            "Error: No worker ever served the model 'nobody'",
+            "Error: model: 'nobody' is unknown",
             f"null answers from now on.\nyou> Hi\n{SEED_7[:4]}",
         ):
             assert wanted in done.output
@@ -305,7 +305,7 @@ class TestChat:
         """A message that is too long is refused, and the next one is answered as if it had not been sent."""
         done = pagefleet("chat", "--seed", 7, "--max-tokens", 4, input="x" * 5000 + "\nHi\n/quit\n")
         alone = pagefleet("chat", "--seed", 7, "--max-tokens", 4, input="Hi\n/quit\n")
-        assert "Error: The prompt has" in done.output
+        assert "tokens do not fit the context of null" in done.output
         assert SEED_7[:4] in done.output
         assert SEED_7[:4] in alone.output
         assert done.exit_code == alone.exit_code == 0

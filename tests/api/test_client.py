@@ -161,7 +161,7 @@ class TestModels:
         assert fleet.generate("Hello", max_tokens=1).model == "null"
 
     def test_with_two_models_a_name_is_needed(self, fleet, ghost):
-        with pytest.raises(UnknownModel, match="this fleet knows ghost, null"):
+        with pytest.raises(UnknownModel, match="this fleet has several models; choose one of ghost, null"):
             fleet.generate("Hello")
         assert fleet.generate("Hello", model="null", seed=7, max_tokens=4).text() == SEED_7[:4]
 
@@ -236,13 +236,13 @@ class TestBadRequests:
     def test_a_text_that_turns_out_too_long_is_rejected_by_the_worker(self, fleet, results):
         """The producer has no tokenizer; the same error comes as the stream's first event."""
         stream = fleet.generate("x" * 5000)
-        with pytest.raises(ContextTooLong, match="The prompt has 5001 tokens") as raised:
+        with pytest.raises(ContextTooLong, match="prompt: 5001 tokens do not fit") as raised:
             next(stream)
         assert (raised.value.param, raised.value.job_id) == ("prompt", stream.job_id)
         for again in (stream.result, stream.text):
             with pytest.raises(ContextTooLong):
                 again()
-        with pytest.raises(ContextTooLong, match="The prompt has 5001 tokens"):
+        with pytest.raises(ContextTooLong, match="prompt: 5001 tokens do not fit"):
             results(stream.job_id).get(timeout=30)
 
     def test_a_full_queue_refuses_and_writes_nothing(self, fleet, ghost, server):

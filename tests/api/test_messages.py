@@ -146,10 +146,11 @@ class TestRequests:
     @pytest.mark.parametrize(
         ("fields", "sentence"),
         [
-            ({"prompt": None}, "give exactly one of prompt, prompt_token_ids and messages."),
+            ({"prompt": None}, "Give exactly one of prompt, prompt_token_ids and messages."),
             (
                 {"prompt_token_ids": [1]},
-                "give exactly one of prompt, prompt_token_ids and messages, not prompt and prompt_token_ids.",
+                "Give exactly one of prompt, prompt_token_ids and messages "
+                "(got prompt and prompt_token_ids).",
             ),
         ],
     )
@@ -170,7 +171,7 @@ class TestRequests:
     def test_an_unknown_parameter_offers_the_nearest(self, name, offered):
         with pytest.raises(UnknownParameter) as raised:
             build(**{name: 1})
-        assert raised.value.message == f"unknown parameter {name!r}: did you mean {offered!r}?"
+        assert raised.value.message == f"{name}: unknown parameter; did you mean {offered!r}?"
         assert raised.value.param == name
 
     @pytest.mark.parametrize("name", ["v", "sampling", "samplin", "frequency_of_the_moon"])

@@ -26,7 +26,7 @@ from pagefleet.api.testing import InMemoryFleet, fake_card
 def reply(request):
     """Forty words, another set for each seed; as a worker, it refuses a text that is too long."""
     if request.prompt is not None and len(request.prompt) >= 4096:
-        raise ContextTooLong("The prompt has 5001 tokens; it does not fit.", param="prompt")
+        raise ContextTooLong("prompt: 5001 tokens do not fit the context of null.", param="prompt")
     return " ".join(f"w{request.sampling.seed}.{index}" for index in range(4096))
 
 
@@ -69,11 +69,11 @@ class TestAnswers:
         assert all(len(each.top) == 1 for each in result.prompt_logprobs + result.choices[0].logprobs)
 
     def test_a_long_echo_is_refused(self, any_fleet):
-        with pytest.raises(InvalidRequest, match="can't be echoed 128 times"):
+        with pytest.raises(InvalidRequest, match="n=128 choices would echo more than 1,000,000"):
             any_fleet.generate("x" * 10_000, n=128, echo=True)
 
     def test_messages_are_not_echoed(self, any_fleet):
-        with pytest.raises(InvalidRequest, match="only a prompt can be echoed"):
+        with pytest.raises(InvalidRequest, match="echo: not supported with messages"):
             any_fleet._start(None, {"messages": [{"role": "user", "content": "x"}], "echo": True}, 1.0)
 
     def test_a_stream(self, any_fleet):

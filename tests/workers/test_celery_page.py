@@ -52,7 +52,7 @@ def test_every_snippet_runs(reader):
     )
     assert done.returncode == 0, done.stderr
     said = done.stdout
-    assert "UnknownParameter unknown parameter 'promt': did you mean 'prompt'?" in said
+    assert "UnknownParameter promt: unknown parameter; did you mean 'prompt'?" in said
     assert "no answer for " in said
     assert said.rstrip().endswith("D")
 

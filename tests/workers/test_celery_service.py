@@ -139,7 +139,7 @@ def test_a_failing_job_runs_its_errback(service):
     sent = service.send_task(
         TASK, kwargs={"model": "null", "prompt": "x" * 9000}, queue=QUEUE, link_error=errback
     )
-    with pytest.raises(Exception, match="holds 4096"):
+    with pytest.raises(Exception, match="which has 4096"):
         sent.get(timeout=15)
     assert service.AsyncResult(errback_id).get(timeout=20)["state"] == "D"
 

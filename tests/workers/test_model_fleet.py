@@ -90,7 +90,7 @@ def test_a_stop_string_ends_the_text_before_it(model_fleet):
 
 
 def test_a_text_longer_than_the_context_is_refused_by_the_worker(model_fleet):
-    with pytest.raises(ContextTooLong, match="holds"):
+    with pytest.raises(ContextTooLong, match="do not fit the context"):
         model_fleet.generate("word " * 20_000).result()
 
 

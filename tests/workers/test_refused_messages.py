@@ -98,7 +98,7 @@ def test_the_rest_of_a_chain_fails_with_the_job(service, foreign_worker):
         generate(service, 1, 2),
     ):
         last = chain(first, rest.clone(), foreign(service, "upper"), app=service).apply_async()
-        with pytest.raises(Exception, match=r"did you mean|holds 4096|one positional"):
+        with pytest.raises(Exception, match=r"did you mean|which has 4096|one positional"):
             service.AsyncResult(last.id).get(timeout=15)
 
 

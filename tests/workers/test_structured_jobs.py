@@ -53,8 +53,8 @@ class TestThroughTheFleet:
         ("wanted", "sentence"),
         [
             ({}, "give exactly one of json_schema"),
-            ({"regex": "a", "choice": ["a"]}, "not regex and choice"),
-            ({"regex": "a", "wind_down": True}, "wind_down is for json_schema"),
+            ({"regex": "a", "choice": ["a"]}, "got regex and choice"),
+            ({"regex": "a", "wind_down": True}, "wind_down: needs json_schema"),
             ({"regexp": "a"}, "regexp"),
             ({"json_schema": [1]}, "json_schema"),
             ({"json_schema": {"const": {1, 2}}}, "json_schema"),
