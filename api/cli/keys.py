@@ -17,13 +17,12 @@ from pagefleet.api.config.settings import GatewaySettings
 from pagefleet.api.contract.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from pagefleet.api.gateway.access.api_keys import KeyFile
-    from pagefleet.api.gateway.access.redis_keys import RedisKeys
+    from pagefleet.api.gateway.access.api_keys import KeyStore
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _place_options(command: F) -> F:
+def _store_options(command: F) -> F:
     file = click.option(
         "--file",
         "file",
@@ -96,7 +95,7 @@ def keys() -> None:
     help="Maximum time for which results can be read, in seconds. "
     "Default: `max_result_ttl_s` of the workers.",
 )
-@_place_options
+@_store_options
 def add(
     file: Path | None,
     in_redis: bool,
@@ -115,14 +114,14 @@ def add(
       pagefleet keys add --tenant acme --model null --max-open 8 --requests-per-minute 60 --redis
       pagefleet keys add --tenant acme --file keys.json
     """
-    with _place(file, in_redis, redis_url) as place:
-        token, key = place.add(tenant=tenant, models=list(models) or None, **limits)
+    with _open_store(file, in_redis, redis_url) as store:
+        token, key = store.add(tenant=tenant, models=list(models) or None, **limits)
     click.echo(f"API key {key.key_id} of tenant {key.tenant}; it is not shown again:", err=True)
     click.echo(token)
 
 
 @keys.command("list")
-@_place_options
+@_store_options
 def list_keys(file: Path | None, in_redis: bool, redis_url: str | None) -> None:
     """List the API keys with their limits.
 
@@ -131,8 +130,8 @@ def list_keys(file: Path | None, in_redis: bool, redis_url: str | None) -> None:
       pagefleet keys list --redis
       pagefleet keys list --file keys.json
     """
-    with _place(file, in_redis, redis_url) as place:
-        found = place.read()
+    with _open_store(file, in_redis, redis_url) as store:
+        found = store.read()
     table = Table(
         Column("id", no_wrap=True),
         Column("tenant", no_wrap=True),
@@ -160,7 +159,7 @@ def list_keys(file: Path | None, in_redis: bool, redis_url: str | None) -> None:
 
 @keys.command()
 @click.argument("key_id")
-@_place_options
+@_store_options
 def revoke(file: Path | None, in_redis: bool, redis_url: str | None, key_id: str) -> None:
     """Revoke an API key.
 
@@ -171,32 +170,33 @@ def revoke(file: Path | None, in_redis: bool, redis_url: str | None, key_id: str
       pagefleet keys revoke 1a2b3c4d --redis
       pagefleet keys revoke 1a2b3c4d --file keys.json
     """
-    with _place(file, in_redis, redis_url) as place:
-        if not place.revoke(key_id):
-            raise ConfigurationError(f"{place.name} has no key {key_id!r}.")
+    with _open_store(file, in_redis, redis_url) as store:
+        if not store.revoke(key_id):
+            raise ConfigurationError(f"{store.name} has no key {key_id!r}.")
     click.echo(f"revoked {key_id}", err=True)
 
 
 @contextmanager
-def _place(file: Path | None, in_redis: bool, redis_url: str | None) -> Iterator[KeyFile | RedisKeys]:
+def _open_store(file: Path | None, in_redis: bool, redis_url: str | None) -> Iterator[KeyStore]:
     """Open the key store that the options name, else the one in the settings of the gateway."""
     # Imported late: the other commands do not need the gateway.
-    from pagefleet.api.gateway.access.api_keys import KeyFile
+    from pagefleet.api.gateway.access.key_file import KeyFile
     from pagefleet.api.gateway.access.redis_keys import RedisKeys
 
     settings = GatewaySettings.from_files(redis_url=redis_url)
     if in_redis and file is not None:
         raise ConfigurationError("--file and --redis cannot be used together; choose one key store.")
-    if in_redis or (file is None and settings.gateway_keys_redis):
-        place = RedisKeys(settings)
-        try:
-            yield place
-        finally:
-            place.close()
-        return
     path = file or settings.gateway_keys_file
-    if path is None:
+    store: KeyStore
+    if in_redis or (file is None and settings.gateway_keys_redis):
+        store = RedisKeys(settings)
+    elif path is not None:
+        store = KeyFile(path)
+    else:
         raise ConfigurationError(
             "Choose a key store: --redis, --file FILE, or the settings gateway_keys_redis, gateway_keys_file."
         )
-    yield KeyFile(path)
+    try:
+        yield store
+    finally:
+        store.close()

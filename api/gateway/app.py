@@ -17,10 +17,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pagefleet.api.config.settings import GatewaySettings
 from pagefleet.api.contract.errors import RedisUnavailable
 from pagefleet.api.gateway import health
-from pagefleet.api.gateway.access.api_keys import Finder, Keyring
+from pagefleet.api.gateway.access.api_keys import KeyStore
 from pagefleet.api.gateway.access.guard import RequireKey
+from pagefleet.api.gateway.access.key_file import KeyFile
+from pagefleet.api.gateway.access.keyring import Keyring
 from pagefleet.api.gateway.access.rate_limit import RateLimit, ReadLimit
-from pagefleet.api.gateway.access.redis_keys import RedisKeyring
+from pagefleet.api.gateway.access.redis_keys import RedisKeys
 from pagefleet.api.gateway.access.turns import Turns
 from pagefleet.api.gateway.context import Gateway
 from pagefleet.api.gateway.fleet import GatewayFleet
@@ -84,7 +86,7 @@ def make_app(settings: GatewaySettings, leaving: asyncio.Future[None] | None = N
     Raises:
         ConfigurationError: the key file cannot be read.
     """
-    keyring = _keyring(settings)
+    keyring = _load_keyring(settings)
     metrics = GatewayMetrics()
 
     @contextlib.asynccontextmanager
@@ -95,7 +97,7 @@ def make_app(settings: GatewaySettings, leaving: asyncio.Future[None] | None = N
         with contextlib.suppress(RedisUnavailable):
             await fleet.open()
         until = asyncio.get_running_loop().create_future() if leaving is None else leaving
-        async with _following(keyring, fleet):
+        async with _following(keyring):
             reads = ReadLimit(settings.gateway_reads_per_s)
             yield {"gateway": Gateway(settings, fleet, keyring, rate_limit, metrics, reads, Turns(), until)}
         await rate_limit.close()
@@ -114,26 +116,33 @@ def make_app(settings: GatewaySettings, leaving: asyncio.Future[None] | None = N
     return app
 
 
-def _keyring(settings: GatewaySettings) -> Finder | None:
+def _load_keyring(settings: GatewaySettings) -> Keyring | None:
+    """Raises: ConfigurationError."""
+    store: KeyStore | None = None
     if settings.gateway_keys_redis:
-        return RedisKeyring()
-    return None if settings.gateway_keys_file is None else Keyring(settings.gateway_keys_file)
+        store = RedisKeys(settings)
+    elif settings.gateway_keys_file is not None:
+        store = KeyFile(settings.gateway_keys_file)
+    if store is None:
+        return None
+    keyring = Keyring(store)
+    with contextlib.suppress(RedisUnavailable):
+        keyring.load()
+    return keyring
 
 
 @contextlib.asynccontextmanager
-async def _following(keyring: Finder | None, fleet: GatewayFleet) -> AsyncIterator[None]:
-    """Keys that stand in Redis are looked at again and again; the others at a request."""
-    if not isinstance(keyring, RedisKeyring):
+async def _following(keyring: Keyring | None) -> AsyncIterator[None]:
+    if keyring is None:
         yield
         return
-    with contextlib.suppress(RedisUnavailable):
-        await keyring.look(fleet)
-    following = asyncio.create_task(keyring.follow(fleet))
+    following = asyncio.create_task(keyring.follow())
     try:
         yield
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
+        keyring.close()
 
 
 def _cors(settings: GatewaySettings) -> Mapping[str, Any]:

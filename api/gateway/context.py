@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from pagefleet.api.config.settings import GatewaySettings
-from pagefleet.api.gateway.access.api_keys import ApiKey, Finder
+from pagefleet.api.gateway.access.api_keys import ApiKey
 from pagefleet.api.gateway.access.guard import key_of
+from pagefleet.api.gateway.access.keyring import Keyring
 from pagefleet.api.gateway.access.rate_limit import RateLimit, ReadLimit
 from pagefleet.api.gateway.access.turns import Turns
 from pagefleet.api.gateway.fleet import GatewayFleet
@@ -20,7 +21,7 @@ from pagefleet.api.gateway.metrics import GatewayMetrics
 class Gateway:
     settings: GatewaySettings
     fleet: GatewayFleet
-    keyring: Finder | None
+    keyring: Keyring | None
     rate_limit: RateLimit
     metrics: GatewayMetrics
     reads: ReadLimit

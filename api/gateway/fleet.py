@@ -57,14 +57,6 @@ class GatewayFleet(AsyncFleetClient):
         """Return jobs by id, without their requests and tokens. Missing jobs are left out."""
         return await self._live.store.job_heads(job_ids)
 
-    async def api_keys_stamp(self) -> str | None:
-        """Return the version of :meth:`api_keys`, which each change replaces. None if there are no keys."""
-        return await self._live.store.api_keys_stamp()
-
-    async def api_keys(self) -> dict[str, str]:
-        """Return the API keys in Redis, and their version."""
-        return await self._live.store.api_keys()
-
     async def run(self, operation: Operation[T]) -> T:
         """Run a script of the gateway on the fleet's server."""
         return await self._live.store.run(operation)

@@ -100,15 +100,6 @@ class AsyncJobStore:
             texts = await self.redis.mget([keys.lease(worker_id) for worker_id in ids]) if ids else []
         return parse_readable(WorkerStatus, ids, texts)
 
-    async def api_keys_stamp(self) -> str | None:
-        with redis_errors(self.settings.url):
-            stamp: str | None = await self.redis.hget(keys.API_KEYS, keys.API_KEYS_STAMP)
-            return stamp
-
-    async def api_keys(self) -> dict[str, str]:
-        with redis_errors(self.settings.url):
-            return dict(await self.redis.hgetall(keys.API_KEYS))
-
     async def watch(self, job_id: str, client_id: str = "") -> bool:
         """Line 15, ATTACH: the job also publishes on its own channel, and lives as long as this client.
 

@@ -13,7 +13,7 @@ import secrets
 import sys
 from pathlib import Path
 
-from pagefleet.api.gateway.access.api_keys import KeyFile
+from pagefleet.api.gateway.access.key_file import KeyFile
 
 USERS = ("producer", "worker", "monitor")
 

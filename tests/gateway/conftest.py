@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from pagefleet.api.config.settings import FleetSettings, GatewaySettings
-from pagefleet.api.gateway.access.api_keys import KeyFile
+from pagefleet.api.gateway.access.key_file import KeyFile
 from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.workers.local.gateway_process import GatewayProcess
 from pagefleet.workers.local.local_stack import LocalStack

@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from pagefleet.api.config.settings import GatewaySettings
-from pagefleet.api.gateway.access.api_keys import KeyFile
+from pagefleet.api.gateway.access.key_file import KeyFile
 from pagefleet.api.gateway.app import PUBLIC, ROUTES, make_app, pattern_of
 
 

@@ -15,7 +15,9 @@ from pagefleet.api.cli.main import main
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import ConfigurationError
 from pagefleet.api.gateway.access import api_keys
-from pagefleet.api.gateway.access.api_keys import ApiKey, KeyFile, Keyring
+from pagefleet.api.gateway.access.api_keys import ApiKey
+from pagefleet.api.gateway.access.key_file import KeyFile
+from pagefleet.api.gateway.access.keyring import Keyring
 from pagefleet.api.gateway.access.rate_limit import take
 from pagefleet.workers.attempt.engine_loop import wait_until
 
@@ -220,26 +222,31 @@ def test_a_change_leaves_the_file_to_those_who_could_read_it(tmp_path):
     assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
 
 
-def test_a_file_that_breaks_changes_nothing(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(api_keys, "_LOOK_EVERY_S", 0.0)
+def test_a_file_that_breaks_changes_nothing(tmp_path, caplog):
     file = KeyFile(tmp_path / "keys.json")
     token, key = file.add(tenant="acme")
-    ring = Keyring(file.path)
+    ring = Keyring(file)
+    ring.load()
     file.path.write_text("{")
+    for _ in range(3):
+        ring.try_load()
     assert ring.find(token) == key
     assert ring.find(token + "x") is None
+    assert ring.find(f"pf-{key.key_id}-") is None
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     assert str(file.path) in caplog.text
-    assert ring.find(f"pf-{key.key_id}-") is None
     with pytest.raises(ConfigurationError, match=r"keys\.json"):
-        Keyring(file.path)
+        Keyring(file).load()
+    # Once it is whole again, its changes count.
+    file.path.write_text('{"keys": []}')
+    ring.try_load()
+    assert ring.find(token) is None
 
 
-def test_no_key_is_compared_with_nothing():
-    """The hash that stands for no key is nobody's."""
-    assert api_keys._hash("") == api_keys._NOBODY
+def test_no_key_has_the_hash_that_stands_for_an_unknown_key():
+    assert api_keys._hash("") == api_keys._UNKNOWN_KEY
     with pytest.raises(ValueError, match="key_id"):
-        ApiKey(key_id="", sha256=api_keys._NOBODY, tenant="x")
+        ApiKey(key_id="", sha256=api_keys._UNKNOWN_KEY, tenant="x")
 
 
 def test_the_commands(tmp_path):

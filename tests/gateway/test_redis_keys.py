@@ -14,9 +14,9 @@ from pagefleet.api.cli.main import main
 from pagefleet.api.config.settings import GatewaySettings
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import ConfigurationError, RedisUnavailable
-from pagefleet.api.gateway.access import redis_keys
-from pagefleet.api.gateway.access.redis_keys import RedisKeyring, RedisKeys
-from pagefleet.api.gateway.fleet import GatewayFleet
+from pagefleet.api.gateway.access import keyring
+from pagefleet.api.gateway.access.keyring import Keyring
+from pagefleet.api.gateway.access.redis_keys import RedisKeys
 from pagefleet.api.gateway.server import serve
 from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.redis_server import RedisServer
@@ -78,7 +78,7 @@ def test_the_commands_and_two_gateways_and_an_outage(server, start_gateway):
 def test_before_redis_was_ever_there_nobody_is_turned_away_for_good(start_gateway):
     assert status_of(start_gateway("redis://127.0.0.1:1/0", keys_redis=1), "pf-1") == 503
     with pytest.raises(RedisUnavailable):
-        RedisKeyring().find("pf-1")
+        Keyring(RedisKeys(FleetSettings())).find("pf-1")
 
 
 def test_redis_holds_no_key(store, place):
@@ -92,57 +92,51 @@ def test_redis_holds_no_key(store, place):
     assert store.redis.hget(keys.API_KEYS, keys.API_KEYS_STAMP) == held[keys.API_KEYS_STAMP]
 
 
-async def looked_at(settings, ring):
-    async with GatewayFleet(settings) as fleet:
-        await ring.look(fleet)
-
-
 def test_one_that_cannot_be_read_lets_nobody_in_and_keeps_nobody_out(store, place, caplog):
     token, _ = place.add(tenant="acme")
     broken, key = place.add(tenant="broken")
     moved, other = place.add(tenant="moved")
     store.redis.hset(keys.API_KEYS, key.key_id, "{")
     store.redis.hset(keys.API_KEYS, other.key_id, key.model_dump_json(exclude_none=True))
-    ring = RedisKeyring()
-    asyncio.run(looked_at(store.settings, ring))
+    ring = Keyring(place)
+    ring.load()
     assert [bool(ring.find(each)) for each in (token, broken, moved)] == [True, False, False]
     assert caplog.text.count("cannot be read") == 2
     assert token not in caplog.text
 
 
-async def test_an_error_that_nobody_expected_does_not_end_the_looking(store, place, caplog, monkeypatch):
+async def test_an_unexpected_error_does_not_end_the_polling(place, caplog, monkeypatch):
     """A key that is revoked later must still be seen."""
-    monkeypatch.setattr(redis_keys, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(keyring, "_POLL_S", 0.01)
     token, _key = place.add(tenant="acme")
-    ring, num_looks = RedisKeyring(), 0
-    look = ring.look
+    ring, num_loads = Keyring(place), 0
+    load = ring.load
 
-    async def fail_first(fleet):
-        nonlocal num_looks
-        num_looks += 1
-        if num_looks == 1:
-            raise AttributeError("nobody expected this")
-        await look(fleet)
+    def fail_first():
+        nonlocal num_loads
+        num_loads += 1
+        if num_loads == 1:
+            raise AttributeError("unexpected")
+        load()
 
-    ring.look = fail_first
-    async with GatewayFleet(store.settings) as fleet:
-        following = asyncio.create_task(ring.follow(fleet))
-        async with asyncio.timeout(5):
-            while num_looks < 3:
-                await asyncio.sleep(0.01)
-        following.cancel()
-        await asyncio.wait([following])
+    ring.load = fail_first
+    following = asyncio.create_task(ring.follow())
+    async with asyncio.timeout(5):
+        while num_loads < 3:
+            await asyncio.sleep(0.01)
+    following.cancel()
+    await asyncio.wait([following])
     assert ring.find(token) is not None
-    assert "nobody expected this" in caplog.text
+    assert "unexpected" in caplog.text
 
 
 def test_a_server_that_lost_its_keys_lets_nobody_in(store, place):
     token, key = place.add(tenant="acme")
-    ring = RedisKeyring()
-    asyncio.run(looked_at(store.settings, ring))
+    ring = Keyring(place)
+    ring.load()
     assert ring.find(token) == key
     store.redis.flushall()
-    asyncio.run(looked_at(store.settings, ring))
+    ring.load()
     assert ring.find(token) is None
 
 

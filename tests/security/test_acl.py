@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import os
@@ -23,9 +22,9 @@ from pagefleet.api.config.settings import FleetSettings
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import RedisUnavailable
 from pagefleet.api.gateway.access.authentication import ANYBODY
+from pagefleet.api.gateway.access.keyring import Keyring
 from pagefleet.api.gateway.access.rate_limit import take
-from pagefleet.api.gateway.access.redis_keys import RedisKeyring, RedisKeys
-from pagefleet.api.gateway.fleet import GatewayFleet
+from pagefleet.api.gateway.access.redis_keys import RedisKeys
 from pagefleet.api.operate.exporter import FleetCollector
 from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.engine.execution.null_executor import null_token
@@ -63,11 +62,11 @@ def producer(guarded):
         yield client
 
 
-async def keys_seen(url):
-    async with GatewayFleet(redis_url=url) as fleet:
-        ring = RedisKeyring()
-        await ring.look(fleet)
-        return ring._keys
+def keys_seen(url):
+    ring = Keyring(RedisKeys(FleetSettings(redis_url=url)))
+    ring.load()
+    ring.close()
+    return ring._keys
 
 
 def test_a_fleet_lives_under_its_users(guarded, workers, producer):
@@ -93,7 +92,7 @@ def test_a_fleet_lives_under_its_users(guarded, workers, producer):
     # Keys in Redis: written by who may write all of ours, read by a gateway.
     written = RedisKeys(FleetSettings(redis_url=guarded.url_of("worker")))
     _, key = written.add(tenant="acme")
-    assert asyncio.run(keys_seen(guarded.url_of("producer"))) == {key.key_id: key}
+    assert keys_seen(guarded.url_of("producer")) == {key.key_id: key}
     assert written.revoke(key.key_id)
     written.close()
     assert len(producer.status().workers) == 2

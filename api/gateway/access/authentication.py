@@ -8,7 +8,8 @@ from starlette.requests import Request
 
 from pagefleet.api.contract.errors import UnknownModel
 from pagefleet.api.contract.messages import ModelCard
-from pagefleet.api.gateway.access.api_keys import ApiKey, Finder
+from pagefleet.api.gateway.access.api_keys import ApiKey
+from pagefleet.api.gateway.access.keyring import Keyring
 from pagefleet.api.gateway.fleet import GatewayFleet
 from pagefleet.api.gateway.http.errors import ApiError
 
@@ -17,7 +18,7 @@ ANYBODY = ApiKey.model_construct(key_id="anybody", sha256="", tenant="")
 """Who asks a gateway without keys: no tenant, no limit."""
 
 
-def authenticate(request: Request, keyring: Finder | None) -> ApiKey:
+def authenticate(request: Request, keyring: Keyring | None) -> ApiKey:
     """Raises: ApiError: no key, or one that there isn't; RedisUnavailable."""
     if keyring is None:
         return ANYBODY

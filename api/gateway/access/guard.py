@@ -10,8 +10,9 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pagefleet.api.contract.errors import FleetError
-from pagefleet.api.gateway.access.api_keys import ApiKey, Finder
+from pagefleet.api.gateway.access.api_keys import ApiKey
 from pagefleet.api.gateway.access.authentication import authenticate
+from pagefleet.api.gateway.access.keyring import Keyring
 from pagefleet.api.gateway.http.errors import ApiError, api_error
 
 _STATE: Final = "api_key"
@@ -26,7 +27,7 @@ class RequireKey:
         public: the routes that need no key.
     """
 
-    def __init__(self, app: ASGIApp, keyring: Finder | None, public: Collection[BaseRoute]) -> None:
+    def __init__(self, app: ASGIApp, keyring: Keyring | None, public: Collection[BaseRoute]) -> None:
         self._app = app
         self._keyring = keyring
         self._public = public
