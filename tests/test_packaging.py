@@ -80,7 +80,7 @@ def wheel(tmp_path_factory) -> Path:
 def test_the_wheel_has_every_module_script_and_marker(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for top in ("api", "engine", "workers"):
-        for pattern in ("*.py", "*.lua", "py.typed"):
+        for pattern in ("*.py", "*.lua", "*.txt", "py.typed"):
             for path in (ROOT / top).rglob(pattern):
                 place = str(path.relative_to(ROOT)).removeprefix("api/pagefleet/")
                 assert f"pagefleet/{place}" in names

@@ -54,7 +54,7 @@ def has_extra(extra: str) -> bool:
 
 
 def pip_command(extras: Sequence[str]) -> str:
-    """Return the command that adds extras to this installation, from where it was installed."""
+    """Return the command that adds extras to this installation, with the source that pip used."""
     names = ",".join(extras)
     path, is_editable = _source()
     if path is None:

@@ -37,7 +37,7 @@ def test_a_port_that_something_else_has_is_named_and_nothing_starts(tmp_path):
     with socket.create_server(("127.0.0.1", endpoint.port)):
         stack = LocalStack(tmp_path, NULL)
         with pytest.raises(
-            ConfigurationError, match=f"Port {endpoint.port} of 127.0.0.1 is taken by"
+            ConfigurationError, match=f"Port {endpoint.port} of 127.0.0.1 is used by"
         ) as error:
             stack.start()
     assert f"pid {os.getpid()}" in str(error.value)

@@ -136,7 +136,7 @@ def test_a_port_that_is_taken(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
         settings = FlowerSettings(home=tmp_path, flower_port=taken)
-        with pytest.raises(ConfigurationError, match=f"flower_port: 127.0.0.1:{taken} cannot be had"):
+        with pytest.raises(ConfigurationError, match=f"flower_port: cannot listen on 127.0.0.1:{taken}"):
             FlowerProcess("redis://", settings, taken)
         # Nobody asked for the usual one.
         assert FlowerProcess("redis://", settings).port != taken

@@ -1,1 +1,4 @@
-"""What is measured, how, and against what: workloads, timings, reports."""
+"""The measurements of ``pagefleet bench``: workloads, runs, timings and reports.
+
+Does not know Celery or the protocol: a fleet is measured through its clients.
+"""

@@ -1,7 +1,7 @@
-"""How much later a token comes through the gateway than through a FleetClient.
+"""The delay of tokens through the gateway compared to a FleetClient.
 
-The same jobs are read in both ways at once, by one process: a token's lag is the difference of its two
-arrivals. The engine is the null one, at a fixed cadence.
+One process reads the same jobs in both ways at the same time; the lag of a token is the difference between
+its two arrivals. The null backend generates tokens at a fixed rate.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from pagefleet.workers.local.gateway_process import GatewayProcess
 from pagefleet.workers.local.local_stack import LocalStack
 
 _SETTLED_S: Final = 1.0
-"""Of each stream's beginning nothing is compared: who attaches reads what is there already at once."""
+"""The first second of each stream is not compared: an attached stream gets its backlog at once."""
 
 
 class Load(NamedTuple):
     num_streams: int
     tok_s: float
-    """Of each stream."""
+    """Rate of each stream."""
     num_tokens: int
     goals_ms: dict[str, float]
 
@@ -44,7 +44,7 @@ LOADS: Final = (
 
 
 def run_gateway_bench(num_rounds: int, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Each load through a fleet and a gateway of its own."""
+    """Run each load through its own fleet and gateway."""
     return {
         "machine": describe_machine(),
         "loads": [_run_load(load, num_rounds, progress) for load in LOADS],
@@ -91,7 +91,7 @@ async def _measure(
 
 
 async def _stream(fleet: AsyncFleetClient, url: str, load: Load, seed: int) -> list[float]:
-    """Milliseconds of each token."""
+    """Return the lag of each token in milliseconds."""
     address = urlsplit(url)
     loop = asyncio.get_running_loop()
     host, port = str(address.hostname), int(address.port or 80)
@@ -116,7 +116,7 @@ async def _stream(fleet: AsyncFleetClient, url: str, load: Load, seed: int) -> l
 
 
 class Arrivals(NamedTuple):
-    """When so many tokens had come."""
+    """The times of arrival: pairs of the number of tokens so far and the time."""
 
     begun_at: float
     ends: list[tuple[int, float]]
@@ -129,8 +129,10 @@ class Arrivals(NamedTuple):
 
 
 class _EventReader(asyncio.Protocol):
-    """Notes when data came, and takes the ids of its events, which say how many tokens there are: whatever
-    else the reader did would delay the events that it measures."""
+    """Records when data arrives and the number of tokens in the ids of its events.
+
+    It parses nothing else, as that would delay the events that it measures.
+    """
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -153,7 +155,7 @@ class _EventReader(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         for wanted in (self.job_id, self.arrivals):
             if not wanted.done():
-                wanted.set_exception(RuntimeError("The gateway ended or refused a stream of the bench."))
+                wanted.set_exception(RuntimeError("The gateway ended or refused a stream of the benchmark."))
 
 
 async def _read_direct(fleet: AsyncFleetClient, job_id: str) -> Arrivals:

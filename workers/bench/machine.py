@@ -1,4 +1,4 @@
-"""What a figure was measured on and with."""
+"""The machine and the package versions of a measurement."""
 
 from __future__ import annotations
 
@@ -42,20 +42,22 @@ def describe_versions() -> dict[str, str]:
 
 
 class StealMeter:
-    """Which share of the processor's time the hypervisor took since the meter was made: what a virtual
-    machine's neighbours cost. A run that lost much says little about the program."""
+    """The share of CPU time that the hypervisor took since the meter was created (steal time).
+
+    Other virtual machines cause it. A run with much steal time is a poor measure of the program.
+    """
 
     def __init__(self) -> None:
         self._begin = _cpu_ticks()
 
     def share(self) -> float:
-        """0..1; 0 where the system does not tell."""
+        """Return the share, 0 to 1; 0 if the system does not report it."""
         ticks = [now - then for now, then in zip(_cpu_ticks(), self._begin, strict=True)]
         return ticks[_STEAL] / max(1, sum(ticks))
 
 
 def _cpu_ticks() -> list[int]:
-    """user, nice, system, idle, iowait, irq, softirq, steal: of all processors together."""
+    """Return the ticks of all processors: user, nice, system, idle, iowait, irq, softirq, steal."""
     try:
         first = Path("/proc/stat").read_text().partition("\n")[0]
     except OSError:

@@ -1,4 +1,4 @@
-"""The engine alone and the whole fleet, in turn, so that a drift of the machine meets both."""
+"""Compare the engine alone with a fleet, in alternation: changes of the machine's speed affect both."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Round:
 
     @property
     def is_quiet(self) -> bool:
-        """The hypervisor took next to nothing from either run: the ratio is the program's."""
+        """Whether the hypervisor took almost no time from both runs."""
         return self.stolen < _QUIET_STEAL
 
 
@@ -49,9 +49,11 @@ def run_bench(
     num_idle: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Alternates ``num_rounds`` loads on the engine with as many through the fleet, after one of each that
-    is not counted, each kind first in every other round; then ``num_idle`` single 16-token prompts on each,
-    idle."""
+    """Measure throughput and latency of the engine and the fleet, and return the figures.
+
+    After a warm-up, run ``num_rounds`` rounds: the same load on both, the order alternating. Then run
+    ``num_idle`` single requests with 16-token prompts on each while nothing else runs.
+    """
     vocab_size = engine.info.vocab_size
     machine = describe_machine()
     warm_up = Workload(num_requests=8, output_len=(8, 8)).requests(vocab_size, -1)
@@ -59,12 +61,12 @@ def run_bench(
     run_fleet(redis_url, model, warm_up)
     rounds = []
     for index in range(num_rounds):
-        one = run_round(engine, redis_url, model, workload.requests(vocab_size, index), index)
-        rounds.append(one)
+        round_ = run_round(engine, redis_url, model, workload.requests(vocab_size, index), index)
+        rounds.append(round_)
         progress(
-            f"round {index + 1}/{num_rounds}: in process {one.in_process.timing.output_tok_s:.1f} tok/s, "
-            f"fleet {one.fleet.timing.output_tok_s:.1f} tok/s, ratio {one.ratio:.3f}, "
-            f"stolen {one.stolen:.1%}"
+            f"round {index + 1}/{num_rounds}: in process {round_.in_process.timing.output_tok_s:.1f} tok/s, "
+            f"fleet {round_.fleet.timing.output_tok_s:.1f} tok/s, ratio {round_.ratio:.3f}, "
+            f"stolen {round_.stolen:.1%}"
         )
     idle = _idle_ttft(engine, redis_url, model, num_idle)
     return {
@@ -79,7 +81,7 @@ def run_bench(
 def run_round(
     engine: LLMEngine, redis_url: str, model: str, requests: Sequence[BenchRequest], index: int
 ) -> Round:
-    """The same load on both, the engine alone first in the even rounds."""
+    """Run the same load on both; the engine comes first in even rounds."""
     if index % 2:
         fleet = run_fleet(redis_url, model, requests)
         return Round(run_in_process(engine, requests), fleet)
@@ -98,7 +100,7 @@ def _summary(rounds: Sequence[Round]) -> dict[str, Any]:
     return {
         "in_process": {
             "output_tok_s": median([one.in_process.timing.output_tok_s for one in rounds]),
-            "itl_ms": _both([one.in_process for one in rounds], "itl_ms"),
+            "itl_ms": _percentiles([one.in_process for one in rounds], "itl_ms"),
         },
         "fleet": {"output_tok_s": median([run.timing.output_tok_s for run in fleet])},
         "fleet_over_in_process": _spread(rounds),
@@ -106,12 +108,12 @@ def _summary(rounds: Sequence[Round]) -> dict[str, Any]:
         "stolen": [round(one.stolen, 4) for one in rounds],
         "max_batch": max(run.max_batch for run in fleet),
         "mean_batch": median([run.mean_batch for run in fleet]),
-        "ttft_ms": _both(fleet, "ttft_ms"),
-        "itl_ms": _both(fleet, "itl_ms"),
+        "ttft_ms": _percentiles(fleet, "ttft_ms"),
+        "itl_ms": _percentiles(fleet, "itl_ms"),
     }
 
 
-def _both(runs: Sequence[Run], figure: str) -> dict[str, float]:
+def _percentiles(runs: Sequence[Run], figure: str) -> dict[str, float]:
     return {
         name: median([getattr(run.timing, figure)(q) for run in runs])
         for name, q in (("p50", 0.5), ("p99", 0.99))
@@ -119,7 +121,7 @@ def _both(runs: Sequence[Run], figure: str) -> dict[str, float]:
 
 
 def _idle_ttft(engine: LLMEngine, redis_url: str, model: str, num_idle: int) -> dict[str, float]:
-    """Enqueue -> first token of one 16-token prompt, nothing else running, in turn."""
+    """Measure the time from submission to first token of single 16-token prompts, alternating both sides."""
     workload = Workload(num_requests=1, prompt_len=(_IDLE_PROMPT_LEN,) * 2, output_len=(4, 4))
     in_process, fleet = [], []
     with FleetClient(redis_url=redis_url) as client:
@@ -127,7 +129,7 @@ def _idle_ttft(engine: LLMEngine, redis_url: str, model: str, num_idle: int) -> 
             (request,) = workload.requests(engine.info.vocab_size, _IDLE_ROUND + index)
             in_process.append(run_in_process(engine, [request]).timing.ttft_ms(0.5))
             fleet.append(run_one(client, model, request).ttft_ms)
-    # The first of each opened connections.
+    # Leave out the first of each: it opens connections.
     in_process, fleet = in_process[1:], fleet[1:]
     return {
         "in_process_p50": median(in_process),

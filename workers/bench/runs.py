@@ -1,4 +1,4 @@
-"""One load, through the engine in this process or through a whole fleet."""
+"""Run one load on the engine in this process or through a fleet."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pagefleet.workers.bench.workload import BenchRequest
 
 
 class Run(NamedTuple):
-    """A load and how full the batch was: sequences that received a token, over the steps that gave any.
+    """The timing of a load, and the sizes of its batches: sequences with a token per step that had any.
 
-    ``stolen`` is the share of the processor's time that the hypervisor took meanwhile.
+    ``stolen`` is the share of CPU time that the hypervisor took during the run.
     """
 
     timing: LoadTiming
@@ -26,7 +26,7 @@ class Run(NamedTuple):
 
 
 def run_in_process(engine: LLMEngine, requests: Sequence[BenchRequest]) -> Run:
-    """The engine without any queue, stepped by the caller's thread."""
+    """Run the load on the engine without a queue, in the thread of the caller."""
     meter = StealMeter()
     streams = {}
     for index, request in enumerate(requests):
@@ -44,12 +44,12 @@ def run_in_process(engine: LLMEngine, requests: Sequence[BenchRequest]) -> Run:
 
 
 def run_fleet(redis_url: str, model: str, requests: Sequence[BenchRequest]) -> Run:
-    """Client process -> Redis -> worker -> client process."""
+    """Run the load from this process through Redis and the workers."""
     return asyncio.run(_run_fleet(redis_url, model, requests))
 
 
 def run_one(client: FleetClient, model: str, request: BenchRequest) -> StreamTiming:
-    """One request through a fleet whose connections are open."""
+    """Run one request through a client with open connections."""
     timing = StreamTiming()
     stream = client.generate(
         model=model,
@@ -69,7 +69,7 @@ async def _run_fleet(redis_url: str, model: str, requests: Sequence[BenchRequest
         meter = StealMeter()
         streams = await asyncio.gather(*(_stream(fleet, model, request) for request in requests))
         stolen = meter.share()
-        # The worker tells with each beat, a few times a second.
+        # Wait for the next heartbeats, with which the worker reports its figures.
         await asyncio.sleep(1.0)
         after = await _worker(fleet)
     num_steps = after.num_decode_steps - before.num_decode_steps

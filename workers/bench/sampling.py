@@ -1,4 +1,4 @@
-"""What sampling costs a step: a batch in which every sequence has other parameters, beside greedy ones."""
+"""The cost of sampling per step: different parameters for each sequence, compared to greedy sampling."""
 
 from __future__ import annotations
 
@@ -22,23 +22,22 @@ from pagefleet.workers.bench.machine import StealMeter, describe_machine, descri
 Progress = Callable[[str], None]
 
 _NUM_PAIRS: Final = 30
-"""Of steps, in a round."""
+"""The number of pairs of steps in a round."""
 _GREEDY: Final = SamplingParams(temperature=0.0)
 _PROMPT: Final = "Write a letter to a friend about number {}, and tell what you have seen on your journey."
 
 
 class _Step(NamedTuple):
-    """What one step took, in milliseconds."""
+    """The durations of one step, in milliseconds."""
 
     step: float
     step_cpu: float
     sampler_cpu: float
-    """The sampler's share of `step_cpu`: all threads of the process while it ran."""
+    """The part of `step_cpu` that the sampler took, in all threads of the process."""
 
 
 class _AlternatingSampler(Sampler):
-    """The sampler, with a stopwatch for the processor's time; while `is_greedy`, whatever rows ask for, they
-    are greedy."""
+    """The sampler with a stopwatch for CPU time. While `is_greedy` is set, all rows are sampled greedily."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +56,7 @@ class _AlternatingSampler(Sampler):
 
 
 def mixed_params(index: int) -> dict[str, Any]:
-    """Every sequence draws, has filters of its own, and every third one rules for its logits."""
+    """Return different parameters for each sequence: filters, and logits rules for every third one."""
     filters: Sequence[dict[str, Any]] = (
         {},
         {"top_k": 20 + index},
@@ -83,11 +82,11 @@ def mixed_params(index: int) -> dict[str, Any]:
 def run_sampling_bench(
     config: EngineConfig, *, num_requests: int, num_rounds: int, progress: Progress
 ) -> dict[str, Any]:
-    """A batch in which every sequence has other parameters; in every other step all are greedy instead.
+    """Measure steps in which each sequence has different parameters, alternating with greedy steps.
 
-    So both kinds of steps have the same sequences and lengths, and the machine's speed drifts for both alike.
+    Both kinds of steps have the same sequences and lengths, and changes of the machine's speed affect both.
     """
-    # Every step has the whole batch, however slow the machine is.
+    # Without a time limit, every step has the whole batch, even on a slow machine.
     config = replace(config, max_step_s=None)
     loaded = load(config)
     engine, runner = LLMEngine(loaded, config), loaded.executor
@@ -95,10 +94,12 @@ def run_sampling_bench(
     steps: dict[str, list[_Step]] = {"greedy": [], "mixed": []}
     meter = StealMeter()
     for index in range(num_rounds):
-        of_round = _run(engine, runner, num_requests)
-        for kind, some in of_round.items():
-            steps[kind] += some
-        medians = {kind: statistics.median(each.step for each in some) for kind, some in of_round.items()}
+        new_steps = _run(engine, runner, num_requests)
+        for kind, durations in new_steps.items():
+            steps[kind] += durations
+        medians = {
+            kind: statistics.median(each.step for each in durations) for kind, durations in new_steps.items()
+        }
         progress(f"round {index + 1}: " + ", ".join(f"{kind} {ms:.1f} ms" for kind, ms in medians.items()))
     return _figures(steps) | {
         "num_requests": num_requests,
@@ -121,10 +122,10 @@ def _run(engine: LLMEngine, runner: ModelRunner, num_requests: int) -> dict[str,
     runner.sampler = sampler = _AlternatingSampler()
     steps: dict[str, list[_Step]] = {"greedy": [], "mixed": []}
     for index in range(2 * _NUM_PAIRS):
-        # Each kind comes first in every other pair.
+        # The order alternates between pairs.
         sampler.is_greedy = index % 4 in (0, 3)
         step = _timed(engine, sampler)
-        # The first pair finds the caches cold.
+        # Leave out the first pair: caches are cold.
         if index >= 2:
             steps["greedy" if sampler.is_greedy else "mixed"].append(step)
     for index in range(num_requests):
@@ -133,14 +134,14 @@ def _run(engine: LLMEngine, runner: ModelRunner, num_requests: int) -> dict[str,
 
 
 def _timed(engine: LLMEngine, sampler: _AlternatingSampler) -> _Step:
-    begun, begun_cpu = time.perf_counter(), time.process_time()
+    start, start_cpu = time.perf_counter(), time.process_time()
     engine.step()
-    cpu, wall = time.process_time() - begun_cpu, time.perf_counter() - begun
+    cpu, wall = time.process_time() - start_cpu, time.perf_counter() - start
     return _Step(*(1000 * seconds for seconds in (wall, cpu, sampler.cpu_s)))
 
 
 def _figures(steps: dict[str, list[_Step]]) -> dict[str, Any]:
-    """Medians of each kind, and of the pairs' ratios with their quartiles."""
+    """Return the medians of each kind, and the medians and quartiles of the ratios of pairs."""
     medians = {
         kind: {
             f"{name}_ms": round(statistics.median(getattr(step, name) for step in some), 2)

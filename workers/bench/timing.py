@@ -1,4 +1,4 @@
-"""When each token of each stream arrived, and the figures that are made of it."""
+"""Arrival times of tokens, and the figures computed from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 
 def percentile(values: Sequence[float], q: float) -> float:
-    """The nearest-rank percentile, 0 <= q <= 1; NaN of nothing."""
+    """Return the nearest-rank percentile, 0 <= q <= 1; NaN if there are no values."""
     if not values:
         return math.nan
     ordered = sorted(values)
@@ -22,7 +22,7 @@ def median(values: Sequence[float]) -> float:
 
 @dataclass(slots=True)
 class StreamTiming:
-    """One request as its reader saw it; monotonic seconds."""
+    """The timing of one request at its reader, in monotonic seconds."""
 
     submitted_at: float = field(default_factory=time.monotonic)
     arrivals: list[tuple[float, int]] = field(default_factory=list)
@@ -36,12 +36,12 @@ class StreamTiming:
 
     @property
     def ttft_ms(self) -> float:
-        """Time to first token."""
+        """Time to first token, in milliseconds."""
         return (self.arrivals[0][0] - self.submitted_at) * 1000
 
     @property
     def itl_ms(self) -> list[float]:
-        """Inter-token latencies: the gaps between arrivals; tokens that came together share their gap."""
+        """Inter-token latencies in milliseconds; tokens that arrive together share their gap."""
         gaps = []
         for (before, _), (at, count) in zip(self.arrivals, self.arrivals[1:], strict=False):
             gaps += [(at - before) * 1000 / count] * count
@@ -60,7 +60,7 @@ class LoadTiming:
 
     @property
     def elapsed_s(self) -> float:
-        """From the first submit to the last token."""
+        """Time from the first submission to the last token, in seconds."""
         begin = min(stream.submitted_at for stream in self.streams)
         return max(stream.arrivals[-1][0] for stream in self.streams) - begin
 

@@ -1,4 +1,4 @@
-"""The load of ``pagefleet bench``: random token ids of a fixed seed, lengths drawn evenly."""
+"""The load of ``pagefleet bench``: random token ids from a fixed seed, with uniformly distributed lengths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class BenchRequest(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """``num_requests`` greedy requests at once; every one runs to its ``max_tokens`` (ignore_eos)."""
+    """``num_requests`` concurrent greedy requests; each runs to its ``max_tokens`` (ignore_eos)."""
 
     num_requests: int = 64
     prompt_len: tuple[int, int] = (32, 256)
@@ -22,8 +22,11 @@ class Workload:
     seed: int = 20261122
 
     def requests(self, vocab_size: int, round_index: int) -> list[BenchRequest]:
-        """The requests of one round. Another round has other prompts of the same lengths, so that no round
-        lives off an earlier one's prefix cache."""
+        """Return the requests of one round.
+
+        Each round has different prompts of the same lengths, so that no round profits from the prefix cache
+        of an earlier one.
+        """
         lengths = random.Random(self.seed)
         tokens = random.Random(f"{self.seed}/{round_index}")
         requests = []

@@ -1,4 +1,4 @@
-"""ChildProcess: a command of pagefleet's own as a child of this process."""
+"""ChildProcess: run a ``pagefleet`` command as a child of this process."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import IO, Any, Self
 
 
 class ChildProcess:
-    """``pagefleet <arguments>`` in a session of its own, so that Ctrl-C does not reach it twice.
+    """The process ``pagefleet <arguments>``, in its own session so that Ctrl-C does not reach it twice.
 
     Args:
-        kind: what it is called when it ends.
-        environment: all of its variables.
+        kind: what to call the process in messages: worker, gateway, flower.
+        environment: all of its environment variables.
+        log_file: where to append its output. None: the output of this process.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class ChildProcess:
 
     @property
     def exit_status(self) -> int | None:
-        """None while it runs."""
+        """The exit status; None while the process runs."""
         return None if self._process is None else self._process.poll()
 
     def start(self) -> Self:
@@ -60,7 +61,7 @@ class ChildProcess:
         return self
 
     def terminate(self) -> None:
-        """SIGTERM. Does not wait."""
+        """Send SIGTERM and return at once."""
         self.send_signal(signal.SIGTERM)
 
     def send_signal(self, number: int) -> None:
@@ -68,7 +69,7 @@ class ChildProcess:
             self._process.send_signal(number)
 
     def wait(self, timeout_s: float) -> int:
-        """The exit status; a process that takes longer is killed."""
+        """Wait for the exit status; kill the process after the timeout."""
         assert self._process is not None, f"the {self.kind} was not started"
         try:
             return self._process.wait(timeout_s)
@@ -77,7 +78,7 @@ class ChildProcess:
             return self._process.wait()
 
     def read_log(self) -> list[str]:
-        """The lines of its log file so far."""
+        """Return the lines of the log file so far."""
         assert self.log_file is not None, f"this {self.kind} writes to the terminal"
         return self.log_file.read_text(errors="replace").strip().splitlines()
 
@@ -85,4 +86,4 @@ class ChildProcess:
         if self.log_file is None:
             return f"exit status {self.exit_status}"
         lines = self.read_log()
-        return lines[-1] if lines else "it left no log"
+        return lines[-1] if lines else "its log is empty"

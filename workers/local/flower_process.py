@@ -1,4 +1,4 @@
-"""FlowerProcess: ``pagefleet flower`` beside a local stack, for whoever knows the password."""
+"""FlowerProcess: ``pagefleet flower`` of a local stack, with a login."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from typing import Final, Self
 
 from pagefleet.api.config.settings import FlowerSettings
 from pagefleet.workers.local.child_process import ChildProcess
-from pagefleet.workers.local.ports import take_port
+from pagefleet.workers.local.ports import choose_port
 from pagefleet.workers.local.secret_file import create_secret
 
 _USER: Final = "admin"
 
 
 class FlowerProcess(ChildProcess):
-    """With basic authentication, on this machine's own address. It says little, and that to a log file.
+    """Flower with basic authentication. Its output goes to a log file.
 
     Args:
-        port: 0 takes a free one; so does None where somebody has the settings' port.
+        port: the TCP port; 0 selects a free one. None: the port of the settings, or a free one if that is in
+            use.
 
     Raises:
-        ConfigurationError: somebody has the port.
+        ConfigurationError: ``port`` is in use.
     """
 
     def __init__(self, redis_url: str, settings: FlowerSettings, port: int | None = None) -> None:
         host = settings.flower_address
         self.auth_file = settings.flower_auth_file or settings.home_dir / "flower_users"
-        self._makes_auth_file = settings.flower_auth_file is None
-        self.port = take_port("flower_port", host, settings.flower_port, port)
+        self._creates_auth_file = settings.flower_auth_file is None
+        self.port = choose_port("flower_port", host, settings.flower_port, port)
         super().__init__(
             "flower",
             ["flower", "--address", host, "--port", str(self.port), "--auth-file", str(self.auth_file)],
@@ -38,7 +39,7 @@ class FlowerProcess(ChildProcess):
         self.url = f"http://{host}:{self.port}"
 
     def start(self) -> Self:
-        """Makes a password first, where the user named no file of their own and there is none yet."""
-        if self._makes_auth_file:
+        """Start Flower. Create an auth file unless it exists or the settings name another."""
+        if self._creates_auth_file:
             create_secret(self.auth_file, f"{_USER}:{secrets.token_urlsafe(16)}\n")
         return super().start()

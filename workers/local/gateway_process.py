@@ -1,4 +1,4 @@
-"""GatewayProcess: ``pagefleet serve`` beside a local stack."""
+"""GatewayProcess: ``pagefleet serve`` of a local stack."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from typing import Final, Self
 from pagefleet.api.config.settings import GatewaySettings
 from pagefleet.api.contract.errors import FleetError
 from pagefleet.workers.local.child_process import ChildProcess
-from pagefleet.workers.local.ports import take_port
+from pagefleet.workers.local.ports import choose_port
 
 _POLL_S: Final = 0.02
 
 
 class GatewayStartError(FleetError):
-    """A gateway ended before it answered."""
+    """The gateway ended or did not answer in time."""
 
     code = "gateway_start"
 
 
 class GatewayProcess(ChildProcess):
-    """One process of it, which writes to a log file.
+    """A gateway. Its output goes to a log file.
 
     Args:
-        port: 0 takes a free one; so does None where somebody has the settings' port.
-        environment: further variables.
+        port: the TCP port; 0 selects a free one. None: the port of the settings, or a free one if that is in
+            use.
+        environment: further environment variables.
 
     Raises:
-        ConfigurationError: somebody has the port.
+        ConfigurationError: ``port`` is in use.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class GatewayProcess(ChildProcess):
         environment: Mapping[str, str] | None = None,
     ) -> None:
         host = settings.gateway_host
-        self.port = take_port("gateway_port", host, settings.gateway_port, port)
+        self.port = choose_port("gateway_port", host, settings.gateway_port, port)
         super().__init__(
             "gateway",
             ["serve", "--host", host, "--port", str(self.port)],
@@ -54,9 +55,9 @@ class GatewayProcess(ChildProcess):
         self.url = f"http://{host}:{self.port}"
 
     def wait_ready(self, timeout_s: float = 30.0) -> Self:
-        """Waits until it answers. Raises: GatewayStartError: it ended, or did not answer in time."""
+        """Wait until the gateway answers. Raises: GatewayStartError: it ended, or did not answer in time."""
         deadline = time.monotonic() + timeout_s
-        # The answer of another one that has the port is none of this one's.
+        # Check the process first: another gateway may have the port and answer.
         while self.exit_status is not None or not self._answers():
             if self.exit_status is not None or time.monotonic() > deadline:
                 raise GatewayStartError(f"The gateway does not answer: {self.log_tail()}")

@@ -1,4 +1,4 @@
-"""A whole fleet on this machine: a Redis and its workers as child processes."""
+"""LocalStack: Redis and workers on this machine, as child processes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _KILL_AFTER_S: Final = 15.0
 
 
 class WorkerStartError(FleetError):
-    """A worker process ended before it was ready."""
+    """The worker ended or was not ready in time."""
 
     code = "worker_start"
 
 
 class WorkerProcess(ChildProcess):
-    """One ``pagefleet worker``; ``terminate`` makes it drain."""
+    """The process ``pagefleet worker``; ``terminate`` makes it drain."""
 
     def __init__(
         self,
@@ -43,17 +43,17 @@ class WorkerProcess(ChildProcess):
         super().__init__(
             "worker",
             ["worker", *arguments],
-            # The URL may hold a password: command lines can be read by everybody.
+            # In the environment, as the URL may contain a password: every user can read command lines.
             environment={**os.environ, "PAGEFLEET_REDIS_URL": redis_url, **(environment or {})},
             log_file=log_file,
         )
         self.redis_url = redis_url
 
     def wait_ready(self, timeout_s: float) -> WorkerStatus:
-        """Waits until the worker holds a lease.
+        """Wait until the worker holds a lease.
 
         Raises:
-            WorkerStartError: it ended, or was not ready in time; the message has the end of its log.
+            WorkerStartError: it ended, or was not ready in time; the message has the last line of its log.
         """
         store = JobStore(FleetSettings(redis_url=self.redis_url))
         deadline = time.monotonic() + timeout_s
@@ -70,14 +70,16 @@ class WorkerProcess(ChildProcess):
 
 
 class LocalStack:
-    """One Redis (embedded, unless ``redis_url`` names one) and some workers of one model.
+    """A Redis server and workers of one model.
 
     Args:
-        home: the folder for data and logs.
-        worker_arguments: the command line of each worker, as for ``pagefleet worker``.
-        metrics_port: of the first worker; each further one has the next. 0 lets each take a free one.
-        quiet: workers write to log files in ``home`` instead of this terminal.
-        guard: ends all of it if this process is killed.
+        home: the directory for data and logs.
+        worker_arguments: the command-line arguments of each worker, as for ``pagefleet worker``.
+        redis_url: a Redis server to use. None: start one.
+        metrics_port: the metrics port of the first worker; the others use the next ports. 0: free ports.
+        quiet: workers write to log files in ``home`` instead of the terminal.
+        drain_s: time that running jobs have to finish when the stack stops, in seconds.
+        guard: stops the stack if this process is killed.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class LocalStack:
         self._drain_s = drain_s
         arguments = [*worker_arguments, "--drain-seconds", str(drain_s)]
         if num_workers > 1:
-            # They share the host's cores; the last of two options counts, so a user's own value stays.
+            # Workers share the cores. An option given by the user comes later and overrides this one.
             share = max(1, (os.cpu_count() or 1) // num_workers)
             arguments = ["--num-threads", str(share), *arguments]
         self.workers = [
@@ -114,19 +116,19 @@ class LocalStack:
             for index in range(num_workers)
         ]
         self.companions: list[ChildProcess] = []
-        """What starts and ends with the workers, beside them."""
+        """Further processes that start and stop with the workers."""
 
     @property
     def children(self) -> list[ChildProcess]:
-        """All but the server."""
+        """All processes except the server."""
         return [*self.workers, *self.companions]
 
     def start(self, ready_timeout_s: float = 300.0) -> Self:
-        """Starts everything and waits until every worker serves."""
+        """Start everything and wait until the workers are ready. Raises: WorkerStartError."""
         try:
             if self.endpoint is not None and self.server is not None:
                 self.endpoint.check_free()
-                # Known to the guard before it has read its data: that can take a while.
+                # Watch it before it has loaded its data, which can take a while.
                 self.server.spawn()
                 self.watch()
                 self.server.wait_ready()
@@ -141,13 +143,13 @@ class LocalStack:
         return self
 
     def watch(self) -> None:
-        """Tells the guard what runs now."""
+        """Report the running processes to the guard."""
         if self._guard is not None:
             pids = [child.pid for child in self.children if child.is_started and child.exit_status is None]
             self._guard.watch(pids, None if self.server is None else self.server.pid)
 
     def stop(self) -> None:
-        """Drains the workers, then stops the server: nothing in flight is lost."""
+        """Drain the workers, then stop the server, so that no running job is lost."""
         started = [child for child in self.children if child.exit_status is None and child.is_started]
         for child in started:
             child.terminate()
@@ -163,7 +165,7 @@ class LocalStack:
         self.stop()
 
     def write_stack_file(self, path: Path) -> None:
-        """Lets ``FleetClient()`` and every command on this machine find the stack without a setting."""
+        """Write the file in which clients and commands on this machine look up the URL of Redis."""
         replace_secret(path, json.dumps({"redis_url": self.redis_url, "pid": os.getpid()}))
 
     def _log_file(self, index: int) -> Path:

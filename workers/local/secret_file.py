@@ -1,4 +1,4 @@
-"""Files that only their owner may read: passwords, and URLs that contain them."""
+"""Write files that only their owner can read: passwords, and URLs that contain them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def create_secret(file: Path, text: str) -> None:
-    """Write a file with mode 0600 that is complete from its first moment. An existing file is kept."""
+    """Create a file with mode 0600 atomically. An existing file is kept."""
     part = _write_part(file, text)
     try:
         os.link(part, file)
@@ -18,7 +18,7 @@ def create_secret(file: Path, text: str) -> None:
 
 
 def replace_secret(file: Path, text: str) -> None:
-    """Write a file with mode 0600; readers see the old content or the new."""
+    """Write a file with mode 0600 atomically: readers see the old or the new content."""
     _write_part(file, text).replace(file)
 
 

@@ -1,4 +1,4 @@
-"""ServerEndpoint: port and password of a stack's own Redis, kept so that its URL outlives a restart."""
+"""ServerEndpoint: port and password of a stack's Redis server, stored so that its URL survives restarts."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pagefleet.workers.local.secret_file import create_secret
 
 @dataclass(frozen=True, slots=True)
 class ServerEndpoint:
-    """Where the server listens on 127.0.0.1, and what the default user's password is."""
+    """The port of the server on 127.0.0.1 and the password of its default user."""
 
     port: int
     password: str
     file: Path
-    """Holds the URL; mode 0600."""
+    """The file with the URL; mode 0600."""
 
     @property
     def url(self) -> str:
@@ -28,10 +28,10 @@ class ServerEndpoint:
 
     @classmethod
     def kept_in(cls, home: Path) -> Self:
-        """Read ``<home>/redis_url``, or make it with a free port and a new password.
+        """Read ``<home>/redis_url``; create it with a free port and a new password if it is missing.
 
         Raises:
-            ConfigurationError: the file cannot be read, or holds another kind of URL.
+            ConfigurationError: the file cannot be read, or contains a different kind of URL.
         """
         file = home / "redis_url"
         if not file.exists():
@@ -40,18 +40,18 @@ class ServerEndpoint:
             url = urlsplit(file.read_text(encoding="utf-8").strip())
             port, password = url.port, url.password
         except (OSError, ValueError) as error:
-            raise ConfigurationError(f"{file} cannot be read ({error}).") from None
+            raise ConfigurationError(f"Cannot read {file} ({error}).") from None
         endpoint = cls(port or 0, password or "", file)
         if not port or not password or endpoint.url != url.geturl():
             raise ConfigurationError(
-                f"{file} must hold redis://:<password>@127.0.0.1:<port>/0; delete it to get a new one."
+                f"{file} must contain redis://:PASSWORD@127.0.0.1:PORT/0; delete it to create a new one."
             )
         return endpoint
 
     def check_free(self) -> None:
-        """Raise ConfigurationError if something else listens on the port; the sentence names it."""
+        """Raise ConfigurationError if another process listens on the port; the message names it."""
         check_port_free(
             "127.0.0.1",
             self.port,
-            f"Stop it, or delete {self.file} to get another port (clients then need the new URL).",
+            f"Stop it, or delete {self.file} to use another port; clients then need the new URL.",
         )

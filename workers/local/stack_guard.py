@@ -1,8 +1,8 @@
-"""StackGuard: what ``pagefleet up`` started ends with it, also when it is killed and can end nothing itself.
+"""StackGuard: stop the processes of ``pagefleet up`` if it is killed with SIGKILL.
 
-A process that outlives ``up`` reads a pipe from it. At the pipe's end it does what ``up`` would have done:
-the workers drain, then the server stops. Without it a killed stack would go on unseen, and the next one would
-open a second server on the same data.
+The guard is a process that reads a pipe from ``up``. When the pipe closes, it does what ``up`` would have
+done: it drains the workers, then stops the server. Without it, a killed stack would keep running, and the
+next one would start a second server on the same data.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _KILL_AFTER_S: Final = 15.0
 
 
 class StackGuard:
-    """Watches over processes by their ids.
+    """The guard process.
 
     Args:
-        drain_s: what workers get to finish.
+        drain_s: time that workers have to drain, in seconds.
     """
 
     def __init__(self, drain_s: float) -> None:
-        # -P: the current folder is nobody's to import from.
+        # -P: do not import modules from the current directory.
         command = [
             sys.executable,
             "-P",
@@ -39,10 +39,10 @@ class StackGuard:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
     def watch(self, children: Sequence[int], server: int | None) -> None:
-        """From now on these, in place of those before: ``server`` is stopped when the children are gone."""
+        """Replace the watched process ids. The guard stops ``server`` after the children have ended."""
         line = json.dumps({"children": list(children), "server": server})
         assert self._process.stdin is not None
-        # Where somebody has ended the guard the stack runs on without.
+        # If the guard was killed, the stack continues without it.
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
@@ -51,7 +51,7 @@ class StackGuard:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """All has ended: there is nothing left to guard."""
+        """Stop the guard; the processes have ended."""
         self.watch([], None)
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
@@ -63,7 +63,7 @@ def _guard(stop_s: float) -> None:
     children: list[psutil.Process] = []
     server: list[psutil.Process] = []
     for line in sys.stdin:
-        # Looked up now: a process knows when it began, so that a later one with its number is another.
+        # Look them up now: psutil.Process knows its start time, so a reused id is not mistaken for it.
         watched = json.loads(line)
         children = _find(watched["children"])
         server = _find([watched["server"]])
