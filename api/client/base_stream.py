@@ -27,7 +27,7 @@ class BaseTokenStream:
 
     @property
     def has_ended(self) -> bool:
-        """Whether no more chunks will come: the stream was read to its end, or closed."""
+        """Whether the stream was read to its end, or closed."""
         return self._loop.is_closed
 
     @property

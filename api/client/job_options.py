@@ -11,7 +11,7 @@ from pagefleet.api.contract.sampling import SamplingOptions
 from pagefleet.api.contract.structured_outputs import StructuredOptions
 
 DEFAULT_IDLE_TIMEOUT_S: Final = 600.0
-"""How long a stream waits for its next chunk before it raises ``StreamTimeout``."""
+"""Seconds without a chunk after which a stream raises ``StreamTimeout``."""
 
 
 class JobOptions(SamplingOptions, total=False):
@@ -33,7 +33,7 @@ class JobOptions(SamplingOptions, total=False):
             have.
         result_ttl_s: seconds for which the job can be read after its end, by default one hour. The model's
             workers set a maximum (``max_result_ttl_s``, by default seven days).
-        truncate_prompt_tokens: use only the last so many tokens of the prompt.
+        truncate_prompt_tokens: use only this many tokens from the end of the prompt.
         cache_salt: share the prefix cache only with jobs that have the same salt.
         prefix_cache: False computes the whole prompt and caches none of it for other jobs.
         structured_outputs: constrains the text; exactly one of json_schema, json_object, regex, choice and
@@ -59,7 +59,7 @@ class JobOptions(SamplingOptions, total=False):
 
 
 class JobArguments(NamedTuple):
-    """What one call of ``generate`` or ``chat`` asks for."""
+    """The arguments of one call of ``generate`` or ``chat``."""
 
     job_id: str | None
     fields: dict[str, Any]
@@ -68,10 +68,10 @@ class JobArguments(NamedTuple):
 
 
 def job_arguments(options: Mapping[str, Any], **source: Any) -> JobArguments:
-    """Split the options of one call into the request's fields and what only the client needs.
+    """Split the options of one call into the request's fields and those that only the client needs.
 
     Args:
-        options: a :class:`JobOptions`, or what an unchecked caller passed in its place.
+        options: a :class:`JobOptions`, or what an unchecked caller passed instead.
         source: the prompt or the messages, by the name of the request's field.
 
     Raises:
@@ -84,7 +84,7 @@ def job_arguments(options: Mapping[str, Any], **source: Any) -> JobArguments:
 
 
 def check_renamed(options: Mapping[str, Any]) -> None:
-    """Raises: UnknownParameter: ``timeout``, which is called ``idle_timeout`` since version 0.1.0."""
+    """Raises: UnknownParameter: ``timeout``, the former name of ``idle_timeout``."""
     if "timeout" in options:
         raise UnknownParameter(
             "timeout: unknown parameter; use idle_timeout, the seconds without a chunk after which the "

@@ -14,13 +14,14 @@ RESUBMIT_AFTER_S: Final = 0.2
 
 
 class LastSeen:
-    """What the producer of a job has heard of it, including events that its stream has not read yet.
+    """What the producer of a job knows of it, including events that its stream has not read yet.
 
     A job that has ended may expire or be deleted. A job that has not ended is only missing if the server was
     restarted without its data, and is then submitted again. The server's answer is the same in both cases.
 
     Args:
-        ttl_s: for how long an ended job is kept. A producer that has heard nothing for longer cannot know.
+        ttl_s: for how long an ended job is kept. After a longer time without events, a missing job may have
+            expired.
     """
 
     def __init__(self, ttl_s: float) -> None:

@@ -1,7 +1,7 @@
-"""One job's stream as the reader sees it: every token exactly once, in order, then the end.
+"""StreamState: one job's stream as its reader sees it: every token exactly once, in order, then the end.
 
-:class:`StreamState` is sans-IO: it is fed events (live, perhaps lost, doubled or late) and records
-(replayed from the log) and says what is new. ``token_stream.py`` gives it threads and sockets.
+It does no I/O. Its inputs are live events, which may be lost, doubled or late, and records read from the log.
+Its output is the chunks that the reader does not have yet.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from pagefleet.api.contract.requests import invalid_request
 from pagefleet.api.protocol.job_record import JobRecord, LogPosition
 
 SILENCE_S: Final = 2.0
-"""After this long without an event, a reader looks into the log."""
+"""After this time without an event, a stream reads the log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens that became readable together. ``offset`` is the index of the first of them."""
+    """Tokens of one choice that became readable together. ``offset`` is the index of the first one."""
 
     choice: int
     offset: int
@@ -42,22 +42,22 @@ class Chunk:
     text: str
     finish_reason: str | None = None
     logprobs: list[TokenLogprobs] | None = None
-    """One for each token, where the request asked for them."""
+    """One for each token, if the request asked for them."""
     prompt_logprobs: list[TokenLogprobs] | None = None
-    """With the first token of each choice, where the request asked for them."""
+    """With the first token of each choice, if the request asked for them."""
     prompt_token_ids: list[int] | None = None
-    """The same way."""
+    """With the first token of each choice, if the request asked for them."""
     text_offset: int = 0
-    """How many characters of the choice's text stand before it."""
+    """How many characters of the choice's text precede this chunk."""
 
     @property
     def end(self) -> int:
-        """How many tokens of the choice a reader has with it: what it can go on after."""
+        """How many tokens of the choice the reader has with this chunk: an ``after`` for ``attach``."""
         return self.offset + len(self.token_ids)
 
 
 class _Choice:
-    """What has been seen of one choice."""
+    """What the stream has received of one choice."""
 
     def __init__(self) -> None:
         self.num_tokens = 0
@@ -69,13 +69,12 @@ class _Choice:
 
 
 class StreamState:
-    """Dedupes by token index, notices gaps, knows the end.
+    """Removes duplicates by token index, detects gaps and knows the end.
 
     Args:
-        after: how many tokens the reader has already of each choice, one number for all or one for each;
-            no chunk repeats them.
-        keep: whether :meth:`result` will be asked for. A relay that only passes chunks on needs no more than
-            their count.
+        after: how many tokens of each choice the reader already has, one number for all choices or one for
+            each. The chunks do not repeat them.
+        keep: whether :meth:`result` will be called. If not, only the tokens' counts are kept.
         num_choices: as far as it is known.
     """
 
@@ -85,7 +84,7 @@ class StreamState:
         self.job_id = job_id
         self.wants_replay = False
         self.position = LogPosition(0, num_choices)
-        """Up to where the log has been seen; an event is one item of it."""
+        """How much of the log has been received. Each event is one item of it."""
         self.num_prompt_tokens: int | None = None
         self.num_cached_tokens = 0
         self.attempts = 0
@@ -99,12 +98,12 @@ class StreamState:
 
     @property
     def ended(self) -> bool:
-        """The job is in a final state and every token of its log has been seen."""
+        """Whether the job is in a final state and every token of its log has been received."""
         return self._end is not None and self._has_seen(self._end.num_tokens)
 
     @property
     def error(self) -> FleetError | None:
-        """What a reader should raise at the end; None for an end that is an answer."""
+        """What a reader raises at the end. None if the job ended with an answer, or was cancelled."""
         if self._end is None or self._end.state in (JobState.DONE, JobState.CANCELLED):
             return None
         if self._end.error is not None:
@@ -116,34 +115,38 @@ class StreamState:
 
     @property
     def num_tokens(self) -> int:
-        """Seen so far, of all choices together."""
+        """Received tokens of all choices together."""
         return sum(choice.num_tokens for choice in self._choices.values())
 
     @property
     def state(self) -> JobState | None:
-        """The final one, once it is known."""
+        """The final state. None until it is known."""
         return None if self._end is None else self._end.state
 
     def finish(self, choice: int) -> tuple[str | None, str | int | None]:
-        """Why a choice of an ended job ended, and what stopped it."""
+        """Return the finish reason and the stop reason of a choice of an ended job."""
         reasons = [] if self._end is None else self._end.finish_reasons
         reason = reasons[choice] if choice < len(reasons) else None
         return reason, self._choices[choice].stop_reason
 
     def text_of(self, choice: int, num_tokens: int) -> str:
-        """What the first tokens of a choice say, as far as they have come. Only where it was to ``keep``."""
+        """Return the text of a choice's first tokens, as far as they have arrived. Needs ``keep``."""
         return "".join(self._choices[choice].texts[:num_tokens])
 
     def pop(self) -> Chunk | None:
         return self._chunks.popleft() if self._chunks else None
 
     def feed_line(self, kind: str, body: str) -> None:
-        """One live event as it came over the channel."""
+        """Process one line of a channel.
+
+        Raises:
+            ProtocolError: it cannot be parsed.
+        """
         try:
             event = parse_event(kind, body)
         except ValidationError as error:
             raise ProtocolError(
-                f"Job {self.job_id} sent an unreadable event: "
+                f"Job {self.job_id} sent an event that cannot be read: "
                 f"{invalid_request(error, with_value=False).message}",
                 job_id=self.job_id,
             ) from None
@@ -161,7 +164,7 @@ class StreamState:
             self.wants_replay = not self.ended
 
     def feed_record(self, record: JobRecord) -> None:
-        """State and log, read together: fills every gap and finds an end that was missed."""
+        """Process state and log, read together. They fill gaps, and contain an end that was missed."""
         first, asked_choices = record.after or LogPosition(0, record.num_choices)
         if asked_choices != record.num_choices:
             self.position, self.wants_replay = LogPosition(0, record.num_choices), True
@@ -171,8 +174,8 @@ class StreamState:
         for entry in record.entries:
             self._feed_entry(entry)
         self.position = LogPosition(first + len(record.entries), record.num_choices)
-        # Where the whole log has a gap, reading it again at once would not fill it. The rest of a log may
-        # have one: the items before it were compacted, or a server that lost a second has others.
+        # A gap in the whole log would still be there after reading it again. The rest of a log may have a
+        # gap because the items before it were compacted, or a server that lost a second has other items.
         self.wants_replay = first > 0 and not self._has_seen(record.num_tokens)
         if self.wants_replay:
             self.position = LogPosition(0, record.num_choices)
@@ -183,7 +186,7 @@ class StreamState:
         return all(self._choices[index].num_tokens >= count for index, count in enumerate(num_tokens))
 
     def result(self, model: str) -> JobResult:
-        """The outcome as far as it has been seen."""
+        """Return everything that has been received."""
         end = self._end
         num_choices = max(self._choices, default=0) + 1 if end is None else len(end.num_tokens)
         return JobResult(
@@ -207,7 +210,7 @@ class StreamState:
             return
         if skip >= len(entry.token_ids):
             return
-        # An event that overlaps with others is not what the log was counted by.
+        # An event that overlaps with another is not one item of the log: its items must be counted anew.
         num_entries = 0 if skip else self.position.num_entries + 1
         self.position = self.position._replace(num_entries=num_entries)
         num_chars, start = choice.num_chars, choice.num_tokens
@@ -220,15 +223,15 @@ class StreamState:
             choice.token_ids += entry.token_ids[skip:]
             choice.texts += entry.texts[skip:]
             choice.logprobs += (entry.logprobs or [])[skip:]
-        had = max(start, self._had(entry.choice)) - entry.offset
-        self._give(entry, had, num_chars + sum(map(len, entry.texts[skip:had])))
+        skipped = max(start, self._num_to_skip(entry.choice)) - entry.offset
+        self._add_chunk(entry, skipped, num_chars + sum(map(len, entry.texts[skip:skipped])))
 
-    def _had(self, choice: int) -> int:
+    def _num_to_skip(self, choice: int) -> int:
         if isinstance(self._after, int):
             return self._after
         return self._after[choice] if choice < len(self._after) else 0
 
-    def _give(self, entry: LogEntry, skip: int, text_offset: int) -> None:
+    def _add_chunk(self, entry: LogEntry, skip: int, text_offset: int) -> None:
         token_ids, text = entry.token_ids[skip:], "".join(entry.texts[skip:])
         if token_ids:
             logprobs = None if entry.logprobs is None else entry.logprobs[skip:]
@@ -241,7 +244,7 @@ class StreamState:
                     text,
                     entry.finish_reason,
                     logprobs,
-                    # A log has them once, with the first choice's first token.
+                    # A log contains them once, with the first token of the first choice.
                     self._prompt_logprobs if offset == 0 else None,
                     self._prompt_token_ids if offset == 0 else None,
                     text_offset,

@@ -28,7 +28,7 @@ class Action(Enum):
 
 
 Step = Chunk | Action | float
-"""Return a chunk, do something else, or wait so many seconds for the next event."""
+"""Return a chunk, carry out an action, or wait this many seconds for the next event."""
 
 
 class StreamLoop:

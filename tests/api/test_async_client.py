@@ -308,6 +308,28 @@ async def test_a_stream_that_was_dropped_half_way_leaves_nothing_behind(afleet):
     assert len(await (await afleet.attach(job_id)).text()) == 100
 
 
+async def test_the_call_itself_is_the_context_manager(afleet, jobs):
+    async with afleet.generate("Hello", max_tokens=4000) as stream:
+        job_id = (await anext(stream), stream.job_id)[1]
+        async with afleet.attach(job_id) as attached:
+            assert (await anext(attached)).text
+        assert attached.has_ended
+    assert stream.has_ended
+    assert await asyncio.to_thread(wait_until, lambda: jobs.read(job_id).state is JobState.CANCELLED, 5)
+
+
+async def test_the_call_is_a_coroutine(afleet):
+    task = asyncio.create_task(afleet.generate("Hello", seed=7, max_tokens=4))
+    streams = await asyncio.gather(
+        task, afleet.chat([{"role": "user", "content": "Hi"}], seed=7, max_tokens=4)
+    )
+    assert [await stream.text() for stream in streams] == [SEED_7[:4]] * 2
+    with pytest.raises(InvalidRequest):
+        async with afleet.generate(""):
+            pass
+    afleet.generate("never begun").close()
+
+
 async def test_models_and_status(afleet):
     assert [card.name for card in await afleet.models()] == ["null"]
     status = await afleet.status()

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import uuid
 
@@ -349,6 +350,37 @@ class TestAttach:
             fleet.attach("nothing")
         assert raised.value.job_id == "nothing"
 
+    def test_after_so_many_tokens_of_each_choice(self, fleet):
+        stream = fleet.generate("Hello", seed=7, max_tokens=16, n=3)
+        whole = [choice.text for choice in stream.result().choices]
+        rest = ["", "", ""]
+        attached = fleet.attach(stream.job_id, after=[3, 16, 0], keep=False)
+        for chunk in attached:
+            rest[chunk.choice] += chunk.text
+        assert rest == [whole[0][3:], "", whole[2]]
+        assert attached.result().token_ids == [], "nothing was kept"
+
+    def test_many_readers_share_the_clients_connection(self, fleet, null_stack, server):
+        def num_listening():
+            return len(server.redis.client_list(_type="pubsub"))
+
+        with FleetClient(redis_url=null_stack.redis_url) as other:
+            streams = [other.generate("Hello", seed=seed, max_tokens=150) for seed in range(3)]
+            fleet.models()
+            before = num_listening()
+            attached = [fleet.attach(stream.job_id) for stream in streams for _ in range(2)]
+            channels = [keys.job_channel(stream.job_id) for stream in streams]
+            wait_until(lambda: all(count == 1 for _, count in server.redis.pubsub_numsub(*channels)))
+            assert num_listening() == before
+            assert [stream.text() for stream in attached] == [s.text() for s in streams for _ in range(2)]
+        wait_until(lambda: not any(count for _, count in server.redis.pubsub_numsub(*channels)))
+
+    def test_the_old_name_of_idle_timeout_and_others_are_refused(self, fleet):
+        with pytest.raises(UnknownParameter, match="timeout: unknown parameter; use idle_timeout"):
+            fleet.attach("j", timeout=5)
+        with pytest.raises(TypeError, match="unexpected keyword argument 'until'"):
+            fleet.attach("j", until=5)
+
 
 class TestCancel:
     def test_a_queued_job(self, fleet, ghost, server, results):
@@ -422,6 +454,40 @@ class TestTime:
         assert 0 < len(result.token_ids) < 500
 
 
+class TestPolling:
+    def test_a_poll_without_a_chunk_is_no_timeout(self, fleet, ghost):
+        stream = fleet.generate("Hello", model=ghost, idle_timeout=0.1)
+        assert stream.poll(0.3) is None
+        assert not stream.has_ended
+        fleet.cancel(stream.job_id)
+        assert stream.poll(10) is None
+        assert stream.has_ended
+
+    def test_polls_give_the_chunks(self, fleet):
+        stream = fleet.generate("Hello", seed=7, max_tokens=16)
+        text = ""
+        while not stream.has_ended:
+            chunk = stream.poll(10)
+            text += "" if chunk is None else chunk.text
+        assert text == SEED_7
+
+    def test_accepted_waits_for_a_worker(self, fleet, ghost):
+        assert fleet.generate("Hello", model="null", max_tokens=4).accepted(10)
+        waiting = fleet.generate("Hello", model=ghost)
+        assert not waiting.accepted(0.1)
+        waiting.close()
+        rejected = fleet.generate("x" * 5000, model="null")
+        with pytest.raises(ContextTooLong):
+            rejected.accepted(10)
+
+    def test_another_thread_closes_a_stream_that_waits(self, fleet, ghost):
+        stream = fleet.generate("Hello", model=ghost)
+        threading.Timer(0.2, stream.close).start()
+        began_at = time.monotonic()
+        assert list(stream) == []
+        assert time.monotonic() - began_at < 1.5, "not after 2 s of silence"
+
+
 class TestAbandoned:
     def test_a_stream_that_was_dropped_half_way_leaves_nothing_behind(self, fleet):
         """A service whose users go away must not collect their tokens for ever. A detached job goes on."""
@@ -480,6 +546,18 @@ class TestWhatAClientHolds:
             assert len(stream._source._inbox) <= 10
             time.sleep(0.02)
         assert len(stream.text()) == 60
+
+
+def test_the_job_and_its_workers(fleet, ghost):
+    stream = fleet.generate("Hello", model="null", seed=7, max_tokens=16)
+    stream.result()
+    record = fleet.job(stream.job_id)
+    assert (record.state, len(record.entries) > 0) == (JobState.DONE, True)
+    assert not fleet.job(stream.job_id, with_log=False).entries
+    with pytest.raises(JobNotFound):
+        fleet.job("nothing")
+    assert [worker.model for worker in fleet.workers()] == ["null"]
+    assert fleet.card("spirit").name == "ghost"
 
 
 class TestStatus:

@@ -180,6 +180,16 @@ def test_what_left_last_is_told_when_the_client_is_closed(null_stack, jobs):
     assert is_cancelled(jobs, stream.job_id, 1)
 
 
+def test_one_that_leaves_a_thread_may_come_back_for_a_while(fleet, jobs):
+    stream = fleet.generate("Hello", max_tokens=MANY)
+    next(stream)
+    stream.close(after_s=0.5)
+    back = fleet.attach(stream.job_id)
+    assert goes_on(jobs, stream.job_id, 1.5)
+    back.close(after_s=0.5)
+    assert is_cancelled(jobs, stream.job_id)
+
+
 async def aclose(stream):
     await anext(stream)
     await stream.close()

@@ -194,7 +194,7 @@ class TestHowItEnds:
         assert [chunk.token_ids for chunk in pop_all(state)] == [[0]]
 
     def test_an_unreadable_event_is_a_protocol_error_that_names_the_job(self):
-        with pytest.raises(ProtocolError, match="Job j sent an unreadable event") as raised:
+        with pytest.raises(ProtocolError, match="Job j sent an event that cannot be read") as raised:
             StreamState("j").feed_line("t", '{"offset":"zero"}')
         assert raised.value.job_id == "j"
 

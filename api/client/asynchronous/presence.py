@@ -1,4 +1,4 @@
-"""AsyncPresence: tells the server that this client is alive, and which jobs it no longer reads."""
+"""AsyncPresence: reports to the server that this client is alive, and which jobs it no longer reads."""
 
 from __future__ import annotations
 

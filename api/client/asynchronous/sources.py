@@ -1,4 +1,4 @@
-"""Where a stream's events come from: the client's reply channel, or an attached job's own channel."""
+"""The sources of a stream's events: the client's reply channel, or an attached job's own channel."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ class AsyncOwnSource(AsyncJobSource):
     """A job that this client submits. Its events come over the client's reply channel.
 
     Args:
-        discard_if_interrupted: nobody knows the job's id before :meth:`submit` returns. If the call is
-            interrupted, the job is cancelled, even if it is detached.
+        discard_if_interrupted: cancel the job if :meth:`submit` is interrupted, even if it is detached. For
+            an id that the caller does not know before the call returns.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class AsyncOwnSource(AsyncJobSource):
         self._seen = LastSeen(live.store.settings.result_ttl_s)
         routes, deliver = live.subscriber.routes, self._seen.recording(self._inbox.put)
         routes.add(prepared.job_id, deliver)
-        # Otherwise the inbox of a stream that its caller dropped would be filled for ever.
+        # Otherwise the inbox of a stream that its caller dropped would grow without end.
         self._stop_listening = weakref.finalize(self, routes.remove, prepared.job_id, deliver)
 
     async def submit(self) -> bool:
@@ -102,7 +102,7 @@ class AsyncOwnSource(AsyncJobSource):
             False if the id existed already.
 
         Raises:
-            RedisUnavailable: it names the job, and says so if the job may have been submitted.
+            RedisUnavailable: it names the job and states whether it may have been submitted.
         """
         try:
             return await self._live.tasks.finish_or_undo(self._send, self._undo)
@@ -189,6 +189,6 @@ class AsyncAttachedSource(AsyncJobSource):
     async def open(self) -> None:
         """Listen to the job's channel."""
         subscriber, deliver = self._live.subscriber, self._inbox.put
-        # Otherwise the inbox of a stream that its caller dropped would be filled for ever.
+        # Otherwise the inbox of a stream that its caller dropped would grow without end.
         self._stop_listening = weakref.finalize(self, subscriber.unwatch, self._job_id, deliver)
         await subscriber.watch(self._job_id, deliver)

@@ -1,4 +1,4 @@
-"""AsyncTasks: work that goes on if its caller is cancelled."""
+"""AsyncTasks: work that continues if its caller is cancelled."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """AsyncTokenStream: what a caller iterates over, and AsyncSource, which does its I/O.
 
-A source hides where events come from (the client's reply channel, a job's own channel, a fake). The decisions
-of the stream are in :mod:`pagefleet.api.client.stream_loop`.
+A source receives events from the client's reply channel, a job's own channel, or a fake. The decisions of the
+stream are in :mod:`pagefleet.api.client.stream_loop`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pagefleet.api.protocol.job_record import JobRecord, LogPosition
 
 
 class AsyncSource(ABC):
-    """Where one job's events come from, and how to ask the server about it."""
+    """The I/O of a stream: the events of one job, and the server's state of it."""
 
     @abstractmethod
     async def wait(self, timeout_s: float) -> LiveEvent | Resync | None:
@@ -66,7 +66,7 @@ class AsyncSource(ABC):
 
 
 class AsyncTokenStream(BaseTokenStream, AsyncStreamContext, AsyncIterator[Chunk]):
-    """The tokens of one job, each exactly once, whatever happens to workers and connections.
+    """The tokens of one job, each exactly once, even if workers die or connections are lost.
 
     At the end, iterating raises the job's error if it failed. A cancelled job raises nothing. After the idle
     timeout without a chunk it raises :class:`~pagefleet.api.contract.errors.StreamTimeout`.
@@ -98,7 +98,7 @@ class AsyncTokenStream(BaseTokenStream, AsyncStreamContext, AsyncIterator[Chunk]
         """Return the next chunk, or None at the end and after ``timeout_s`` without one.
 
         Poll again after None, unless :attr:`has_ended`. The idle timeout does not count here, and an outage
-        of the server is no error.
+        of the server does not raise an error.
 
         Raises:
             FleetError: what the job failed with.
@@ -166,7 +166,7 @@ class AsyncTokenStream(BaseTokenStream, AsyncStreamContext, AsyncIterator[Chunk]
             await self._source.leave(after_s)
 
     async def leave_running(self) -> str:
-        """Stop reading. The job continues as long as this client lives, or for ever if it is detached.
+        """Stop reading. The job continues as long as this client lives, and longer if it is detached.
 
         Returns:
             The job's id, with which any client can ``attach`` to it.

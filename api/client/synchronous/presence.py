@@ -1,5 +1,5 @@
 # Generated from api/client/asynchronous/presence.py by `make sync-client`; do not edit.
-"""Presence: tells the server that this client is alive, and which jobs it no longer reads."""
+"""Presence: reports to the server that this client is alive, and which jobs it no longer reads."""
 
 from __future__ import annotations
 

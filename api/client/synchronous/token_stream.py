@@ -1,8 +1,8 @@
 # Generated from api/client/asynchronous/token_stream.py by `make sync-client`; do not edit.
 """TokenStream: what a caller iterates over, and Source, which does its I/O.
 
-A source hides where events come from (the client's reply channel, a job's own channel, a fake). The decisions
-of the stream are in :mod:`pagefleet.api.client.stream_loop`.
+A source receives events from the client's reply channel, a job's own channel, or a fake. The decisions of the
+stream are in :mod:`pagefleet.api.client.stream_loop`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pagefleet.api.protocol.sync_io import sleep
 
 
 class Source(ABC):
-    """Where one job's events come from, and how to ask the server about it."""
+    """The I/O of a stream: the events of one job, and the server's state of it."""
 
     @abstractmethod
     def wait(self, timeout_s: float) -> LiveEvent | Resync | None:
@@ -67,7 +67,7 @@ class Source(ABC):
 
 
 class TokenStream(BaseTokenStream, StreamContext, Iterator[Chunk]):
-    """The tokens of one job, each exactly once, whatever happens to workers and connections.
+    """The tokens of one job, each exactly once, even if workers die or connections are lost.
 
     At the end, iterating raises the job's error if it failed. A cancelled job raises nothing. After the idle
     timeout without a chunk it raises :class:`~pagefleet.api.contract.errors.StreamTimeout`.
@@ -97,7 +97,7 @@ class TokenStream(BaseTokenStream, StreamContext, Iterator[Chunk]):
         """Return the next chunk, or None at the end and after ``timeout_s`` without one.
 
         Poll again after None, unless :attr:`has_ended`. The idle timeout does not count here, and an outage
-        of the server is no error.
+        of the server does not raise an error.
 
         Raises:
             FleetError: what the job failed with.
@@ -165,7 +165,7 @@ class TokenStream(BaseTokenStream, StreamContext, Iterator[Chunk]):
             self._source.leave(after_s)
 
     def leave_running(self) -> str:
-        """Stop reading. The job continues as long as this client lives, or for ever if it is detached.
+        """Stop reading. The job continues as long as this client lives, and longer if it is detached.
 
         Returns:
             The job's id, with which any client can ``attach`` to it.
