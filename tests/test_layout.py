@@ -20,8 +20,6 @@ GUIDES = [
 ]
 UNBOUNDED = {"api/cli", "workers/cli"}
 """One file for each command."""
-TO_BE_SPLIT = {"api/client": 20}
-"""Exceptions to MAX_MODULES, with their limits."""
 
 
 def folders():
@@ -59,6 +57,6 @@ def test_every_path_on_a_page_exists(page):
 @pytest.mark.parametrize("folder", folders())
 def test_a_folder_is_small_and_has_a_docstring(folder):
     if folder not in UNBOUNDED:
-        assert len(modules_of(folder)) <= TO_BE_SPLIT.get(folder, MAX_MODULES), modules_of(folder)
+        assert len(modules_of(folder)) <= MAX_MODULES, modules_of(folder)
     docstring = ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text()))
     assert docstring, f"{folder}/__init__.py does not state what the folder is for"
