@@ -1,1 +1,1 @@
-"""The only place where engine and queue meet: a Celery worker whose pool slots are sequences."""
+"""The worker process: a Celery worker whose pool slots are jobs in one batch. It joins queue and engine."""

@@ -1,4 +1,4 @@
-"""Builds and runs one worker process: engine first, then the lease, then the queue."""
+"""Build and run one worker process: load the engine, take the lease, then consume the queue."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ Report = Callable[[str, float], None]
 
 
 class AdmissionStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Takes messages off the queue only while the engine has room (protocol line 3).
+    """Consumes messages only while the engine has room (protocol line 3).
 
-    Celery starts it anew with each connection to the broker.
+    Celery starts this step again for each connection to the broker.
     """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
@@ -49,8 +49,8 @@ class AdmissionStep(bootsteps.StartStopStep):  # type: ignore[misc]
         within_prefetch = qos.can_consume
 
         def can_consume(_qos: Any) -> bool:
-            # kombu asks before each BRPOP and before it reads a reply. What is under way was popped by the
-            # server: unread, it would be nobody's until there is room again, or for good.
+            # kombu calls this before each BRPOP and before it reads a reply. Redis may have popped a message
+            # for a BRPOP that has been sent, so that reply must be read even without room.
             if channel._in_poll:
                 return True
             return bool(pool.lanes_with_room()) and bool(within_prefetch())
@@ -90,7 +90,7 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
 
 
 def make_worker_app(settings: WorkerSettings, worker_id: str) -> Celery:
-    """The worker's Celery app, without an engine yet."""
+    """Return the worker's Celery app. The caller sets its ``fleet_worker``."""
     app = make_celery(settings, worker_id=worker_id)
     app.conf.update(
         task_queues=make_queues(settings.name),
@@ -103,16 +103,16 @@ def make_worker_app(settings: WorkerSettings, worker_id: str) -> Celery:
 
 
 def run_worker(settings: WorkerSettings, report: Report) -> int:
-    """Serves until SIGTERM or Ctrl-C, then drains.
+    """Run the worker until SIGTERM or Ctrl-C, then drain it.
 
     Args:
-        report: told where the time of the start went, stage by stage, in seconds.
+        report: called with the name and the duration in seconds of each stage of the start.
 
     Returns:
         The process's exit status.
 
     Raises:
-        RedisUnavailable, EngineError, ConfigurationError: before anything was taken from the queue.
+        RedisUnavailable, EngineError, ConfigurationError: the worker cannot start. No message was taken.
     """
     started_at = time.monotonic()
     let_threads_sleep()
@@ -120,15 +120,15 @@ def run_worker(settings: WorkerSettings, report: Report) -> int:
     store.cards()
     engine = LLMEngine.from_config(engine_config(settings), report)
     if settings.backend != "null":
-        # The first request with a grammar would stop every other one meanwhile.
+        # Otherwise the first request with a grammar would block all others.
         engine.prepare_grammars()
     worker_id = new_worker_id(settings.host_name)
     app = make_worker_app(settings, worker_id)
     worker = FleetWorker(settings, worker_id, app, store, engine)
     app.fleet_worker = worker
-    receiver = cancel_on_revoke(worker)
+    receiver = cancel_on_revoke(worker.revoker)
     if settings.debug_wedge:
-        signal.signal(signal.SIGUSR2, lambda *_: worker.loop.wedge())
+        signal.signal(signal.SIGUSR2, lambda *_: worker.pipeline.loop.wedge())
     celery.signals.setup_logging.connect(_keep_logging)
 
     def on_ready(**_: Any) -> None:
@@ -143,8 +143,8 @@ def run_worker(settings: WorkerSettings, report: Report) -> int:
         quiet=True,
     )
     with served_metrics(settings, worker.metrics.registry):
-        # What is there now stays: a quarter million objects. A collection that looks at them holds every
-        # stream up for a quarter of a second.
+        # The 250,000 objects that exist now are permanent. Exclude them from garbage collection, which would
+        # otherwise stop all streams for 0.25 s.
         gc.collect()
         gc.freeze()
         consumer.start()
@@ -153,4 +153,4 @@ def run_worker(settings: WorkerSettings, report: Report) -> int:
 
 
 def _keep_logging(**_: Any) -> None:
-    """A receiver keeps Celery from configuring the process's logging."""
+    """Celery does not configure logging if its signal has a receiver."""

@@ -480,6 +480,15 @@ class TestTenants:
         assert self.submit_choices(store, "c", 3, 4).created
         assert self.submit_choices(store, "d", 128, 127) == Submitted(False, None, 4)
 
+    def test_condemn_gives_back_the_places_of_all_choices(self, store):
+        """The number of choices may be what cannot be read, so CLOSE cannot know the places."""
+        assert self.submit_choices(store, "a", 3, 4).created
+        store.redis.hset(keys.job("a"), "num_choices", "many")
+        assert store.condemn("a", QUEUE)
+        store.close("a", QUEUE)
+        assert not store.redis.exists(keys.tenant_jobs(QUEUE, "t"))
+        assert self.submit_choices(store, "b", 4, 4).created
+
     def test_the_places_of_a_job_that_has_gone_are_cleared(self, store):
         self.submit_choices(store, "a", 128, 128)
         store.redis.delete(keys.job("a"))

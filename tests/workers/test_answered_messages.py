@@ -13,8 +13,8 @@ from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import JobState
 from pagefleet.workers.app import AdmissionStep
 from pagefleet.workers.attempt.engine_loop import wait_until
-from pagefleet.workers.pool import PooledMessage
 from pagefleet.workers.queue.message_gate import MessageGate
+from pagefleet.workers.queue.pooled_message import PooledMessage
 from pagefleet.workers.recovery.reaper import Reaper
 
 
@@ -137,9 +137,8 @@ class _Request:
 def test_of_a_job_that_is_revoked_before_or_after_its_start(time_start, announced):
     """After the start Celery acknowledges it itself; before, nobody else does."""
     request = _Request(time_start)
-    worker = SimpleNamespace(cancel=lambda _: None)
     hub_calls = SimpleNamespace(post=lambda call: call())
-    pool = SimpleNamespace(worker=worker, hub_calls=hub_calls, forget=lambda _: None)
+    pool = SimpleNamespace(hub_calls=hub_calls, cancel=lambda _: None, forget=lambda _: None)
     fields = {"id": "a", "args": [], "kwargs": {"job_id": "a"}}
     callbacks = {"accept_callback": None, "callback": request.callback}
     message = PooledMessage(pool, 1, fields, callbacks)

@@ -72,8 +72,8 @@ def test_a_running_job_joins_one_more_step_at_most(store, fleet_worker):
     bystander = submit(store, worker, "bystander", max_tokens=1000)
     message = submit(store, worker, "job", prompt=PROMPT, max_tokens=1000)
     worker.start()
-    worker.admission.put(bystander)
-    worker.admission.put(message)
+    worker.put(bystander)
+    worker.put(message)
     num_before = log.wait(lambda ids, _: ids == {BYSTANDER, CANCELLED}) + 1
     log.wait(lambda *_: len(log.steps) == num_before)
     # When the flag is written while a step is under way.
@@ -91,7 +91,7 @@ def test_a_long_prefill_ends_within_one_step_too(store, fleet_worker):
     engine = worker._engine
     message = submit(store, worker, "job", prompt="x" * 4000, max_tokens=10)
     worker.start()
-    worker.admission.put(message)
+    worker.put(message)
     num_before = log.wait(lambda *_: len(log.steps) == 10)
     store.cancel("job")
     assert len(log.steps) == num_before

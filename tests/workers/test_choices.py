@@ -66,7 +66,7 @@ def test_a_choice_that_has_ended_is_left_alone_by_the_next_attempt(store):
 
 def test_a_job_ends_with_its_last_choice_and_a_cancel_ends_them_all(store, worker):
     message = submit(store, worker, "a", n=4, max_tokens=4000)
-    worker.admission.put(message)
+    worker.put(message)
     assert wait_until(lambda: min(store.read("a", with_log=False).num_tokens) > 3, 10)
     store.cancel("a")
     kind, record = message.last_answer()
@@ -79,8 +79,8 @@ def test_more_choices_than_a_call_takes(store, worker):
     """128 choices with logprobs: more items, and more weight, than one STEP is allowed."""
     message = submit(store, worker, "a", n=128, max_tokens=9, logprobs=1)
     other = submit(store, worker, "b", max_tokens=9)
-    worker.admission.put(message)
-    worker.admission.put(other)
+    worker.put(message)
+    worker.put(other)
     assert other.last_answer()[1].state is JobState.DONE
     assert message.last_answer(30)[1].state is JobState.DONE
     result = store.read("a").result()
@@ -91,13 +91,13 @@ def test_more_choices_than_a_call_takes(store, worker):
 def test_the_hash_and_the_request_must_agree_on_how_many(store, worker):
     message = submit(store, worker, "a", n=2, max_tokens=9)
     store.redis.hset(keys.job("a"), "num_choices", 3)
-    worker.admission.put(message)
+    worker.put(message)
     assert wait_until(lambda: store.read("a", with_log=False).state is JobState.DEAD, 10)
 
 
 def test_a_replay_has_the_same_choices(store, worker):
     message = submit(store, worker, "a", n=3, max_tokens=9)
-    worker.admission.put(message)
+    worker.put(message)
     message.last_answer()
     leave(worker)
     replayed = replaying.replay(store.read("a"), worker._engine, worker.card)
@@ -113,20 +113,20 @@ def test_a_log_without_the_logprobs_that_are_asked_for_is_none(store, worker):
         message = submit(store, worker, job_id, max_tokens=9, **fields)
         store.redis.rpush(keys.log(job_id), json.dumps(entry))
         store.redis.hset(keys.job(job_id), "n:0", 1)
-        worker.admission.put(message)
+        worker.put(message)
         assert wait_until(lambda j=job_id: store.read(j, with_log=False).state is JobState.DEAD, 10)
     after = submit(store, worker, "c", max_tokens=9)
-    worker.admission.put(after)
+    worker.put(after)
     assert after.last_answer()[1].state is JobState.DONE
 
 
 def test_a_job_is_marked_before_its_first_choice_only(store, worker, monkeypatch):
     """The others begin when it has tokens: it is no suspect any more."""
     marked = []
-    mark = worker.publisher.mark
-    monkeypatch.setattr(worker.publisher, "mark", lambda ids: marked.extend(ids) or mark(ids))
+    mark = worker.pipeline.publisher.mark
+    monkeypatch.setattr(worker.pipeline.publisher, "mark", lambda ids: marked.extend(ids) or mark(ids))
     message = submit(store, worker, "a", n=5, max_tokens=20, prompt="x" * 200)
-    worker.admission.put(message)
+    worker.put(message)
     assert message.last_answer()[1].state is JobState.DONE
     assert len(marked) == 1
 
@@ -135,7 +135,7 @@ def test_a_job_takes_a_seat_for_each_choice(store, worker):
     num_seats = worker.settings.max_num_seqs
     message = submit(store, worker, "a", n=num_seats, max_tokens=4000)
     assert worker.lanes_with_room(1, 0) != []
-    worker.admission.put(message)
+    worker.put(message)
     assert wait_until(lambda: min(store.read("a", with_log=False).num_tokens) > 0, 20)
     assert worker.lanes_with_room(1, 0) == []
     assert worker.lanes_with_room(1, 1) == []
@@ -145,7 +145,7 @@ def test_a_job_that_is_cut_off_says_so_whatever_its_first_choice_did(store, work
     end = next(token for token in tokens(0, 40)[19:] if token not in tokens(1, 90))
     fields = {"n": 2, "max_tokens": 4000, "min_tokens": 20, "stop_token_ids": [end]}
     message = submit(store, worker, "a", **fields)
-    worker.admission.put(message)
+    worker.put(message)
     assert wait_until(lambda: store.read("a", with_log=False).finish_reason(0) == "stop", 10)
     store.cancel("a")
     _, record = message.last_answer()
@@ -168,7 +168,7 @@ def test_numbers_that_json_has_no_word_for():
 
 def test_more_logprobs_of_a_prompt_than_fit_are_refused(store, worker):
     message = submit(store, worker, "a", prompt="x" * 1000, prompt_logprobs=20)
-    worker.admission.put(message)
+    worker.put(message)
     _, record = message.last_answer()
     assert (record.state, record.error.param) == (JobState.FAILED, "prompt_logprobs")
     assert "16384" in record.error.message

@@ -29,7 +29,7 @@ def expected_tokens(seed: int, count: int) -> list[int]:
 
 def test_a_job_runs_from_its_message_to_its_result(store, worker):
     message = submit(store, worker, "a", max_tokens=20)
-    worker.admission.put(message)
+    worker.put(message)
     kind, record = message.last_answer()
     assert kind == "ended"
     assert record.state is JobState.DONE
@@ -44,25 +44,25 @@ def test_a_job_runs_from_its_message_to_its_result(store, worker):
 def test_sixty_four_jobs_share_the_batch(store, worker):
     messages = [submit(store, worker, f"job-{index}", max_tokens=30, seed=index) for index in range(64)]
     for message in messages:
-        worker.admission.put(message)
+        worker.put(message)
     for index, message in enumerate(messages):
         _, record = message.last_answer(30)
         assert record.result().token_ids == expected_tokens(index, 30)
-    assert worker.loop.batch.max_size >= 32
+    assert worker.pipeline.loop.batch.max_size >= 32
 
 
 def test_a_message_whose_job_is_unknown_is_dropped(worker):
     message = RecordedMessage("never-submitted")
-    worker.admission.put(message)
+    worker.put(message)
     assert message.last_answer() == ("dropped", None)
 
 
 def test_a_second_message_of_an_ended_job_closes_it_again(store, worker):
     first = submit(store, worker, "a", max_tokens=2)
-    worker.admission.put(first)
+    worker.put(first)
     first.last_answer()
     second = RecordedMessage("a")
-    worker.admission.put(second)
+    worker.put(second)
     kind, record = second.last_answer()
     assert (kind, record.state) == ("ended", JobState.DONE)
     assert record.attempts == 1
@@ -73,7 +73,7 @@ def test_a_job_that_a_live_worker_runs_is_left_to_it(store, worker):
     other.lease.start()
     message = submit(store, worker, "a", max_tokens=500)
     store.claim(["a"], "w2", "{}")
-    worker.admission.put(message)
+    worker.put(message)
     assert message.last_answer() == ("dropped", None)
     assert store.read("a").fields["owner"] == "w2"
     other.lease.release()
@@ -92,7 +92,7 @@ def test_a_dead_workers_job_goes_on_where_its_log_ends(store, worker):
     assert 5 <= logged < 12
     # When its message reaches a survivor.
     again = RecordedMessage("a")
-    worker.admission.put(again)
+    worker.put(again)
     # Then the result is that of an undisturbed run.
     _, record = again.last_answer()
     assert record.result().token_ids == expected_tokens(7, 12)
@@ -102,7 +102,7 @@ def test_a_dead_workers_job_goes_on_where_its_log_ends(store, worker):
 
 def test_a_fenced_worker_lets_go_and_writes_nothing(store, worker):
     message = submit(store, worker, "a", max_tokens=4000)
-    worker.admission.put(message)
+    worker.put(message)
     assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 3, 10)
     # Another worker took the job over: its epoch is higher.
     store.beat(worker.status().model_copy(update={"worker_id": "w9"}), 60)
@@ -117,7 +117,7 @@ def test_a_fenced_worker_lets_go_and_writes_nothing(store, worker):
 def test_a_log_that_lost_its_tail_is_sent_again(store, worker):
     """A server restarted without its last second of writes: the worker still has the tokens."""
     message = submit(store, worker, "a", max_tokens=200)
-    worker.admission.put(message)
+    worker.put(message)
     assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 20, 10)
     with store.redis.pipeline(transaction=True) as pipe:
         entries = store.redis.lrange(keys.log("a"), 0, 4)
@@ -132,7 +132,7 @@ def test_a_log_that_lost_its_tail_is_sent_again(store, worker):
 
 def test_a_job_that_the_server_forgot_is_let_go(store, worker):
     message = submit(store, worker, "a", max_tokens=4000)
-    worker.admission.put(message)
+    worker.put(message)
     assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 3, 10)
     store.redis.delete(keys.job("a"))
     assert message.last_answer() == ("dropped", None)
@@ -140,7 +140,7 @@ def test_a_job_that_the_server_forgot_is_let_go(store, worker):
 
 def test_cancel_frees_the_blocks_and_keeps_what_was_said(store, worker):
     message = submit(store, worker, "a", max_tokens=4000)
-    worker.admission.put(message)
+    worker.put(message)
     assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 3, 10)
     store.cancel("a")
     _, record = message.last_answer()
@@ -158,8 +158,8 @@ def test_a_cancel_reaches_a_job_that_has_no_step(store):
     worker.start()
     running = submit(store, worker, "running", max_tokens=4000)
     waiting = submit(store, worker, "waiting", max_tokens=10)
-    worker.admission.put(running)
-    worker.admission.put(waiting)
+    worker.put(running)
+    worker.put(waiting)
     assert wait_until(lambda: store.read("waiting").state is JobState.RUNNING, 10)
     store.cancel("waiting")
     _, record = waiting.last_answer(3)
@@ -169,7 +169,7 @@ def test_a_cancel_reaches_a_job_that_has_no_step(store):
 
 def test_a_running_job_ends_at_its_deadline(store, worker):
     message = submit(store, worker, "a", max_tokens=4000, deadline_s=0.3)
-    worker.admission.put(message)
+    worker.put(message)
     _, record = message.last_answer(5)
     assert record.finish_reason(0) == "deadline"
     assert record.state is JobState.FAILED
@@ -178,7 +178,7 @@ def test_a_running_job_ends_at_its_deadline(store, worker):
 
 def test_a_text_that_turns_out_too_long_is_rejected_with_a_reason(store, worker):
     message = submit(store, worker, "a", prompt="x" * 5000)
-    worker.admission.put(message)
+    worker.put(message)
     _, record = message.last_answer()
     assert record.state is JobState.FAILED
     assert isinstance(record.error.to_error("a"), ContextTooLong)
@@ -188,7 +188,7 @@ def test_a_text_that_turns_out_too_long_is_rejected_with_a_reason(store, worker)
 
 def test_a_bare_message_becomes_a_job(store, worker):
     message = RecordedMessage("bare", {"model": "null", "prompt": "hello", "max_tokens": 3, "seed": 7})
-    worker.admission.put(message)
+    worker.put(message)
     _, record = message.last_answer()
     assert record.result().token_ids == expected_tokens(7, 3)
 
@@ -205,7 +205,7 @@ def test_a_bare_message_becomes_a_job(store, worker):
 )
 def test_a_bare_message_is_checked_like_a_clients(worker, fields, error):
     message = RecordedMessage("bare", fields)
-    worker.admission.put(message)
+    worker.put(message)
     kind, raised = message.last_answer()
     assert kind == "rejected"
     assert type(raised) is error
@@ -215,9 +215,9 @@ def test_a_bare_message_counts_against_the_depth_limit(store):
     worker = make_worker(store, "w1", max_queue_depth=1, drain_s=0.0)
     worker.start()
     running = submit(store, worker, "running", max_tokens=4000)
-    worker.admission.put(running)
+    worker.put(running)
     message = RecordedMessage("bare", {"model": "null", "prompt": "hello"})
-    worker.admission.put(message)
+    worker.put(message)
     kind, error = message.last_answer()
     assert kind == "rejected"
     assert isinstance(error, QueueFull)
@@ -226,7 +226,7 @@ def test_a_bare_message_counts_against_the_depth_limit(store):
 
 def test_a_step_that_fails_once_costs_its_jobs_nothing(store, worker, monkeypatch):
     message = submit(store, worker, "a", max_tokens=40)
-    worker.admission.put(message)
+    worker.put(message)
     assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 3, 10)
 
     def explode(scheduled):
@@ -243,14 +243,14 @@ def test_an_engine_that_failed_leaves_its_suspects_and_gives_the_rest_back(store
     """Marked, in the state of a job whose worker died; what was not in the step is in the queue again."""
     messages = [submit(store, worker, name, max_tokens=4000) for name in ("a", "b")]
     for message in messages:
-        worker.admission.put(message)
+        worker.put(message)
     for name in ("a", "b"):
         assert wait_until(lambda name=name: store.read(name, with_log=False).num_tokens[0] > 3, 10)
     ends = []
     monkeypatch.setattr("pagefleet.workers.fleet_worker.exit_process", ends.append)
-    job = worker._held["a"]
-    worker.loop.stop()
-    worker.on_engine_failed([job.request_id], EngineFailedError("gone", [job.request_id]))
+    job = worker.pipeline.held.get("a")
+    worker.pipeline.loop.stop()
+    worker.pipeline.on_engine_failed([job.request_id], EngineFailedError("gone", [job.request_id]))
     assert ends == ["the engine has failed; its jobs return to their queues: gone"]
     a, b = store.read("a"), store.read("b")
     assert (a.state, a.fields["suspect"]) == (JobState.RUNNING, "1")
@@ -262,7 +262,7 @@ def test_drain_gives_running_jobs_back_with_their_log(store):
     worker = make_worker(store, "w1", drain_s=0.0)
     worker.start()
     message = submit(store, worker, "a", max_tokens=4000)
-    worker.admission.put(message)
+    worker.put(message)
     assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 3, 10)
     leave(worker, num_held=1)
     record = store.read("a")
@@ -282,7 +282,7 @@ def test_the_first_prefill_is_marked_before_it_reaches_the_device(store, worker,
 
     monkeypatch.setattr(worker._engine._executor, "execute", spy)
     message = submit(store, worker, "a", max_tokens=5)
-    worker.admission.put(message)
+    worker.put(message)
     message.last_answer()
     assert seen[0] == "1"
     assert store.read("a").fields["suspect"] == "0"
@@ -292,20 +292,20 @@ def test_suspects_begin_one_at_a_time(store):
     """Protocol line 12: jobs that may have killed a worker are run again by themselves."""
     worker = make_worker(store, "w1")
     seen = []
-    mark = worker.publisher._store.mark
+    mark = worker.pipeline.publisher._store.mark
 
     def watched(worker_id, epochs):
         lost = mark(worker_id, epochs)
         seen.append(store.redis.smembers(keys.suspects("w1")))
         return lost
 
-    worker.publisher._store.mark = watched
+    worker.pipeline.publisher._store.mark = watched
     messages = [submit(store, worker, f"job-{index}", max_tokens=3) for index in range(4)]
     for message in messages[:3]:
         store.redis.hset(keys.job(message.job_id), "solo", "1")
     worker.start()
     for message in messages:
-        worker.admission.put(message)
+        worker.put(message)
     assert {message.last_answer()[0] for message in messages} == {"ended"}
     assert [len(suspects) for suspects in seen] == [1, 1, 1, 1]
     assert not store.redis.exists(keys.suspects("w1"))
@@ -317,7 +317,7 @@ def test_a_late_step_of_a_lost_attempt_does_not_meet_the_next(store):
     worker = make_worker(store, "w1")
     first = submit(store, worker, "j", max_tokens=60)
     worker.start()
-    worker.admission.put(first)
+    worker.put(first)
     assert wait_until(lambda: store.read("j").num_tokens[0] > 3, 10)
     epoch = store.read("j").fields["epoch"]
     # As another worker would leave it that took it over and gave it back.
@@ -326,5 +326,5 @@ def test_a_late_step_of_a_lost_attempt_does_not_meet_the_next(store):
     assert kind == "ended"
     assert int(record.fields["epoch"]) == int(epoch) + 6
     assert record.result().token_ids == [null_token(7, 0, at) for at in range(60)]
-    assert worker._held == {}
+    assert not worker.pipeline.held
     leave(worker)

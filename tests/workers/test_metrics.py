@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pagefleet.api import FleetClient
 from pagefleet.api.contract.errors import ConfigurationError
 from pagefleet.api.contract.messages import LogEntry
-from pagefleet.api.protocol.operation_types import StepItem
+from pagefleet.api.protocol.operations import StepItem
 from pagefleet.engine import SequenceOutput
 from pagefleet.engine.core.scheduler_output import ScheduledSequence, SchedulerOutput
 from pagefleet.engine.execution.null_executor import null_token
@@ -47,7 +47,7 @@ def value(worker, name, **labels):
 
 def run(store, worker, job_id, **fields):
     message = submit(store, worker, job_id, **fields)
-    worker.admission.put(message)
+    worker.put(message)
     return message
 
 
@@ -84,7 +84,7 @@ class TestOfJobsThatEnd:
         message = submit(store, worker, "j", max_tokens=2)
         submitted_ms = int(store.redis.hget("pf:job:j", "enqueued_at"))
         store.redis.hset("pf:job:j", "enqueued_at", submitted_ms - 30_000)
-        worker.admission.put(message)
+        worker.put(message)
         message.last_answer()
         mine = {"lane": "interactive"}
         for name in ("time_to_first_token", "request_queue_time", "e2e_request_latency"):
@@ -99,7 +99,7 @@ class TestOfJobsThatEnd:
         entry = LogEntry(offset=0, token_ids=[null_token(7, 0, 0)], texts=["?"])
         store.step("other", [StepItem("j", claim.epoch, 0, 0, entry)])
         store.release("j", "other", claim.epoch)
-        worker.admission.put(message)
+        worker.put(message)
         assert message.last_answer()[0] == "ended"
         mine = {"lane": "interactive"}
         assert value(worker, "generation_tokens_total", **mine) == 19
@@ -123,7 +123,7 @@ class TestOfJobsThatEnd:
     def test_the_other_ends(self, store, worker, reason):
         fields = {"deadline": {"deadline_s": 0.3}, "error": {"prompt": "x" * 5000}}.get(reason, {})
         message = submit(store, worker, "j", max_tokens=3000, **fields)
-        worker.admission.put(message)
+        worker.put(message)
         if reason == "cancelled":
             assert message.answers.get(timeout=10)[0] == "started"
             store.cancel("j")
@@ -133,7 +133,7 @@ class TestOfJobsThatEnd:
     def test_a_job_that_was_cancelled_before_anybody_ran_it(self, store, worker):
         message = submit(store, worker, "j")
         store.cancel("j")
-        worker.admission.put(message)
+        worker.put(message)
         message.last_answer()
         assert value(worker, "request_success_total", finished_reason="cancelled", lane="interactive") == 1
 
@@ -141,7 +141,7 @@ class TestOfJobsThatEnd:
         message = run(store, worker, "j", max_tokens=3)
         assert message.last_answer()[0] == "ended"
         with caplog.at_level(logging.INFO, "pagefleet.jobs"):
-            worker.admission.put(again := type(message)("j"))
+            worker.put(again := type(message)("j"))
             assert again.last_answer()[0] == "ended"
         assert value(worker, "request_success_total", finished_reason="length", lane="interactive") == 1
         assert not [record for record in caplog.records if record.name == "pagefleet.jobs"]
@@ -154,7 +154,7 @@ class TestOfFaults:
         store.beat(dead, 30)
         store.claim(["j"], "dead", worker.card.fingerprint.model_dump_json())
         store.delete_lease("dead")
-        worker.admission.put(message)
+        worker.put(message)
         assert message.last_answer()[0] == "ended"
         assert value(worker, "takeovers_total", lane="interactive") == 1
 
@@ -164,7 +164,7 @@ class TestOfFaults:
         store.beat(other, 30)
         (claim,) = store.claim(["j"], "other", worker.card.fingerprint.model_dump_json())
         assert store.release("j", "other", claim.epoch) == "released"
-        worker.admission.put(message)
+        worker.put(message)
         assert message.last_answer()[0] == "ended"
         assert value(worker, "takeovers_total", lane="interactive") == 0
 
@@ -181,7 +181,7 @@ class TestOfFaults:
         store.beat(dead, 30)
         store.claim(["j"], "dead", worker.card.fingerprint.model_dump_json())
         store.delete_lease("dead")
-        worker.admission.put(message)
+        worker.put(message)
         assert message.last_answer()[0] == "ended"
         assert value(worker, "dead_letters_total") == 1
 

@@ -23,16 +23,16 @@ def test_a_text_that_repeats_itself_takes_few_steps_and_is_the_same(store):
     worker = make_worker(store, "w1", null_period=PERIOD)
     worker.start()
     for job_id, speculate in (("guessed", True), ("plain", False)):
-        num_steps = worker.loop.batch.num_steps
+        num_steps = worker.pipeline.loop.batch.num_steps
         message = submit(store, worker, job_id, max_tokens=NUM_TOKENS, speculate=speculate)
-        worker.admission.put(message)
+        worker.put(message)
         assert message.last_answer()[0] == "ended"
         record = store.read(job_id)
         assert record.has_whole_log
         result = record.result()
         assert result.token_ids == right_tokens(0)
         assert result.text == bytes(result.token_ids).decode()
-        num_steps = worker.loop.batch.num_steps - num_steps
+        num_steps = worker.pipeline.loop.batch.num_steps - num_steps
         assert num_steps < NUM_TOKENS / 4 if speculate else num_steps == NUM_TOKENS
     drafted, accepted = value(worker, "num_draft_tokens"), value(worker, "num_accepted_tokens")
     leave(worker)

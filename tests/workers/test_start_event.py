@@ -18,7 +18,7 @@ def started(store):
         workers.append(worker)
         message = submit(store, worker, job_id, **fields)
         worker.start()
-        worker.admission.put(message)
+        worker.put(message)
         kind, told = message.answers.get(timeout=20)
         assert kind == "started"
         return told

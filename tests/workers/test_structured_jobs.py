@@ -109,8 +109,8 @@ def test_others_go_on_while_a_grammar_is_compiled(store, worker, may_go_on):
     # When one job waits for it, and another one comes later
     waiting = submit(store, worker, "waits", structured_outputs={"choice": COLOURS})
     plain = submit(store, worker, "plain", max_tokens=5)
-    worker.admission.put(waiting)
-    worker.admission.put(plain)
+    worker.put(waiting)
+    worker.put(plain)
     # Then the other one is done first.
     assert plain.last_answer()[1].state is JobState.DONE
     assert store.read("waits").num_tokens == [0]
@@ -122,13 +122,13 @@ def test_others_go_on_while_a_grammar_is_compiled(store, worker, may_go_on):
 
 def test_batch_work_that_waits_for_its_grammar_has_no_seat_to_give_back(store, worker, may_go_on):
     running = submit(store, worker, "running", lane="batch", max_tokens=4000)
-    worker.admission.put(running)
+    worker.put(running)
     assert running.answers.get(timeout=20)[0] == "started"
     waiting = submit(store, worker, "waits", lane="batch", structured_outputs={"choice": COLOURS})
-    worker.admission.put(waiting)
+    worker.put(waiting)
     assert wait_until(lambda: "waits" in worker.status().job_ids, 10)
     # One seat is needed: it is the running job's, although the other one came last.
-    assert worker.release_batch_jobs(1) == 1
+    assert worker.pipeline.release_batch_jobs(1) == 1
     assert running.last_answer() == ("put back", None)
     assert store.read("running").state is JobState.QUEUED
     may_go_on.set()

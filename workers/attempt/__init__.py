@@ -1,4 +1,5 @@
-"""One attempt at a job: admission, the engine loop, the publisher and the finisher, in this order.
+"""One attempt at a job, in this order: admission, engine loop, publisher, finisher. ``pipeline.py`` connects
+them.
 
-Does not know the Celery pool or the recovery of other workers' jobs.
+Does not know the Celery pool, or the recovery of jobs of other workers.
 """

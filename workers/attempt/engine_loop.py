@@ -1,4 +1,5 @@
-"""The thread that owns the engine: takes jobs in, steps, hands outputs on. It does no I/O of its own."""
+"""EngineLoop: the thread that owns the engine. It adds jobs, runs steps and passes the outputs on; it does
+no I/O."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from pagefleet.engine import EngineRequest, InvalidRequestError, LLMEngine, Sequ
 from pagefleet.engine.core.scheduler_output import SchedulerOutput
 from pagefleet.engine.errors import EngineFailedError
 from pagefleet.engine.fault_isolation import FaultIsolation
-from pagefleet.workers.attempt.solo_gate import SoloGate
+from pagefleet.workers.attempt.prefill_gate import PrefillGate
 from pagefleet.workers.threads.loop_thread import LoopThread
 
 logger = logging.getLogger(__name__)
@@ -21,40 +22,40 @@ logger = logging.getLogger(__name__)
 _IDLE_S: Final = 0.1
 
 
-class Listener(Protocol):
-    """Who hears of what the engine did; called from the engine's thread."""
+class EngineListener(Protocol):
+    """Receives the engine's events. All methods are called in the engine's thread."""
 
     def before_prefill(self, request_ids: Sequence[str]) -> set[str]:
-        """MARK (protocol line 5), before these requests' first prefill. Returns those to be dropped."""
+        """MARK (protocol line 5) before the first prefill of these requests. Return those to abort."""
 
     def on_outputs(self, outputs: Sequence[SequenceOutput]) -> None: ...
 
-    def on_silent(self, request_ids: Sequence[str]) -> None:
-        """A step computed these and gave them no token: a part of a long prompt."""
+    def on_no_output(self, request_ids: Sequence[str]) -> None:
+        """A step computed a part of these requests' prompts, without a token."""
 
-    def on_refused(self, request_id: str, error: InvalidRequestError) -> None: ...
+    def on_request_rejected(self, request_id: str, error: InvalidRequestError) -> None: ...
 
-    def on_failed(self, request_id: str, error: Exception) -> None:
-        """This request alone cannot be computed."""
+    def on_request_failed(self, request_id: str, error: Exception) -> None:
+        """Only this request cannot be computed."""
 
     def on_engine_failed(self, suspect_ids: Sequence[str], error: EngineFailedError) -> None:
-        """The engine computes nothing any more, and the loop ends. No request is to blame for sure; the
-        suspects were in its last step."""
+        """The engine cannot compute any more, and the loop ends. The suspects are requests of its last step;
+        which of them caused the failure is not known."""
 
 
-class Meter(Protocol):
-    """Who counts; called from the engine's thread, which must not wait for it."""
+class StepMetrics(Protocol):
+    """Counts steps. Called in the engine's thread, so it must not block."""
 
     def on_step(self, begun_at: float, plan: SchedulerOutput, outputs: Sequence[SequenceOutput]) -> None:
         """A step has ended.
 
         Args:
-            begun_at: when it was scheduled, on the monotonic clock.
+            begun_at: when the step was scheduled, on the monotonic clock.
         """
 
 
-class Beat(Protocol):
-    """The lease, as the loop sees it."""
+class LeaseState(Protocol):
+    """The part of the lease that the loop uses."""
 
     @property
     def valid(self) -> bool: ...
@@ -63,7 +64,7 @@ class Beat(Protocol):
 
 
 class BatchStats(NamedTuple):
-    """Over the steps in which at least one sequence received a token."""
+    """Counts only steps in which at least one sequence received a token."""
 
     num_steps: int = 0
     num_tokens: int = 0
@@ -72,20 +73,22 @@ class BatchStats(NamedTuple):
 
 
 class EngineLoop:
-    """Runs an engine in a thread of its own.
+    """Runs an engine in a separate thread.
 
     Args:
-        lease: without it the loop does not step: another worker may have its jobs by then.
+        lease: the loop does not step without a valid lease, because another worker may have its jobs by then.
     """
 
-    def __init__(self, engine: LLMEngine, listener: Listener, lease: Beat, meter: Meter) -> None:
+    def __init__(
+        self, engine: LLMEngine, listener: EngineListener, lease: LeaseState, metrics: StepMetrics
+    ) -> None:
         self._engine = engine
         self._steps = FaultIsolation(engine)
         self._listener = listener
         self._lease = lease
-        self._meter = meter
+        self._metrics = metrics
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._starts = SoloGate(self._admit)
+        self._gate = PrefillGate(self._admit)
         self._stopping = False
         self._thread = LoopThread("engine", self._run)
         self.batch = BatchStats()
@@ -94,35 +97,35 @@ class EngineLoop:
         self._thread.start()
 
     def add(self, request: EngineRequest, *, solo: bool = False) -> None:
-        """From any thread; a refusal comes through the listener.
+        """Add a request, from any thread. If the engine rejects it, the listener is called.
 
         Args:
-            solo: no other request begins its prefill before this one has a token.
+            solo: no other request starts its prefill before this one has a token.
         """
-        self._commands.put(lambda: self._starts.put(request, solo))
+        self._commands.put(lambda: self._gate.add(request, solo))
 
     def abort(self, request_id: str) -> None:
-        """From any thread; no output of the request comes after the loop's current step."""
+        """Abort a request, from any thread. It has no output after the current step."""
         self._commands.put(lambda: self._abort(request_id))
 
     def wedge(self) -> None:
-        """For tests: the engine's thread never ends its next turn. From any thread, or a signal handler."""
-        self._commands.put(_never_end)
+        """For tests: block the engine's thread forever. From any thread or a signal handler."""
+        self._commands.put(_block_forever)
 
     def stop(self) -> None:
-        """Ends the loop after its current step and waits for it."""
+        """End the loop after its current step and wait for the thread."""
         self._commands.put(self._stop)
         self._thread.join()
 
     def _run(self) -> None:
         while not self._stopping:
-            busy = self._engine.has_unfinished_requests and self._lease.valid
-            self._take_commands(wait_s=0.0 if busy else _IDLE_S)
+            is_busy = self._engine.has_unfinished_requests and self._lease.valid
+            self._run_commands(wait_s=0.0 if is_busy else _IDLE_S)
             self._lease.tick()
             if self._engine.has_unfinished_requests and self._lease.valid and not self._stopping:
                 self._step()
 
-    def _take_commands(self, wait_s: float) -> None:
+    def _run_commands(self, wait_s: float) -> None:
         try:
             command = self._commands.get(timeout=wait_s) if wait_s else self._commands.get_nowait()
             while True:
@@ -134,30 +137,37 @@ class EngineLoop:
     def _step(self) -> None:
         begun_at = time.monotonic()
         plan = self._steps.schedule()
-        # A request's other choices begin after its first one, which has shown that the prompt is harmless.
-        first = dict.fromkeys(sequence.request_id for sequence in plan.first_prefills)
-        request_ids = [each for each in first if self._starts.is_beginning(each)]
-        if request_ids:
-            for request_id in self._listener.before_prefill(request_ids):
-                self._abort(request_id)
+        self._mark_first_prefills(plan)
         try:
             outputs = self._steps.execute(plan)
         except EngineFailedError as error:
             self._stopping = True
-            self._listener.on_engine_failed(self._starts.suspects(error.request_ids), error)
+            self._listener.on_engine_failed(self._gate.suspects(error.request_ids), error)
             return
         self._count(outputs)
-        self._meter.on_step(begun_at, plan, outputs)
+        self._metrics.on_step(begun_at, plan, outputs)
         for output in outputs:
-            self._starts.passed(output.request_id)
+            self._gate.on_started(output.request_id)
             if output.finish_reason is not None:
-                self._starts.ended(output.request_id)
+                self._gate.on_ended(output.request_id)
+        self._report(plan, outputs)
+
+    def _mark_first_prefills(self, plan: SchedulerOutput) -> None:
+        # A request's other choices start after its first one, which has shown that the prompt is harmless.
+        first = dict.fromkeys(sequence.request_id for sequence in plan.first_prefills)
+        request_ids = [each for each in first if self._gate.is_starting(each)]
+        if request_ids:
+            for request_id in self._listener.before_prefill(request_ids):
+                self._abort(request_id)
+
+    def _report(self, plan: SchedulerOutput, outputs: Sequence[SequenceOutput]) -> None:
         if outputs:
             self._listener.on_outputs(outputs)
-        heard = {output.request_id for output in outputs}
-        silent = [each for entry in plan.scheduled if (each := entry.sequence.request_id) not in heard]
-        if silent:
-            self._listener.on_silent(silent)
+        with_output = {output.request_id for output in outputs}
+        scheduled = [entry.sequence.request_id for entry in plan.scheduled]
+        without_output = [each for each in scheduled if each not in with_output]
+        if without_output:
+            self._listener.on_no_output(without_output)
 
     def _count(self, outputs: Sequence[SequenceOutput]) -> None:
         size = sum(1 for output in outputs if output.token_ids)
@@ -170,30 +180,30 @@ class EngineLoop:
         try:
             self._engine.add_request(request)
         except InvalidRequestError as error:
-            self._listener.on_refused(request.request_id, error)
+            self._listener.on_request_rejected(request.request_id, error)
             return False
         except Exception as error:
-            # A tokenizer or a grammar is not ours: what it throws at one request must not end the others'.
-            logger.exception("request %s could not be added", request.request_id)
-            self._listener.on_failed(request.request_id, error)
+            # Tokenizers and grammars are third-party code. Their errors must not end other requests.
+            logger.exception("request %s could not be added to the engine", request.request_id)
+            self._listener.on_request_failed(request.request_id, error)
             return False
         return True
 
     def _abort(self, request_id: str) -> None:
         self._engine.abort(request_id)
-        self._starts.passed(request_id)
-        self._starts.ended(request_id)
+        self._gate.on_started(request_id)
+        self._gate.on_ended(request_id)
 
     def _stop(self) -> None:
         self._stopping = True
 
 
-def _never_end() -> None:
+def _block_forever() -> None:
     threading.Event().wait()
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, poll_s: float = 0.01) -> bool:
-    """Polls a condition that another thread makes true; false when the time is up first."""
+    """Poll a condition that another thread makes true. Return False after the timeout."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() >= deadline:

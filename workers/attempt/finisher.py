@@ -1,4 +1,4 @@
-"""Finisher: closes ended jobs, off the threads that must stay quick, and runs their Celery callbacks."""
+"""Finisher: close ended jobs and run their Celery callbacks, in a thread that may be slow."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from pagefleet.workers.threads.loop_thread import LoopThread
 from pagefleet.workers.threads.outage_retry import OutageRetry
 
 
-class Ended(NamedTuple):
-    """A job to be closed.
+class EndedJob(NamedTuple):
+    """A job to close.
 
-    ``here``: it ended by this worker, in the engine or when it was claimed. ``job`` is the attempt, where
-    there was one.
+    ``ended_here``: this worker ended it, in the engine or during the claim. ``attempt`` is this worker's
+    attempt; None if it did not run the job.
     """
 
     message: JobMessage
-    here: bool
-    job: ActiveJob | None = None
+    ended_here: bool
+    attempt: ActiveJob | None = None
 
 
 class Finisher:
-    """CLOSE (protocol line 9) in a thread of its own: result, callbacks behind a marker, ledger, ack.
+    """CLOSE (protocol line 9): store the result, run callbacks at most once, leave the ledger, acknowledge.
 
     Args:
-        on_closed: told of each job that is closed, before its message is answered.
-        on_unreadable: told of each message whose job could not be read.
+        on_closed: called for each closed job, before its message is settled.
+        on_unreadable: called for each message whose job cannot be read.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Finisher:
         retry: OutageRetry,
         canvas: Canvas,
         *,
-        on_closed: Callable[[Ended, JobRecord], None],
+        on_closed: Callable[[EndedJob, JobRecord], None],
         on_unreadable: Callable[[JobMessage], None],
     ) -> None:
         self._on_closed = on_closed
@@ -55,18 +55,18 @@ class Finisher:
         self._retry = retry
         self._canvas = canvas
         self._closer = JobCloser(store, app, send_callbacks=False)
-        self._ended: queue.SimpleQueue[Ended | None] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[EndedJob | None] = queue.SimpleQueue()
         self._thread = LoopThread("finisher", self._run)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """Closes what is queued and ends the thread."""
+        """Close the queued jobs and end the thread."""
         self._ended.put(None)
         self._thread.join()
 
-    def put(self, ended: Ended) -> None:
+    def put(self, ended: EndedJob) -> None:
         self._ended.put(ended)
 
     def _run(self) -> None:
@@ -88,7 +88,7 @@ class Finisher:
         if record is None:
             return None
         context = message.context if message.has_callbacks else stored_context(record)
-        # At most once: a worker that dies between the marker and the send loses them, as the docs say.
+        # At most once: callbacks are lost if the worker dies between the marker and the send.
         if context is not None and self._store.claim_callbacks(record.job_id):
             self._canvas.run_callbacks(record, context)
         return record

@@ -1,4 +1,4 @@
-"""What Celery's ``task-started`` says of an attempt; ``api/operate/flower/job_task.py`` reads it."""
+"""The fields of Celery's ``task-started`` event, which ``api/operate/flower/job_task.py`` reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from pagefleet.workers.job.active_job import ActiveJob
 
 
 def start_fields(job: ActiveJob, request: GenerateRequest, prompt_chars: int) -> dict[str, Any]:
-    """Its number, its arguments shortened, and how long the job waited; not of one that began elsewhere."""
+    """Return the attempt's number, the shortened request, and the time in the queue.
+
+    The time is left out if an earlier attempt has already produced tokens.
+    """
     fields: dict[str, Any] = {
         "attempts": job.times.attempt,
         "retries": job.times.attempt - 1,

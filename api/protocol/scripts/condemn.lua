@@ -36,6 +36,11 @@ end
 -- Hash and log disagree about the tokens. A reader would wait for the missing ones, so all are dropped.
 redis.call('DEL', KEYS[2])
 redis.call('HDEL', key, 'fingerprints', 'fingerprint', 'fin:0', 'n:0')
+-- The number of choices may be wrong, and CLOSE will see 1: the tenant's places of all choices are removed here.
+local tenant_ledger = redis.call('HGET', key, 'tenant_ledger')
+if tenant_ledger and tenant_ledger ~= '' then
+  redis.pcall('ZREM', tenant_ledger, unpack(places_of(id, MAX_CHOICES)))
+end
 redis.call('HSET', key, 'num_choices', '1', 'condemned', '1', 'state', 'R')
 redis.call('HSETNX', key, 'queue', string.sub(KEYS[3], string.len('pf:open:') + 1))
 redis.call('HSETNX', key, 'request', '{}')

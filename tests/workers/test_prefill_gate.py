@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pagefleet.engine import EngineRequest, SamplingParams
-from pagefleet.workers.attempt.solo_gate import SoloGate
+from pagefleet.workers.attempt.prefill_gate import PrefillGate
 
 
 def request(job_id, log=()):
     return EngineRequest(job_id, [1], SamplingParams(), logs=[tuple(log)])
 
 
-class Gate(SoloGate):
+class Gate(PrefillGate):
     def __init__(self, refused=()):
         self.admitted = []
         self.refused = set(refused)
@@ -26,87 +26,87 @@ class Gate(SoloGate):
 def test_ordinary_requests_begin_together():
     gate = Gate()
     for job_id in "abc":
-        gate.put(request(job_id), solo=False)
+        gate.add(request(job_id), solo=False)
     assert gate.admitted == ["a", "b", "c"]
 
 
 def test_a_suspect_waits_for_those_that_begin_and_they_for_it():
     gate = Gate()
-    gate.put(request("a"), solo=False)
-    gate.put(request("suspect"), solo=True)
-    gate.put(request("b"), solo=False)
+    gate.add(request("a"), solo=False)
+    gate.add(request("suspect"), solo=True)
+    gate.add(request("b"), solo=False)
     assert gate.admitted == ["a"]
-    gate.passed("a")
+    gate.on_started("a")
     assert gate.admitted == ["a", "suspect"]
-    gate.passed("suspect")
+    gate.on_started("suspect")
     assert gate.admitted == ["a", "suspect", "b"]
 
 
 def test_suspects_begin_one_after_the_other():
     gate = Gate()
     for job_id in "abc":
-        gate.put(request(job_id), solo=True)
+        gate.add(request(job_id), solo=True)
     assert gate.admitted == ["a"]
-    gate.passed("a")
+    gate.on_started("a")
     assert gate.admitted == ["a", "b"]
-    gate.passed("b")
+    gate.on_started("b")
     assert gate.admitted == ["a", "b", "c"]
 
 
 def test_who_has_tokens_passes_and_delays_nobody():
     gate = Gate()
-    gate.put(request("suspect"), solo=True)
-    gate.put(request("resumed", log=[5]), solo=True)
+    gate.add(request("suspect"), solo=True)
+    gate.add(request("resumed", log=[5]), solo=True)
     assert gate.admitted == ["suspect", "resumed"]
-    gate.put(request("next"), solo=False)
+    gate.add(request("next"), solo=False)
     assert gate.admitted == ["suspect", "resumed"]
 
 
 def test_a_refused_suspect_lets_the_next_in():
     gate = Gate(refused=["suspect"])
-    gate.put(request("suspect"), solo=True)
-    gate.put(request("a"), solo=False)
+    gate.add(request("suspect"), solo=True)
+    gate.add(request("a"), solo=False)
     assert gate.admitted == ["a"]
 
 
 def test_a_waiting_one_can_be_taken_back():
     gate = Gate()
-    gate.put(request("a"), solo=False)
-    gate.put(request("suspect"), solo=True)
-    gate.put(request("b"), solo=False)
-    gate.passed("suspect")
+    gate.add(request("a"), solo=False)
+    gate.add(request("suspect"), solo=True)
+    gate.add(request("b"), solo=False)
+    gate.on_started("suspect")
     assert gate.admitted == ["a", "b"]
-    gate.passed("a")
-    gate.passed("b")
-    gate.put(request("c"), solo=True)
+    gate.on_started("a")
+    gate.on_started("b")
+    gate.add(request("c"), solo=True)
     assert gate.admitted == ["a", "b", "c"]
 
 
 def test_later_tokens_of_a_request_change_nothing():
     gate = Gate()
-    gate.put(request("a"), solo=False)
-    gate.passed("a")
-    gate.put(request("suspect"), solo=True)
-    gate.passed("a")
-    gate.put(request("b"), solo=False)
+    gate.add(request("a"), solo=False)
+    gate.on_started("a")
+    gate.add(request("suspect"), solo=True)
+    gate.on_started("a")
+    gate.add(request("b"), solo=False)
     assert gate.admitted == ["a", "suspect"]
 
 
 def test_suspects_of_a_failed_step_are_those_that_begin():
     gate = Gate()
     for job_id in "ab":
-        gate.put(request(job_id), solo=False)
-    gate.put(request("resumed", log=[5]), solo=False)
-    gate.passed("a")
+        gate.add(request(job_id), solo=False)
+    gate.add(request("resumed", log=[5]), solo=False)
+    gate.on_started("a")
     assert gate.suspects(["resumed", "a", "b"]) == ["b"]
 
 
 def test_if_none_begins_all_are_suspects_but_for_those_that_were():
     gate = Gate()
-    gate.put(request("old suspect"), solo=True)
-    gate.passed("old suspect")
-    gate.put(request("a"), solo=False)
-    gate.passed("a")
+    gate.add(request("old suspect"), solo=True)
+    gate.on_started("old suspect")
+    gate.add(request("a"), solo=False)
+    gate.on_started("a")
     assert gate.suspects(["a", "old suspect"]) == ["a"]
-    gate.ended("old suspect")
+    gate.on_ended("old suspect")
     assert gate.suspects(["a", "old suspect"]) == ["a", "old suspect"]
