@@ -1,4 +1,4 @@
-"""What every test stands on: an environment of its own, a real Valkey, a real fleet without a model."""
+"""Fixtures of all tests: a clean environment, a real Valkey server, and a real fleet without a model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-# Read when torch is imported. Threads that wait for each other sleep: the tests share their cores.
+# torch reads it at import. Waiting threads sleep instead of spinning, because the tests share their cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
@@ -23,7 +23,7 @@ from pagefleet.workers.local.redis_server import RedisServer, find_server_binary
 NULL_WORKER = ["--model", "null", "--backend", "null", "--null-step-time", "0.005", "--null-recites"]
 
 
-# A file's tests run in one process (make pytest): the longest start first, or the others wait at the end.
+# All tests of a file run in one process (make pytest), so the longest files start first.
 LONGEST_FILES = (
     "engine/test_llm.py",
     "workers/test_model_fleet.py",
@@ -43,9 +43,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def missing_service(reason: str) -> None:
-    """A service that is not there skips at home and fails in CI."""
+    """Skip the test if a service is missing; in CI, fail it."""
     if os.environ.get("CI"):
-        pytest.fail(f"CI must have it: {reason}")
+        pytest.fail(f"CI must have this service: {reason}")
     pytest.skip(reason)
 
 
@@ -63,15 +63,15 @@ def no_process_is_left():
 
 @pytest.fixture(scope="session", autouse=True)
 def own_environment(no_process_is_left, tmp_path_factory):
-    """No test finds a developer's Redis, settings or running stack."""
+    """Hide the developer's Redis, settings and running stack from the tests."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name == "REDIS_URL" or name.startswith("PAGEFLEET_"):
                 patch.delenv(name)
         patch.setenv("PAGEFLEET_HOME", str(tmp_path_factory.mktemp("home")))
-        # Tests run in the repository, where compose's .env may lie: no files.
+        # Read no settings files: the repository, where tests run, may contain a .env file for compose.
         patch.setenv("PAGEFLEET_CONFIG", "")
-        # A shell's background job ignores Ctrl-C, and so would every process that a test starts.
+        # Background jobs of a shell ignore Ctrl-C, and the processes that a test starts would inherit that.
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         yield
@@ -79,7 +79,7 @@ def own_environment(no_process_is_left, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def own_home(monkeypatch, tmp_path):
-    """A stack that one test announces is not found by the next."""
+    """Hide the stack that one test announces from the next test."""
     monkeypatch.delenv("REDIS_URL", raising=False)
     monkeypatch.setenv("PAGEFLEET_HOME", str(tmp_path / "home"))
 
@@ -95,7 +95,7 @@ def server_binary() -> Path:
 
 @pytest.fixture(scope="session")
 def redis_server(server_binary, tmp_path_factory):
-    """A plain server that nothing else uses; :func:`store` empties it for each test."""
+    """A server without a fleet. :func:`store` empties it for each test."""
     with RedisServer(tmp_path_factory.mktemp("plain") / "redis") as server:
         yield server
 
@@ -111,7 +111,7 @@ def store(redis_server):
 
 @pytest.fixture(scope="session")
 def null_stack(server_binary, own_environment, tmp_path_factory):
-    """A Redis and one worker whose engine makes tokens up, 5 ms each; shared by all end-to-end tests."""
+    """A Redis server and one worker with the null engine (5 ms per token), shared by all end-to-end tests."""
     with LocalStack(tmp_path_factory.mktemp("stack"), NULL_WORKER) as stack:
         yield stack
 
@@ -124,7 +124,7 @@ def fleet(null_stack):
 
 @pytest.fixture
 def ghost(null_stack):
-    """The name of a model that is known, but whose last worker is gone: its jobs wait."""
+    """The name of a model with a card but without a worker. Its jobs wait."""
     store = JobStore(FleetSettings(redis_url=null_stack.redis_url))
     fingerprint = Fingerprint(weights="w", tokenizer="t", dtype="none", backend="null", version="0")
     card = ModelCard(

@@ -1,6 +1,6 @@
-"""Another team's Celery app: it never imports pagefleet. ``FOREIGN_URL`` names its Redis.
+"""The Celery app of another team, which does not import pagefleet. ``FOREIGN_URL`` is its Redis.
 
-A worker of it: ``celery --app foreign_app worker --pool solo``.
+To start a worker: ``celery --app foreign_app worker --pool solo``.
 """
 
 from __future__ import annotations

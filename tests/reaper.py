@@ -1,4 +1,4 @@
-"""Ends what a killed test run leaves behind: workers, servers and gateways are in sessions of their own."""
+"""End the processes of a killed test run: workers, servers and gateways run in separate sessions."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from collections.abc import Iterator
 import psutil
 
 RUN = "TESTS_OF_PID"
-"""The variable that every descendant of a test process has, with that process's id and its start."""
+"""The environment variable of all descendants of a test process: its process id and start time."""
 
 
 @contextlib.contextmanager
 def reaper() -> Iterator[None]:
-    """However this process ends, its descendants end too.
+    """End all descendants of this process when it ends, for any reason.
 
-    A process outside of this one's session reads a pipe from it, and at the pipe's end kills every process
-    that has inherited the variable.
+    A helper process in another session reads a pipe from this one. When the pipe closes, the helper kills all
+    processes that have inherited the variable.
     """
     run = f"{os.getpid()}-{psutil.Process().create_time()}"
     os.environ[RUN] = run

@@ -1,4 +1,4 @@
-"""Fixtures of the workers' tests; the servers and stacks shared by all tests are one folder up."""
+"""Fixtures of the workers' tests. ``tests/conftest.py`` has the servers and stacks."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 @pytest.fixture
 def service(null_stack):
-    """Another team's Celery app on the same Redis; it never imports pagefleet."""
+    """A producer's Celery app on the same Redis, without the pagefleet package."""
     app = Celery("their-service", broker=null_stack.redis_url, backend=null_stack.redis_url)
     yield app
-    # Its subscription to results is nobody's to close.
+    # Celery does not close its subscription to results.
     app.backend.result_consumer.stop()
     app.backend.result_consumer._pubsub = None
     app.backend.client.connection_pool.disconnect()
@@ -31,9 +31,10 @@ def service(null_stack):
 
 @pytest.fixture(scope="session")
 def foreign_worker(null_stack, tmp_path_factory):
-    """A plain Celery worker of ``tests/foreign_app.py`` on the stack's Redis, beside the fleet's: its log.
+    """The log file of a plain Celery worker of ``tests/foreign_app.py`` on the stack's Redis.
 
-    On a queue of its own: it runs to the end of the session, and other tests start workers of theirs.
+    It consumes a separate queue, because it runs until the end of the session and other tests start workers
+    of the same app.
     """
     log = tmp_path_factory.mktemp("foreign") / "worker.log"
     command = [

@@ -1,4 +1,4 @@
-"""A FleetWorker in this process, fed with messages that record how they were answered."""
+"""A FleetWorker in this process, with messages that record how they were settled."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEP_S = 0.005
 
 
 class RecordedMessage(JobMessage):
-    """Stands for a Celery request; keeps every answer, in order."""
+    """Replaces a Celery request. Records all calls in order."""
 
     context = SimpleNamespace(callbacks=None, errbacks=None, chain=None, chord=None, root_id=None)
     has_callbacks = False
@@ -58,7 +58,7 @@ class RecordedMessage(JobMessage):
         self.answers.put(("put back", None))
 
     def last_answer(self, timeout_s: float = 10.0) -> tuple[str, Any]:
-        """The answer that settles the message; ``started`` does not."""
+        """Return the call that settled the message, skipping ``started``."""
         while True:
             kind, value = self.answers.get(timeout=timeout_s)
             if kind != "started":
@@ -68,7 +68,7 @@ class RecordedMessage(JobMessage):
 def make_worker(
     store: JobStore, worker_id: str, *, step_time_s: float = STEP_S, **settings: Any
 ) -> FleetWorker:
-    """A worker of the null model ``null``, not started."""
+    """Return a worker of the null model ``null`` that is not started."""
     values = {"model": "null", "backend": "null", "redis_url": store.settings.url, "lease_s": 1.0, **settings}
     worker_settings = WorkerSettings(**values)
     config = EngineConfig(
@@ -84,7 +84,7 @@ def make_worker(
 
 
 def submit(store: JobStore, worker: FleetWorker, job_id: str, **fields: Any) -> RecordedMessage:
-    """A job in the store and the message that brings it, as a client would have sent it."""
+    """Submit a job as a client does. Return its message."""
     prepared = prepare(CardIndex([worker.card]), job_id, {"prompt": "hello", "seed": 7, **fields}, 0)
     queue_name = keys.queue("null", prepared.request.lane)
     limits = Limits(max_depth=100, max_tenant_depth=100)
@@ -93,5 +93,5 @@ def submit(store: JobStore, worker: FleetWorker, job_id: str, **fields: Any) -> 
 
 
 def leave(worker: FleetWorker, num_held: int = 0) -> None:
-    """Drains a worker that has no Celery around it."""
+    """Drain a worker that runs without Celery."""
     worker.drain(lambda: num_held, lambda: None, lambda: None)

@@ -42,7 +42,7 @@ def test_a_choice_that_has_ended_is_left_alone_by_the_next_attempt(store):
     end = next(token for token in tokens(1, 40)[19:] if token not in tokens(0, 90) + tokens(2, 90))
     num_first = next(at for at in range(19, 40) if tokens(1, 40)[at] == end) + 1
     message = submit(store, first, "a", n=3, max_tokens=4000, min_tokens=20, stop_token_ids=[end])
-    first.admission.put(message)
+    first.put(message)
     assert wait_until(lambda: store.read("a", with_log=False).finish_reason(1) == "stop", 10)
     assert wait_until(lambda: min(store.read("a", with_log=False).num_tokens) > 2, 10)
     leave(first, num_held=1)
@@ -51,7 +51,7 @@ def test_a_choice_that_has_ended_is_left_alone_by_the_next_attempt(store):
     assert record.num_tokens[1] == num_first
     second = make_worker(store, "w2", drain_s=0.0)
     second.start()
-    second.admission.put(message)
+    second.put(message)
     kind, record = message.last_answer()
     leave(second)
     assert (kind, record.state, record.attempts) == ("ended", JobState.DONE, 2)

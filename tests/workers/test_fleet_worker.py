@@ -84,9 +84,9 @@ def test_a_dead_workers_job_goes_on_where_its_log_ends(store, worker):
     message = submit(store, worker, "a", max_tokens=12)
     ghost = make_worker(store, "ghost")
     ghost.start()
-    ghost.admission.put(message)
+    ghost.put(message)
     assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] >= 5, 10)
-    ghost.loop.stop()
+    ghost.pipeline.loop.stop()
     ghost.lease.release()
     logged = len(store.read("a").result().token_ids)
     assert 5 <= logged < 12

@@ -1,4 +1,4 @@
-"""A suspect begins its prefill alone; nobody else waits longer than that."""
+"""PrefillGate: a suspect starts its prefill alone, and others wait no longer than for that."""
 
 from __future__ import annotations
 

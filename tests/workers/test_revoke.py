@@ -14,7 +14,7 @@ def workers(store):
     first, second = (make_worker(store, name, drain_s=0.0) for name in ("w1", "w2"))
     message = submit(store, first, "job", max_tokens=100_000 // 64)
     first.start()
-    first.admission.put(message)
+    first.put(message)
     assert message.answers.get(timeout=20)[0] == "started"
     yield second, message
     leave(first)

@@ -141,7 +141,7 @@ def test_a_drain_does_not_wait_for_grammars_and_gives_the_jobs_back(store, may_g
     # Given two that are being compiled, and two that wait for that.
     job_ids = [f"job-{index}" for index in range(4)]
     for job_id in job_ids:
-        first.admission.put(submit(store, first, job_id, seed=3, structured_outputs={"choice": COLOURS}))
+        first.put(submit(store, first, job_id, seed=3, structured_outputs={"choice": COLOURS}))
     assert wait_until(lambda: set(job_ids) == set(first.status().job_ids), 10)
     begun_at = time.monotonic()
     leave(first, num_held=4)
@@ -156,7 +156,7 @@ def test_a_drain_does_not_wait_for_grammars_and_gives_the_jobs_back(store, may_g
     second.start()
     for job_id in job_ids:
         again = RecordedMessage(job_id)
-        second.admission.put(again)
+        second.put(again)
         kind, record = again.last_answer()
         assert (kind, record.state, record.attempts) == ("ended", JobState.DONE, 2)
         assert record.result().text in COLOURS
@@ -170,11 +170,11 @@ def test_another_worker_goes_on_in_the_middle_of_a_document(store):
     first = make_worker(store, "w1", drain_s=0.0)
     first.start()
     calm = submit(store, first, "calm", **fields)
-    first.admission.put(calm)
+    first.put(calm)
     whole = calm.last_answer()[1].result()
     assert len(json.loads(whole.text)) == 5
     # When the worker leaves in the middle of the same document
-    first.admission.put(submit(store, first, "moved", **fields))
+    first.put(submit(store, first, "moved", **fields))
     assert wait_until(lambda: store.read("moved").num_tokens[0] > 20, 10)
     leave(first)
     num_tokens = store.read("moved").num_tokens[0]
@@ -184,7 +184,7 @@ def test_another_worker_goes_on_in_the_middle_of_a_document(store):
     second.start()
     try:
         moved = RecordedMessage("moved")
-        second.admission.put(moved)
+        second.put(moved)
         result = moved.last_answer()[1].result()
     finally:
         leave(second)

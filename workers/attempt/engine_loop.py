@@ -46,11 +46,11 @@ class EngineListener(Protocol):
 class StepMetrics(Protocol):
     """Counts steps. Called in the engine's thread, so it must not block."""
 
-    def on_step(self, begun_at: float, plan: SchedulerOutput, outputs: Sequence[SequenceOutput]) -> None:
+    def on_step(self, started_at: float, plan: SchedulerOutput, outputs: Sequence[SequenceOutput]) -> None:
         """A step has ended.
 
         Args:
-            begun_at: when the step was scheduled, on the monotonic clock.
+            started_at: when the step was scheduled, on the monotonic clock.
         """
 
 
@@ -135,7 +135,7 @@ class EngineLoop:
             return
 
     def _step(self) -> None:
-        begun_at = time.monotonic()
+        started_at = time.monotonic()
         plan = self._steps.schedule()
         self._mark_first_prefills(plan)
         try:
@@ -145,7 +145,7 @@ class EngineLoop:
             self._listener.on_engine_failed(self._gate.suspects(error.request_ids), error)
             return
         self._count(outputs)
-        self._metrics.on_step(begun_at, plan, outputs)
+        self._metrics.on_step(started_at, plan, outputs)
         for output in outputs:
             self._gate.on_started(output.request_id)
             if output.finish_reason is not None:

@@ -32,7 +32,7 @@ _LABELS: Final = ("model", "lane")
 
 
 class _Step(NamedTuple):
-    begun_at: float
+    started_at: float
     ended_at: float
     plan: SchedulerOutput
     outputs: Sequence[SequenceOutput]
@@ -63,9 +63,9 @@ class Metrics(Collector):
 
     # Events, reported by the other parts of the worker.
 
-    def on_step(self, begun_at: float, plan: SchedulerOutput, outputs: Sequence[SequenceOutput]) -> None:
+    def on_step(self, started_at: float, plan: SchedulerOutput, outputs: Sequence[SequenceOutput]) -> None:
         """Called in the engine's thread, so it only appends."""
-        self._steps.append(_Step(begun_at, time.monotonic(), plan, outputs))
+        self._steps.append(_Step(started_at, time.monotonic(), plan, outputs))
 
     def on_claimed(self, job: ActiveJob) -> None:
         if job.times.taken_over:
@@ -120,13 +120,13 @@ class Metrics(Collector):
 
     def _fold_step(self, step: _Step) -> None:
         if step.plan.scheduled:
-            self._step_time.observe(step.ended_at - step.begun_at)
+            self._step_time.observe(step.ended_at - step.started_at)
             self._step_tokens.observe(sum(entry.num_new_tokens for entry in step.plan.scheduled))
             self._step_num_seqs.observe(len(step.plan.scheduled))
         for sequence in step.plan.first_prefills:
             job = self._jobs.get(sequence.request_id)
             if job is not None and job.times.scheduled_at is None:
-                job.times.scheduled_at = step.begun_at
+                job.times.scheduled_at = step.started_at
         for lane in LANES:
             self._fold_tokens(lane, step)
 

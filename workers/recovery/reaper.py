@@ -52,7 +52,7 @@ class Reaper:
         lock = keys.reap_lock(dead_id)
         if not self._store.try_lock(lock, token, _LOCK_S):
             return 0
-        begun_at = time.monotonic()
+        started_at = time.monotonic()
         try:
             with self._connection_as(dead_id) as connection:
                 errors = connection.connection_errors + connection.channel_errors
@@ -62,7 +62,7 @@ class Reaper:
                         dead_id,
                         # The worker may only have been paused, and the lock expires.
                         may_continue=lambda: (
-                            time.monotonic() - begun_at < _LOCK_S / 2 and not self._store.is_alive(dead_id)
+                            time.monotonic() - started_at < _LOCK_S / 2 and not self._store.is_alive(dead_id)
                         ),
                     )
                 except errors as error:

@@ -99,16 +99,16 @@ class Sweeper:
         num_sent = 0
         resends, self._resends = self._resends, {}
         without_client, self._without_client = self._without_client, set()
-        present = self._weights_present()
+        live_weights = self._live_weights()
         for queue in self._queues:
             jobs = self._page_of(queue)
-            alive = [job for job in jobs if not self._is_over(queue, job)]
-            self._cancel_abandoned(queue, alive, without_client)
-            for job in alive:
-                has_worker = job.is_scheduled and job.waits_for in present
+            open_jobs = [job for job in jobs if not self._close_if_over(queue, job)]
+            self._cancel_abandoned(queue, open_jobs, without_client)
+            for job in open_jobs:
+                has_worker = job.is_scheduled and job.waits_for in live_weights
                 if job.is_due or has_worker:
                     num_sent += self._send_scheduled(queue, job, has_worker=has_worker)
-            for job in self._stranded(queue, [job for job in alive if not job.is_scheduled]):
+            for job in self._stranded(queue, [job for job in open_jobs if not job.is_scheduled]):
                 num_sent += self._resend_after_grace(queue, job, resends.get(job.job_id))
         return num_sent
 
@@ -120,8 +120,8 @@ class Sweeper:
         self._next_page[queue] = self._next_page[queue] + _PAGE if len(page) == _PAGE else _PAGE
         return jobs + page
 
-    def _is_over(self, queue: str, job: OpenJob) -> bool:
-        """Whether the job has ended, is gone or has expired. Such a job is closed here."""
+    def _close_if_over(self, queue: str, job: OpenJob) -> bool:
+        """Close a job that has ended, is gone or has expired. Return whether it was one."""
         try:
             if job.state is None:
                 self._condemn(queue, job)
@@ -191,10 +191,10 @@ class Sweeper:
             elif is_empty or job.enqueued_ms < overtaken_until.get(job.priority, 0.0):
                 yield job
 
-    def _weights_present(self) -> set[tuple[str, str]]:
+    def _live_weights(self) -> set[tuple[str, str]]:
         """Return the fingerprints of the live workers. A job that waits for one of them is sent at once."""
-        made_with = [each.fingerprint for each in self._store.workers() if not each.is_draining]
-        return {(each.weights, each.tokenizer) for each in made_with if each is not None}
+        fingerprints = [each.fingerprint for each in self._store.workers() if not each.is_draining]
+        return {(each.weights, each.tokenizer) for each in fingerprints if each is not None}
 
     def _send_scheduled(self, queue: str, job: OpenJob, *, has_worker: bool) -> bool:
         """Send a scheduled or refused job if it is due."""
