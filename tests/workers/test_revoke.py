@@ -22,18 +22,18 @@ def workers(store):
 
 def test_it_runs_on_and_is_not_taken_for_revoked(workers, store):
     second, _ = workers
-    assert second.revoke("job", terminate=False) is False
+    assert second.revoker.revoke("job", terminate=False) is False
     assert store.read("job").state is JobState.RUNNING
     assert "cancel" not in store.read("job").fields
 
 
 def test_terminate_reaches_it(workers, store):
     second, message = workers
-    assert second.revoke("job", terminate=True) is True
+    assert second.revoker.revoke("job", terminate=True) is True
     assert message.last_answer()[1].state is JobState.CANCELLED
     # It has ended: nothing is left to revoke. What nobody knows is Celery's.
-    assert second.revoke("job", terminate=True) is False
-    assert second.revoke("unknown", terminate=False) is True
+    assert second.revoker.revoke("job", terminate=True) is False
+    assert second.revoker.revoke("unknown", terminate=False) is True
 
 
 def test_it_does_not_meet_what_is_claimed_at_that_moment(workers, store, monkeypatch):
@@ -47,7 +47,7 @@ def test_it_does_not_meet_what_is_claimed_at_that_moment(workers, store, monkeyp
         return cancel(*args, **options)
 
     monkeypatch.setattr(second._store, "cancel", late)
-    assert second.revoke("other", terminate=False) is False
+    assert second.revoker.revoke("other", terminate=False) is False
     assert store.read("other").state is JobState.RUNNING
     assert "cancel" not in store.read("other").fields
 
@@ -56,5 +56,5 @@ def test_what_is_queued_ends_at_once(workers, store):
     second, _ = workers
     submit(store, second, "other", max_tokens=5)
     # Nothing is left for Celery to do.
-    assert second.revoke("other", terminate=False) is False
+    assert second.revoker.revoke("other", terminate=False) is False
     assert store.read("other").state is JobState.CANCELLED
