@@ -194,9 +194,9 @@ def test_every_job_has_its_own_events(service, events):
     [
         ("rate_limit", {"task_name": TASK, "rate_limit": "5/m"}, "no rate limit"),
         ("time_limit", {"task_name": TASK, "soft": 5.0, "hard": 9.0}, "no common time limit"),
-        ("add_consumer", {"queue": "celery"}, "its model's queues only"),
-        ("pool_grow", {"n": 2}, "fixed at its start"),
-        ("pool_shrink", {"n": 2}, "fixed at its start"),
+        ("add_consumer", {"queue": "celery"}, "consumes only its model's queues"),
+        ("pool_grow", {"n": 2}, "batch size of a pagefleet worker is fixed"),
+        ("pool_shrink", {"n": 2}, "batch size of a pagefleet worker is fixed"),
     ],
 )
 def test_a_command_that_changes_nothing_says_so(service, fleet, command, arguments, answer):

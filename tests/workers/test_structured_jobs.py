@@ -13,7 +13,7 @@ from harness import RecordedMessage, leave, make_worker, submit
 from pagefleet.api import InvalidRequest
 from pagefleet.api.cli.main import main
 from pagefleet.api.contract.messages import JobState
-from pagefleet.workers.attempt import admission
+from pagefleet.workers.attempt import preparation
 from pagefleet.workers.attempt.engine_loop import wait_until
 
 POINT = {
@@ -93,14 +93,14 @@ def worker(store):
 @pytest.fixture
 def may_go_on(monkeypatch):
     """A compiler takes as long as the test wants."""
-    event, prepare = threading.Event(), admission.engine_request
+    event, prepare = threading.Event(), preparation.engine_request
 
     def slow(request_id, request, *rest):
         if request.structured_outputs is not None:
             event.wait(15)
         return prepare(request_id, request, *rest)
 
-    monkeypatch.setattr(admission, "engine_request", slow)
+    monkeypatch.setattr(preparation, "engine_request", slow)
     yield event
     event.set()
 
