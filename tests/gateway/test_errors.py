@@ -259,7 +259,7 @@ def test_a_rejection_that_comes_late_is_an_event(http, ghost, jobs):
         "code": "context_length_exceeded",
     }
     assert done == "[DONE]"
-    jobs.leave("late")
+    jobs.delete_lease("late")
     jobs.forget_worker("late")
 
 
@@ -277,8 +277,27 @@ def test_one_of_several_prompts_that_fails_late_ends_the_others(http, ghost, job
         error, done = [event.data for event in events if not str(event.data).startswith(":")]
     assert (error["error"]["code"], done) == ("job_failed", "[DONE]")
     assert jobs.read(second, with_log=False).state is JobState.CANCELLED
-    jobs.leave("half")
+    jobs.delete_lease("half")
     jobs.forget_worker("half")
+
+
+def test_a_reader_of_several_jobs_cancels_none_if_one_fails(http, ghost, jobs):
+    """The reader did not submit them, and the other job may have further readers."""
+    body = {"model": ghost, "prompt": ["a", "b"], "max_tokens": 4, "background": True}
+    answer_id = http.post(TEXT, json=body).json()["id"]
+    first, second = jobs_of(answer_id)
+    with http.stream("GET", f"/v1/jobs/{answer_id}/stream") as reply:
+        events = events_of(reply.iter_lines())
+        jobs.beat(WorkerStatus(worker_id="half", model=ghost, host="h", pid=1, started_at=0.0), 5.0)
+        (claim,) = jobs.claim([first], "half", "{}")
+        refusal = ErrorInfo(code="job_failed", message="No.")
+        jobs.end(first, "half", claim.epoch, JobState.FAILED, reason="error", error=refusal)
+        error, done = [event.data for event in events if not str(event.data).startswith(":")]
+    assert (error["error"]["code"], done) == ("job_failed", "[DONE]")
+    assert jobs.read(second, with_log=False).state is JobState.QUEUED
+    jobs.delete_lease("half")
+    jobs.forget_worker("half")
+    jobs.cancel(second)
 
 
 def test_what_failed_inside_is_not_told(http, ghost, jobs):
@@ -291,5 +310,5 @@ def test_what_failed_inside_is_not_told(http, ghost, jobs):
     shown = http.get(f"/v1/jobs/{job_id}").json()
     assert (shown["status"], shown["error"]["message"]) == ("failed", "The job failed.")
     assert "boom" not in http.get(f"/v1/jobs/{job_id}/stream").text
-    jobs.leave("inside")
+    jobs.delete_lease("inside")
     jobs.forget_worker("inside")

@@ -56,7 +56,7 @@ def end_badly(jobs, job_id, model):
     (claim,) = jobs.claim([job_id], "bad", "{}")
     failure = ErrorInfo(code="job_failed", message=f"The worker could not prepare this request: {MARK}")
     jobs.end(job_id, "bad", claim.epoch, JobState.FAILED, reason="error", error=failure)
-    jobs.leave("bad")
+    jobs.delete_lease("bad")
     jobs.forget_worker("bad")
 
 

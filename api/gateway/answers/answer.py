@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -67,6 +68,7 @@ class Answer:
             shape,
             position,
             self.gateway.settings.gateway_keep_alive_s,
+            self._on_failure,
             can_return=bool(options.include_ids),
         )
         return EventStream(self.gateway, relay, self.headers, self.on_gone, self.end)
@@ -121,6 +123,14 @@ class Answer:
         """Stops listening."""
         for stream in self.streams:
             await stream.leave_running()
+
+    async def _on_failure(self) -> None:
+        """End the other jobs of the answer: it fails as a whole."""
+        for stream in self.streams:
+            with suppress(FleetError):
+                await stream.cancel()
+            # If Redis is unavailable, this ends the job later.
+            await stream.close()
 
     async def _results(self) -> list[JobResult]:
         try:

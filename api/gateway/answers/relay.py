@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from types import MappingProxyType
 from typing import Any
 
@@ -26,6 +25,7 @@ class Relay:
         streams: the jobs, each with ``num_choices`` choices, in the order of the answer's choices.
         position: what the reader has already; an empty one begins with the openings.
         keep_alive_s: after this long without a token a comment is sent.
+        on_failure: called if one of the jobs has failed, before the error is sent.
         can_return: this reader can go on after a lost connection: it asked for positions (``include_ids``)
             or reads a job by its id. Its events have ids; those of other readers are ``data:`` lines only.
     """
@@ -37,6 +37,7 @@ class Relay:
         shape: Shape,
         position: sse.Position,
         keep_alive_s: float,
+        on_failure: Callable[[], Awaitable[None]],
         *,
         can_return: bool,
     ) -> None:
@@ -46,6 +47,7 @@ class Relay:
         self._shape = shape
         self._position = position
         self._keep_alive_s = keep_alive_s
+        self._on_failure = on_failure
         self._finished: set[int] = set()
         self._readers = [shape.reader(choice) for choice in range(len(position.counts))]
         self._unread = {choice for choice, count in enumerate(position.counts) if count > 0}
@@ -63,21 +65,13 @@ class Relay:
             else:
                 await together(self._relay(index, write) for index in range(len(self.streams)))
         except FleetError as error:
-            await self._cancel()
+            await self._on_failure()
             await write(sse.event(api_error(error, self._shape.names).body))
             await write(sse.DONE)
             return
         if self._position.usage:
             await self._send([], write, usage=self._used())
         await write(sse.DONE)
-
-    async def _cancel(self) -> None:
-        """The answer has failed: what of it still runs is for nobody."""
-        for stream in self.streams:
-            with suppress(FleetError):
-                await stream.cancel()
-            # At the latest when the server can be asked again.
-            await stream.close()
 
     async def _open(self, write: Write) -> None:
         for choice, count in enumerate(self._position.counts):

@@ -85,18 +85,19 @@ async def stream(request: Request) -> Response:
         for each in streams:
             await each.close(after_s=gateway.settings.gateway_return_within_s)
         raise
-    keep_alive_s = gateway.settings.gateway_keep_alive_s
-    relay = Relay(streams, num_choices, shape, position, keep_alive_s, can_return=True)
 
-    async def end() -> None:
+    async def stop_reading() -> None:
         for each in streams:
             await each.leave_running()
 
-    async def leave(returns_within_s: float) -> None:
+    async def leave(returns_within_s: float = gateway.settings.gateway_return_within_s) -> None:
+        # Jobs end with their last reader. A reader never cancels them: others may read them too.
         for each in streams:
             await each.close(after_s=returns_within_s)
 
-    return EventStream(gateway, relay, {}, leave, end)
+    keep_alive_s = gateway.settings.gateway_keep_alive_s
+    relay = Relay(streams, num_choices, shape, position, keep_alive_s, leave, can_return=True)
+    return EventStream(gateway, relay, {}, leave, stop_reading)
 
 
 async def _records(
