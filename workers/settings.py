@@ -127,7 +127,9 @@ class WorkerSettings(FleetSettings):
         "of the lease.",
     )
     drain_s: float = Field(
-        20.0, ge=0, description="Time that running sequences have to finish after SIGTERM, in seconds."
+        20.0,
+        ge=0,
+        description="Time that running sequences have to finish after SIGTERM or Ctrl-C, in seconds.",
     )
     max_queue_depth: int = Field(
         10_000, gt=0, description="Maximum number of open jobs in one lane; further ones get QueueFull."

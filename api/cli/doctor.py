@@ -37,10 +37,11 @@ _STYLES: Final = {Level.OK: "green", Level.WARNING: "yellow", Level.ERROR: "bold
 def doctor(
     ctx: click.Context, redis_url: str | None, model: str | None, role: str | None, as_json: bool
 ) -> None:
-    """Check Redis, the rights of its user, the fleet, and this machine: processor, CUDA, model, memory.
+    """Check Redis, the fleet and this machine for problems.
 
-    Each finding is followed by the command or setting that fixes it. The checks change nothing and have time
-    limits. The exit status is 1 if there is an error; warnings do not count.
+    The checks cover the Redis server and the rights of its user, the workers, and the processor, CUDA, model
+    and memory of this machine. Each problem is followed by the command or setting that fixes it. The checks
+    change nothing and have time limits. The exit status is 1 if there is an error; warnings do not count.
 
     \b
     Examples:

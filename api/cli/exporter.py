@@ -32,11 +32,11 @@ from pagefleet.api.protocol.job_store import JobStore
 )
 @redis_option
 def exporter(host: str, port: int, redis_url: str | None) -> None:
-    """Serve the metrics of the whole fleet to Prometheus until SIGTERM or Ctrl-C.
+    """Export the metrics of the whole fleet to Prometheus.
 
-    They are the depths of the queues, the ages of waiting jobs, and the numbers of workers and dead letters.
-    Run one exporter per fleet; the rights of a monitor's Redis user are sufficient. Each worker serves its
-    own metrics at its --metrics-port.
+    They are the depths of the queues, the ages of waiting jobs, and the numbers of workers and dead
+    letters. The exporter runs until SIGTERM or Ctrl-C. Run one exporter per fleet; the rights of a
+    monitor's Redis user are sufficient. Each worker serves its own metrics at its --metrics-port.
 
     \b
     Examples:

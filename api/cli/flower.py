@@ -18,9 +18,10 @@ from pagefleet.api.contract.errors import ConfigurationError
 @setting_options(FlowerSettings, "flower_address", "flower_port", "flower_auth_file", "prompt_chars")
 @redis_option
 def flower(**options: Any) -> None:
-    """Serve Flower, Celery's web page of workers and tasks, until SIGTERM or Ctrl-C.
+    """Serve Flower, Celery's web page, for the fleet.
 
-    Set Flower's own options with FLOWER_* variables.
+    Flower shows workers and jobs, and can cancel jobs. It runs until SIGTERM or Ctrl-C. Set Flower's own
+    options with FLOWER_* variables.
 
     \b
     Examples:

@@ -70,11 +70,14 @@ def _not_installed(name: str, extras: list[str]) -> click.Command:
 def main() -> None:
     """Self-hosted LLM inference as durable jobs, on Celery and Redis.
 
+    See `pagefleet COMMAND --help` for the options and examples of a command.
+
     \b
-    pagefleet up                             start a local stack: Redis, a worker, Flower, the gateway
-    pagefleet generate "Once upon a time"    send one job to it
-    pagefleet top                            watch workers and queues
-    pagefleet doctor                         find problems and their fixes
+    Examples:
+      pagefleet up                            start a local stack: Redis, a worker, Flower, the gateway
+      pagefleet generate "Once upon a time"   send one job to it
+      pagefleet top                           watch workers and queues
+      pagefleet doctor                        find problems and their fixes
     """
 
 

@@ -26,10 +26,10 @@ from pagefleet.api.protocol.connection import safe_url
 )
 @redis_option
 def serve(**options: Any) -> None:
-    """Serve the OpenAI HTTP API for the fleet until SIGTERM or Ctrl-C.
+    """Serve the OpenAI HTTP API for the fleet.
 
-    Several gateways can serve one fleet: each of them can answer every request. docs/settings.md lists
-    further settings.
+    The gateway runs until SIGTERM or Ctrl-C. Several gateways can serve one fleet, and each of them can
+    answer every request. docs/settings.md lists further settings.
 
     \b
     Examples:

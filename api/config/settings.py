@@ -194,12 +194,12 @@ class FleetSettings(BaseSettings):
         """
         given = _without_none(given)
         first = {**from_environment(cls), **given}
-        where = dict.fromkeys(first.keys() - given.keys(), "the environment")
+        origins = dict.fromkeys(first.keys() - given.keys(), "the environment")
         values: dict[str, Any] = {}
         for file, content in cls._files():
             for name in content.keys() - first.keys() - values.keys():
-                where[name], values[name] = str(file), content[name]
-        return cls._checked({**values, **given}, where)
+                origins[name], values[name] = str(file), content[name]
+        return cls._checked({**values, **given}, origins)
 
     @classmethod
     def files_read(cls) -> list[Path]:
@@ -208,21 +208,21 @@ class FleetSettings(BaseSettings):
 
     @classmethod
     def _files(cls) -> list[tuple[Path, dict[str, Any]]]:
-        named = os.environ.get(CONFIG_VARIABLE)
-        if named == "":
+        config_file = os.environ.get(CONFIG_VARIABLE)
+        if config_file == "":
             return []
         files: list[tuple[Path, dict[str, Any]]] = []
         if ENV_FILE.is_file():
             files.append((ENV_FILE, from_env_file(cls, ENV_FILE)))
         # A file in PAGEFLEET_CONFIG must exist; from_toml raises otherwise.
-        if named is not None or TOML_FILE.is_file():
-            toml = Path(named or TOML_FILE)
+        if config_file is not None or TOML_FILE.is_file():
+            toml = Path(config_file or TOML_FILE)
             shared = FleetSettings.model_fields
             files.append((toml, from_toml(toml, shared, cls.model_fields, cls.section)))
         return files
 
     @classmethod
-    def _checked(cls, values: dict[str, Any], where: dict[str, str]) -> Self:
+    def _checked(cls, values: dict[str, Any], origins: dict[str, str]) -> Self:
         try:
             return cls(**values)
         except SettingsError:
@@ -231,9 +231,9 @@ class FleetSettings(BaseSettings):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             name = "_".join(str(part) for part in first["loc"][:1]).lower().removeprefix("pagefleet_")
-            file = f" (in {where[name]})" if name in where else ""
+            origin = f" (in {origins[name]})" if name in origins else ""
             raise ConfigurationError(
-                f"{name}: {first['msg']}{file}." if name else f"{first['msg']}."
+                f"{name}: {first['msg']}{origin}." if name else f"{first['msg']}."
             ) from None
 
     def _local_stack_url(self) -> str | None:

@@ -81,21 +81,21 @@ def from_toml(
 def _unknown(key: str, allowed: Collection[str], own: Collection[str], section: str | None) -> str:
     if key in own:
         return f"move {key} to the table [{section}]"
-    near = difflib.get_close_matches(key, {*allowed, *own}, n=1)
-    if near:
-        return f"unknown setting {key!r}; did you mean {near[0]}?"
+    similar = difflib.get_close_matches(key, {*allowed, *own}, n=1)
+    if similar:
+        return f"unknown setting {key!r}; the most similar setting is {similar[0]}"
     tables = " or ".join(f"[{name}]" for name in SECTIONS)
     return f"unknown setting {key!r}; settings of one command belong to its table: {tables}"
 
 
-def _read(source: EnvSettingsSource, where: str) -> dict[str, Any]:
+def _read(source: EnvSettingsSource, origin: str) -> dict[str, Any]:
     try:
         # DotEnvSettingsSource.__call__ also returns unknown names, which pydantic would reject.
         values = EnvSettingsSource.__call__(source)
     except SettingsError as error:
         reason = error.__cause__ or error
         name = str(error).partition('field "')[2].partition('"')[0]
-        raise ConfigurationError(f"{name}: write the list as JSON ({reason}), in {where}.") from None
+        raise ConfigurationError(f"{name}: write the list as JSON ({reason}), in {origin}.") from None
     return {_setting(source, name): value for name, value in values.items()}
 
 

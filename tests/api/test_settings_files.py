@@ -95,7 +95,7 @@ def test_tables_are_for_those_whose_name_they_have(here):
         (
             WorkerSettings,
             "[worker]\nmax_nun_seqs = 3",
-            "unknown setting 'max_nun_seqs'; did you mean max_num_seqs?",
+            "unknown setting 'max_nun_seqs'; the most similar setting is max_num_seqs.",
         ),
         (WorkerSettings, "[worker.deep]\na = 3", "unknown setting 'deep'"),
         (
@@ -106,7 +106,7 @@ def test_tables_are_for_those_whose_name_they_have(here):
         (
             FleetSettings,
             "redis_ulr = 3",
-            "pagefleet.toml: unknown setting 'redis_ulr'; did you mean redis_url?",
+            "pagefleet.toml: unknown setting 'redis_ulr'; the most similar setting is redis_url.",
         ),
         (FleetSettings, "[wroker]\nmodel = 1", "unknown setting 'wroker'"),
         (FleetSettings, "worker = 3", "unknown setting 'worker'"),

@@ -14,7 +14,7 @@ from pagefleet.workers.settings import WorkerSettings
 @click.command()
 @setting_options(WorkerSettings, "model", "cache_dir")
 def prepare(**options: Any) -> None:
-    """Download and convert a model, so that workers start without doing it.
+    """Download and convert a model before workers start.
 
     \b
     Examples:

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 @setting_option(WorkerSettings, "device")
 @redis_option
 def replay(job_id: str, **options: Any) -> None:
-    """Compute the ended job JOB again in this process and compare the tokens.
+    """Run an ended job again and compare the tokens.
 
-    The exit status is 1 if they differ. The request and the seed come from Redis. In float64 the tokens are
-    always the same. In bfloat16 they can differ if the job was computed in a batch with others and two tokens
-    were almost equally likely.
+    The job runs in this process. The exit status is 1 if the tokens differ. The request and the seed come
+    from Redis. In float64 the tokens are always the same. In bfloat16 they can differ if the job was
+    computed in a batch with others and two tokens were almost equally likely.
 
     \b
     Examples:

@@ -61,7 +61,9 @@ logger = logging.getLogger(__name__)
 )
 @redis_option
 def worker(**options: Any) -> None:
-    """Serve a model until SIGTERM or Ctrl-C, then finish the running jobs and stop.
+    """Serve a model with one process.
+
+    After SIGTERM or Ctrl-C the worker takes no new jobs, finishes the running ones and stops.
 
     Each option is also a setting: --max-num-seqs 32 is PAGEFLEET_MAX_NUM_SEQS=32 in the environment or in
     ./.env, and max_num_seqs = 32 in the [worker] table of ./pagefleet.toml. docs/settings.md lists all
