@@ -172,7 +172,7 @@ class LLMEngine:
     def abort(self, request_id: str) -> bool:
         """Drop a request, whether it waits or runs; its blocks are free at once.
 
-        Returns False if the engine does not have the request. The engine returns no more output for it.
+        Returns False if the engine does not have the request. No later step returns output for it.
         """
         ended = self._ended_at_add.pop(request_id, None)
         running = self._sequences.pop(request_id, None)
@@ -255,7 +255,7 @@ class LLMEngine:
         computed again and continue with the same tokens. The contents of the prefix cache are lost.
         """
         if not self._is_asleep:
-            self._scheduler.suspend()
+            self._scheduler.preempt_all()
             self._executor.sleep()
             self._is_asleep = True
 

@@ -1,6 +1,6 @@
-"""BlockManager: who owns which block of the KV cache, and which computed blocks can be shared.
+"""BlockManager: which sequences use which blocks of the KV cache, and the prefix cache of computed blocks.
 
-Knows nothing of tensors (a block is a number), nor of the order among sequences: that is the scheduler's.
+Does not know tensors (a block is a number) or the order of sequences, which is the scheduler's.
 """
 
 from __future__ import annotations
@@ -18,41 +18,42 @@ __all__ = ["Block", "BlockManager", "hash_block"]
 
 @dataclass(slots=True)
 class Block:
-    """One block of the KV cache. `hash` is set while its content is known: full and computed."""
+    """One block of the KV cache."""
 
     block_id: int
     ref_count: int = 0
     hash: bytes | None = None
-    promised: bytes | None = None
-    """The hash that it will have: its owner is about to compute it."""
-    promised_priority: int = 0
-    """How urgent the owner was that promised it."""
+    """Its hash in the prefix cache: set while it is full and computed."""
+    pending_hash: bytes | None = None
+    """The hash that it will have when its sequence has computed it."""
+    pending_priority: int = 0
+    """The priority of that sequence."""
 
 
 def hash_block(parent: bytes, token_ids: list[int]) -> bytes:
-    """The name of a full block: a 16-byte digest of everything its K/V depend on.
+    """Return the hash of a full block: a 16-byte digest of everything that its K/V depend on.
 
-    `parent` is the hash of the block before it, or of the salt. Cryptographic, because a collision would
-    show one user's text to another; over little-endian bytes, so that it is the same in every process.
+    `parent` is the hash of the previous block, or of the salt. The hash is cryptographic, because a collision
+    would show one user's text to another; the bytes are little-endian, so it is the same in every process.
     """
     return blake2b(parent + struct.pack(f"<{len(token_ids)}q", *token_ids), digest_size=16).digest()
 
 
 class BlockManager:
-    """Blocks with reference counts; the free list is the prefix cache.
+    """Allocates the blocks of the KV cache, with reference counts; its free list is the prefix cache.
 
     Every block is in one of two states:
 
         used   ref_count >= 1: in the block tables of that many sequences
-        free   ref_count == 0: in the free list, next to be reused first
+        free   ref_count == 0: in the free list, which is reused from its front
 
-        free list   [ nothing known | least recently freed ........ most recently freed ]
-                                      these keep their hash, and are taken back on a prefix hit
+        free list   [ without hash | least recently freed ........ most recently freed ]
+                                     these keep their hash and are reused on a prefix cache hit
 
-    A full block is known by the hash of (its parent's hash, its tokens, the salt) once its K/V are computed.
-    Until then it is promised: who begins with the same tokens can wait for it instead of computing it too.
-    A sequence's blocks are freed from its tail, so a tail is evicted before the head that it hangs on.
-    Every operation is O(1) for each block it touches.
+    A full block is found by the hash of (its parent's hash, its tokens, the salt) once its K/V are computed.
+    Until then it is pending: a sequence with the same prefix can wait for it instead of computing it too. The
+    blocks of a sequence are freed from its tail, so a block is evicted before the blocks that it depends on.
+    Every operation is O(1) for each block that it touches.
     """
 
     def __init__(self, num_blocks: int, block_size: int, enable_prefix_caching: bool = True) -> None:
@@ -62,14 +63,14 @@ class BlockManager:
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
         self._blocks = [Block(block_id) for block_id in range(num_blocks)]
-        # Ordered by when a block is reused; the values mean nothing.
+        # An ordered set: the block that is reused next is the first key.
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._cached: dict[bytes, int] = {}
-        self._promised: dict[bytes, int] = {}
+        self._pending: dict[bytes, int] = {}
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that no sequence uses; the cached ones among them count."""
+        """Blocks that no sequence uses, including cached ones."""
         return len(self._free)
 
     @property
@@ -77,15 +78,15 @@ class BlockManager:
         return len(self._cached)
 
     def num_required_blocks(self, num_tokens: int) -> int:
-        """Blocks that hold the K/V of so many tokens."""
+        """Return how many blocks the K/V of `num_tokens` tokens need."""
         return -(-num_tokens // self.block_size)
 
     def match_prefix(self, sequence: Sequence) -> list[int]:
-        """Ids of the longest run of computed blocks that the sequence begins with; takes none of them.
+        """Return the ids of the longest run of cached blocks that the sequence begins with; allocate none.
 
-        The block of the last token is never among them: that token must be computed for its logits.
+        The block of the last token is never included: that token must be computed for its logits.
         """
-        if not self._shares(sequence) or sequence.needs_prompt_logits:
+        if not self._uses_prefix_cache(sequence) or sequence.needs_prompt_logits:
             return []
         matched: list[int] = []
         num_full = (sequence.num_tokens - 1) // self.block_size
@@ -97,36 +98,38 @@ class BlockManager:
             matched.append(block_id)
         return matched
 
-    def is_prefix_promised(self, sequence: Sequence) -> bool:
-        """Whether another sequence is about to compute the block that this one would compute first.
+    def is_prefix_pending(self, sequence: Sequence) -> bool:
+        """Return whether another sequence is about to compute the first block that this one lacks.
 
-        A less urgent one does not count: it may wait long for its own turn.
+        A sequence of lower priority does not count: it may be delayed for long.
         """
         if sequence.needs_prompt_logits or not sequence.prefix_cache:
             return False
         num_matched = len(self.match_prefix(sequence))
         hashes = sequence.block_hashes[num_matched : (sequence.num_tokens - 1) // self.block_size]
-        promised = self._promised.get(hashes[0]) if hashes else None
-        return promised is not None and self._blocks[promised].promised_priority >= sequence.priority
+        pending = self._pending.get(hashes[0]) if hashes else None
+        return pending is not None and self._blocks[pending].pending_priority >= sequence.priority
 
-    def can_allocate(self, sequence: Sequence, num_spare: int = 0) -> bool:
-        """Whether all of the sequence's tokens fit and `num_spare` blocks stay free."""
+    def can_allocate(self, sequence: Sequence, num_reserved: int = 0) -> bool:
+        """Return whether blocks for all its tokens can be allocated with `num_reserved` blocks left free."""
         matched = self.match_prefix(sequence)
-        # A match that nobody uses right now leaves the free list too.
+        # A match that no sequence uses is taken from the free list too.
         num_shared = sum(1 for block_id in matched if self._blocks[block_id].ref_count > 0)
-        return self.num_required_blocks(sequence.num_tokens) - num_shared + num_spare <= len(self._free)
+        return self.num_required_blocks(sequence.num_tokens) - num_shared + num_reserved <= len(self._free)
 
-    def num_to_free(self, sequence: Sequence, victims: Iterable[Sequence], num_spare: int) -> int:
-        """How many of `victims`, in their order, must be freed until the sequence fits.
+    def num_victims(self, sequence: Sequence, victims: Iterable[Sequence], num_reserved: int) -> int:
+        """Return how many of `victims`, in their order, must be preempted until the sequence fits.
 
-        0 if it does not fit even without all of them. `num_spare` blocks must stay free, one less for each
-        sequence that is freed.
+        Returns 0 if preempting all of them is not enough. `num_reserved` blocks must stay free, one less for
+        each preempted sequence.
         """
         victims = list(victims)
         matched = set(self.match_prefix(sequence))
         num_shared = sum(1 for block_id in matched if self._blocks[block_id].ref_count > 0)
-        num_missing = self.num_required_blocks(sequence.num_tokens) - num_shared + num_spare - len(self._free)
-        # Cheap, and true of most that do not fit.
+        num_missing = (
+            self.num_required_blocks(sequence.num_tokens) - num_shared + num_reserved - len(self._free)
+        )
+        # A cheap check that rejects most sequences that do not fit.
         if len(set().union(*(victim.block_table for victim in victims))) + len(victims) < num_missing:
             return 0
         uses: Counter[int] = Counter()
@@ -141,9 +144,9 @@ class BlockManager:
         return 0
 
     def allocate(self, sequence: Sequence) -> None:
-        """Give blocks for all of the sequence's tokens; those of the prefix hit count as computed.
+        """Allocate blocks for all tokens of the sequence; those found in the prefix cache count as computed.
 
-        Only after `can_allocate` said yes.
+        To be called only if `can_allocate` returns True.
         """
         assert not sequence.block_table, sequence.request_id
         for block_id in self.match_prefix(sequence):
@@ -154,13 +157,14 @@ class BlockManager:
             sequence.block_table.append(block_id)
         sequence.num_computed_tokens = len(sequence.block_table) * self.block_size
         num_cached = len(sequence.block_table)
-        has_grown = self.append(sequence, sequence.num_tokens)
+        has_grown = self.grow(sequence, sequence.num_tokens)
         assert has_grown, sequence.request_id
-        if self._shares(sequence):
-            self._promise(sequence, num_cached)
+        if self._uses_prefix_cache(sequence):
+            self._add_pending(sequence, num_cached)
 
-    def append(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Grow the block table until it holds `num_tokens`; False, and nothing changed, if blocks lack."""
+    def grow(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Allocate blocks until the table holds `num_tokens`; return False, with no change, if too few are
+        free."""
         num_missing = self.num_required_blocks(num_tokens) - len(sequence.block_table)
         if num_missing > len(self._free):
             return False
@@ -168,61 +172,64 @@ class BlockManager:
             sequence.block_table.append(self._take_free_block())
         return True
 
-    def trim(self, sequence: Sequence, num_tokens: int) -> None:
-        """Take back the blocks behind those that hold `num_tokens`; nothing is known of what they hold."""
+    def shrink(self, sequence: Sequence, num_tokens: int) -> None:
+        """Free the blocks after those that hold `num_tokens`; they must not have a hash."""
         table = sequence.block_table
         while len(table) > self.num_required_blocks(num_tokens):
             block = self._blocks[table.pop()]
             assert block.ref_count == 1, block
             assert block.hash is None, block
-            assert block.promised is None, block
+            assert block.pending_hash is None, block
             block.ref_count = 0
             self._free[block.block_id] = None
             self._free.move_to_end(block.block_id, last=False)
 
-    def register_computed(self, sequence: Sequence, num_computed_before: int) -> None:
-        """Make the blocks known that were completed since `num_computed_before` tokens were computed."""
-        if not self._shares(sequence):
+    def cache_full_blocks(self, sequence: Sequence, num_computed_before: int) -> None:
+        """Add the blocks to the prefix cache that became full since `num_computed_before` tokens were
+        computed."""
+        if not self._uses_prefix_cache(sequence):
             return
         num_full = sequence.num_computed_tokens // self.block_size
         self._extend_hashes(sequence, num_full)
         for index in range(num_computed_before // self.block_size, num_full):
             block = self._blocks[sequence.block_table[index]]
             assert block.hash is None, block
-            self._unpromise(block)
-            # The same tokens computed twice at once: the first copy is the known one, the second
-            # stays anonymous and is reused first.
+            self._remove_pending(block)
+            # If two sequences computed the same tokens in parallel, the first copy is cached. The second has
+            # no hash and is reused first.
             if self._cached.setdefault(sequence.block_hashes[index], block.block_id) == block.block_id:
                 block.hash = sequence.block_hashes[index]
 
     def free(self, sequence: Sequence) -> None:
-        """Take all blocks back. What was computed stays known until its block is reused."""
+        """Free all blocks of the sequence. Computed ones stay in the prefix cache until they are reused."""
         for block_id in reversed(sequence.block_table):
             block = self._blocks[block_id]
             block.ref_count -= 1
             if block.ref_count == 0:
                 self._free[block_id] = None
-                self._unpromise(block)
+                self._remove_pending(block)
                 if block.hash is None:
                     self._free.move_to_end(block_id, last=False)
         sequence.block_table.clear()
         sequence.num_computed_tokens = 0
 
-    def forget(self) -> None:
-        """Make every block unknown, because the KV cache has lost what it held. Only while none is used."""
+    def reset_prefix_cache(self) -> None:
+        """Remove all blocks from the prefix cache, because the KV cache lost its contents. None may be in
+        use."""
         assert self.num_free_blocks == self.num_blocks
         for block_id in self._cached.values():
             self._blocks[block_id].hash = None
         self._cached.clear()
 
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
-        """Assert that the books balance, given every sequence that holds blocks.
+        """Assert the invariants, given all sequences that have blocks.
 
-        No block is lost, none is owned by two without being counted twice, and every name leads to its block.
+        Every block is used or free, reference counts agree with the block tables, and every hash leads to its
+        block.
         """
         uses = Counter(block_id for sequence in sequences for block_id in set(sequence.block_table))
         tables = Counter(block_id for sequence in sequences for block_id in sequence.block_table)
-        assert uses == tables, "a block table names a block twice"
+        assert uses == tables, "a block is twice in one block table"
         for block in self._blocks:
             assert block.ref_count == uses[block.block_id], (block, uses[block.block_id])
             assert (block.ref_count == 0) == (block.block_id in self._free), block
@@ -231,33 +238,33 @@ class BlockManager:
         for block_hash, block_id in self._cached.items():
             assert self._blocks[block_id].hash == block_hash, block_id
 
-        for block_hash, block_id in self._promised.items():
-            assert self._blocks[block_id].promised == block_hash, block_id
+        for block_hash, block_id in self._pending.items():
+            assert self._blocks[block_id].pending_hash == block_hash, block_id
             assert self._blocks[block_id].ref_count == 1, block_id
-        assert sum(block.promised is not None for block in self._blocks) == len(self._promised)
+        assert sum(block.pending_hash is not None for block in self._blocks) == len(self._pending)
 
-    def _shares(self, sequence: Sequence) -> bool:
+    def _uses_prefix_cache(self, sequence: Sequence) -> bool:
         return self.enable_prefix_caching and sequence.prefix_cache
 
-    def _promise(self, sequence: Sequence, num_cached: int) -> None:
-        """Make it known that the full blocks behind the `num_cached` first ones will be computed."""
+    def _add_pending(self, sequence: Sequence, num_cached: int) -> None:
+        """Mark the full blocks after the first `num_cached` ones as pending."""
         num_full = sequence.num_tokens // self.block_size
         self._extend_hashes(sequence, num_full)
         for index in range(num_cached, num_full):
             block = self._blocks[sequence.block_table[index]]
             block_hash = sequence.block_hashes[index]
-            other = self._promised.get(block_hash)
+            other = self._pending.get(block_hash)
             if other is not None:
-                if self._blocks[other].promised_priority >= sequence.priority:
+                if self._blocks[other].pending_priority >= sequence.priority:
                     continue
-                self._unpromise(self._blocks[other])
-            self._promised[block_hash] = block.block_id
-            block.promised, block.promised_priority = block_hash, sequence.priority
+                self._remove_pending(self._blocks[other])
+            self._pending[block_hash] = block.block_id
+            block.pending_hash, block.pending_priority = block_hash, sequence.priority
 
-    def _unpromise(self, block: Block) -> None:
-        if block.promised is not None:
-            del self._promised[block.promised]
-            block.promised = None
+    def _remove_pending(self, block: Block) -> None:
+        if block.pending_hash is not None:
+            del self._pending[block.pending_hash]
+            block.pending_hash = None
 
     def _take_free_block(self) -> int:
         block_id, _ = self._free.popitem(last=False)

@@ -1,4 +1,5 @@
-"""StepBudget: the token budget that keeps a step within a time, whatever the machine and the load."""
+"""StepBudget: adapts the token budget so that a step does not exceed a time limit. StepCost: the cost of
+tokens."""
 
 from __future__ import annotations
 
@@ -7,93 +8,99 @@ from typing import Final
 
 __all__ = ["StepBudget", "StepCost"]
 
-_FIRST: Final = 64
-_LEAST: Final = 16
-_MARGIN: Final = 0.8
+_INITIAL_BUDGET: Final = 64
+_MIN_BUDGET: Final = 16
+_TARGET_SHARE: Final = 0.8
+"""The share of the time limit that the budget aims at."""
 _NUM_FREE_TOKENS: Final = 32
-"""Tokens that could be computed in the time that a step takes anyway, to read the weights."""
+"""Tokens that could be computed in the time that a step needs to read the weights."""
 _NUM_READING_TOKENS: Final = 48
-"""Tokens that could be compared with a context in the time that it takes to read it; measured with
-SmolLM2-135M in bfloat16 behind 7,000 tokens."""
-_FULL: Final = 0.5
-"""A step of less than this share of the budget says nothing of how quick full ones are."""
-_TRUST: Final = 0.5
-"""How much of the way from what was known to what a step says the estimate goes."""
+"""Tokens that could attend to a context in the time that it takes to read the context; measured with
+SmolLM2-135M in bfloat16 after 7,000 tokens."""
+_MIN_FILL: Final = 0.5
+"""Steps that use less than this share of the budget are not measured: they do not show the speed of full
+steps."""
+_SMOOTHING: Final = 0.5
+"""The weight of the newest measurement in the estimate (exponential smoothing)."""
 
 
 class StepCost:
-    """What a chunk of a prompt costs, in tokens without any context before them.
+    """The cost of computing a chunk of a prompt, in units of a token without context.
 
-    A token is compared with each one before it, which costs `context_weight`, and the chunk as a whole reads
-    them: n tokens behind c others cost n + context_weight * (n * (c + n / 2) + 48 * c). One token costs 1.
+    A token attends to each token before it, which costs `context_weight`, and the chunk as a whole reads its
+    context: n tokens after c others cost n + context_weight * (n * (c + n / 2) + 48 * c). A single token
+    costs 1.
     """
 
     def __init__(self, context_weight: float = 0.0) -> None:
         self._weight = context_weight
 
     def of(self, num_tokens: int, num_context: int) -> int:
-        """The cost of `num_tokens` tokens that follow `num_context` others."""
+        """Return the cost of `num_tokens` tokens that follow `num_context` others."""
         if num_tokens == 1 or not self._weight:
             return num_tokens
         compared = num_tokens * (num_context + num_tokens / 2) + _NUM_READING_TOKENS * num_context
         return math.ceil(num_tokens + self._weight * compared)
 
-    def most(self, budget: int, num_context: int) -> int:
-        """How many tokens that follow `num_context` others cost at most `budget`; never less than 16, or than
-        the budget if that is less."""
+    def max_num_tokens(self, budget: int, num_context: int) -> int:
+        """Return how many tokens that follow `num_context` others cost at most `budget`.
+
+        At least 16, or the budget if that is less, so that every prompt advances.
+        """
         if not self._weight:
             return budget
-        # The positive solution n of the class's formula.
+        # The formula of the class, solved for n.
         weight, alone = self._weight, 1 + num_context * self._weight
         left = max(0.0, budget - _NUM_READING_TOKENS * num_context * weight)
         fitting = int((math.sqrt(alone * alone + 2 * weight * left) - alone) / weight)
-        return max(min(budget, _LEAST), fitting)
+        return max(min(budget, _MIN_BUDGET), fitting)
 
 
 class StepBudget:
-    """Adapts a token budget to measured step times.
+    """A token budget that adapts to measured step times.
 
-    It is what fits the time at the rate that full steps have shown, at first at the one that was measured at
-    warm-up. If nothing was measured it begins small and at most doubles. A step that lasts too long counts
-    whatever its size.
+    The budget is the number of tokens that fit the time limit at the speed of recent full steps, at first at
+    the speed measured during warm-up. Without that it starts at 64. It at most doubles from step to step. A
+    step that exceeds the limit counts even if it was not full.
 
     Args:
-        most: tokens of a step at most.
-        max_step_s: seconds that a step should last at most; None: the budget is `most`, always.
-        token_s: seconds that a token of a full step took at warm-up, None if that is not known.
+        max_num_tokens: the largest budget.
+        max_step_s: the time limit of a step, in seconds. None: the budget is always `max_num_tokens`.
+        token_s: seconds per token of a full step, measured during warm-up; None if not measured.
     """
 
-    def __init__(self, most: int, max_step_s: float | None, token_s: float | None = None) -> None:
-        self._most = most
+    def __init__(self, max_num_tokens: int, max_step_s: float | None, token_s: float | None = None) -> None:
+        self._max_num_tokens = max_num_tokens
         self._max_step_s = max_step_s
         self._token_s = token_s
-        self.num_tokens = most
+        self.num_tokens = max_num_tokens
         if max_step_s is not None:
-            self.num_tokens = min(most, _FIRST) if token_s is None else self._fitting(token_s, max_step_s)
+            initial = min(max_num_tokens, _INITIAL_BUDGET)
+            self.num_tokens = initial if token_s is None else self._fitting(token_s, max_step_s)
 
-    def limit(self, most: int) -> None:
-        """Set the largest budget, in tokens, from now on. Raise ValueError below 1."""
-        if most < 1:
-            raise ValueError(f"token_budget must be at least 1, not {most}: no step would advance.")
-        self._most = most
-        self.num_tokens = most if self._max_step_s is None else min(most, self.num_tokens)
+    def limit(self, max_num_tokens: int) -> None:
+        """Set the largest budget from now on, in tokens. Raises ValueError below 1."""
+        if max_num_tokens < 1:
+            raise ValueError(f"token_budget must be at least 1, not {max_num_tokens}.")
+        self._max_num_tokens = max_num_tokens
+        self.num_tokens = max_num_tokens if self._max_step_s is None else min(max_num_tokens, self.num_tokens)
 
     def observe(self, num_tokens: int, step_s: float) -> None:
-        """A step that cost `num_tokens` lasted `step_s` seconds."""
+        """Record that a step of cost `num_tokens` took `step_s` seconds."""
         if self._max_step_s is None:
             return
         is_late = step_s > self._max_step_s
-        if num_tokens < _FULL * self.num_tokens and not is_late:
+        if num_tokens < _MIN_FILL * self.num_tokens and not is_late:
             return
-        seen = step_s / (num_tokens + _NUM_FREE_TOKENS)
+        measured_s = step_s / (num_tokens + _NUM_FREE_TOKENS)
         if self._token_s is None or is_late:
-            self._token_s = seen if self._token_s is None else max(seen, self._token_s)
+            self._token_s = measured_s if self._token_s is None else max(measured_s, self._token_s)
         else:
-            self._token_s += _TRUST * (seen - self._token_s)
+            self._token_s += _SMOOTHING * (measured_s - self._token_s)
         self.num_tokens = min(2 * self.num_tokens, self._fitting(self._token_s, self._max_step_s))
 
     def _fitting(self, token_s: float, max_step_s: float) -> int:
         if token_s <= 0:
-            return self._most
-        fitting = _MARGIN * max_step_s / token_s - _NUM_FREE_TOKENS
-        return int(min(self._most, max(_LEAST, fitting)))
+            return self._max_num_tokens
+        fitting = _TARGET_SHARE * max_step_s / token_s - _NUM_FREE_TOKENS
+        return int(min(self._max_num_tokens, max(_MIN_BUDGET, fitting)))

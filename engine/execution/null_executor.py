@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pagefleet.engine.config import NullOptions
 from pagefleet.engine.core.scheduler_output import ScheduledSequence
 from pagefleet.engine.core.sequence import Sequence
-from pagefleet.engine.core.speculation import num_agreed
+from pagefleet.engine.core.speculation import num_verified
 from pagefleet.engine.execution.executor import Executor
 from pagefleet.engine.outputs import Sampled, TokenLogprobs
 from pagefleet.engine.text.tokenizer import ByteTokenizer
@@ -79,7 +79,7 @@ class NullExecutor(Executor):
         ]
         if sequence.grammar is not None:
             sampled = self._within_grammar(entry, sampled)
-        token_ids = tuple(sampled[: num_agreed(sampled, drafted)])
+        token_ids = tuple(sampled[: num_verified(sampled, drafted)])
         num_top = sequence.sampling_params.logprobs
         logprobs = () if num_top is None else tuple(_certain(token_id, num_top) for token_id in token_ids)
         return Sampled(token_ids, logprobs, prompt)

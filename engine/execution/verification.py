@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pagefleet.engine.core.scheduler_output import ScheduledSequence
-from pagefleet.engine.core.speculation import num_agreed
+from pagefleet.engine.core.speculation import num_verified
 from pagefleet.engine.outputs import Sampled
 from pagefleet.engine.sampling.sampling_rows import SamplingRow
 
@@ -49,7 +49,7 @@ def agreed(scheduled: Sequence[ScheduledSequence], sampled: Sequence[Sampled]) -
         num_rows = len(entry.draft_token_ids) + 1 if entry.is_sampled else 0
         rows = sampled[row : row + num_rows]
         token_ids = [each.token_ids[0] for each in rows]
-        num_found = num_agreed(token_ids, entry.draft_token_ids)
+        num_found = num_verified(token_ids, entry.draft_token_ids)
         logprobs = tuple(logprob for each in rows[:num_found] for logprob in each.logprobs)
         found.append(Sampled(tuple(token_ids[:num_found]), logprobs))
         row += num_rows

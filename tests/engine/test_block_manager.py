@@ -37,7 +37,7 @@ def make_sequence(token_ids: list[int], cache_salt: str = "") -> Sequence:
 def compute_all(manager: BlockManager, sequence: Sequence) -> None:
     before = sequence.num_computed_tokens
     sequence.num_computed_tokens = sequence.num_tokens
-    manager.register_computed(sequence, before)
+    manager.cache_full_blocks(sequence, before)
 
 
 def run_through(manager: BlockManager, token_ids: list[int], cache_salt: str = "") -> list[int]:
@@ -88,7 +88,7 @@ def test_blocks_are_shared_only_once_they_are_computed():
 
     # One block and a half done: one block to share.
     sequence.num_computed_tokens = 6
-    manager.register_computed(sequence, 0)
+    manager.cache_full_blocks(sequence, 0)
     assert manager.match_prefix(make_sequence(list(range(9)))) == sequence.block_table[:1]
 
 
@@ -127,7 +127,7 @@ def test_a_tail_is_evicted_before_the_head_it_hangs_on_and_old_before_new():
     # When blocks are taken one by one, Then the oldest tail goes first
     taken = make_sequence([3])
     for expected in ((1, 2), (0, 2), (0, 1), (0, 0)):
-        assert manager.append(taken, (len(taken.block_table) + 1) * BLOCK_SIZE)
+        assert manager.grow(taken, (len(taken.block_table) + 1) * BLOCK_SIZE)
         assert (num_matched(old), num_matched(new)) == expected
 
 
@@ -147,9 +147,9 @@ def test_growing_takes_all_blocks_or_none():
     manager = BlockManager(num_blocks=3, block_size=BLOCK_SIZE)
     sequence = make_sequence([1, 2])
     manager.allocate(sequence)
-    assert not manager.append(sequence, 13)
+    assert not manager.grow(sequence, 13)
     assert len(sequence.block_table) == 1
-    assert manager.append(sequence, 12)
+    assert manager.grow(sequence, 12)
     assert len(sequence.block_table) == 3
     assert manager.num_free_blocks == 0
 
@@ -160,13 +160,13 @@ def test_a_hit_costs_a_block_only_while_nobody_uses_it():
     run_through(manager, list(range(8)))
     # Then a sequence of 3 blocks leaves one free, hits or not.
     sequence = make_sequence(list(range(10)))
-    assert manager.can_allocate(sequence, num_spare=1)
-    assert not manager.can_allocate(sequence, num_spare=2)
+    assert manager.can_allocate(sequence, num_reserved=1)
+    assert not manager.can_allocate(sequence, num_reserved=2)
     # When another one uses them, and a third block, Then the one that is left suffices.
     manager.allocate(make_sequence(list(range(9))))
     assert manager.num_free_blocks == 1
     assert manager.can_allocate(sequence)
-    assert not manager.can_allocate(sequence, num_spare=1)
+    assert not manager.can_allocate(sequence, num_reserved=1)
     manager.allocate(sequence)
     assert manager.num_free_blocks == 0
 
@@ -252,7 +252,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
             block_id = sequence.block_table[position // BLOCK_SIZE]
             self.kv[block_id, position % BLOCK_SIZE] = self.prefix(sequence, position)
         sequence.num_computed_tokens = after
-        self.manager.register_computed(sequence, before)
+        self.manager.cache_full_blocks(sequence, before)
 
     @precondition(lambda self: self.sequences)
     @rule(data=st.data(), token_ids=st.lists(st.integers(0, 1), min_size=1, max_size=6))
@@ -261,7 +261,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
         num_tokens = sequence.num_tokens + len(token_ids)
         num_missing = self.manager.num_required_blocks(num_tokens) - len(sequence.block_table)
         fits = num_missing <= self.manager.num_free_blocks
-        assert self.manager.append(sequence, num_tokens) == fits
+        assert self.manager.grow(sequence, num_tokens) == fits
         if fits:
             sequence.token_ids.extend(token_ids)
 

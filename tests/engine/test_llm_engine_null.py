@@ -24,7 +24,7 @@ from pagefleet.engine import (
     SequenceOutput,
 )
 from pagefleet.engine.core.scheduler_output import ScheduledSequence
-from pagefleet.engine.core.speculation import num_agreed
+from pagefleet.engine.core.speculation import num_verified
 from pagefleet.engine.errors import EngineAsleepError
 from pagefleet.engine.execution.executor import Executor
 from pagefleet.engine.execution.null_executor import null_token
@@ -115,7 +115,7 @@ class ScriptedExecutor(Executor):
     def _find(self, entry: ScheduledSequence) -> Sampled:
         first, drafted = entry.sequence.num_output_tokens, entry.draft_token_ids
         script = self.scripts[entry.sequence.request_id][first : first + len(drafted) + 1]
-        return Sampled(tuple(script[: num_agreed(script, drafted)]))
+        return Sampled(tuple(script[: num_verified(script, drafted)]))
 
     def sleep(self) -> None:
         self.is_closed = True

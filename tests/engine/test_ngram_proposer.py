@@ -43,13 +43,13 @@ def test_a_match_is_followed_as_long_as_it_is_right():
 @given(tokens, tokens, st.integers(1, 6))
 def test_a_guess_is_what_came_after_the_same_tokens_before(prompt, output, most):
     text = prompt + output
-    drafted, chances = NgramProposer(len(prompt)).propose(text, most)
-    assert len(drafted) == len(chances) <= most
+    drafted, probabilities = NgramProposer(len(prompt)).propose(text, most)
+    assert len(drafted) == len(probabilities) <= most
     end = tuple(text[-2:])
     followers = [after for *before, after in zip(text, text[1:], text[2:], strict=False) if (*before,) == end]
     assert len(drafted) == (most if followers else 0)
     assert not drafted or drafted[0] in followers
-    assert all(0 <= later <= sooner <= 1 for sooner, later in pairwise(chances))
+    assert all(0 <= later <= sooner <= 1 for sooner, later in pairwise(probabilities))
 
 
 @given(tokens, tokens, st.sets(st.integers(0, 40)))
@@ -65,19 +65,19 @@ def test_it_learns_how_likely_its_guesses_are():
     """Given an output that repeats its prompt, and one that only seems to, two tokens at a time."""
     prompt = list(range(200))
     copied = prompt + prompt[:100]
-    assert NgramProposer(200).propose(copied, 8).chances[-1] > 0.9
+    assert NgramProposer(200).propose(copied, 8).probabilities[-1] > 0.9
     drawn = random.Random(1)
     drifted = prompt + [start + each for start in drawn.choices(range(199), k=50) for each in (0, 1)]
-    assert NgramProposer(200).propose(drifted, 8).chances[0] < 0.05
+    assert NgramProposer(200).propose(drifted, 8).probabilities[0] < 0.05
 
 
 @given(tokens, tokens, st.lists(st.integers(0, 7), max_size=12))
 def test_a_prompt_that_is_read_in_parts_is_known_as_well(prompt, output, parts):
     proposer = NgramProposer(len(prompt))
     for most in parts:
-        assert proposer.read_prompt(prompt, most) <= most
-    while not proposer.has_read_prompt:
-        assert proposer.read_prompt(prompt, 5) > 0
+        assert proposer.index_prompt(prompt, most) <= most
+    while not proposer.has_indexed_prompt:
+        assert proposer.index_prompt(prompt, 5) > 0
     whole = NgramProposer(len(prompt))
     for end in range(len(prompt), len(prompt + output) + 1):
         assert proposer.propose((prompt + output)[:end], 6) == whole.propose((prompt + output)[:end], 6)

@@ -18,7 +18,7 @@ from pagefleet.engine.core.ngram_proposer import NgramProposer
 from pagefleet.engine.core.scheduler import Scheduler
 from pagefleet.engine.core.scheduler_output import ScheduledSequence, SchedulerOutput
 from pagefleet.engine.core.sequence import Sequence, SequenceStatus
-from pagefleet.engine.core.speculation import num_agreed
+from pagefleet.engine.core.speculation import num_verified
 from pagefleet.engine.errors import InvalidRequestError
 from pagefleet.engine.outputs import FinishReason
 from pagefleet.engine.sampling.sampling_params import SamplingParams
@@ -389,7 +389,7 @@ def found(entry: ScheduledSequence) -> list[int]:
         return []
     first, drafted = entry.sequence.num_output_tokens, entry.draft_token_ids
     tokens = [token_at(first + index) for index in range(len(drafted) + 1)]
-    return tokens[: num_agreed(tokens, drafted)]
+    return tokens[: num_verified(tokens, drafted)]
 
 
 class SchedulerMachine(RuleBasedStateMachine):

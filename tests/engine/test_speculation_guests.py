@@ -117,7 +117,7 @@ def test_who_is_preempted_takes_no_drafts_along():
     scheduler = make_scheduler()
     sequence = add(scheduler, [1, 2, 3])
     scheduler.schedule()
-    scheduler.suspend()
+    scheduler.preempt_all()
     scheduler.check_integrity()
     assert scheduler.block_manager.num_free_blocks == 20
     assert step(scheduler, [7] * 7) == [6]
@@ -147,7 +147,7 @@ def test_a_step_samples_no_more_than_the_memory_for_logits_is_known_for():
 
 
 def test_a_long_prompt_is_read_in_parts(monkeypatch):
-    monkeypatch.setattr(speculation, "_MAX_READ", 3)
+    monkeypatch.setattr(speculation, "_MAX_INDEXED_TOKENS", 3)
     scheduler = make_scheduler()
     add(scheduler, [1, 2, 3, 4, 5, 6, 7, 8])
     assert [step(scheduler, [9]) for _ in range(2)] == [[0], [0]]

@@ -90,11 +90,11 @@ def test_a_short_step_that_is_late_counts_and_one_that_is_quick_does_not():
 @pytest.mark.parametrize("budget", [1, 2, 16, 17, 100, 5000])
 def test_a_chunk_costs_what_is_left(num_context, budget):
     cost = StepCost(1 / 3000)
-    most = cost.most(budget, num_context)
+    most = cost.max_num_tokens(budget, num_context)
     assert 1 <= most <= budget
     assert most <= 16 or cost.of(most, num_context) <= budget
     assert cost.of(most + 2, num_context) > budget
-    assert StepCost().most(budget, num_context) == budget == StepCost().of(budget, num_context)
+    assert StepCost().max_num_tokens(budget, num_context) == budget == StepCost().of(budget, num_context)
 
 
 # As SmolLM2-135M on two quiet cores.

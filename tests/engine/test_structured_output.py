@@ -248,7 +248,7 @@ class TestRefusals:
         misfit = EngineRequest("a", [1], params, logs=[list(b"no")], grammar=grammar)
         texts = run(engine, misfit, EngineRequest("b", [1], params, grammar=grammar))
         assert texts["a"].finish_reason is FinishReason.ERROR
-        assert "no place for token" in str(texts["a"].stop_reason)
+        assert "does not allow the token" in str(texts["a"].stop_reason)
         assert texts["b"].text == "yes"
 
 
