@@ -1,4 +1,4 @@
-"""``python -m ops.compatibility``: writes docs/compatibility.md."""
+"""``python -m ops.compatibility``: write docs/compatibility.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every other address: ours, and those of OpenAI's that there are not."""
+"""All other addresses: pagefleet's, and those of OpenAI that the gateway does not have."""
 
 from __future__ import annotations
 
@@ -39,23 +39,39 @@ def _is_well(answer: Answer) -> bool:
     return answer.status == 200
 
 
-# In this order: the job is deleted after it was read.
+# The order matters: the job is deleted after it was read.
 ADDRESSES: Final = (
     Address(
-        "GET", "/v1/models", "differs", _lists_models, "`created` is 0; context, aliases and `ready` beside"
+        "GET",
+        "/v1/models",
+        "differs",
+        _lists_models,
+        "`created` is 0; each model also has its context length, aliases and `ready`",
     ),
-    Address("GET", "/v1/jobs", "yes", _lists_jobs, "ours: the newest of the tenant's"),
-    Address("POST", "/v1/jobs/{job}/cancel", "yes", _is_ended_job, "ours: what there is of it is kept"),
-    Address("GET", "/", "yes", _is_well, "ours: a page to chat with"),
-    Address("GET", "/page/main.js", "yes", _is_well, "its parts"),
-    Address("GET", "/v1/models/null", "differs", _is_model, "by canonical name or alias"),
-    Address("GET", "/v1/jobs/{job}", "yes", _is_ended_job, "ours: state, and the answer once there is one"),
-    Address("GET", "/v1/jobs/{job}/stream", "yes", _streams, "ours: the rest after `Last-Event-ID`"),
-    Address("DELETE", "/v1/jobs/{job}", "yes", _is_gone, "ours: cancelled, and all of it removed"),
-    Address("GET", "/health", "yes", _is_well, "the process lives"),
-    Address("GET", "/ready", "yes", _is_well, "Redis answers, each model has a worker"),
-    Address("GET", "/metrics", "yes", _is_well, "[for Prometheus](metrics.md)"),
-    Address("GET", "/openapi.json", "yes", _is_well, "all of this for machines"),
+    Address("GET", "/v1/jobs", "yes", _lists_jobs, "pagefleet's: the newest jobs of the tenant"),
+    Address(
+        "POST",
+        "/v1/jobs/{job}/cancel",
+        "yes",
+        _is_ended_job,
+        "pagefleet's: keeps the tokens generated so far",
+    ),
+    Address("GET", "/", "yes", _is_well, "pagefleet's: the web page"),
+    Address("GET", "/page/main.js", "yes", _is_well, "files of the web page"),
+    Address("GET", "/v1/models/null", "differs", _is_model, "accepts the canonical name or an alias"),
+    Address(
+        "GET",
+        "/v1/jobs/{job}",
+        "yes",
+        _is_ended_job,
+        "pagefleet's: the state, and the answer when the job has ended",
+    ),
+    Address("GET", "/v1/jobs/{job}/stream", "yes", _streams, "pagefleet's: the events after `Last-Event-ID`"),
+    Address("DELETE", "/v1/jobs/{job}", "yes", _is_gone, "pagefleet's: cancels the job and removes its data"),
+    Address("GET", "/health", "yes", _is_well, "200 while the process runs"),
+    Address("GET", "/ready", "yes", _is_well, "200 if Redis answers and each model has a worker"),
+    Address("GET", "/metrics", "yes", _is_well, "metrics for [Prometheus](metrics.md)"),
+    Address("GET", "/openapi.json", "yes", _is_well, "the OpenAPI document of these addresses"),
     _not_here("/v1/embeddings"),
     _not_here("/v1/responses"),
     _not_here("/v1/files"),

@@ -1,4 +1,4 @@
-"""docs/compatibility.md, from the probes."""
+"""Makes docs/compatibility.md from the probes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from ops.compatibility.tokens import DETOKENIZE, TOKENIZE
 PAGE: Final = Path(__file__).parents[2] / "docs" / "compatibility.md"
 ENDPOINTS: Final = (CHAT, COMPLETIONS, TOKENIZE, DETOKENIZE)
 _HEAD: Final = """\
-# What is compatible with OpenAI
+# Compatibility with OpenAI's API
 
-Written by `python -m ops.compatibility` from the probes there, each of which
-`tests/gateway/test_compatibility.py` sends to a running gateway: a row is what was answered. *differs* is
-yes, and how. Every parameter of the `openai` package's requests has a row, and every field that the gateway
-knows.
+`python -m ops.compatibility` writes this page from probes. `tests/gateway/test_compatibility.py` sends each
+probe to a running gateway, so each row shows a real answer. *differs* means that the gateway accepts the
+parameter with the difference in the last column. The tables have every request parameter of the `openai`
+package and every field that the gateway knows.
 
-What a parameter does and its range: [sampling.md](sampling.md); streams, errors and keys:
-[gateway.md](gateway.md); schemas: [structured-output.md](structured-output.md). *Ignored* is always named, in
-the header `x-pagefleet-ignored`; `pagefleet serve --strict` refuses it.
+[sampling.md](sampling.md) has the meaning and range of each parameter, [gateway.md](gateway.md) describes
+streams, errors and keys, and [structured-output.md](structured-output.md) describes schemas. The header
+`x-pagefleet-ignored` lists ignored fields; `pagefleet serve --strict` refuses them.
 """
 
 
 def page() -> str:
-    """The whole page, as Markdown."""
+    """Return the page as Markdown."""
     parts = [_HEAD]
     for endpoint in ENDPOINTS:
         parts += [f"## POST {endpoint.path}\n", *_tables(endpoint)]
@@ -46,8 +46,8 @@ def _tables(endpoint: Endpoint) -> list[str]:
 
 def _row(probe: Probe) -> str:
     name, _, more = probe.parameter.partition(":")
-    spelled = f"`{name}`" if " " not in name else name
-    return _line((f"{spelled}{f': {more.strip()}' if more else ''}", probe.support, probe.words))
+    code = f"`{name}`" if " " not in name else name
+    return _line((f"{code}{f': {more.strip()}' if more else ''}", probe.support, probe.words))
 
 
 def _addresses() -> list[str]:

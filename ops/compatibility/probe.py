@@ -1,4 +1,4 @@
-"""Probe: a request, what its answer must show, and what the page says of it; and the checks they share."""
+"""Probes: requests with a check of the answer and the words on the page; and the checks that they share."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from pagefleet.api.protocol.job_store import JobStore
 Support = Literal["yes", "no", "differs"]
 SEED: Final = 7
 TEXT: Final = "f-)WMZsL2`QBIlih"
-"""What the null engine says with that seed, in every choice that is the first."""
+"""The null engine's text for this seed, in the first choice."""
 
 
 class Answer(NamedTuple):
-    """Of one probe. ``data`` is JSON, or of a stream the data of its events."""
+    """The answer to one probe. ``data`` is the JSON, or for a stream the data of its events."""
 
     status: int
     headers: Mapping[str, str]
     data: Any
     job: GenerateRequest | None
-    """What the worker was asked; None where nothing was enqueued."""
+    """The request of the job, or None if no job was enqueued."""
 
     @property
     def choices(self) -> list[dict[str, Any]]:
@@ -37,7 +37,7 @@ class Answer(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Of the first choice, of either endpoint."""
+        """The text of the first choice, of either endpoint."""
         first = self.choices[0]
         return str(first["text"] if "text" in first else first["message"]["content"])
 
@@ -49,11 +49,11 @@ Check = Callable[[Answer], bool]
 class Probe:
     """
     Args:
-        parameter: as a request spells it, ``stream_options.include_usage``; what else there is to say of it
-            stands behind a colon, ``response_format: json_schema``.
-        sends: laid over the endpoint's own request.
-        shows: what must be true of the answer.
-        words: how it differs, or why there is none.
+        parameter: its name in a request, such as ``stream_options.include_usage``; a colon separates it from
+            a value or a case, such as ``response_format: json_schema``.
+        sends: fields that replace those of the endpoint's request.
+        shows: the check of the answer.
+        words: the difference, or the reason why it is not supported.
     """
 
     parameter: str
@@ -70,7 +70,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """What generates, with all that it may be sent."""
+    """An address that takes a body, with the probes of all its fields."""
 
     path: str
     request: Mapping[str, Any]
@@ -83,7 +83,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Any other address; ``{job}`` in its path is a job that has ended."""
+    """An address without such fields; ``{job}`` in its path is the id of an ended job."""
 
     method: str
     path: str
@@ -93,11 +93,11 @@ class Address:
 
 
 def ask(http: httpx.Client, store: JobStore, endpoint: Endpoint, probe: Probe) -> Answer:
-    """Sends a probe and reads what came of it."""
+    """Send a probe and return its answer."""
     reply = http.post(endpoint.path, json={**endpoint.request, **probe.sends})
     if reply.headers["content-type"].startswith("text/event-stream"):
-        told = re.findall(r"^data: (\{.*)$", reply.text, re.MULTILINE)
-        data: Any = [json.loads(each) for each in told]
+        events = re.findall(r"^data: (\{.*)$", reply.text, re.MULTILINE)
+        data: Any = [json.loads(each) for each in events]
     else:
         data = reply.json()
     job_id = reply.headers.get(JOB_HEADER)
@@ -113,18 +113,18 @@ def ask_address(http: httpx.Client, address: Address, job_id: str) -> Answer:
 
 
 def reaches(**fields: Any) -> Check:
-    """The worker is asked for it: what the engine makes of it is its own tests' matter."""
+    """Check that the job has these fields. The engine's tests check their effect."""
 
     def shows(answer: Answer) -> bool:
         assert answer.job is not None, answer.data
-        told = {**answer.job.model_dump(), **answer.job.sampling.model_dump()}
-        return answer.status in (200, 202) and {name: told[name] for name in fields} == fields
+        fields_of_job = {**answer.job.model_dump(), **answer.job.sampling.model_dump()}
+        return answer.status in (200, 202) and {name: fields_of_job[name] for name in fields} == fields
 
     return shows
 
 
-def says(wanted: Callable[[Answer], bool]) -> Check:
-    """An answer of which something is true."""
+def check(wanted: Callable[[Answer], bool]) -> Check:
+    """Check that the request succeeds and that the answer fulfils a condition."""
     return lambda answer: answer.status == 200 and wanted(answer)
 
 
@@ -137,7 +137,7 @@ def refuses(param: str, code: str = "unsupported_parameter", status: int = 400) 
 
 
 def ignores(*names: str) -> Check:
-    """The answer is what it is without, and a header names what nobody looked at."""
+    """Check that the fields do not change the answer, and that a header lists them."""
 
     def shows(answer: Answer) -> bool:
         named = answer.headers.get(IGNORED_HEADER, "").split(", ")
@@ -147,12 +147,12 @@ def ignores(*names: str) -> Check:
 
 
 def ignores_in(*names: str) -> Check:
-    """As :func:`ignores`, of an answer without choices."""
+    """Check the same as :func:`ignores` for an answer without choices."""
     return lambda answer: answer.status == 200 and answer.headers.get(IGNORED_HEADER) == ", ".join(names)
 
 
 def has_no_effect(answer: Answer) -> bool:
-    """Known and not named: the answer is what it is without."""
+    """Check that the field does not change the answer, and that the header does not list it."""
     return answer.status == 200 and IGNORED_HEADER not in answer.headers and answer.text == TEXT[:4]
 
 
