@@ -20,6 +20,7 @@ from pagefleet.api.protocol.operation_types import StepStatus
 from pagefleet.engine import EngineRequest, InvalidRequestError, LLMEngine, SequenceOutput
 from pagefleet.engine.errors import EngineFailedError
 from pagefleet.workers.attempt.admission import Admission, ClaimHandler
+from pagefleet.workers.attempt.attempt_endings import AttemptEndings
 from pagefleet.workers.attempt.corrupt_jobs import CorruptJobHandler
 from pagefleet.workers.attempt.engine_loop import EngineLoop, LeaseState
 from pagefleet.workers.attempt.finisher import EndedJob, Finisher
@@ -72,7 +73,7 @@ class AttemptPipeline(ClaimHandler):
         )
         self.admission = Admission(store, worker_id, card, engine, retry, self, results, rejector)
         self.loop = EngineLoop(engine, self, lease, metrics)
-        self.publisher = Publisher(
+        endings = AttemptEndings(
             store,
             worker_id,
             retry,
@@ -82,7 +83,9 @@ class AttemptPipeline(ClaimHandler):
             on_lost=self._on_lost,
             on_released=self._on_released,
             on_unreadable=self._on_unreadable,
-            tracer=engine.tracer,
+        )
+        self.publisher = Publisher(
+            store, worker_id, retry, metrics, endings, abort=self.loop.abort, tracer=engine.tracer
         )
         self.finisher = Finisher(
             store, app, retry, canvas, on_closed=self._on_closed, on_unreadable=self.handle_unreadable

@@ -6,7 +6,6 @@ thread turns them into STEPs (protocol line 6), reads the replies and ends jobs.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import queue
@@ -16,12 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from pagefleet.api.contract.errors import FleetError, JobFailed, ProtocolError, RedisUnavailable, StorageFull
-from pagefleet.api.contract.messages import ErrorInfo, JobState
+from pagefleet.api.contract.errors import FleetError, JobFailed, RedisUnavailable, StorageFull
+from pagefleet.api.contract.messages import JobState
 from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.api.protocol.operation_types import StepItem, StepReply, StepStatus
 from pagefleet.engine import FinishReason, SequenceOutput
 from pagefleet.engine.execution.step_tracer import NO_TRACER, StepTracer
+from pagefleet.workers.attempt.attempt_endings import AttemptEndings
 from pagefleet.workers.attempt.step_batches import step_batches
 from pagefleet.workers.job.active_job import ActiveJob
 from pagefleet.workers.observe.metrics import Metrics
@@ -39,10 +39,7 @@ class Publisher:
 
     Args:
         abort: aborts a request in the engine.
-        on_ended: called for each job that has reached a final state and must be closed.
-        on_lost: called for each job that another worker owns or that Redis lost, with the reason.
-        on_released: called for each released job; its message must be requeued.
-        on_unreadable: called for each job whose hash or log cannot be read.
+        endings: ends attempts that this publisher no longer sends for.
     """
 
     def __init__(
@@ -51,12 +48,9 @@ class Publisher:
         worker_id: str,
         retry: OutageRetry,
         metrics: Metrics,
+        endings: AttemptEndings,
         *,
         abort: Callable[[str], None],
-        on_ended: Callable[[ActiveJob], None],
-        on_lost: Callable[[ActiveJob, str], None],
-        on_released: Callable[[ActiveJob], None],
-        on_unreadable: Callable[[ActiveJob], None],
         tracer: StepTracer = NO_TRACER,
     ) -> None:
         self._store = store
@@ -64,11 +58,8 @@ class Publisher:
         self._worker_id = worker_id
         self._retry = retry
         self._metrics = metrics
+        self._endings = endings
         self._abort = abort
-        self._on_ended = on_ended
-        self._on_lost = on_lost
-        self._on_released = on_released
-        self._on_unreadable = on_unreadable
         self._jobs: dict[str, ActiveJob] = {}
         self._unsent: dict[str, ActiveJob] = {}
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -113,7 +104,7 @@ class Publisher:
 
     def release_unprepared(self, job: ActiveJob) -> None:
         """RELEASE a job that was not added to the engine. The caller requeues its message."""
-        self._commands.put(lambda: self._release(job))
+        self._commands.put(lambda: self._endings.release_at_shutdown(job))
 
     def is_in_engine(self, job: ActiveJob) -> bool:
         """False until the job's grammar is compiled, and after its end."""
@@ -226,7 +217,8 @@ class Publisher:
         choice = job.choices[item.choice]
         if not 0 <= reply.num_tokens <= len(choice.token_ids):
             # Only this attempt appends, so the count in the hash must be corrupt.
-            self._give_up_unreadable(job)
+            self._remove(job)
+            self._endings.give_up_unreadable(job)
             return
         job.accepted_sent = True
         choice.num_sent = reply.num_tokens
@@ -235,7 +227,8 @@ class Publisher:
                 if item.entry is not None and item.entry.finish_reason is not None:
                     choice.has_ended = True
                     if job.has_ended:
-                        self._pass_on_ended(job)
+                        self._remove(job)
+                        self._endings.complete(job)
             case StepStatus.BEHIND:
                 self._unsent[job.request_id] = job
             case StepStatus.CANCEL:
@@ -243,9 +236,11 @@ class Publisher:
             case StepStatus.DEADLINE:
                 self._end(job, JobState.FAILED, "deadline", None)
             case StepStatus.UNREADABLE:
-                self._give_up_unreadable(job)
+                self._remove(job)
+                self._endings.give_up_unreadable(job)
             case StepStatus.FENCED | StepStatus.GONE:
-                self._give_up_lost(job, reply.status)
+                self._remove(job)
+                self._endings.lose(job, reply.status)
 
     def _queue_step(self, request_ids: Sequence[str]) -> None:
         self._unsent |= {each: job for each in request_ids if (job := self._jobs.get(each)) is not None}
@@ -270,57 +265,17 @@ class Publisher:
             self._end(self._jobs[request_id], JobState.FAILED, "error", error)
 
     def _end(self, job: ActiveJob, state: JobState, reason: str, error: FleetError | None) -> None:
-        """END or FAIL by the owner: abort the request in the engine first, then end the job in Redis."""
-        self._abort(job.request_id)
-        info = None if error is None else ErrorInfo.from_error(error)
-        try:
-            verdict = self._retry(
-                lambda: self._store.end(
-                    job.job_id, self._worker_id, job.epoch, state, reason=reason, error=info
-                )
-            )
-        except ProtocolError:
-            self._give_up_unreadable(job)
-            return
-        if verdict == "ended":
-            self._pass_on_ended(job)
-        else:
-            self._give_up_lost(job, verdict)
+        self._remove(job)
+        self._endings.end(job, state, reason, error)
 
     def _release_running(self, job: ActiveJob) -> None:
         if self._jobs.get(job.request_id) is not job:
             return
         self._abort(job.request_id)
         self._flush()
-        if self._jobs.get(job.request_id) is not job:
-            return
-        try:
-            verdict = self._retry(
-                functools.partial(self._store.release, job.job_id, self._worker_id, job.epoch)
-            )
-        except ProtocolError:
-            self._give_up_unreadable(job)
-            return
-        if verdict == "released":
+        if self._jobs.get(job.request_id) is job:
             self._remove(job)
-            self._on_released(job)
-        else:
-            self._give_up_lost(job, verdict)
-
-    def _pass_on_ended(self, job: ActiveJob) -> None:
-        self._remove(job)
-        self._on_ended(job)
-
-    def _give_up_lost(self, job: ActiveJob, why: str) -> None:
-        self._metrics.on_fenced(why)
-        self._abort(job.request_id)
-        self._remove(job)
-        self._on_lost(job, why)
-
-    def _give_up_unreadable(self, job: ActiveJob) -> None:
-        self._abort(job.request_id)
-        self._remove(job)
-        self._on_unreadable(job)
+            self._endings.release(job)
 
     def _remove(self, job: ActiveJob) -> None:
         self._jobs.pop(job.request_id, None)
@@ -330,12 +285,8 @@ class Publisher:
         """RELEASE (protocol line 8) after the tokens are sent: any worker may continue the jobs."""
         self._flush()
         for job in list(self._jobs.values()):
-            self._release(job)
             self._remove(job)
-
-    def _release(self, job: ActiveJob) -> None:
-        with contextlib.suppress(ProtocolError):
-            self._retry(functools.partial(self._store.release, job.job_id, self._worker_id, job.epoch))
+            self._endings.release_at_shutdown(job)
 
     def _stop(self) -> None:
         self._stopping = True
