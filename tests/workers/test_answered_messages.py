@@ -1,4 +1,4 @@
-"""Whatever becomes of a job, its message is acknowledged: what stays fills a worker up."""
+"""Every job's message is acknowledged in the end, because unacknowledged ones would fill the worker."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_of_a_job_past_its_deadline(fleet):
 
 
 def test_of_a_job_that_the_worker_refuses(fleet):
-    """The text is too long; only the worker, which has the tokenizer, can know."""
+    """Only the worker, which has the tokenizer, can find that the text is too long."""
     with pytest.raises(InvalidRequest):
         fleet.generate("x" * 100_000).result()
     assert all_is_answered(fleet)
@@ -51,7 +51,7 @@ def test_of_a_job_that_nobody_knows(fleet):
 
 
 def test_more_failures_than_the_worker_has_seats(fleet):
-    """Each message that stayed would take a seat for ever: after 64 the worker would take nothing more."""
+    """An unacknowledged message takes a place forever. After 64 the worker would not take any more."""
     streams = [fleet.generate("x", max_tokens=1000, deadline_s=0.2) for _ in range(70)]
     assert {stream.result().finish_reason for stream in streams} == {"deadline"}
     assert len(fleet.generate("x", max_tokens=3, idle_timeout=20).result().token_ids) == 3
@@ -59,7 +59,7 @@ def test_more_failures_than_the_worker_has_seats(fleet):
 
 
 def test_of_a_job_whose_message_was_put_back_while_it_ran(fleet):
-    """Its own worker may get it again. It is the same message: acknowledged once, and not before the end."""
+    """The same worker may receive the message again. It is acknowledged once, and not before the end."""
     stream = fleet.generate("x", max_tokens=800)
     next(stream)
     live = fleet._live
@@ -77,7 +77,7 @@ def test_of_a_job_whose_message_was_put_back_while_it_ran(fleet):
 
 
 def test_what_the_server_has_popped_is_read_although_the_room_is_gone(store):
-    """A worker loses its lease while its BRPOP waits: the message that comes then must not stay unread."""
+    """A worker loses its lease while its BRPOP waits. A message that arrives then must not stay unread."""
     app = make_celery(store.settings, worker_id="w")
     with app.connection_for_read() as connection:
         channel = connection.default_channel
@@ -111,7 +111,7 @@ def test_what_the_server_has_popped_is_read_although_the_room_is_gone(store):
 
 
 class _Request:
-    """As much of Celery's request as a pooled message uses to answer a cancelled job."""
+    """The part of Celery's request that a pooled message uses for a cancelled job."""
 
     id = "a"
 
@@ -135,7 +135,7 @@ class _Request:
     ids=["before", "after"],
 )
 def test_of_a_job_that_is_revoked_before_or_after_its_start(time_start, announced):
-    """After the start Celery acknowledges it itself; before, nobody else does."""
+    """Celery acknowledges only a message whose task has started. The pool acknowledges the others."""
     request = _Request(time_start)
     hub_calls = SimpleNamespace(post=lambda call: call())
     pool = SimpleNamespace(hub_calls=hub_calls, cancel=lambda _: None, forget=lambda _: None)

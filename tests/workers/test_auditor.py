@@ -1,4 +1,4 @@
-"""A worker gives up what the server says that it runs and that it does not have."""
+"""A worker releases jobs that Redis assigns to it and that it does not hold."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def claimed(store, job_id, worker_id="w1"):
 
 def test_a_job_that_is_not_here_is_sent_again(store, auditor):
     claimed(store, "lost")
-    # The first round may have come between a claim and its reply.
+    # The first round may have run between a claim and its reply.
     assert auditor.audit() == 0
     assert auditor.audit() == 1
     assert store.read("lost").state is JobState.QUEUED

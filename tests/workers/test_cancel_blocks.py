@@ -25,12 +25,12 @@ BYSTANDER, CANCELLED = "bystander", "job"
 
 
 def job_of(request_id):
-    """The engine knows attempts: a job's id and a number."""
+    """The engine's request ids are a job's id and the number of the attempt."""
     return request_id.partition("#")[0]
 
 
 class StepLog:
-    """What each step of an engine was given: its requests, and the blocks in use while it ran."""
+    """Records the requests of each step, and the blocks in use during it."""
 
     def __init__(self, engine):
         self.steps = []
@@ -46,7 +46,7 @@ class StepLog:
         return self._execute(plan)
 
     def wait(self, condition, timeout_s=20.0):
-        """Until a step has begun for which the condition holds; returns the number of steps so far."""
+        """Wait for a step that meets the condition. Return the number of steps so far."""
         with self.begun:
             assert self.begun.wait_for(lambda: self.steps and condition(*self.steps[-1]), timeout_s)
             return len(self.steps)
@@ -54,7 +54,7 @@ class StepLog:
 
 @pytest.fixture
 def fleet_worker(store):
-    """A worker, not started, and the log of its steps."""
+    """Return a worker that is not started, and the log of its steps."""
     workers = []
 
     def make(step_time_s, **settings):
@@ -76,17 +76,17 @@ def test_a_running_job_joins_one_more_step_at_most(store, fleet_worker):
     worker.put(message)
     num_before = log.wait(lambda ids, _: ids == {BYSTANDER, CANCELLED}) + 1
     log.wait(lambda *_: len(log.steps) == num_before)
-    # When the flag is written while a step is under way.
+    # When the cancel flag is written during a step.
     store.cancel("job")
     assert len(log.steps) == num_before
-    # Then one more step has the job at most, and the next has its blocks.
+    # Then at most one more step computes the job, and the next can use its blocks.
     log.wait(lambda *_: len(log.steps) == num_before + 2)
     assert log.steps[-1] == ({BYSTANDER}, 1)
     assert message.last_answer()[1].state is JobState.CANCELLED
 
 
 def test_a_long_prefill_ends_within_one_step_too(store, fleet_worker):
-    """No token tells the publisher about it, and steps are shorter than its patience with silence."""
+    """The prefill produces no token for the publisher, and its steps are shorter than the poll interval."""
     worker, log = fleet_worker(0.05, max_num_batched_tokens=64)
     engine = worker._engine
     message = submit(store, worker, "job", prompt="x" * 4000, max_tokens=10)
@@ -108,7 +108,7 @@ def stack(server_binary, tmp_path):
 
 @pytest.mark.parametrize("how", ["client", "revoke"])
 def test_in_a_real_fleet(stack, how):
-    """With one job alone, a worker's steps are the steps in which that job got a token."""
+    """With a single job, each step is one in which this job received a token."""
     with FleetClient(redis_url=stack.redis_url) as fleet:
         stream = fleet.generate(PROMPT, max_tokens=1000, seed=1)
         next(stream)
@@ -133,7 +133,7 @@ def test_in_a_real_fleet(stack, how):
             return worker.num_free_blocks == worker.num_blocks and worker.num_decode_steps > 0
 
         assert wait_until(is_free, 10)
-        # The step that was running, and one more.
+        # The current step, and one more.
         assert worker.num_decode_steps <= num_before + 2
         if how == "revoke":
             app.close()

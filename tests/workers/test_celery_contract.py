@@ -71,7 +71,7 @@ def test_signatures(function, parameters):
 
 
 def test_an_acknowledgement_goes_through_the_channels_qos():
-    """guard_channel replaces ``qos.ack`` on the instance, and a held message is given a new channel."""
+    """guard_channel replaces ``qos.ack`` on the instance, and held messages get the new channel."""
     source = inspect.getsource(virtual.Channel.basic_ack)
     assert "self.qos.ack(delivery_tag)" in source
     assert "self.channel.basic_ack(self.delivery_tag" in inspect.getsource(Message.ack)
@@ -94,7 +94,7 @@ def test_results_can_be_signalled_without_being_stored():
 
 
 def test_a_result_is_stored_in_this_form():
-    """workers/queue/result_encoder.py makes it, scripts store it."""
+    """workers/queue/result_encoder.py makes the result, and scripts store it."""
     stored = inspect.getsource(BaseKeyValueStoreBackend._store_result)
     for use in (
         "self._get_result_meta(result=result, state=state,",
@@ -118,7 +118,7 @@ def test_small_tasks_of_celerys_own_run_through_apply_target():
 
 
 def test_call_soon_wakes_the_loop_from_another_thread():
-    """An acknowledgement must not wait for the poll timeout of a quiet queue."""
+    """An acknowledgement must not wait for the poll timeout of an empty queue."""
     hub = Hub()
     ran = threading.Event()
     loop = hub.create_loop()
@@ -136,7 +136,7 @@ def test_call_soon_wakes_the_loop_from_another_thread():
 
 
 def test_lanes_replace_how_brpop_is_sent():
-    """workers/queue/lanes.py sends the same command with its own order of lists."""
+    """workers/queue/lanes.py sends the same command with the lists in another order."""
     source = inspect.getsource(Channel._brpop_start)
     for use in (
         "self._q_for_pri(queue, pri) for pri in self.priority_steps",
@@ -150,7 +150,7 @@ def test_lanes_replace_how_brpop_is_sent():
 
 
 def test_a_message_is_put_back_in_three_parts():
-    """PooledMessage._restore: out of the ledger, out of the channel's books, out of Celery's."""
+    """PooledMessage._restore removes the message from Redis, from the channel and from Celery's state."""
     assert "super().ack(delivery_tag)" in inspect.getsource(QoS.reject)
     assert "self.restore_by_tag(delivery_tag, leftmost=True)" in inspect.getsource(QoS.reject)
     assert list(inspect.signature(virtual.QoS.ack).parameters) == ["self", "delivery_tag"]
@@ -167,7 +167,7 @@ def test_the_gate_stands_between_a_reply_and_its_consumer():
 
 
 def test_a_message_is_written_down_through_the_channels_qos():
-    """guard_channel replaces ``qos.append`` on the instance; the base class keeps the books in memory."""
+    """guard_channel replaces ``qos.append`` on the instance; the base class records the message in memory."""
     assert "self.qos.append(message, message.delivery_tag)" in inspect.getsource(
         virtual.Channel.basic_consume
     )

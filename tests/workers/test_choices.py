@@ -1,4 +1,4 @@
-"""A job of several choices on one worker and the next: each log its own, none told twice, one end."""
+"""A job with several choices on one worker and the next: separate logs, no duplicates, one end."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def worker(store):
 def test_a_choice_that_has_ended_is_left_alone_by_the_next_attempt(store):
     first = make_worker(store, "w1", drain_s=0.0)
     first.start()
-    # The others don't have it so early.
+    # The other choices do not have it this early.
     end = next(token for token in tokens(1, 40)[19:] if token not in tokens(0, 90) + tokens(2, 90))
     num_first = next(at for at in range(19, 40) if tokens(1, 40)[at] == end) + 1
     message = submit(store, first, "a", n=3, max_tokens=4000, min_tokens=20, stop_token_ids=[end])
@@ -76,7 +76,7 @@ def test_a_job_ends_with_its_last_choice_and_a_cancel_ends_them_all(store, worke
 
 
 def test_more_choices_than_a_call_takes(store, worker):
-    """128 choices with logprobs: more items, and more weight, than one STEP is allowed."""
+    """128 choices with logprobs are more items, and larger, than one STEP may be."""
     message = submit(store, worker, "a", n=128, max_tokens=9, logprobs=1)
     other = submit(store, worker, "b", max_tokens=9)
     worker.put(message)
@@ -106,7 +106,7 @@ def test_a_replay_has_the_same_choices(store, worker):
 
 
 def test_a_log_without_the_logprobs_that_are_asked_for_is_none(store, worker):
-    """And one with some that nobody asked for. The worker lives, and the next job is served."""
+    """Also a log with logprobs that the request does not ask for. The worker then runs the next job."""
     bare = {"offset": 0, "token_ids": [1], "texts": ["a"]}
     told = bare | {"logprobs": [{"token_id": 1, "logprob": -0.5, "text": "a", "rank": 1}]}
     for job_id, entry, fields in (("a", bare, {"logprobs": 0}), ("b", told, {})):
@@ -121,7 +121,7 @@ def test_a_log_without_the_logprobs_that_are_asked_for_is_none(store, worker):
 
 
 def test_a_job_is_marked_before_its_first_choice_only(store, worker, monkeypatch):
-    """The others begin when it has tokens: it is no suspect any more."""
+    """The other choices start when the first one has a token, so that the job is not a suspect any more."""
     marked = []
     mark = worker.pipeline.publisher.mark
     monkeypatch.setattr(worker.pipeline.publisher, "mark", lambda ids: marked.extend(ids) or mark(ids))

@@ -1,4 +1,4 @@
-"""No job fails because a step failed: one bad job ends alone, a lost device ends the process and no job."""
+"""A failed step fails no other job: a bad job fails alone, and a lost device ends the process but no job."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUM_TOKENS = 200
 
 
 class Fleet:
-    """Workers whose device breaks when a prompt says so, started one by one."""
+    """Workers, started one by one, whose device fails when a prompt asks for it."""
 
     def __init__(self, redis_url: str, folder: Path) -> None:
         self._redis_url, self._folder = redis_url, folder
@@ -74,29 +74,29 @@ def whole(seed):
 def test_one_of_forty_fails_and_a_lost_device_fails_none(fleet, client, redis_url):
     store = JobStore(FleetSettings(redis_url=redis_url))
     first = fleet.start_worker("--max-num-seqs", "48")
-    # Given forty jobs, of which one makes every step fail that it is in
+    # Given forty jobs, one of which makes each of its steps fail
     good = [client.generate("good", max_tokens=NUM_TOKENS, seed=index) for index in range(20)]
     bad = client.generate("<fault step>", max_tokens=NUM_TOKENS)
     good += [client.generate("good", max_tokens=NUM_TOKENS, seed=index) for index in range(20, 39)]
-    # Then it fails alone
+    # Then only this job fails
     with pytest.raises(JobFailed, match="cannot compute this sequence"):
         bad.result()
     for seed, stream in enumerate(good):
         result = stream.result()
         assert (result.token_ids, result.attempts) == (whole(seed), 1)
 
-    # When the device is lost in mid-sentence of twelve jobs, by one that begins
+    # When a starting job breaks the device while twelve jobs are running
     good = [client.generate("good", max_tokens=NUM_TOKENS, seed=index) for index in range(12)]
     for stream in good:
         next(stream)
     poison = client.generate("<fault device>", job_id="poison")
     assert wait_until(lambda: first.exit_status is not None, 20)
-    # Then the worker ends and says why; no job has ended
+    # Then the worker exits with the reason, and no job has ended
     assert first.exit_status == CRASH_EXIT_STATUS
     assert "its jobs return to their queues: The device is lost" in fleet.log(0)
     assert {store.read(stream.job_id).fields["state"] for stream in good} <= {"Q", "R"}
     assert store.read("poison").fields.get("suspect") == "1"
-    # And others go on with them, exactly, and without blame; the suspect is given up after three workers
+    # And other workers continue them exactly and without blame; the suspect is given up after three workers
     while store.read("poison").fields["state"] in "QR":
         worker = fleet.start_worker("--max-num-seqs", "48")
         assert wait_until(

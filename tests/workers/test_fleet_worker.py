@@ -1,4 +1,4 @@
-"""One worker against a real server: what becomes of a message in every case the protocol knows."""
+"""One worker and a real server: how a message is settled in each case of the protocol."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_job_runs_from_its_message_to_its_result(store, worker):
     assert record.result().token_ids == expected_tokens(7, 20)
     assert record.result().finish_reason == "length"
     assert record.result().text == bytes(expected_tokens(7, 20)).decode()
-    # The job is closed: out of its ledger, and on its way to expiry.
+    # The job is closed: removed from its ledger, with a TTL.
     assert store.redis.zcard(keys.open_jobs("pagefleet.null.interactive")) == 0
     assert 0 < store.redis.ttl(keys.job("a")) <= store.settings.result_ttl_s
 
@@ -80,7 +80,7 @@ def test_a_job_that_a_live_worker_runs_is_left_to_it(store, worker):
 
 
 def test_a_dead_workers_job_goes_on_where_its_log_ends(store, worker):
-    # Given a job of which a worker, dead by now, logged 5 tokens.
+    # Given a job with 5 tokens in its log, whose worker is dead.
     message = submit(store, worker, "a", max_tokens=12)
     ghost = make_worker(store, "ghost")
     ghost.start()
@@ -90,10 +90,10 @@ def test_a_dead_workers_job_goes_on_where_its_log_ends(store, worker):
     ghost.lease.release()
     logged = len(store.read("a").result().token_ids)
     assert 5 <= logged < 12
-    # When its message reaches a survivor.
+    # When its message reaches another worker.
     again = RecordedMessage("a")
     worker.put(again)
-    # Then the result is that of an undisturbed run.
+    # Then the result equals that of an uninterrupted run.
     _, record = again.last_answer()
     assert record.result().token_ids == expected_tokens(7, 12)
     assert record.result().text == bytes(expected_tokens(7, 12)).decode()
@@ -115,7 +115,7 @@ def test_a_fenced_worker_lets_go_and_writes_nothing(store, worker):
 
 
 def test_a_log_that_lost_its_tail_is_sent_again(store, worker):
-    """A server restarted without its last second of writes: the worker still has the tokens."""
+    """The server restarted without its last second of writes. The worker still has the tokens."""
     message = submit(store, worker, "a", max_tokens=200)
     worker.put(message)
     assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 20, 10)
@@ -152,7 +152,7 @@ def test_cancel_frees_the_blocks_and_keeps_what_was_said(store, worker):
 
 
 def test_a_cancel_reaches_a_job_that_has_no_step(store):
-    """One seat: the second job waits in the engine, and must hear of its cancel all the same."""
+    """The batch has room for one sequence. The second job waits in the engine and must still be cancelled."""
     worker = make_worker(store, "w1", drain_s=0.0)
     worker._engine._scheduler.max_num_seqs = 1
     worker.start()
@@ -240,7 +240,7 @@ def test_a_step_that_fails_once_costs_its_jobs_nothing(store, worker, monkeypatc
 
 
 def test_an_engine_that_failed_leaves_its_suspects_and_gives_the_rest_back(store, worker, monkeypatch):
-    """Marked, in the state of a job whose worker died; what was not in the step is in the queue again."""
+    """The suspect is marked and looks like a job whose worker died. The other job is queued again."""
     messages = [submit(store, worker, name, max_tokens=4000) for name in ("a", "b")]
     for message in messages:
         worker.put(message)
@@ -272,7 +272,7 @@ def test_drain_gives_running_jobs_back_with_their_log(store):
 
 
 def test_the_first_prefill_is_marked_before_it_reaches_the_device(store, worker, monkeypatch):
-    """MARK, protocol line 5: at the moment of the first execute the hash already says suspect."""
+    """MARK (protocol line 5): the hash has the suspect flag before the first execute."""
     seen = []
     execute = worker._engine._executor.execute
 
@@ -289,7 +289,7 @@ def test_the_first_prefill_is_marked_before_it_reaches_the_device(store, worker,
 
 
 def test_suspects_begin_one_at_a_time(store):
-    """Protocol line 12: jobs that may have killed a worker are run again by themselves."""
+    """Protocol line 12: jobs that may have killed a worker are run again alone."""
     worker = make_worker(store, "w1")
     seen = []
     mark = worker.pipeline.publisher._store.mark
@@ -320,7 +320,7 @@ def test_a_late_step_of_a_lost_attempt_does_not_meet_the_next(store):
     worker.put(first)
     assert wait_until(lambda: store.read("j").num_tokens[0] > 3, 10)
     epoch = store.read("j").fields["epoch"]
-    # As another worker would leave it that took it over and gave it back.
+    # The state that another worker leaves after a takeover and a release.
     store.redis.hset(keys.job("j"), mapping={"state": "Q", "epoch": int(epoch) + 5})
     kind, record = first.last_answer()
     assert kind == "ended"

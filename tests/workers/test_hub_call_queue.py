@@ -1,4 +1,4 @@
-"""Calls into Celery's event loop: a signal handler's call ends the loop's waiting too."""
+"""Calls into Celery's event loop, also from a signal handler, which must wake the loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pagefleet.workers.queue.hub_call_queue import HubCallQueue
 
 
 def test_a_signal_handler_wakes_the_hub():
-    """By itself the hub waits for its connections, at most a second, whatever signals come."""
+    """Without a call the hub waits for its connections for up to a second, even if a signal arrives."""
     hub, calls = Hub(), HubCallQueue()
     reading, writing = os.pipe()
     hub.add_reader(reading, lambda: None)

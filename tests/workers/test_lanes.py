@@ -1,4 +1,4 @@
-"""Interactive work comes before any amount of batch work; batch fills the rest and gives way."""
+"""Interactive jobs run before any number of batch jobs; batch jobs use the rest and are preempted."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_thousand_batch_jobs_delay_an_interactive_one_by_a_step(fleet):
         fleet.generate("x", lane="batch", priority=9, max_tokens=500, seed=index)
     assert wait_until(lambda: num_running(fleet) == NUM_SEATS - NUM_RESERVED, 10)
     busy_s = sorted(first_token_s(fleet, priority=0) for _ in range(5))[2]
-    # The goal is one step more; a bar in a test is three times its goal.
+    # The goal is one more step; the limit in a test is three times the goal.
     assert busy_s < idle_s + 3 * STEP_S
 
 
@@ -58,7 +58,7 @@ def test_batch_gives_its_seats_to_interactive_work_and_ends_exactly(fleet):
     urgent = [fleet.generate("i", max_tokens=20, seed=index) for index in range(NUM_SEATS)]
     for stream in urgent:
         next(stream)
-    # Without giving way the last of them would wait for the end of the batch jobs, 6 s.
+    # Without preemption the last one would wait 6 s, until the batch jobs end.
     assert time.monotonic() - begun_at < 4
     for index, stream in enumerate(urgent):
         assert stream.result().token_ids == [null_token(index, 0, at) for at in range(20)]
@@ -70,7 +70,7 @@ def test_batch_gives_its_seats_to_interactive_work_and_ends_exactly(fleet):
 
 
 def test_priorities_within_a_lane(fleet):
-    """9 is the most urgent; each of the ten is a class of its own."""
+    """9 is the most urgent of ten separate priorities."""
     blockers = [fleet.generate("x", max_tokens=15) for _ in range(NUM_SEATS)]
     assert wait_until(lambda: num_running(fleet) == NUM_SEATS, 10)
     waiting = {}

@@ -1,4 +1,4 @@
-"""A lease lives as long as the engine loop turns and the server hears of it."""
+"""A lease is valid as long as the engine loop runs and the server answers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_wedged_loop_loses_it_although_the_process_lives(store):
     lease.start()
     assert wait_until(lambda: not lease.valid, 3 * LEASE_S)
     assert wait_until(lambda: not store.redis.exists(keys.lease("w1")), LEASE_S)
-    # It turns again: the lease comes back.
+    # The loop runs again, and the lease is valid again.
     assert lease.num_late_beats == 0
     assert lease.age_s > LEASE_S
     assert wait_until(lambda: lease.tick() or lease.valid, 3 * LEASE_S)
@@ -55,7 +55,7 @@ def test_a_wedged_loop_loses_it_although_the_process_lives(store):
 
 
 def test_its_file_is_dated_to_its_end(store, tmp_path):
-    """What a container's health check reads: in the future while the lease is held."""
+    """The health check of a container reads the file's date: in the future while the lease is valid."""
     file = tmp_path / "lease"
 
     def ends_in_s():
@@ -64,7 +64,7 @@ def test_its_file_is_dated_to_its_end(store, tmp_path):
     lease = make_lease(store, file)
     lease.start()
     assert 0 < ends_in_s() <= LEASE_S
-    # The loop is wedged; it turns again; it leaves.
+    # The loop is wedged, then runs again, then the worker stops.
     assert wait_until(lambda: ends_in_s() < 0, 3 * LEASE_S)
     assert wait_until(lambda: lease.tick() or ends_in_s() > 0, 3 * LEASE_S)
     lease.release()

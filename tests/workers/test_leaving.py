@@ -1,4 +1,4 @@
-"""SIGTERM: nothing that runs is lost, every stream goes on with the same tokens. Real processes."""
+"""SIGTERM loses no running job: every stream continues with the same tokens. Real processes."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ def client(stack: LocalStack) -> FleetClient:
 
 
 def test_streams_go_on_with_the_other_worker(server_binary, tmp_path):
-    # Given two workers and sixteen streams in mid-sentence.
+    # Given two workers and sixteen running streams.
     with LocalStack(tmp_path, NULL, num_workers=2, drain_s=0.0) as stack, client(stack) as fleet:
         streams = [fleet.generate("x", max_tokens=150, seed=index) for index in range(16)]
         for stream in streams:
             next(stream)
-        # When one of them, which holds some, is told to leave.
+        # When one worker that holds some of them receives SIGTERM.
         status = fleet.status()
         holders = {job.worker_id for job in status.running}
         pid = next(worker.pid for worker in status.workers if worker.worker_id in holders)
         (leaving,) = [worker for worker in stack.workers if worker.pid == pid]
         (staying,) = [worker for worker in stack.workers if worker.pid != pid]
         leaving.terminate()
-        # Then every stream has every token once, and its own: the seeds say which.
+        # Then every stream has each of its tokens once; the seed determines them.
         results = [stream.result() for stream in streams]
         for index, result in enumerate(results):
             assert result.token_ids == [null_token(index, 0, position) for position in range(150)]
         assert max(result.attempts for result in results) == 2
         assert leaving.wait(10) == 0
-        # And the books are closed.
+        # And no job stays open.
         status = fleet.status()
         assert [worker.pid for worker in status.workers] == [staying.pid]
         assert wait_until(lambda: all(queue.num_open == 0 for queue in fleet.status().queues), 5)
@@ -55,7 +55,7 @@ def test_a_drain_lets_running_jobs_finish(server_binary, tmp_path):
 
 
 def test_a_worker_leaves_although_redis_is_gone(server_binary, tmp_path):
-    """Nothing hangs: its jobs come back when the lease runs out."""
+    """Its jobs are recovered when the lease expires."""
     with LocalStack(tmp_path, [*NULL, "--lease-seconds", "1"], drain_s=0.5) as stack, client(stack) as fleet:
         stream = fleet.generate("x", max_tokens=2000)
         next(stream)

@@ -1,4 +1,4 @@
-"""A worker without one of its threads would hang; it ends instead."""
+"""A worker that loses one of its threads exits, because it would hang otherwise."""
 
 from __future__ import annotations
 

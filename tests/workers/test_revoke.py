@@ -1,4 +1,4 @@
-"""What a worker does with a revoke of a job that another one runs."""
+"""A worker receives a revoke for a job that another worker runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pagefleet.api.contract.messages import JobState
 
 @pytest.fixture
 def workers(store):
-    """Two: the first one runs ``job``."""
+    """Two workers; the first one runs ``job``."""
     first, second = (make_worker(store, name, drain_s=0.0) for name in ("w1", "w2"))
     message = submit(store, first, "job", max_tokens=100_000 // 64)
     first.start()
@@ -31,13 +31,13 @@ def test_terminate_reaches_it(workers, store):
     second, message = workers
     assert second.revoker.revoke("job", terminate=True) is True
     assert message.last_answer()[1].state is JobState.CANCELLED
-    # It has ended: nothing is left to revoke. What nobody knows is Celery's.
+    # The job has ended, so there is nothing to revoke. Unknown tasks are left to Celery.
     assert second.revoker.revoke("job", terminate=True) is False
     assert second.revoker.revoke("unknown", terminate=False) is True
 
 
 def test_it_does_not_meet_what_is_claimed_at_that_moment(workers, store, monkeypatch):
-    """The job is queued when the revoke comes, and the other worker's claim is there before the cancel."""
+    """The job is queued when the revoke arrives, and the other worker claims it before the cancel."""
     second, _ = workers
     submit(store, second, "other", max_tokens=5)
     cancel = second._store.cancel
@@ -55,6 +55,6 @@ def test_it_does_not_meet_what_is_claimed_at_that_moment(workers, store, monkeyp
 def test_what_is_queued_ends_at_once(workers, store):
     second, _ = workers
     submit(store, second, "other", max_tokens=5)
-    # Nothing is left for Celery to do.
+    # Celery has nothing to do.
     assert second.revoker.revoke("other", terminate=False) is False
     assert store.read("other").state is JobState.CANCELLED

@@ -1,4 +1,4 @@
-"""What a worker tells Celery's monitors when a job begins."""
+"""The `task-started` event that a worker sends to Celery's monitors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness import leave, make_worker, submit
 
 @pytest.fixture
 def started(store):
-    """Runs a job in a worker with these settings; gives what was told when it began."""
+    """Run a job in a worker with these settings. Return the fields of its start event."""
     workers = []
 
     def run(job_id, fields, **settings):

@@ -1,4 +1,4 @@
-"""A Redis at its memory limit: nothing new is taken, nothing that runs is lost. Real server, real worker."""
+"""Redis at its memory limit: no new job is taken, no running job is lost. Real server, real worker."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ def test_running_jobs_wait_for_room_and_end_exactly(stack, raw):
         streams = [fleet.generate("x", max_tokens=NUM_TOKENS, seed=seed) for seed in range(NUM_STREAMS)]
         for stream in streams:
             next(stream)
-        # Given a server without room, and two messages that still wait on it.
+        # Given a full server with two waiting messages.
         stack.workers[0].send_signal(signal.SIGSTOP)
         waiting = [fleet.generate("x", max_tokens=5, seed=100 + index) for index in range(2)]
         stack.workers[0].send_signal(signal.SIGCONT)
         raw.config_set("maxmemory", 1)
         with pytest.raises(StorageFull, match="at its memory limit"):
             fleet.generate("x")
-        # When that lasts more than two leases.
+        # When it stays full for more than two lease times.
         before = raw.info("commandstats").get("cmdstat_brpop", {"calls": 0})["calls"]
         lease_lost = wait_until(lambda: not raw.exists(keys.lease(worker.worker_id)), 5.0)
-        # Then the worker keeps its lease, and does not ask again and again.
+        # Then the worker keeps its lease, and does not poll in a tight loop.
         assert not lease_lost
         assert raw.info("commandstats").get("cmdstat_brpop", {"calls": 0})["calls"] - before < 50
         raw.config_set("maxmemory", 0)
-        # And with room again everything goes on, exactly.
+        # And when the server has room again, all jobs continue exactly.
         for seed, stream in [*enumerate(streams), *((100 + i, each) for i, each in enumerate(waiting))]:
             tokens = stream.result().token_ids
             assert tokens == [null_token(seed, 0, position) for position in range(len(tokens))]
@@ -68,7 +68,7 @@ def test_running_jobs_wait_for_room_and_end_exactly(stack, raw):
 
 
 def test_a_message_popped_in_the_last_moment_does_not_end_the_worker(store):
-    """kombu could not write down who has it; Celery's consumer would end with an unrecoverable error."""
+    """kombu cannot store it as unacknowledged. Celery's consumer would end with an unrecoverable error."""
     app = make_celery(store.settings, worker_id="w")
     with app.connection_for_read() as connection:
         channel = connection.default_channel

@@ -1,4 +1,4 @@
-"""Jobs that nobody holds are found and sent again; those that somebody holds are left alone."""
+"""Jobs without a message and a worker are sent again; others are not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def app(store):
 
 @pytest.fixture
 def sweeper(store, app):
-    """Without patience: what looks stranded is sent at once."""
+    """A sweeper without a grace period: a stranded job is sent at once."""
     return Sweeper(store, app, [QUEUE], grace_s=0.0)
 
 
@@ -68,7 +68,7 @@ def test_a_job_whose_worker_died_without_a_message_left(store, sweeper):
 
 
 def test_a_job_that_a_younger_one_passed(store, app, sweeper):
-    """The queue is not empty, but its message is not in it: a job behind it runs already."""
+    """The queue is not empty, but the job's message is not in it: a newer job is already running."""
     beat(store, "w1")
     submit(store, "lost")
     store.redis.zadd(keys.open_jobs(QUEUE), {"lost": 1.0})
@@ -91,7 +91,7 @@ def test_it_is_patient_and_more_so_each_time(store, app):
 
 
 def test_one_worker_sweeps_until_it_is_gone(store, app):
-    """Two that take turns would each have to see a job twice, and be patient one after the other."""
+    """If two workers took turns, each would have to see a job twice, and their grace periods would add up."""
     first, second = (Sweeper(store, app, [QUEUE], grace_s=0.5, interval_s=0.2) for _ in range(2))
     submit(store, "a")
     first.sweep_if_elected()
@@ -103,7 +103,7 @@ def test_one_worker_sweeps_until_it_is_gone(store, app):
 
     assert wait_until(sent_while_both_try, 5)
     assert second._resends == {}
-    # The first one is gone: the other takes over when its lock has run out.
+    # The first one is gone. The other takes over when the lock has expired.
     store.redis.delete(*store.redis.keys("pagefleet.null.interactive*"))
     assert wait_until(lambda: second.sweep_if_elected() or num_queued(store, QUEUE) == 1, 5)
 

@@ -1,4 +1,4 @@
-"""A message that arrives when its consumer has just been cancelled, as at a worker's stop."""
+"""A message that arrives just after its consumer was cancelled, for example when the worker stops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ QUEUE = keys.queue("null", "interactive")
 
 
 def test_it_returns_to_the_front_of_its_queue_without_a_warning(store, caplog):
-    """Two messages wait; the first is popped, and nobody consumes the queue any more."""
+    """Two messages wait; the first is popped, and then the queue has no consumer."""
     app = make_celery(store.settings, worker_id="leaving")
     send_message(app, "first", QUEUE, 5)
     send_message(app, "second", QUEUE, 5)
