@@ -1,4 +1,4 @@
-"""docs/celery.md as a reader uses it: its app is saved, its worker started, each snippet run in order."""
+"""docs/celery.md as a reader uses it: save the app, start its worker, run all snippets in order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODULE, *SNIPPETS = [block.text for block in blocks_of("docs/celery.md") if bloc
 
 @pytest.fixture(scope="module")
 def reader(null_stack, tmp_path_factory):
-    """A folder with ``shop.py``, and its worker."""
+    """A folder with ``shop.py``, and a worker of it."""
     folder = tmp_path_factory.mktemp("shop")
     fleet_url = "redis://127.0.0.1:6379/0"
     assert MODULE.count(fleet_url) == 1
@@ -41,7 +41,7 @@ def reader(null_stack, tmp_path_factory):
 
 
 def test_every_snippet_runs(reader):
-    """In one program, as they build on each other; the model and its queue are the test's."""
+    """All snippets in one program, because they build on each other, with the test's model and queue."""
     program = "\n".join(SNIPPETS)
     queue = 'f"pagefleet.{MODEL}.interactive"'
     assert program.count(queue) == 1

@@ -1,4 +1,4 @@
-"""A service that only knows Celery: send_task, AsyncResult, canvas, revoke, events. A real worker process."""
+"""A service that uses only Celery: send_task, AsyncResult, canvas, revoke, events. A real worker process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_send_task_and_get(service):
     assert result["state"] == "D"
     assert len(result["choices"][0]["token_ids"]) == 5
     assert result["choices"][0]["finish_reason"] == "length"
-    # The same seed, the same tokens, through the client.
+    # The client gets the same tokens for the same seed.
     assert send(service, max_tokens=5, seed=7).get(timeout=15)["choices"] == result["choices"]
 
 
@@ -58,7 +58,7 @@ def test_a_sent_task_can_be_attached_to(service, null_stack):
 
 @pytest.mark.parametrize("terminate", [True, False])
 def test_revoke_of_a_running_task(service, null_stack, terminate):
-    """terminate=True stops it; without, Celery's meaning holds: what runs, runs on."""
+    """terminate=True stops the job. Without it, a running job continues, as in Celery."""
     sent = send(service, max_tokens=600)
     with FleetClient(redis_url=null_stack.redis_url) as fleet:
         assert wait_until(lambda: any(job.job_id == sent.id for job in fleet.status().running), 15)
@@ -74,7 +74,7 @@ def test_revoke_of_a_running_task(service, null_stack, terminate):
 
 
 def test_a_foreign_workers_revoke_leaves_what_runs(service, foreign_worker):
-    """It stores REVOKED for a task that has not started, as far as the result backend says."""
+    """Celery stores REVOKED for a task whose result is not STARTED."""
     sent = send(service, max_tokens=500)
     assert wait_until(lambda: sent.state == "STARTED", 15)
     assert sent.info["hostname"].startswith("null@")
@@ -109,7 +109,7 @@ def test_a_running_job_that_is_deleted_leaves_no_result(service, fleet):
 
 @pytest.mark.parametrize("terminate", [True, False])
 def test_revoke_ends_what_waits_at_once(service, fleet, ghost, terminate):
-    """No worker of its model is there to receive its message: any worker that hears the command does it."""
+    """Its model has no worker. Any worker that receives the command cancels the job."""
     stream = fleet.generate("hello", model=ghost, idle_timeout=30)
     service.AsyncResult(stream.job_id).revoke(terminate=terminate)
     assert stream.result().state is JobState.CANCELLED
@@ -118,7 +118,7 @@ def test_revoke_ends_what_waits_at_once(service, fleet, ghost, terminate):
 
 
 def test_a_link_and_a_chain_run_after_the_job(service):
-    """The follow-up tasks are fleet jobs themselves, fed by partial application."""
+    """The follow-up tasks are fleet jobs too, and receive the result by partial application."""
     ids = [str(uuid.uuid4()) for _ in range(2)]
     follow_up = signature(
         TASK, kwargs={"model": "null", "prompt": "after", "max_tokens": 2}, app=service, immutable=True
@@ -154,7 +154,7 @@ def test_a_group_collects_all_results(service):
 
 @pytest.fixture
 def events(service):
-    """Every event of the stack by job and type, from the moment on at which a heartbeat was heard."""
+    """All events of the stack by job and type, after the first heartbeat."""
     seen: dict[str, dict[str, dict]] = defaultdict(dict)
     receivers = []
 
@@ -164,7 +164,7 @@ def events(service):
     def capture():
         with service.connection() as connection:
             receivers.append(service.events.Receiver(connection, handlers={"*": note}))
-            # Without an end: between one capture and the next, events would go by.
+            # Captures without a limit, because events between two captures would be lost.
             receivers[0].capture(limit=None, timeout=None, wakeup=False)
 
     thread = threading.Thread(target=capture)
@@ -178,7 +178,7 @@ def events(service):
 
 
 def test_every_job_has_its_own_events(service, events):
-    """What Flower shows: received, started, succeeded, each with a runtime of its own."""
+    """The events that Flower shows: received, started, and succeeded with a separate runtime per job."""
     sent = [send(service, max_tokens=count) for count in (5, 200)]
     for result in sent:
         result.get(timeout=20)

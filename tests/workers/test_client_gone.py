@@ -1,4 +1,4 @@
-"""A client that goes away takes its jobs with it, unless they are detached or somebody else reads them."""
+"""The jobs of a lost client are cancelled, unless they are detached or have another reader."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_dead_clients_jobs(stack, monkeypatch):
             return store.read(job_id, with_log=False).state
 
         assert wait_until(lambda: {state(job) for job in JOBS} == {JobState.RUNNING}, 10)
-        # A living client's jobs are left alone for as long as it lives.
+        # The jobs of a living client are not cancelled.
         time.sleep(CLIENT_LEASE_S + 2 * SWEEP_INTERVAL_S)
         assert state("alone") is JobState.RUNNING
         client.send_signal(signal.SIGKILL)

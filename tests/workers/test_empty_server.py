@@ -1,4 +1,4 @@
-"""Redis comes back with nothing in it while streams run: own jobs start again, attached readers are told."""
+"""Redis restarts empty while streams run: own jobs start again, attached readers get an error."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ def test_every_token_once_although_the_server_forgot_all(stack):
         for reader in readers:
             reader.start()
         assert wait_until(lambda: all(len(reader.token_ids) > 10 for reader in readers), 20)
-        # When the server is killed and comes back without its data.
+        # When the server is killed and restarts without its data.
         stack.server.kill()
         shutil.rmtree(stack.server.data_dir)
         stack.server.start()
         for reader in readers:
             reader.join(BAR_S)
             assert not reader.is_alive()
-        # Then own streams have every token once, and readers of others' jobs are told.
+        # Then own streams have each token once, and readers of other clients' jobs get an error.
         for seed, reader in enumerate(owners):
             assert reader.error is None
             assert reader.token_ids == [null_token(seed, 0, position) for position in range(NUM_TOKENS)]
         assert isinstance(attached.error, JobLost)
-        # And the same worker serves on, its card is there again, the books are closed.
+        # And the same worker continues, its card is published again, and no job stays open.
         assert [card.name for card in fleet.models()] == ["null"]
         assert len(fleet.generate("x", max_tokens=3).result().token_ids) == 3
         assert [each.worker_id for each in fleet.status().workers] == [worker.worker_id]

@@ -1,4 +1,4 @@
-"""What a worker counts: of its jobs, of its steps, of what went wrong; and what that costs."""
+"""A worker's metrics of jobs, steps and failures, and their cost."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class TestOfJobsThatEnd:
             assert value(worker, f"{name}_count", lane="batch") == 1, name
         assert value(worker, "request_generation_tokens_sum", **mine) == 80
         assert value(worker, "request_success_total", finished_reason="length", **mine) == 4
-        # The stages make up the whole, but for what the server and the publisher take.
+        # The stages add up to the whole time, except for the server's and the publisher's.
         stages = sum(
             value(worker, f"request_{stage}_time_seconds_sum", **mine)
             for stage in ("queue", "prefill", "decode")
@@ -80,7 +80,7 @@ class TestOfJobsThatEnd:
         assert 0 < stages <= value(worker, "e2e_request_latency_seconds_sum", **mine) + 0.05
 
     def test_the_time_in_the_queue_counts(self, store, worker):
-        """Before any worker saw the job."""
+        """The job ends before any worker claims it."""
         message = submit(store, worker, "j", max_tokens=2)
         submitted_ms = int(store.redis.hget("pf:job:j", "enqueued_at"))
         store.redis.hset("pf:job:j", "enqueued_at", submitted_ms - 30_000)
@@ -114,7 +114,7 @@ class TestOfJobsThatEnd:
         num_steps = value(worker, "step_time_seconds_count")
         assert value(worker, "step_num_seqs_count") == num_steps
         assert num_steps >= 30
-        # A token each but for the prefills' own; the prompts come on top.
+        # One per token, except for the prefills' tokens; the prompts are added.
         assert value(worker, "step_num_seqs_sum") == 8 * 30
         assert value(worker, "iteration_tokens_sum") > 8 * 30
         assert value(worker, "publish_latency_seconds_count") > 0
@@ -210,7 +210,7 @@ class TestOfTheMoment:
 
 
 def test_a_series_exists_before_its_first_event(worker):
-    """Else rate() never sees it rise."""
+    """Otherwise rate() does not see the first increase."""
     for family in worker.metrics.registry.collect():
         assert family.samples, family.name
 
@@ -295,7 +295,7 @@ class Message:
 
 
 def made_up_step(num_seqs):
-    """A decode step of 64 sequences, as the engine hands it over."""
+    """A decode step of 64 sequences, as the engine passes it."""
     metrics = Metrics("m")
     jobs = [ActiveJob(f"job-{index}", 1, Message()) for index in range(num_seqs)]
     for job in jobs:
@@ -310,7 +310,7 @@ def made_up_step(num_seqs):
 def test_what_a_step_of_64_costs():
     metrics, plan, outputs = made_up_step(64)
     num_steps = 2000
-    # Of this thread alone: neighbours on the machine do not count.
+    # CPU time of this thread only, without other load on the machine.
     begun = time.thread_time()
     for _ in range(num_steps):
         metrics.on_step(0.0, plan, outputs)
@@ -328,6 +328,6 @@ def test_what_a_step_of_64_costs():
         )
         == 64 * num_steps
     )
-    # Goals: 5 and 60; a bar in a test is three times its goal.
+    # Goals: 5 and 60; the limit in a test is three times the goal.
     assert engine_us < 15
     assert fold_us < 180

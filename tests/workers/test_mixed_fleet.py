@@ -1,4 +1,4 @@
-"""Workers that differ: another version goes on with a job and says so, other weights leave it alone."""
+"""Different workers: another version continues a job and records it, other weights do not take it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NUM_TOKENS = 300
 
 @pytest.fixture
 def start(server_binary, tmp_path):
-    """Starts workers with given fingerprints on one server; ``start.url`` names it."""
+    """Starts workers with given fingerprints on one server, ``start.url``."""
     started = []
     with RedisServer(tmp_path / "redis") as server:
 
@@ -75,7 +75,7 @@ OLD_QUEUES = {"interactive": "org_2f_4eull.interactive", "batch": "org_2f_4eull.
 
 
 def write_as_before(store, queue, seed, priority="5", **fields):
-    """A job as the version before wrote it: neither the fields nor the queue names that came later."""
+    """A job as the previous version stored it, without the newer fields and queue names."""
     job_id = str(uuid.uuid4())
     request = {"model": "org/Null", "prompt": "hi", "sampling": {"max_tokens": NUM_TOKENS, "seed": seed}}
     store.redis.hset(
@@ -93,7 +93,7 @@ def write_as_before(store, queue, seed, priority="5", **fields):
 
 
 def test_an_old_producers_jobs_are_served(start):
-    """Nothing that the version before wrote is lost: its queues, its ledgers, messages without a job."""
+    """Nothing of the previous version is lost: its queues, its ledgers, and messages without a job."""
     start("--served-name", "org/Null")
     app = make_celery(FleetSettings(redis_url=start.url))
     with FleetClient(redis_url=start.url) as fleet:
@@ -110,7 +110,7 @@ def test_an_old_producers_jobs_are_served(start):
         assert (queue.name, queue.num_open) == ("pagefleet.org%2FNull.interactive", 2)
         send_message(app, written[1], OLD_QUEUES["interactive"], 5)
         send_message(app, written[2], OLD_QUEUES["batch"], 2)
-        # The message of the third was lost, and the fourth is a message only.
+        # The message of the third job is lost, and the fourth is only a message.
         fields = {"model": "org/Null", "prompt": "hi", "max_tokens": NUM_TOKENS, "seed": 4}
         sent = app.send_task("pagefleet.generate", kwargs=fields, queue=OLD_QUEUES["interactive"])
         assert sent.get(timeout=30)["choices"][0]["token_ids"] == tokens(4)
@@ -132,7 +132,7 @@ def test_other_weights_wait_for_their_own_kind(start):
         (refused,) = fleet.status().refused
         assert refused.job_id == stream.job_id
         assert "other weights" in refused.reason
-        # A job without tokens may start on any: the second worker is not stuck behind the first's job.
+        # A job without tokens may start on any worker: the second one does not wait for the first one's job.
         assert fleet.generate("y", max_tokens=4, seed=6).result().token_ids == tokens(6)[:4]
         start("--null-weights", "one")
         assert stream.result().token_ids == tokens(5)
@@ -144,7 +144,7 @@ ON_FOUR_SEATS = ["--max-num-seqs", "4", "--null-step-time", "0.005"]
 
 
 def begin_elsewhere(store, app, fingerprint, seed):
-    """A job with one token by other weights, and its message."""
+    """A job with one token from other weights, and its message."""
     job_id, queue = str(uuid.uuid4()), keys.queue("null", "interactive")
     request = build_request({"model": "null", "prompt": "x", "seed": seed, "max_tokens": 8, "detached": True})
     store.submit(job_id, request, queue=queue, channel="", limits=Limits(1000, 1000))
@@ -158,7 +158,7 @@ def begin_elsewhere(store, app, fingerprint, seed):
 
 
 def test_hundreds_of_refused_jobs_hold_no_seat_and_wait_for_their_weights(start):
-    """After an upgrade of the weights: new jobs run as if the old ones were not there."""
+    """After an upgrade of the weights, new jobs run as if the old ones did not exist."""
     worker = start("--null-weights", "two", *ON_FOUR_SEATS)
     with FleetClient(redis_url=start.url) as fleet:
         store = fleet._live.store
@@ -172,7 +172,7 @@ def test_hundreds_of_refused_jobs_hold_no_seat_and_wait_for_their_weights(start)
         streams = [fleet.generate("y", max_tokens=50, seed=1) for _ in range(8)]
         for stream in streams:
             assert stream.result().token_ids == tokens(1)[:50]
-        # A refused job held one of the four seats for a second: the 200 took 50 s.
+        # When a refused job took one of four places for a second, the 200 jobs took 50 s.
         assert time.monotonic() - begun_at < 10
 
         hashes = [keys.job(job_id) for job_id in old]
@@ -180,7 +180,7 @@ def test_hundreds_of_refused_jobs_hold_no_seat_and_wait_for_their_weights(start)
         asked = sum("is not taken" in line for line in worker.read_log())
         assert asked <= 4 * NUM_REFUSED
 
-        # Two of them have waited for long enough; one is sent again, and goes on where it was.
+        # Two of them have waited too long and are dead letters. One is requeued and continues.
         given_up = list(old)[:2]
         for job_id in given_up:
             store.redis.hset(keys.job(job_id), "refused_until", "1")

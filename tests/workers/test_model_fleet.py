@@ -1,4 +1,4 @@
-"""The real model through the whole fleet: the same tokens as the engine alone, text, chat, refusals."""
+"""The real model through the whole fleet: the engine's tokens, text, chat, rejected requests."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_seed_gives_the_same_answer_alone_and_in_company(model_fleet):
 
 
 def test_rules_for_tokens_hold_through_the_fleet(model_fleet):
-    """Given the word that it would say first, it may not; given two tokens, it says no others."""
+    """A banned first word is not generated; with two allowed tokens, no other is generated."""
     greedy = {"temperature": 0.0, "max_tokens": 8}
     assert "Paris" in model_fleet.generate(PROMPTS[0], **greedy).text()
     assert "Paris" not in model_fleet.generate(PROMPTS[0], bad_words="Paris", **greedy).text()
@@ -95,7 +95,7 @@ def test_a_text_longer_than_the_context_is_refused_by_the_worker(model_fleet):
 
 
 def test_a_call_of_a_tool_that_is_demanded_parses(model_stack):
-    """Of a model whose template knows no tools, greedy and hot, also where the text is cut short."""
+    """For a model whose template has no tools: greedy, at a high temperature, and with a truncated text."""
     gateway = GatewayProcess(model_stack.redis_url, GatewaySettings(), 0).start().wait_ready()
     city = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
     tools = [
@@ -125,7 +125,7 @@ def test_a_call_of_a_tool_that_is_demanded_parses(model_stack):
 
 
 def test_a_chat_that_the_template_refuses_is_refused_with_its_reason(own_environment, tmp_path):
-    """A checkpoint folder whose template allows no system message; everything else is the real model's."""
+    """A copy of the real model whose chat template rejects system messages."""
     from pagefleet.engine.loading.checkpoint import resolve
 
     folder = tmp_path / "strict"

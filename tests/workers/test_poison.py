@@ -1,4 +1,4 @@
-"""A job that kills whoever computes it is given up after three deaths; those beside it are not blamed."""
+"""A job that kills its workers is given up after three deaths. Other jobs are not blamed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUM_TOKENS = 300
 
 
 class Supervisor(threading.Thread):
-    """What systemd or Kubernetes does: a worker that dies is started again."""
+    """Restarts dead workers, like systemd or Kubernetes."""
 
     def __init__(self, workers):
         super().__init__()
@@ -73,7 +73,7 @@ def test_three_deaths_and_a_dead_letter(supervisor, redis_url):
             for index in range(NUM_BYSTANDERS // 2)
         ]
         poison = fleet.generate("poison", job_id="poison")
-        # These are in their first prefill beside it, with some luck.
+        # Some of these are likely to be in their first prefill at the same time.
         bystanders += [
             fleet.generate(f"good {index}", max_tokens=NUM_TOKENS, seed=index, job_id=f"good-{index}")
             for index in range(NUM_BYSTANDERS // 2, NUM_BYSTANDERS)

@@ -1,4 +1,4 @@
-"""A request of the wire as the engine takes it."""
+"""A request on the wire, converted for the engine."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_every_parameter_reaches_the_engine_as_the_client_gave_it(engine):
     assert list(EVERY_PARAMETER) == list(SamplingParams.__dataclass_fields__)
     card = make_card(WorkerSettings(model="null", backend="null"), engine)
     prepared = prepare(CardIndex([card]), None, {"prompt": "Hello", **EVERY_PARAMETER}, seed=1)
-    # As it is stored, and read again by any worker.
+    # As stored in Redis and read by any worker.
     stored = type(prepared.request).model_validate_json(
         prepared.request.model_dump_json(exclude_defaults=True)
     )
@@ -73,14 +73,14 @@ def test_the_card_says_what_the_checkpoint_recommends(engine):
 
 
 def computed(engine, **fields):
-    """What the engine is to compute for these fields of a request."""
+    """Return the engine's request for these fields."""
     card = make_card(WorkerSettings(model="null", backend="null"), engine)
     prepared = prepare(CardIndex([card]), None, fields, seed=1)
     return engine_request("a", prepared.request, [], engine, card)
 
 
 def test_a_prompt_is_truncated_to_its_last_tokens(engine):
-    """Given text, token ids or messages, the last tokens stay, also of more than the context holds."""
+    """The last tokens of text, token ids or messages are kept, even of a prompt longer than the context."""
     max_model_len = engine.info.max_model_len
     whole = list(computed(engine, prompt="Hello, world").prompt_token_ids)
     assert computed(engine, prompt="Hello, world", truncate_prompt_tokens=5).prompt_token_ids == whole[-5:]
@@ -97,7 +97,7 @@ def test_a_prompt_is_truncated_to_its_last_tokens(engine):
 
 
 def test_only_jobs_with_the_same_salt_share_computed_blocks(engine):
-    """Given the same prompt four times, one after the other, the salts decide what is found."""
+    """The salt decides which of four identical prompts share prefix blocks."""
     found = []
     for index, salt in enumerate((None, "mine", "mine", None)):
         request = computed(

@@ -1,4 +1,4 @@
-"""RecentStats: what a beat says of a worker's last seconds."""
+"""RecentStats: a worker's figures of its last seconds, sent with each heartbeat."""
 
 from __future__ import annotations
 

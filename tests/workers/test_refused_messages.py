@@ -1,4 +1,4 @@
-"""Messages of a plain Celery app that no job can be made of: its ``get()`` raises and says why."""
+"""Messages of a plain Celery app that cannot become jobs: ``get()`` raises the reason."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_chain_gives_its_result_as_prompt_or_as_fields(service, foreign_worker
 
 
 def test_the_rest_of_a_chain_fails_with_the_job(service, foreign_worker):
-    """Whoever waits for the last one by its id alone knows no parent whose failure he could see."""
+    """A client that waits for the last task by its id has no parent result with the failure."""
     rest = foreign(service, "text_of")
     for first in (
         generate(service, promt="a"),
@@ -126,7 +126,7 @@ def send_garbage(service, fleet, job_id):
 
 
 def test_garbage_leaves_a_good_jobs_result_alone(service, fleet, raw):
-    """Under its id, while it runs and after its end."""
+    """A message with the id of another job, while that runs and after its end."""
     running = fleet.generate("x", max_tokens=400, idle_timeout=20)
     next(running)
     send_garbage(service, fleet, running.job_id)
@@ -134,7 +134,7 @@ def test_garbage_leaves_a_good_jobs_result_alone(service, fleet, raw):
     assert len(running.result().token_ids) == 400
     assert service.AsyncResult(running.job_id).get(timeout=10)["state"] == "D"
     send_garbage(service, fleet, running.job_id)
-    # Only its result is left.
+    # Only the result of the job is left.
     raw.delete(keys.job(running.job_id))
     send_garbage(service, fleet, running.job_id)
     assert service.AsyncResult(running.job_id).get(timeout=10)["state"] == "D"
@@ -163,7 +163,7 @@ def test_an_eta_is_kept_as_a_job_that_waits(service, fleet):
     record = store.read(sent.id)
     assert (record.state, sent.state) == ("Q", "PENDING")
     assert int(record.fields["not_before"]) >= (begun_at + 3.5) * 1000
-    # A stray message does not begin it.
+    # A stray message does not start it.
     service.send_task(TASK, kwargs={"job_id": sent.id}, task_id=sent.id, queue=QUEUE)
     assert sent.get(timeout=20)["state"] == "D"
     assert store.read(sent.id).times["claimed_at"] >= begun_at + 4

@@ -1,4 +1,4 @@
-"""``pagefleet replay``: a stored job computed again, token for token."""
+"""``pagefleet replay`` computes a stored job again, token by token."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_settings_say_where_the_jobs_model_is(replay):
 def test_another_model_than_the_jobs_is_refused_in_one_sentence(
     fleet, replay, null_stack, tmp_path, monkeypatch
 ):
-    """The job says that a real model computed it: what stands where its model should be is another."""
+    """A real model computed the job, and the given model is a different one."""
     monkeypatch.setenv("PAGEFLEET_CACHE_DIR", str(tmp_path / "cache"))
     write_gguf(tmp_path / "tiny.gguf")
     stream = fleet.generate("x", max_tokens=5)

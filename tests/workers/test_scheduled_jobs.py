@@ -1,4 +1,4 @@
-"""Jobs that are to begin later, and messages that are refused, on a server that is driven by hand."""
+"""Scheduled jobs and rejected messages, with calls of the job store instead of a worker."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def claim(store, job_id="a") -> Claim:
 def test_it_is_sent_once_when_its_time_has_come_by_whichever_sweeper_lives(store, app):
     due = time.time() + 0.5
     assert submit(store, not_before=due).created
-    # It takes a place of the queue's depth at once, and counts as enqueued when it is due.
+    # It counts for the queue's depth at once, and as enqueued when it is due.
     assert submit(store, "b").depth == 1
     fields = store.read("a").fields
     assert int(fields["enqueued_at"]) == int(due * 1000)
@@ -67,7 +67,7 @@ def test_it_is_sent_once_when_its_time_has_come_by_whichever_sweeper_lives(store
 
 
 def test_one_whose_message_was_lost_is_found_as_any_other(store, app):
-    """Its sweeper died between the two: the job is an ordinary one by then."""
+    """The sweeper died between the two calls. The job is an ordinary one by then."""
     submit(store, not_before=time.time() + 0.1)
     assert wait_until(lambda: store.due("a"), 5)
     assert not store.due("a")
@@ -101,7 +101,7 @@ def test_expires_leaves_what_has_begun(store):
 
 
 def test_whoever_closes_a_job_with_callbacks_sends_for_a_worker(store, app):
-    """It has no message any more: the one that brought it was acknowledged."""
+    """The job has no message: the one that brought it was acknowledged."""
     submit(store, not_before=time.time() + 60, canvas=json.dumps({"chain": [{"task": "t"}]}))
     store.cancel("a")
     JobCloser(store, app).close("a")
@@ -126,7 +126,7 @@ def test_a_refusal_speaks_for_no_other_job(store):
 
 
 def test_a_refusal_that_a_dead_worker_left_is_answered_by_the_next(null_stack, service: Celery):
-    """What stands in the ledger meanwhile is the refusal: put back, it is a message as any other."""
+    """The refusal is unacknowledged meanwhile, and is restored like any message."""
     job_id = str(uuid.uuid4())
     message = refusal({"headers": {"id": job_id}}, job_id, QUEUE, "it is a test")
     with redis.Redis.from_url(null_stack.redis_url) as raw:

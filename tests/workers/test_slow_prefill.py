@@ -1,4 +1,4 @@
-"""A step is bounded to a quarter of the lease: a long prompt on a slow engine costs nobody the lease."""
+"""Steps take at most a quarter of the lease, so that a long prompt on a slow engine does not lose it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pagefleet.workers.local.local_stack import LocalStack
 
 LEASE_S = 1.5
 NUM_PROMPT_TOKENS = 1500
-# In steps of 512 tokens, the default, each would last 2 s.
+# Steps of the default 512 tokens would take 2 s each.
 TOKEN_S = 0.004
 
 

@@ -1,4 +1,4 @@
-"""Steps that find several tokens of a job: its log, its stream's entries, its takeover and the metrics."""
+"""Steps that accept several tokens of a job: its log, its stream, a takeover and the metrics."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_text_that_repeats_itself_takes_few_steps_and_is_the_same(store):
 
 
 def test_another_worker_goes_on_in_the_middle(store):
-    """Given a first worker that has guessed and a second one that must not: one text."""
+    """The first worker speculates and the second does not: the text is the same."""
     first = make_worker(store, "w1", null_period=PERIOD, drain_s=0.0, step_time_s=0.05)
     first.start()
     message = submit(store, first, "a", n=2, max_tokens=NUM_TOKENS)

@@ -1,4 +1,4 @@
-"""Structured output through the fleet: what the client asks for, what it is refused, and a takeover."""
+"""Structured output through the fleet: valid and rejected requests, and a takeover."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TestThroughTheFleet:
             InvalidRequest, match=r"^structured_outputs\.json_schema cannot be used: Invalid type: objekt\.$"
         ):
             stream.result()
-        # The library raises a bare Exception for it.
+        # The library raises a plain Exception for it.
         stream = fleet.generate("x", structured_outputs={"grammar": "root ::= nothing_there"})
         with pytest.raises(
             InvalidRequest,
@@ -92,7 +92,7 @@ def worker(store):
 
 @pytest.fixture
 def may_go_on(monkeypatch):
-    """A compiler takes as long as the test wants."""
+    """A compiler that takes as long as the test wants."""
     event, prepare = threading.Event(), preparation.engine_request
 
     def slow(request_id, request, *rest):
@@ -106,12 +106,12 @@ def may_go_on(monkeypatch):
 
 
 def test_others_go_on_while_a_grammar_is_compiled(store, worker, may_go_on):
-    # When one job waits for it, and another one comes later
+    # When one job waits for its grammar and a second one arrives later
     waiting = submit(store, worker, "waits", structured_outputs={"choice": COLOURS})
     plain = submit(store, worker, "plain", max_tokens=5)
     worker.put(waiting)
     worker.put(plain)
-    # Then the other one is done first.
+    # Then the second one ends first.
     assert plain.last_answer()[1].state is JobState.DONE
     assert store.read("waits").num_tokens == [0]
     may_go_on.set()
@@ -127,7 +127,7 @@ def test_batch_work_that_waits_for_its_grammar_has_no_seat_to_give_back(store, w
     waiting = submit(store, worker, "waits", lane="batch", structured_outputs={"choice": COLOURS})
     worker.put(waiting)
     assert wait_until(lambda: "waits" in worker.status().job_ids, 10)
-    # One seat is needed: it is the running job's, although the other one came last.
+    # One place is needed. The running job is released, although the other one came last.
     assert worker.pipeline.release_batch_jobs(1) == 1
     assert running.last_answer() == ("put back", None)
     assert store.read("running").state is JobState.QUEUED
@@ -138,7 +138,7 @@ def test_batch_work_that_waits_for_its_grammar_has_no_seat_to_give_back(store, w
 def test_a_drain_does_not_wait_for_grammars_and_gives_the_jobs_back(store, may_go_on):
     first = make_worker(store, "w1", drain_s=0.2)
     first.start()
-    # Given two that are being compiled, and two that wait for that.
+    # Given two jobs that are being compiled and two that wait for a compiler.
     job_ids = [f"job-{index}" for index in range(4)]
     for job_id in job_ids:
         first.put(submit(store, first, job_id, seed=3, structured_outputs={"choice": COLOURS}))
@@ -146,12 +146,12 @@ def test_a_drain_does_not_wait_for_grammars_and_gives_the_jobs_back(store, may_g
     begun_at = time.monotonic()
     leave(first, num_held=4)
     assert time.monotonic() - begun_at < 3
-    # They are queued, none begun, and nobody counts a death.
+    # Then all are queued and not started, and no death is counted.
     for job_id in job_ids:
         record = store.read(job_id)
         assert (record.state, record.num_tokens) == (JobState.QUEUED, [0])
     may_go_on.set()
-    # What a compiler makes of them now is nobody's: the next worker alone runs each, once.
+    # A grammar that is compiled later has no effect: only the next worker runs each job, once.
     second = make_worker(store, "w2", drain_s=0.0)
     second.start()
     for job_id in job_ids:
@@ -173,13 +173,13 @@ def test_another_worker_goes_on_in_the_middle_of_a_document(store):
     first.put(calm)
     whole = calm.last_answer()[1].result()
     assert len(json.loads(whole.text)) == 5
-    # When the worker leaves in the middle of the same document
+    # When the worker stops in the middle of the same document
     first.put(submit(store, first, "moved", **fields))
     assert wait_until(lambda: store.read("moved").num_tokens[0] > 20, 10)
     leave(first)
     num_tokens = store.read("moved").num_tokens[0]
     assert 20 < num_tokens < len(whole.token_ids)
-    # Then the next one rebuilds the grammar's state from the log: the same tokens.
+    # Then the next worker rebuilds the grammar's state from the log and generates the same tokens.
     second = make_worker(store, "w2", drain_s=0.0)
     second.start()
     try:

@@ -1,4 +1,4 @@
-"""A worker dies or freezes in mid-sentence: every token exactly once, and the same tokens. Real processes."""
+"""A worker dies or freezes while it streams: each token exactly once, and the same tokens. Real processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pagefleet.engine.execution.null_executor import null_token
 from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.local_stack import LocalStack
 
-# One worker cannot hold all streams, 36 choices, however late the other one begins to pull.
+# One worker cannot hold all streams (36 choices), so both get some even if one starts late.
 NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.02", "--max-num-seqs", "30"]
 NUM_STREAMS = 24
 NUM_TOKENS = 250
@@ -32,7 +32,7 @@ def stack(server_binary, tmp_path):
 
 
 class Reader(threading.Thread):
-    """Reads one stream to its end and remembers when each chunk came."""
+    """Reads one stream to its end and records when each chunk arrived."""
 
     def __init__(self, stream):
         super().__init__()
@@ -56,7 +56,7 @@ class Reader(threading.Thread):
 
 @pytest.fixture
 def readers(stack):
-    """Streams in mid-sentence, some on each worker."""
+    """Running streams, some on each worker."""
     with FleetClient(redis_url=stack.redis_url) as fleet:
         readers = [
             Reader(fleet.generate("x", max_tokens=NUM_TOKENS, seed=index, **options(index)))
@@ -69,7 +69,7 @@ def readers(stack):
 
 
 def options(index):
-    """Every fourth one has several choices, of which one ends early, and wants to know everything."""
+    """Every fourth stream has several choices, one of which ends early, and asks for logprobs and ids."""
     if index % 4:
         return {}
     end = null_token(index, 1, NUM_TOKENS // 2)
@@ -128,7 +128,7 @@ def test_kill_9(stack, readers):
     finish(readers)
     moved = [reader for reader in readers if reader.stream.result().attempts == 2]
     assert 0 < len(moved) < NUM_STREAMS
-    # The goal is 4 s with a lease of 3; a bar in a test is three times its goal.
+    # The goal is 4 s with a lease of 3 s; the limit in a test is three times the goal.
     assert max(reader.longest_silence_s for reader in moved) < 12
     assert books_are_closed(stack)
 
@@ -139,7 +139,7 @@ def test_a_frozen_worker_is_fenced_when_it_comes_back(stack, readers):
     stack.workers[0].send_signal(signal.SIGCONT)
     finish(readers)
     assert max(reader.stream.result().attempts for reader in readers) == 2
-    # It serves again.
+    # It takes jobs again.
     assert wait_until(lambda: len(status(stack).workers) == 2, 15)
     assert books_are_closed(stack)
 

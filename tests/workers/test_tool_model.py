@@ -1,4 +1,4 @@
-"""A real model that was trained to call tools: `make tool-model` fetches it; without it these tests skip."""
+"""A real model that was trained to call tools. `make tool-model` fetches it; the tests skip without it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def owner_of(stack, fleet, job_id):
 
 
 def test_what_the_model_writes_is_a_call(stack):
-    """Its template asks for <tool_call>; it answers with a fenced object."""
+    """The template asks for <tool_call>, but the model answers with an object in a code fence."""
     gateway = GatewayProcess(stack.redis_url, GatewaySettings(), 0).start().wait_ready()
     try:
         for prompt, name in PROMPTS.items():

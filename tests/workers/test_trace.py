@@ -1,4 +1,4 @@
-"""``pagefleet worker --trace-steps``: a real worker's steps, its publisher's calls beside them."""
+"""``pagefleet worker --trace-steps``: the steps of a real worker and the calls of its publisher."""
 
 from __future__ import annotations
 
