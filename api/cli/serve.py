@@ -23,6 +23,10 @@ from pagefleet.api.protocol.connection import safe_url
     "gateway_keys_file",
     "gateway_keys_redis",
     "gateway_strict",
+    "gateway_tls_cert",
+    "gateway_tls_key",
+    "gateway_tls_key_password_file",
+    "gateway_tls_client_ca",
 )
 @redis_option
 def serve(**options: Any) -> None:
@@ -36,6 +40,7 @@ def serve(**options: Any) -> None:
       pagefleet serve
       pagefleet serve --host 0.0.0.0 --port 8000 --keys-file keys.json
       pagefleet serve --host 0.0.0.0 --keys-redis
+      pagefleet serve --host 0.0.0.0 --keys-redis --tls-cert chain.pem --tls-key key.pem
       pagefleet serve --strict --redis-url rediss://producer:PASSWORD@redis.internal:6379/0
     """
     # Imported late: it needs an extra.

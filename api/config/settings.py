@@ -285,6 +285,22 @@ class GatewaySettings(FleetSettings):
     gateway_keys_redis: bool = Field(
         False, description="Load API keys from Redis, where `pagefleet keys add --redis` stores them."
     )
+    gateway_tls_cert: FilePath | None = Field(
+        None,
+        description="PEM file of the certificate chain; the gateway then serves HTTPS. Default: plain HTTP.",
+    )
+    gateway_tls_key: FilePath | None = Field(
+        None,
+        description="PEM file of the private key of `gateway_tls_cert`. Default: the same file.",
+    )
+    gateway_tls_key_password_file: FilePath | None = Field(
+        None, description="File that contains the password of the private key."
+    )
+    gateway_tls_client_ca: FilePath | None = Field(
+        None,
+        description="PEM file of certificate authorities. Clients must then present a certificate that one "
+        "of them has signed.",
+    )
     gateway_open: bool = Field(
         False, description="Allow an address other than a loopback address without API keys."
     )
@@ -342,6 +358,13 @@ class GatewaySettings(FleetSettings):
     gateway_idle_timeout_s: float = Field(
         75.0, ge=1, description="Close a connection without a request after this time, in seconds."
     )
+
+    @model_validator(mode="after")
+    def _tls_options_need_a_certificate(self) -> Self:
+        for name in ("gateway_tls_key", "gateway_tls_key_password_file", "gateway_tls_client_ca"):
+            if getattr(self, name) is not None and self.gateway_tls_cert is None:
+                raise PydanticCustomError("tls", "set gateway_tls_cert too, or remove {name}", {"name": name})
+        return self
 
 
 def _without_none(given: dict[str, Any]) -> dict[str, Any]:

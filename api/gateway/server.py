@@ -1,4 +1,4 @@
-"""The process: uvicorn around the application, and how it leaves."""
+"""The gateway process: uvicorn with the application, and its graceful shutdown."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import contextlib
 import gc
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import uvicorn
 
@@ -19,18 +21,19 @@ from pagefleet.api.gateway.app import make_app
 from pagefleet.api.gateway.http.http_protocol import guarded
 from pagefleet.api.gateway.http.local_only import is_local
 
-_BACKLOG = 2048
-_AFTER_DRAIN_S = 5
+_BACKLOG: Final = 2048
+_AFTER_DRAIN_S: Final = 5
 
 
 def serve(settings: GatewaySettings, on_started: Callable[[str], None]) -> None:
-    """Serves until SIGINT or SIGTERM.
+    """Serve until SIGINT or SIGTERM.
 
     Args:
-        on_started: is told the address.
+        on_started: called with the URL of the gateway when it accepts connections.
 
     Raises:
-        ConfigurationError: the address cannot be had, the keys cannot be read, or strangers could come in.
+        ConfigurationError: the address, the API keys or the certificate cannot be used, or the gateway would
+            be open to other hosts without keys.
     """
     _check_exposure(settings)
     with _listen(settings) as listener, asyncio.Runner(loop_factory=loop_factory()) as runner:
@@ -38,8 +41,9 @@ def serve(settings: GatewaySettings, on_started: Callable[[str], None]) -> None:
 
 
 class GatewayServer(uvicorn.Server):
-    """On SIGTERM nothing new is taken; what runs gets ``drain_s`` to end, and what streams on is then cut off
-    without an end: its client goes on at another replica. A second signal does not wait."""
+    """On SIGTERM it accepts no further connections and gives running requests ``drain_s`` to finish. Then it
+    closes open streams without an end, so that their clients continue at another gateway. A second signal
+    skips the wait."""
 
     def __init__(self, config: uvicorn.Config, leaving: asyncio.Future[None], drain_s: float) -> None:
         super().__init__(config)
@@ -48,13 +52,13 @@ class GatewayServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Not uvicorn's: it raises the signal again at the end, and a drained process has not failed."""
+        """Unlike uvicorn's, it does not raise the signal again at the end: a drained process exits with 0."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._go)
+            loop.add_signal_handler(number, self._exit)
         yield
 
-    def _go(self) -> None:
+    def _exit(self) -> None:
         asyncio.get_running_loop().call_later(0 if self.should_exit else self._drain_s, self._leave)
         self.should_exit = True
 
@@ -79,7 +83,9 @@ async def _serve(
         server_header=False,
         timeout_keep_alive=int(settings.gateway_idle_timeout_s),
         timeout_graceful_shutdown=int(settings.gateway_drain_s) + _AFTER_DRAIN_S,
+        **_tls(settings),
     )
+    _load(config, settings)
     server = GatewayServer(config, leaving, settings.gateway_drain_s)
     announce = asyncio.ensure_future(_announce(server, listener, on_started))
     await server.serve([listener])
@@ -91,11 +97,12 @@ async def _announce(
 ) -> None:
     while not server.started:
         await asyncio.sleep(0.01)
-    # What is there now stays: a collection need not look at it each time, while streams wait.
+    # The objects that exist now live as long as the process: without them, a collection pauses streams less.
     gc.collect()
     gc.freeze()
+    scheme = "https" if server.config.is_ssl else "http"
     host, port = listener.getsockname()[:2]
-    on_started(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+    on_started(f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}")
 
 
 def _listen(settings: GatewaySettings) -> socket.socket:
@@ -104,18 +111,48 @@ def _listen(settings: GatewaySettings) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise ConfigurationError(f"gateway_port: {host}:{port} cannot be had ({error.strerror}).") from error
+        raise ConfigurationError(
+            f"gateway_port: cannot listen on {host}:{port} ({error.strerror})."
+        ) from error
+
+
+def _tls(settings: GatewaySettings) -> dict[str, Any]:
+    """Return uvicorn's TLS options; empty without TLS."""
+    if settings.gateway_tls_cert is None:
+        return {}
+    options: dict[str, Any] = {
+        "ssl_certfile": settings.gateway_tls_cert,
+        "ssl_keyfile": settings.gateway_tls_key,
+        # OpenSSL would ask for a missing password on the terminal.
+        "ssl_keyfile_password": " ",
+    }
+    if settings.gateway_tls_key_password_file is not None:
+        options["ssl_keyfile_password"] = settings.gateway_tls_key_password_file.read_text().strip()
+    if settings.gateway_tls_client_ca is not None:
+        options |= {"ssl_ca_certs": settings.gateway_tls_client_ca, "ssl_cert_reqs": ssl.CERT_REQUIRED}
+    return options
+
+
+def _load(config: uvicorn.Config, settings: GatewaySettings) -> None:
+    """Raises: ConfigurationError: a certificate or key cannot be read."""
+    try:
+        config.load()
+    except OSError as error:
+        reason = str(error) or type(error).__name__
+        raise ConfigurationError(
+            f"gateway_tls_cert: the certificate {settings.gateway_tls_cert}, its key or "
+            f"gateway_tls_client_ca cannot be loaded ({reason}); check the files and the key's password."
+        ) from None
 
 
 def _check_exposure(settings: GatewaySettings) -> None:
-    has_keys = settings.gateway_keys_redis or settings.gateway_keys_file is not None
-    if settings.gateway_keys_redis and settings.gateway_keys_file is not None:
-        raise ConfigurationError(
-            "gateway_keys_redis: there is a gateway_keys_file too; keys stand in one place."
-        )
+    has_file = settings.gateway_keys_file is not None
+    if settings.gateway_keys_redis and has_file:
+        raise ConfigurationError("gateway_keys_redis: gateway_keys_file is set too; choose one key store.")
+    has_keys = settings.gateway_keys_redis or has_file
     if not has_keys and not settings.gateway_open and not is_local(settings.gateway_host):
         raise ConfigurationError(
-            f"gateway_host: {settings.gateway_host} can be reached by others, and there are no keys: name a "
-            "gateway_keys_file or set gateway_keys_redis (`pagefleet keys add` writes either), or set "
-            "gateway_open."
+            f"gateway_host: other hosts can reach {settings.gateway_host}, and no API keys are configured. "
+            "Create keys with `pagefleet keys add` and set gateway_keys_redis or gateway_keys_file, or set "
+            "gateway_open to serve without keys."
         )

@@ -142,7 +142,7 @@ def test_a_server_that_lost_its_keys_lets_nobody_in(store, place):
 
 def test_keys_stand_in_one_place(tmp_path):
     settings = GatewaySettings(gateway_keys_redis=True, gateway_keys_file=tmp_path / "keys.json")
-    with pytest.raises(ConfigurationError, match="one place"):
+    with pytest.raises(ConfigurationError, match="choose one key store"):
         serve(settings, lambda address: None)
     both = CliRunner().invoke(main, ["keys", "list", "--redis", "--file", str(tmp_path / "keys.json")])
     assert (both.exit_code, "cannot be used together" in both.output) == (1, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 import time
 import urllib.request
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from pagefleet.workers.local.child_process import ChildProcess
 from pagefleet.workers.local.ports import choose_port
 
 _POLL_S: Final = 0.02
+_ANY_CERTIFICATE: Final = ssl._create_unverified_context()
+"""The readiness check sends no secret, and the certificate need not be for this address."""
 
 
 class GatewayStartError(FleetError):
@@ -52,7 +55,8 @@ class GatewayProcess(ChildProcess):
             environment={**os.environ, "REDIS_URL": redis_url, **(environment or {})},
             log_file=log_file or settings.home_dir / "gateway.log",
         )
-        self.url = f"http://{host}:{self.port}"
+        scheme = "http" if settings.gateway_tls_cert is None else "https"
+        self.url = f"{scheme}://{host}:{self.port}"
 
     def wait_ready(self, timeout_s: float = 30.0) -> Self:
         """Wait until the gateway answers. Raises: GatewayStartError: it ended, or did not answer in time."""
@@ -66,7 +70,7 @@ class GatewayProcess(ChildProcess):
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=1) as reply:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=1, context=_ANY_CERTIFICATE) as reply:
                 return bool(reply.status == 200)
         except OSError:
             return False
