@@ -20,10 +20,10 @@ from ops.flower_browser import FlowerBrowser, find_browser, flower_browser
 from ops.gateway_browser import gateway_window, running_browser
 from pagefleet.api import FleetClient, TokenStream
 from pagefleet.api.config.settings import FlowerSettings, GatewaySettings
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.flower_process import FlowerProcess
 from pagefleet.workers.local.gateway_process import GatewayProcess
 from pagefleet.workers.local.local_stack import LocalStack
+from pagefleet.workers.threads.polling import wait_until
 
 FOLDER: Final = Path(__file__).parents[1] / "docs" / "images"
 _SETTINGS: Final = {"PAGEFLEET_HOST_NAME": "node-1"}

@@ -14,8 +14,8 @@ from ops.chaos.fleet import ChaosFleet, Resources
 from ops.chaos.workload import Outcome
 from pagefleet.api.broker.status import num_queued
 from pagefleet.api.contract import keys
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.gateway_process import GatewayProcess
+from pagefleet.workers.threads.polling import wait_until
 
 SETTLE_S: Final = 20.0
 MORE_THREADS: Final = 2

@@ -13,8 +13,8 @@ from ops.chaos.fleet import sleep_until
 from ops.chaos.scene import Scene, Victim
 from ops.chaos.streams import ReaderProcess, StreamLog
 from pagefleet.api.contract.messages import JobState
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.threads.loop_thread import CRASH_EXIT_STATUS
+from pagefleet.workers.threads.polling import wait_until
 
 PAUSE_S: Final = 5.5
 CUT_S: Final = 5.0

@@ -14,11 +14,11 @@ from pagefleet.api.config.settings import GatewaySettings
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import WorkerStatus
 from pagefleet.api.protocol.job_store import JobStore
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.gateway_process import GatewayProcess
 from pagefleet.workers.local.local_stack import WorkerProcess
 from pagefleet.workers.local.redis_server import RedisServer
 from pagefleet.workers.threads.outage_retry import OutageRetry
+from pagefleet.workers.threads.polling import wait_until
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ from typing import Final, NamedTuple
 
 from ops.chaos.fleet import ChaosFleet
 from ops.chaos.streams import ReaderProcess, StreamLog
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.local_stack import WorkerProcess
+from pagefleet.workers.threads.polling import wait_until
 
 _EXIT_TIMEOUT_S: Final = 40.0
 

@@ -17,8 +17,8 @@ import click
 from ops.chaos.books import keys_left
 from ops.chaos.fleet import ChaosFleet, read_process, sleep_until
 from ops.chaos.soak_load import RESULT_TTL_S, Load
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.bench.machine import describe_machine, describe_versions
+from pagefleet.workers.threads.polling import wait_until
 
 # Flat is: the mean of the last fifth of the samples after warm-up against that of the first fifth,
 # - resident memory of each worker and of Valkey: at most 4 MiB and 5 % more;

@@ -26,7 +26,7 @@ from pagefleet.api import (
 )
 from pagefleet.api.client.asynchronous import inbox, subscriber
 from pagefleet.api.protocol.job_store import JobStore
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 SEED_7 = "f-)WMZsL2`QBIlih"
 

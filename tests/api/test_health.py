@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from pagefleet.api.cli.main import main
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.local_stack import WorkerProcess
+from pagefleet.workers.threads.polling import wait_until
 
 NULL = ["--model", "null", "--backend", "null", "--lease-seconds", "0.5", "--drain-seconds", "0"]
 

@@ -18,7 +18,7 @@ from pagefleet.api import (
 )
 from pagefleet.api.broker.celery_app import make_celery
 from pagefleet.api.contract import keys
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 
 def store_of(fleet):

@@ -15,7 +15,7 @@ from pagefleet.api.protocol.operation_types import Limits
 from pagefleet.api.protocol.operations import submit as submit_call
 from pagefleet.api.testing import InMemoryFleet
 from pagefleet.engine.execution.null_executor import null_token
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 LIMITS = Limits(10, 10)
 

@@ -29,7 +29,7 @@ from pagefleet.api.contract.errors import StorageFull
 from pagefleet.api.contract.messages import EndedEvent, JobState, ModelCard, WorkerStatus
 from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.api.protocol.operation_types import ClaimVerdict, DeleteVerdict, Limits, Submitted
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 OTHER_WEIGHTS = FINGERPRINT.model_copy(update={"weights": "w2"})
 OTHER_TOKENIZER = FINGERPRINT.model_copy(update={"tokenizer": "t2"})

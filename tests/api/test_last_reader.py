@@ -12,7 +12,7 @@ from test_client_processes import in_forked_child
 from pagefleet.api import AsyncFleetClient, FleetClient, FleetSettings, JobState, StreamTimeout
 from pagefleet.api.contract import keys
 from pagefleet.api.protocol.job_store import JobStore
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 MANY = 4000
 """Tokens: 20 s."""

@@ -18,7 +18,7 @@ import uvicorn
 from pagefleet.api import FleetClient, FleetSettings, JobState
 from pagefleet.api.contract import keys
 from pagefleet.api.protocol.job_store import JobStore
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 PAGE = Path(__file__).parents[2] / "docs" / "streaming.md"
 BLOCKS = dict(re.findall(r"^```python\n# (\w+)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL))

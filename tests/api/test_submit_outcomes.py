@@ -18,7 +18,7 @@ from pagefleet.api.client.asynchronous import sources as async_sources
 from pagefleet.api.client.synchronous import sources
 from pagefleet.api.contract import keys
 from pagefleet.api.testing import fake_card
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 QUEUE = keys.queue("fake", "interactive")
 TIMEOUT_S = 0.8

@@ -10,7 +10,7 @@ import pytest
 from pagefleet.api.client.asynchronous.subscriber import AsyncSubscriber
 from pagefleet.api.client.events import LiveEvent
 from pagefleet.api.client.synchronous.subscriber import Subscriber
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 CHANNEL = "pf:reply:test"
 

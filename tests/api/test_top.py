@@ -26,8 +26,8 @@ from pagefleet.api.operate.top.fleet_view import FleetView, GoneWorker, QueueVie
 from pagefleet.api.operate.top.screen import SORTS, draw
 from pagefleet.api.operate.top.watcher import Watcher
 from pagefleet.api.protocol.job_store import JobStore
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.redis_server import RedisServer
+from pagefleet.workers.threads.polling import wait_until
 
 
 def a_worker(name="w", *, age_s=0.2, model="m", **status):

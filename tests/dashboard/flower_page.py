@@ -10,8 +10,8 @@ import sys
 import urllib.error
 import urllib.request
 
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.ports import free_port
+from pagefleet.workers.threads.polling import wait_until
 
 USER = "admin:sentinel-flower"
 

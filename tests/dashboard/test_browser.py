@@ -11,7 +11,7 @@ from watched_fleet import NUM_BLOCKS, NUM_SEATS
 from pagefleet.api import FleetClient
 from pagefleet.api.contract import keys
 from pagefleet.engine.execution.null_executor import null_token
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 PROMPT = "sentinel-prompt " * 10
 NUM_JOBS = 32

@@ -13,7 +13,7 @@ from flower_page import USER, FlowerPage
 from watched_fleet import STEP_S
 
 from pagefleet.api.cli.main import main
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 PROMPT = "sentinel-prompt"
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from flower_page import FlowerPage, running_flower
 from guarded_server import GuardedServer
 
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.local_stack import WorkerProcess
+from pagefleet.workers.threads.polling import wait_until
 
 STEP_S = 0.1
 NUM_SEATS = 36

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pagefleet.api.contract import keys
 from pagefleet.engine.execution.null_executor import null_token
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 NUM_EXAMPLES = int(os.environ.get("PAGEFLEET_GARBAGE_EXAMPLES", "300"))
 QUEUE = "pagefleet.null.interactive"

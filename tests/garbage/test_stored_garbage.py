@@ -21,7 +21,7 @@ from pagefleet.api.contract.errors import FleetError
 from pagefleet.api.contract.requests import build_request
 from pagefleet.api.protocol.operation_types import Limits
 from pagefleet.engine.execution.null_executor import null_token
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 NUM_EXAMPLES = int(os.environ.get("PAGEFLEET_GARBAGE_EXAMPLES", "300"))
 QUEUE = "pagefleet.null.interactive"

@@ -12,7 +12,7 @@ from events import events_of
 
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import JobState
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 HI = [{"role": "user", "content": "Hi"}]
 CHAT = "/v1/chat/completions"

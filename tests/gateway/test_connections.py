@@ -18,7 +18,7 @@ import pytest
 from pagefleet.api.contract.messages import JobState
 from pagefleet.api.gateway.answers.job_ids import jobs_of
 from pagefleet.api.protocol.operation_types import CLIENT_LEASE_S
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 HI = [{"role": "user", "content": "Hi"}]
 

@@ -14,7 +14,7 @@ from refusals import error_of
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import ErrorInfo, JobState, WorkerStatus
 from pagefleet.api.gateway.answers.job_ids import jobs_of
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 HI = [{"role": "user", "content": "Hi"}]
 IMAGE = {"role": "user", "content": [{"type": "image_url"}]}

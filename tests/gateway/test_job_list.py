@@ -9,7 +9,7 @@ from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import GenerateRequest
 from pagefleet.api.gateway.answers.job_ids import answer_of, new_id
 from pagefleet.api.protocol.operation_types import Limits
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 BODY = {"model": "null", "prompt": "Hi", "max_tokens": 4}
 

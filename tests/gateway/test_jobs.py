@@ -14,7 +14,7 @@ from events import events_of, text_of
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import JobState
 from pagefleet.engine.execution.null_executor import null_token
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 HI = [{"role": "user", "content": "Hi"}]
 WHOLE = {"model": "null", "messages": HI}

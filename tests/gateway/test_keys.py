@@ -19,7 +19,7 @@ from pagefleet.api.gateway.access.api_keys import ApiKey
 from pagefleet.api.gateway.access.key_file import KeyFile
 from pagefleet.api.gateway.access.keyring import Keyring
 from pagefleet.api.gateway.access.rate_limit import take
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 HI = [{"role": "user", "content": "Hi"}]
 BODY = {"model": "null", "messages": HI, "max_tokens": 4}

@@ -18,7 +18,7 @@ from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import QueueFull, UnknownModel
 from pagefleet.api.gateway.access.turns import AT_ONCE, MAX_WAITING, Turns
 from pagefleet.api.gateway.http.sliced_json import sliced_json
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 HI = [{"role": "user", "content": "Hi"}]
 BODY = {"model": "null", "messages": HI, "max_tokens": 1}

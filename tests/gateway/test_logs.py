@@ -18,8 +18,8 @@ from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import RedisUnavailable
 from pagefleet.api.contract.messages import ErrorInfo, JobState, WorkerStatus
 from pagefleet.api.protocol.connection import redis_errors
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.observe.logs import _RedactingJsonFormatter
+from pagefleet.workers.threads.polling import wait_until
 
 MARK = "my-secret-9f2c"
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"

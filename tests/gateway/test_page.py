@@ -13,9 +13,9 @@ from ops.gateway_browser import gateway_window, running_browser
 from pagefleet.api.config.settings import FleetSettings, GatewaySettings
 from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.engine.execution.null_executor import null_token
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.gateway_process import GatewayProcess
 from pagefleet.workers.local.local_stack import WorkerProcess
+from pagefleet.workers.threads.polling import wait_until
 
 MARKUP = "<img/src=x/onerror=document.title='owned'>"
 LONG = "900"

@@ -120,7 +120,7 @@ def test_llama_cpps_place_for_a_schema(http):
 
 
 def test_a_key_in_the_other_header(guarded_gateway, key_file):
-    from pagefleet.workers.attempt.engine_loop import wait_until
+    from pagefleet.workers.threads.polling import wait_until
 
     token, _ = key_file.add(tenant="acme")
     with httpx.Client(base_url=guarded_gateway.url) as client:

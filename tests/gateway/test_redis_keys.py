@@ -18,8 +18,8 @@ from pagefleet.api.gateway.access import keyring
 from pagefleet.api.gateway.access.keyring import Keyring
 from pagefleet.api.gateway.access.redis_keys import RedisKeys
 from pagefleet.api.gateway.server import serve
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.redis_server import RedisServer
+from pagefleet.workers.threads.polling import wait_until
 
 SEEN_S = 3 * 1.0
 

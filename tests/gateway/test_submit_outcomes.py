@@ -14,7 +14,7 @@ from pagefleet.api.client.asynchronous import sources as async_sources
 from pagefleet.api.config.settings import GatewaySettings
 from pagefleet.api.gateway.app import make_app
 from pagefleet.api.testing import fake_card
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 BODIES = {
     "stream": {"prompt": "x", "stream": True},

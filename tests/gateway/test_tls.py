@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives import serialization
 from pagefleet.api.config.settings import GatewaySettings
 from pagefleet.api.contract.errors import ConfigurationError
 from pagefleet.api.gateway.server import serve
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.gateway_process import GatewayProcess
+from pagefleet.workers.threads.polling import wait_until
 
 PASSWORD = "secret"
 HI = [{"role": "user", "content": "Hi"}]

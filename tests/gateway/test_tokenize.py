@@ -17,7 +17,7 @@ from pagefleet.api.config.settings import FleetSettings
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import NoAnswer, QueueFull
 from pagefleet.engine.text.tokenizer import ByteTokenizer
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 HI = [{"role": "user", "content": "Hi"}]
 IN_PARTS = [{"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]}]

@@ -17,10 +17,10 @@ import yaml
 
 from pagefleet.api import FleetClient
 from pagefleet.api.config.settings import GatewaySettings
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.gateway_process import GatewayProcess
 from pagefleet.workers.local.local_stack import LocalStack
 from pagefleet.workers.local.ports import free_port
+from pagefleet.workers.threads.polling import wait_until
 
 OPS = Path(__file__).parents[2] / "ops"
 NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.01", "--lease-seconds", "1"]

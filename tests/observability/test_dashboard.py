@@ -12,7 +12,7 @@ import yaml
 from documented import METRICS_DOC, documented_metrics
 from fleet_under_watch import FleetUnderWatch
 
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 GRAFANA = Path(__file__).parents[2] / "ops" / "grafana"
 DASHBOARD = json.loads((GRAFANA / "dashboards" / "pagefleet.json").read_text())

@@ -28,8 +28,8 @@ from pagefleet.api.gateway.access.redis_keys import RedisKeys
 from pagefleet.api.operate.exporter import FleetCollector
 from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.engine.execution.null_executor import null_token
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.local_stack import WorkerProcess
+from pagefleet.workers.threads.polling import wait_until
 
 NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.02"]
 NULL += ["--lease-seconds", "1", "--drain-seconds", "0", "--log-level", "DEBUG"]

@@ -12,8 +12,8 @@ from guarded_server import PASSWORDS, captured_events
 from pagefleet.api import FleetClient
 from pagefleet.api.broker.celery_app import make_celery
 from pagefleet.api.config.settings import FleetSettings
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.local_stack import WorkerProcess
+from pagefleet.workers.threads.polling import wait_until
 
 PROMPT = "sentinel-prompt-7f3a"
 NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.005", "--drain-seconds", "0"]

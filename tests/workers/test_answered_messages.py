@@ -12,10 +12,10 @@ from pagefleet.api.broker.sending import send_message
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import JobState
 from pagefleet.workers.app import AdmissionStep
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.queue.message_gate import MessageGate
 from pagefleet.workers.queue.pooled_message import PooledMessage
 from pagefleet.workers.recovery.reaper import Reaper
+from pagefleet.workers.threads.polling import wait_until
 
 
 def nothing_is_unacked(fleet: FleetClient) -> bool:

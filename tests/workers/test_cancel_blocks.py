@@ -15,8 +15,8 @@ from pagefleet.api import FleetClient
 from pagefleet.api.broker.celery_app import make_celery
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import JobState
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.local_stack import LocalStack
+from pagefleet.workers.threads.polling import wait_until
 
 STEP_S = 0.3
 NULL = ["--model", "null", "--backend", "null"]

@@ -12,7 +12,7 @@ from gateway.snippets import blocks_of
 
 from pagefleet.api import ConfigurationError, check_celery_app
 from pagefleet.api.contract import keys
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 MODULE, *SNIPPETS = [block.text for block in blocks_of("docs/celery.md") if block.language == "python"]
 

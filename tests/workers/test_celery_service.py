@@ -14,7 +14,7 @@ from celery.states import READY_STATES
 from pagefleet.api import FleetClient, JobState
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import UnknownParameter
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 QUEUE = "pagefleet.null.interactive"
 TASK = "pagefleet.generate"

@@ -17,8 +17,8 @@ from pagefleet.engine.execution.null_executor import null_token
 from pagefleet.engine.outputs import TokenLogprobs as EngineLogprobs
 from pagefleet.engine.text.tokenizer import ByteTokenizer
 from pagefleet.workers import replay as replaying
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.job.output_encoder import OutputEncoder, TokenFieldCache
+from pagefleet.workers.threads.polling import wait_until
 
 SEED = 7
 

@@ -11,9 +11,9 @@ import pytest
 
 from pagefleet.api import FleetClient, JobState
 from pagefleet.api.protocol.operation_types import CLIENT_LEASE_S
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.local_stack import LocalStack
 from pagefleet.workers.recovery.sweeper import SWEEP_INTERVAL_S
+from pagefleet.workers.threads.polling import wait_until
 
 NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.05"]
 NUM_TOKENS = 2000

@@ -9,8 +9,8 @@ import pytest
 
 from pagefleet.api import FleetClient, FleetError, JobLost
 from pagefleet.engine.execution.null_executor import null_token
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.local_stack import LocalStack
+from pagefleet.workers.threads.polling import wait_until
 
 NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.02", "--lease-seconds", "1"]
 NUM_STREAMS, NUM_TOKENS, BAR_S = 8, 200, 60.0

@@ -10,10 +10,10 @@ from pagefleet.api import FleetClient, JobDead, JobFailed
 from pagefleet.api.config.settings import FleetSettings
 from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.engine.execution.null_executor import null_token
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.local_stack import WorkerProcess
 from pagefleet.workers.local.redis_server import RedisServer
 from pagefleet.workers.threads.loop_thread import CRASH_EXIT_STATUS
+from pagefleet.workers.threads.polling import wait_until
 
 WORKER = ["--model", "null", "--backend", "null", "--null-step-time", "0.01", "--lease-seconds", "1"]
 NUM_TOKENS = 200

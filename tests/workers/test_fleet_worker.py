@@ -12,7 +12,7 @@ from pagefleet.api.contract.errors import ContextTooLong, InvalidRequest, QueueF
 from pagefleet.api.contract.messages import JobState
 from pagefleet.engine.errors import EngineFailedError
 from pagefleet.engine.execution.null_executor import null_token
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 
 @pytest.fixture

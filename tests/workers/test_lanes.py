@@ -9,8 +9,8 @@ import pytest
 
 from pagefleet.api import FleetClient
 from pagefleet.engine.execution.null_executor import null_token
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.local_stack import LocalStack
+from pagefleet.workers.threads.polling import wait_until
 
 pytestmark = pytest.mark.alone
 

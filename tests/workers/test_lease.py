@@ -14,8 +14,8 @@ from pagefleet.api.contract.errors import RedisUnavailable
 from pagefleet.api.contract.messages import WorkerStatus
 from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.api.testing import fake_card
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.recovery.lease import Lease
+from pagefleet.workers.threads.polling import wait_until
 
 LEASE_S = 0.6
 

@@ -9,8 +9,8 @@ import time
 
 from pagefleet.api import FleetClient, FleetSettings
 from pagefleet.engine.execution.null_executor import null_token
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.local_stack import LocalStack
+from pagefleet.workers.threads.polling import wait_until
 
 NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.02"]
 UP = [sys.executable, "-m", "pagefleet.api.cli.main", "up", "--no-flower"]

@@ -20,12 +20,12 @@ from pagefleet.api.protocol.operations import StepItem
 from pagefleet.engine import SequenceOutput
 from pagefleet.engine.core.scheduler_output import ScheduledSequence, SchedulerOutput
 from pagefleet.engine.execution.null_executor import null_token
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.job.active_job import ActiveJob
 from pagefleet.workers.local.local_stack import WorkerProcess
 from pagefleet.workers.observe.metrics import Metrics
 from pagefleet.workers.observe.metrics_server import served_metrics
 from pagefleet.workers.settings import WorkerSettings
+from pagefleet.workers.threads.polling import wait_until
 
 NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.005", "--lease-seconds", "1"]
 SECRET = "sentinel-prompt-text"

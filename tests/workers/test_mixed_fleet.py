@@ -20,9 +20,9 @@ from pagefleet.api.contract.requests import build_request
 from pagefleet.api.operate.dead_letters import DeadLetters
 from pagefleet.api.protocol.operation_types import Limits, StepItem
 from pagefleet.engine.execution.null_executor import null_token
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.local_stack import WorkerProcess
 from pagefleet.workers.local.redis_server import RedisServer
+from pagefleet.workers.threads.polling import wait_until
 
 WORKER = ["--model", "null", "--backend", "null", "--null-step-time", "0.02", "--lease-seconds", "1"]
 WORKER += ["--drain-seconds", "0"]

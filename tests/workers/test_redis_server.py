@@ -10,9 +10,9 @@ import redis
 
 from pagefleet.api.config.extras import pip_command
 from pagefleet.api.contract.errors import ConfigurationError, RedisUnavailable
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local import redis_server
 from pagefleet.workers.local.redis_server import RedisServer, find_server_binary
+from pagefleet.workers.threads.polling import wait_until
 
 
 def test_the_embedded_binary_is_found_and_runs():

@@ -12,7 +12,7 @@ from celery import chain, chord, signature
 from celery.exceptions import TaskRevokedError
 
 from pagefleet.api.contract import keys
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 QUEUE = keys.queue("null", "interactive")
 TASK = "pagefleet.generate"

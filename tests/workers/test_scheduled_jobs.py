@@ -17,9 +17,9 @@ from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import JobState, WorkerStatus
 from pagefleet.api.contract.requests import build_request
 from pagefleet.api.protocol.operation_types import Claim, ClaimVerdict, Limits, Schedule
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.queue.message_rules import refusal
 from pagefleet.workers.recovery.sweeper import Sweeper
+from pagefleet.workers.threads.polling import wait_until
 
 QUEUE = keys.queue("null", "interactive")
 FAILURE = json.dumps({"status": "FAILURE"})

@@ -6,7 +6,7 @@ from harness import leave, make_worker, submit
 
 from pagefleet.api.contract.messages import JobState
 from pagefleet.engine.execution.null_executor import null_token
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 SEED, PERIOD, NUM_TOKENS = 7, 5, 300
 

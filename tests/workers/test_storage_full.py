@@ -13,9 +13,9 @@ from pagefleet.api.broker.sending import send_message
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import StorageFull
 from pagefleet.engine.execution.null_executor import null_token
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.local_stack import LocalStack
 from pagefleet.workers.queue.unacked import guard_channel
+from pagefleet.workers.threads.polling import wait_until
 
 pytestmark = pytest.mark.alone
 

@@ -14,7 +14,7 @@ from pagefleet.api import InvalidRequest
 from pagefleet.api.cli.main import main
 from pagefleet.api.contract.messages import JobState
 from pagefleet.workers.attempt import preparation
-from pagefleet.workers.attempt.engine_loop import wait_until
+from pagefleet.workers.threads.polling import wait_until
 
 POINT = {
     "type": "object",

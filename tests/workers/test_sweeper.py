@@ -12,8 +12,8 @@ from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import JobState, WorkerStatus
 from pagefleet.api.contract.requests import build_request
 from pagefleet.api.protocol.operation_types import Limits
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.recovery.sweeper import Sweeper
+from pagefleet.workers.threads.polling import wait_until
 
 QUEUE = "pagefleet.null.interactive"
 

@@ -13,8 +13,8 @@ import pytest
 from pagefleet.api import FleetClient
 from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.engine.execution.null_executor import null_token
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.local_stack import LocalStack
+from pagefleet.workers.threads.polling import wait_until
 
 # One worker cannot hold all streams (36 choices), so both get some even if one starts late.
 NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.02", "--max-num-seqs", "30"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from pagefleet.api import FleetClient
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.local.local_stack import LocalStack
+from pagefleet.workers.threads.polling import wait_until
 
 
 def test_a_worker_writes_its_first_steps(server_binary, own_environment, tmp_path):

@@ -24,10 +24,10 @@ from pagefleet.api.cli.main import main
 from pagefleet.api.config.extras import pip_command
 from pagefleet.api.config.settings import FlowerSettings
 from pagefleet.api.contract.errors import ConfigurationError
-from pagefleet.workers.attempt.engine_loop import wait_until
 from pagefleet.workers.cli.up import _print_flower, _print_gateway
 from pagefleet.workers.local.flower_process import FlowerProcess
 from pagefleet.workers.local.ports import free_port
+from pagefleet.workers.threads.polling import wait_until
 
 UP = [sys.executable, "-m", "pagefleet.api.cli.main", "up", "--workers", "2", "--flower-port", "0"]
 UP += ["--gateway-port", "0"]

@@ -200,13 +200,3 @@ class EngineLoop:
 
 def _block_forever() -> None:
     threading.Event().wait()
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float, poll_s: float = 0.01) -> bool:
-    """Poll a condition that another thread makes true. Return False after the timeout."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(poll_s)
-    return True
