@@ -169,12 +169,9 @@ class InMemoryFleet(Fleet):
         source = _JobSource(self, job)
         if not self._paused:
             job.run(self._reply)
-        return TokenStream(
-            StreamState(prepared.job_id, num_choices=prepared.request.sampling.n),
-            source,
-            prepared.card.name,
-            idle_timeout,
-        )
+        request = prepared.request
+        state = StreamState(prepared.job_id, num_choices=request.sampling.n, reading=request.chat_reading)
+        return TokenStream(state, source, prepared.card.name, idle_timeout)
 
     def _job(self, job_id: str) -> _Job:
         if job_id not in self._jobs:

@@ -70,8 +70,8 @@ def _message(message: Any, place: str) -> Any:
         if not are_text(content):
             raise refused(f"{place}.content", "only parts of the types text and refusal are supported")
         fields["content"] = joined_parts(content)
-    elif "content" not in fields and ("content" in message or fields.get("role") == "assistant"):
-        # An assistant's message that only calls tools.
+    elif content is None and fields.get("role") == "assistant":
+        # A message that only calls tools has no content.
         fields["content"] = ""
     if not fields.get("tool_calls", True):
         del fields["tool_calls"]

@@ -14,11 +14,12 @@ from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
+from pagefleet.api.chat.chat_messages import conversation_of
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import InvalidRequest, NoAnswer, QueueFull
 from pagefleet.api.contract.messages import ChatMessage, ErrorInfo, ModelCard, WorkerStatus
 from pagefleet.api.contract.model_cards import check_vocabulary
-from pagefleet.api.contract.requests import as_list, as_messages, invalid_request
+from pagefleet.api.contract.requests import as_list, invalid_request
 from pagefleet.api.contract.wire_model import StoredModel
 
 ANSWER_WITHIN_S: Final = 10.0
@@ -70,14 +71,14 @@ class TokenizedPrompt(StoredModel):
 
 def tokenize_question(
     prompt: str | None,
-    messages: Sequence[Mapping[str, str]] | None,
+    messages: Sequence[ChatMessage | Mapping[str, Any]] | None,
     options: Mapping[str, bool | None],
 ) -> Question:
     """Raises: InvalidRequest."""
     if (prompt is None) == (messages is None):
         raise InvalidRequest("prompt: give either prompt or messages.", param="prompt")
     given = {name: value for name, value in options.items() if value is not None}
-    shaped = None if messages is None else as_messages(messages)
+    shaped = None if messages is None else conversation_of(messages)
     fields = {"prompt": prompt, "messages": shaped, **given}
     return _checked(lambda: Question.model_validate(fields))
 

@@ -13,6 +13,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from pagefleet.api.chat.message_reader import with_message
 from pagefleet.api.contract.errors import FleetError, JobDead, JobFailed, ProtocolError
 from pagefleet.api.contract.messages import (
     AcceptedEvent,
@@ -21,6 +22,7 @@ from pagefleet.api.contract.messages import (
     JobResult,
     JobState,
     LogEntry,
+    Reading,
     StreamEvent,
     TokenLogprobs,
     parse_event,
@@ -76,10 +78,18 @@ class StreamState:
             each. The chunks do not repeat them.
         keep: whether :meth:`result` will be called. If not, only the tokens' counts are kept.
         num_choices: as far as it is known.
+        reading: how :meth:`result` reads the texts as messages, if the request has messages. The job's record
+            has it too.
     """
 
     def __init__(
-        self, job_id: str, *, after: int | Sequence[int] = 0, keep: bool = True, num_choices: int = 1
+        self,
+        job_id: str,
+        *,
+        after: int | Sequence[int] = 0,
+        keep: bool = True,
+        num_choices: int = 1,
+        reading: Reading | None = None,
     ) -> None:
         self.job_id = job_id
         self.wants_replay = False
@@ -90,6 +100,7 @@ class StreamState:
         self.attempts = 0
         self._after = after
         self._keep = keep
+        self._reading = reading
         self._choices: defaultdict[int, _Choice] = defaultdict(_Choice)
         self._chunks: deque[Chunk] = deque()
         self._prompt_logprobs: list[TokenLogprobs] | None = None
@@ -171,6 +182,8 @@ class StreamState:
             return
         self.num_prompt_tokens, self.attempts = record.num_prompt_tokens, record.attempts
         self.num_cached_tokens = record.num_cached_tokens
+        if self._keep and record.after is None:
+            self._reading = self._reading or record.chat_reading
         for entry in record.entries:
             self._feed_entry(entry)
         self.position = LogPosition(first + len(record.entries), record.num_choices)
@@ -253,7 +266,7 @@ class StreamState:
 
     def _result_of(self, index: int) -> ChoiceResult:
         choice = self._choices[index]
-        return ChoiceResult(
+        result = ChoiceResult(
             index=index,
             token_ids=list(choice.token_ids),
             text="".join(choice.texts),
@@ -261,3 +274,4 @@ class StreamState:
             stop_reason=choice.stop_reason,
             logprobs=choice.logprobs or None,
         )
+        return result if self._reading is None else with_message(result, self._reading, self.job_id)

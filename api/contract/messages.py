@@ -128,6 +128,11 @@ class GenerateRequest(StoredModel):
     )
 
     @property
+    def chat_reading(self) -> Reading | None:
+        """How to read the answer as a message; None if the request has no messages."""
+        return None if self.messages is None else self.reading or Reading()
+
+    @property
     def lives_alone(self) -> bool:
         """Whether the job continues without a client."""
         return self.lane == "batch" if self.detached is None else self.detached

@@ -71,19 +71,13 @@ def check_size(num_bytes: int, max_bytes: int) -> None:
         )
 
 
-# Values of a wrong type are returned as they are: validation reports them better than a TypeError.
-
-
 def as_list(token_ids: Sequence[int] | None) -> Any:
+    """Return the ids as a list. A value of a wrong type is returned as it is: the request's validation
+    reports it better than a TypeError.
+    """
     if isinstance(token_ids, str) or not isinstance(token_ids, Iterable):
         return token_ids
     return list(token_ids)
-
-
-def as_messages(messages: Sequence[Mapping[str, str]]) -> Any:
-    if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
-        return messages
-    return [dict(message) if isinstance(message, Mapping) else message for message in messages]
 
 
 def _unknown(name: str) -> str:

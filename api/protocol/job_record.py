@@ -21,6 +21,7 @@ from pagefleet.api.contract.messages import (
     JobResult,
     JobState,
     LogEntry,
+    Reading,
 )
 from pagefleet.api.contract.sampling import MAX_CHOICES
 
@@ -190,6 +191,17 @@ class JobRecord:
             return str(json.loads(self.fields["request"])["model"])
         except (ValueError, KeyError, TypeError, RecursionError):
             return ""
+
+    @property
+    def chat_reading(self) -> Reading | None:
+        """How to read the answer as a message; None if the request has no messages or cannot be read."""
+        try:
+            request = json.loads(self.fields["request"])
+            if request.get("messages") is None:
+                return None
+            return Reading.model_validate(request.get("reading") or {})
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
 
     @property
     def served_model(self) -> str:

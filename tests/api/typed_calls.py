@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pagefleet.api import AsyncFleetClient, FleetClient
+from pagefleet.api import AsyncFleetClient, ChatMessage, FleetClient
 from pagefleet.api.testing import InMemoryFleet
 
+TOOLS = [{"type": "function", "function": {"name": "add"}}]
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
 
@@ -12,6 +13,9 @@ def synchronous(fleet: FleetClient, fake: InMemoryFleet) -> None:
     fleet.generate("Hello", lane="batch", max_tokens=3, stop="\n", structured_outputs={"regex": "a+"})
     fleet.generate(prompt_token_ids=[1, 2], job_id="a", tenant=None)
     fleet.chat(MESSAGES, model="tiny", seed=7, deadline_s=2.5)
+    fleet.chat([*MESSAGES, ChatMessage(role="assistant", content="Hi")], tools=TOOLS, tool_choice="auto")
+    fleet.generate("Hello", tools=TOOLS)  # type: ignore[call-arg]
+    fleet.chat(MESSAGES, tool_choice=1)  # type: ignore[arg-type]
     fleet.generate("Hello", max_token=3)  # type: ignore[call-arg]
     fleet.generate("Hello", lane="bulk")  # type: ignore[arg-type]
     fleet.generate("Hello", temperature="hot")  # type: ignore[arg-type]

@@ -136,6 +136,21 @@ def test_calls_in_each_notation(ai, jobs, model, content):
     assert answer.usage.completion_tokens == 2 * (len(WRITTEN[model.replace("null", "json")]) + 1)
 
 
+@pytest.mark.parametrize("model", [*NOTATIONS, "null"])
+def test_the_python_client_reads_the_same_message(ai, fleet, model):
+    """By its own call, and of the gateway's job."""
+    messages = say("<think>Hm.</think>" * (model == "hermes") + WRITTEN[model.replace("null", "json")])
+    answer = ai.chat.completions.create(model=model, messages=messages, tools=TOOLS)
+    wanted = answer.choices[0].message
+    attached = fleet.attach(answer.id).result()
+    own = fleet.chat(messages, model=model, tools=TOOLS, max_tokens=400).result()
+    for result in (attached, own):
+        assert (result.content, result.finish_reason) == (wanted.content, "tool_calls")
+        assert result.reasoning == getattr(wanted, "reasoning_content", None)
+        assert calls_of(result.message) == calls_of(wanted)
+    assert [call.id for call in attached.tool_calls] == [call.id for call in wanted.tool_calls]
+
+
 def test_the_same_from_any_gateway_after_any_event(start_gateway, gateway, http):
     """What the first events said and what another gateway says after them is the whole."""
     text = f"<think>\nHm.\n</think>\n\n{WRITTEN['hermes']} <tool"

@@ -137,7 +137,10 @@ class AsyncFleetClient(AsyncFleet):
         if not await source.submit():
             await source.close()
             return await self.attach(prepared.job_id, idle_timeout=idle_timeout, keep=keep)
-        state = StreamState(prepared.job_id, keep=keep, num_choices=prepared.request.sampling.n)
+        request = prepared.request
+        state = StreamState(
+            prepared.job_id, keep=keep, num_choices=request.sampling.n, reading=request.chat_reading
+        )
         return AsyncTokenStream(state, source, prepared.card.name, idle_timeout)
 
     @property

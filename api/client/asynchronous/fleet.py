@@ -6,6 +6,8 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Never, Unpack
 
+from pagefleet.api.chat.chat_messages import conversation_of
+from pagefleet.api.chat.chat_request import chat_fields
 from pagefleet.api.client.asynchronous.context import AsyncClientContext, opens_stream
 from pagefleet.api.client.asynchronous.token_stream import AsyncTokenStream
 from pagefleet.api.client.job_options import DEFAULT_IDLE_TIMEOUT_S, JobOptions, job_arguments
@@ -17,8 +19,8 @@ from pagefleet.api.client.questions import (
     tokenize_question,
 )
 from pagefleet.api.contract.fleet_status import FleetStatus
-from pagefleet.api.contract.messages import ModelCard, WorkerStatus
-from pagefleet.api.contract.requests import as_list, as_messages
+from pagefleet.api.contract.messages import ChatMessage, ModelCard, WorkerStatus
+from pagefleet.api.contract.requests import as_list
 from pagefleet.api.protocol.job_record import JobRecord
 
 
@@ -52,17 +54,40 @@ class AsyncFleet(AsyncClientContext):
 
     @opens_stream
     async def chat(
-        self, messages: Sequence[Mapping[str, str]], **options: Unpack[JobOptions]
+        self,
+        messages: Sequence[ChatMessage | Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
+        **options: Unpack[JobOptions],
     ) -> AsyncTokenStream:
         """Answer a conversation through the model's chat template.
 
+        The result has the answer as ``content``, ``reasoning`` and ``tool_calls``, and as a ``message`` to
+        append to the conversation. ``text``, like the stream's chunks, is all that the model wrote.
+
         Args:
-            messages: each with ``role`` and ``content``.
+            messages: as in OpenAI's API, each with ``role`` and ``content``; an assistant's may have
+                ``tool_calls``, and one of role ``tool`` needs its ``tool_call_id``.
+            tools: the functions that the model may call, as in OpenAI's API.
+            tool_choice: ``auto`` (default), ``none``, ``required``, or
+                ``{"type": "function", "function": {"name": ...}}``.
+            parallel_tool_calls: False allows one call in each choice.
             options: see :class:`~pagefleet.api.client.job_options.JobOptions`.
 
         Raises: as :meth:`generate`.
         """
-        return await self._start(*job_arguments(options, messages=as_messages(messages)))
+        job_id, fields, idle_timeout = job_arguments(
+            options,
+            messages=conversation_of(messages),
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+        )
+        model = fields.get("model")
+        card = await self.card(model if isinstance(model, str) else None)
+        return await self._start(job_id, chat_fields(fields, card), idle_timeout)
 
     @abstractmethod
     async def _start(
@@ -110,7 +135,7 @@ class AsyncFleet(AsyncClientContext):
         self,
         prompt: str | None = None,
         *,
-        messages: Sequence[Mapping[str, str]] | None = None,
+        messages: Sequence[ChatMessage | Mapping[str, Any]] | None = None,
         model: str | None = None,
         add_special_tokens: bool | None = None,
         add_generation_prompt: bool = True,

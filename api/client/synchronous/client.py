@@ -138,7 +138,10 @@ class FleetClient(Fleet):
         if not source.submit():
             source.close()
             return self.attach(prepared.job_id, idle_timeout=idle_timeout, keep=keep)
-        state = StreamState(prepared.job_id, keep=keep, num_choices=prepared.request.sampling.n)
+        request = prepared.request
+        state = StreamState(
+            prepared.job_id, keep=keep, num_choices=request.sampling.n, reading=request.chat_reading
+        )
         return TokenStream(state, source, prepared.card.name, idle_timeout)
 
     @property

@@ -7,6 +7,8 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Never, Unpack
 
+from pagefleet.api.chat.chat_messages import conversation_of
+from pagefleet.api.chat.chat_request import chat_fields
 from pagefleet.api.client.job_options import DEFAULT_IDLE_TIMEOUT_S, JobOptions, job_arguments
 from pagefleet.api.client.questions import (
     Answer,
@@ -18,8 +20,8 @@ from pagefleet.api.client.questions import (
 from pagefleet.api.client.synchronous.context import ClientContext, opens_stream
 from pagefleet.api.client.synchronous.token_stream import TokenStream
 from pagefleet.api.contract.fleet_status import FleetStatus
-from pagefleet.api.contract.messages import ModelCard, WorkerStatus
-from pagefleet.api.contract.requests import as_list, as_messages
+from pagefleet.api.contract.messages import ChatMessage, ModelCard, WorkerStatus
+from pagefleet.api.contract.requests import as_list
 from pagefleet.api.protocol.job_record import JobRecord
 
 
@@ -52,16 +54,41 @@ class Fleet(ClientContext):
         return self._start(*job_arguments(options, prompt=prompt, prompt_token_ids=ids))
 
     @opens_stream
-    def chat(self, messages: Sequence[Mapping[str, str]], **options: Unpack[JobOptions]) -> TokenStream:
+    def chat(
+        self,
+        messages: Sequence[ChatMessage | Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
+        **options: Unpack[JobOptions],
+    ) -> TokenStream:
         """Answer a conversation through the model's chat template.
 
+        The result has the answer as ``content``, ``reasoning`` and ``tool_calls``, and as a ``message`` to
+        append to the conversation. ``text``, like the stream's chunks, is all that the model wrote.
+
         Args:
-            messages: each with ``role`` and ``content``.
+            messages: as in OpenAI's API, each with ``role`` and ``content``; an assistant's may have
+                ``tool_calls``, and one of role ``tool`` needs its ``tool_call_id``.
+            tools: the functions that the model may call, as in OpenAI's API.
+            tool_choice: ``auto`` (default), ``none``, ``required``, or
+                ``{"type": "function", "function": {"name": ...}}``.
+            parallel_tool_calls: False allows one call in each choice.
             options: see :class:`~pagefleet.api.client.job_options.JobOptions`.
 
         Raises: as :meth:`generate`.
         """
-        return self._start(*job_arguments(options, messages=as_messages(messages)))
+        job_id, fields, idle_timeout = job_arguments(
+            options,
+            messages=conversation_of(messages),
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+        )
+        model = fields.get("model")
+        card = self.card(model if isinstance(model, str) else None)
+        return self._start(job_id, chat_fields(fields, card), idle_timeout)
 
     @abstractmethod
     def _start(
@@ -109,7 +136,7 @@ class Fleet(ClientContext):
         self,
         prompt: str | None = None,
         *,
-        messages: Sequence[Mapping[str, str]] | None = None,
+        messages: Sequence[ChatMessage | Mapping[str, Any]] | None = None,
         model: str | None = None,
         add_special_tokens: bool | None = None,
         add_generation_prompt: bool = True,
