@@ -136,7 +136,7 @@ def test_a_gateway_that_dies_and_comes_back_is_noticed_and_no_more(null_stack, c
         window.wait_text(50)
         gateway.send_signal(signal.SIGKILL)
         gateway.wait(5)
-        window.wait_notice("The connection is lost")
+        window.wait_notice("Connection lost")
         gateway = start(gateway.port)
         window.wait_end()
         assert window.text == expected(7, int(LONG))
@@ -254,9 +254,9 @@ def test_a_refusal_is_told_and_can_be_tried_again(window, http):
 def test_a_key_is_asked_for_and_kept_in_the_tab_only(guarded_gateway, key_file, chromium):
     token, _ = key_file.add(tenant="acme-page", requests_per_minute=1)
     with gateway_window(chromium, guarded_gateway.url) as window:
-        window.wait_notice("wants an API key")
+        window.wait_notice("needs an API key")
         window.set(API_key="pf-00000000-x")
-        window.wait_notice("not known here")
+        window.wait_notice("does not know this API key")
         headers = {"authorization": f"Bearer {token}"}
         models = f"{guarded_gateway.url}/v1/models"
         assert wait_until(lambda: httpx.get(models, headers=headers).status_code == 200, 10, 0.1)

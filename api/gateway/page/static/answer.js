@@ -1,18 +1,18 @@
-// An answer: a job in the background and its stream, which goes on after any interruption.
+// An answer: a background job and its stream, which resumes after any interruption.
 //
-// The job is asked for first and read afterwards, always in the same way: by its id and the id of the last
-// event that was seen. So a reload, a lost connection and a gateway that died are all the same thing. In the
-// background, since nobody would read it while a page is being loaded; Stop cancels it, and so does its deadline.
+// The page submits the job first and reads it afterwards, always by its id and the id of the last event seen.
+// So a reload, a lost connection and a killed gateway are handled alike. The job runs in the background, because
+// it has no reader while the page reloads; Stop or the deadline ends it.
 
 import { Refusal, ask, askJson } from './api.js'
 import { events } from './events.js'
 
 const DEADLINE_S = 900
-const SILENT_MS = 60000 // the gateway says something every 15 s
+const SILENT_MS = 60000 // the gateway sends something every 15 s
 const FIRST_WAIT_MS = 500
 const LONGEST_WAIT_MS = 8000
 
-// What is kept of it; `last` is an event's id, and 'u' in it asks for the usage at the end.
+// The stored state; `last` is an event id, in which 'u' requests the usage at the end.
 export function newAnswer() {
   return {
     job: null, last: '0u', text: '', tokens: 0, promptTokens: null, askedAt: Date.now(), firstAt: null,
@@ -22,8 +22,8 @@ export function newAnswer() {
 
 export async function submit(answer, request) {
   const body = { ...request, background: true, deadline_s: DEADLINE_S }
-  const told = await askJson('v1/chat/completions', { method: 'POST', body })
-  answer.job = told.id
+  const job = await askJson('v1/chat/completions', { method: 'POST', body })
+  answer.job = job.id
 }
 
 export async function cancel(answer) {
@@ -34,19 +34,19 @@ function jobPath(answer, what) {
   return `v1/jobs/${encodeURIComponent(answer.job)}/${what}`
 }
 
-// Reads to the end. `told` hears of `text` that was added, of `trouble` with the seconds until the next try,
-// when it is `back`, and of `change` otherwise. Throws Refusal where another try would be no use.
-export async function follow(answer, told, signal) {
+// Reads to the end. `listener` is called with `text` that was added, with `trouble` and the seconds until the next
+// try, when the stream is `back`, and with `change` otherwise. Throws Refusal if another try is useless.
+export async function follow(answer, listener, signal) {
   let wait = FIRST_WAIT_MS
   while (!answer.ended && !signal.aborted) {
     try {
-      await read(answer, told, signal, () => { wait = FIRST_WAIT_MS })
+      await read(answer, listener, signal, () => { wait = FIRST_WAIT_MS })
     } catch (error) {
       if (signal.aborted) return
       if (error instanceof Refusal && !error.isTemporary) throw error
     }
     if (answer.ended || signal.aborted) break
-    told.trouble(wait / 1000)
+    listener.trouble(wait / 1000)
     await sleep(wait, signal)
     answer.resumed = true
     wait = Math.min(2 * wait, LONGEST_WAIT_MS)
@@ -54,7 +54,7 @@ export async function follow(answer, told, signal) {
   if (answer.resumed && !signal.aborted) await correctTimes(answer)
 }
 
-async function read(answer, told, signal, onEvent) {
+async function read(answer, listener, signal, onEvent) {
   const attempt = new AbortController()
   const abort = () => attempt.abort()
   signal.addEventListener('abort', abort)
@@ -62,7 +62,7 @@ async function read(answer, told, signal, onEvent) {
   try {
     const headers = { 'last-event-id': answer.last }
     const reply = await ask(jobPath(answer, 'stream'), { headers, signal: attempt.signal })
-    if (answer.resumed) told.back()
+    if (answer.resumed) listener.back()
     const isAlive = () => {
       clearTimeout(silence)
       silence = setTimeout(abort, SILENT_MS)
@@ -73,7 +73,7 @@ async function read(answer, told, signal, onEvent) {
         answer.ended = true
         return
       }
-      apply(answer, event, told)
+      apply(answer, event, listener)
     }
   } finally {
     clearTimeout(silence)
@@ -81,12 +81,12 @@ async function read(answer, told, signal, onEvent) {
   }
 }
 
-function apply(answer, { id, data }, told) {
-  const said = JSON.parse(data)
-  if (said.error) {
-    answer.error = said.error.message
+function apply(answer, { id, data }, listener) {
+  const chunk = JSON.parse(data)
+  if (chunk.error) {
+    answer.error = chunk.error.message
   }
-  const choice = said.choices?.[0]
+  const choice = chunk.choices?.[0]
   const added = choice?.delta?.content ?? ''
   const thought = choice?.delta?.reasoning_content ?? ''
   answer.text += added
@@ -103,13 +103,13 @@ function apply(answer, { id, data }, told) {
     answer.finish = choice.finish_reason
     answer.stopReason = choice.stop_reason ?? null
   }
-  if (said.usage) answer.promptTokens = said.usage.prompt_tokens
-  if (thought) told.thought(thought)
-  if (added) told.text(added)
-  else told.change()
+  if (chunk.usage) answer.promptTokens = chunk.usage.prompt_tokens
+  if (thought) listener.thought(thought)
+  if (added) listener.text(added)
+  else listener.change()
 }
 
-// What this page missed while it was away, the server has seen.
+// The server has the times that this page missed.
 async function correctTimes(answer) {
   try {
     const job = await askJson(`v1/jobs/${encodeURIComponent(answer.job)}`)
@@ -118,7 +118,7 @@ async function correctTimes(answer) {
     answer.firstAt = job.first_token_at * 1000
     answer.lastAt = job.ended_at * 1000
   } catch {
-    // Then the figures are this page's own.
+    // The page's own figures are kept.
   }
 }
 

@@ -52,7 +52,7 @@ function restore() {
   const last = kept.turns.at(-1)
   if (!last?.answer || last.answer.ended || last.answer.error) return
   if (last.answer.job === null) {
-    fail(last, 'The page was reloaded before the job was known. It may be under Jobs.')
+    fail(last, 'The page was reloaded before the job had an id. Look for it under Jobs.')
   } else {
     last.answer.resumed = true
     run(last, null)
@@ -80,13 +80,13 @@ function answerNow() {
 }
 
 function history() {
-  const said = []
+  const messages = []
   for (const turn of kept.turns) {
-    if (turn.role === 'user') said.push({ role: 'user', content: turn.text })
-    else if (turn.answer.text) said.push({ role: 'assistant', content: turn.answer.text })
-    else said.pop() // What was never answered: many chat templates want the two in turn.
+    if (turn.role === 'user') messages.push({ role: 'user', content: turn.text })
+    else if (turn.answer.text) messages.push({ role: 'assistant', content: turn.answer.text })
+    else messages.pop() // A message without an answer: many chat templates require alternating roles.
   }
-  return said
+  return messages
 }
 
 async function run(turn, body) {
@@ -146,13 +146,13 @@ function listener(turn, mine) {
     },
     trouble(seconds) {
       if (mine === running) {
-        notice(`The connection is lost. Nothing is: the answer goes on, and this page tries again in ${seconds} s.`)
+        notice(`Connection lost. The answer continues on the server; this page reconnects in ${seconds} s.`)
       }
     },
   }
 }
 
-// A job may wait for a worker for as long as it likes; who asked should know that it does.
+// A job may wait for a worker without a limit; the page shows that it waits.
 async function lookForWorker(turn, mine) {
   if (running !== mine || turn.answer.tokens > 0) return
   try {
@@ -160,12 +160,12 @@ async function lookForWorker(turn, mine) {
     const model = data.find((each) => each.id === turn.model)
     if (running !== mine || turn.answer.tokens > 0) return
     if (model && !model.ready) {
-      notice(`No worker serves ${turn.model} right now. Your message waits, and is answered as soon as one comes.`)
+      notice(`No worker serves ${turn.model} right now. Your message waits until one starts.`)
     } else {
-      notice('Your message waits for its turn: the workers are busy.')
+      notice('The workers are busy. Your message waits in the queue.')
     }
   } catch {
-    // The stream says that the connection is lost.
+    // The stream reports a lost connection.
   }
   setTimeout(() => lookForWorker(turn, mine), LOOK_FOR_WORKER_MS)
 }
@@ -175,12 +175,12 @@ async function stop() {
   running.stopping = true
   stopButton.disabled = true
   const { answer } = running
-  if (answer.job === null) return // as soon as it is known
+  if (answer.job === null) return // it is cancelled when it has an id
   try {
     await cancel(answer)
   } catch (error) {
     if (running?.answer === answer) running.stopping = stopButton.disabled = false
-    notice(`It could not be stopped: ${error.message}`)
+    notice(`The answer could not be stopped: ${error.message}`)
   }
 }
 
@@ -207,14 +207,14 @@ function show(turn) {
   view.thinking.hidden = !turn.answer.thoughts
   view.article = element('article', 'turn assistant', view.thinking, view.text, view.error, view.figures)
   view.article.setAttribute('aria-label', `Answer of ${turn.model}`)
-  // Not enumerable: what is kept is kept as JSON.
+  // Not enumerable, so that it is not stored: the turn is stored as JSON.
   Object.defineProperty(turn, 'view', { value: view, configurable: true })
   showMarkdown(view.text, turn.answer.text)
   turns.append(view.article)
   refresh(turn)
 }
 
-// At most once for each picture that the screen shows, however many events come between two.
+// At most once per frame, for any number of events.
 function showSoon(turn) {
   if (turn.view.isDue) return
   turn.view.isDue = true
@@ -225,7 +225,7 @@ function showSoon(turn) {
     showMarkdown(turn.view.text, turn.answer.text)
     if (stick) turns.scrollTop = turns.scrollHeight
   }
-  // A page in the background shows no pictures.
+  // A page in the background draws no frames.
   requestAnimationFrame(show)
   setTimeout(show, 250)
 }

@@ -1,4 +1,4 @@
-// Server-sent events out of a response's body. Not EventSource: that sends no API key.
+// Server-sent events from a response body. EventSource cannot send an API key.
 
 export async function* events(body, onBytes = () => {}) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader()
@@ -20,7 +20,7 @@ export async function* events(body, onBytes = () => {}) {
   }
 }
 
-// One block of lines; a comment, which keeps the connection alive, is none.
+// One event from a block of lines, or nothing for a comment, which keeps the connection alive.
 function parse(block) {
   const event = { id: null, data: null }
   for (const line of block.split('\n')) {

@@ -1,4 +1,4 @@
-// The jobs of the key's tenant: looked at again and again for as long as they are on the screen.
+// The jobs of the key's tenant, refreshed while the list is visible.
 
 import { ask, askJson } from './api.js'
 import { ago, element, notice, seconds } from './page.js'
@@ -58,7 +58,7 @@ async function read() {
   return found
 }
 
-// A row stays the same element while its job lives: a button keeps the keyboard's focus.
+// A row stays the same element while its job exists, so that a button keeps the keyboard focus.
 function show({ data, has_more: hasMore }) {
   const known = new Map([...rows.children].map((row) => [row.dataset.job, row]))
   const wanted = data.map((job) => filled(known.get(job.id) ?? newRow(job.id), job))
@@ -72,7 +72,7 @@ function show({ data, has_more: hasMore }) {
 function newRow(id) {
   const row = element('tr', '')
   row.dataset.job = id
-  for (const name of ['State', 'Job', 'Model', 'Prompt', 'Answer', 'First token', 'Took', 'Asked', '']) {
+  for (const name of ['State', 'Job', 'Model', 'Prompt', 'Answer', 'First token', 'Duration', 'Submitted', '']) {
     const cell = element('td', '')
     cell.dataset.name = name
     row.append(cell)
@@ -116,7 +116,7 @@ function stopButton(id) {
       load()
     } catch (error) {
       button.disabled = false
-      notice(`It could not be stopped: ${error.message}`)
+      notice(`The job could not be stopped: ${error.message}`)
     }
   })
   return button

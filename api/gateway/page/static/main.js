@@ -1,4 +1,4 @@
-// Where the page begins: two views, and the settings beside them.
+// The page's start: two views and the settings.
 
 import { newChat, openChat } from './chat.js'
 import { forgetJobs, openJobs, showJobs } from './jobs.js'
@@ -32,7 +32,7 @@ function openTabs() {
   }
 }
 
-// On a narrow screen they lie over the conversation.
+// On a narrow screen the settings cover the conversation.
 const panelButton = document.getElementById('open-settings')
 
 function openPanel(isOpen) {

@@ -1,5 +1,5 @@
-// Markdown as elements: headings, lists, quotes, tables, code, emphasis, links. What a model writes never becomes
-// markup: every piece of it is a text node, HTML among it, and a link goes to http, https or mailto only.
+// Markdown as elements: headings, lists, quotes, tables, code, emphasis, links. The model's text never becomes
+// markup: every piece is a text node, HTML included, and links lead to http, https or mailto only.
 
 import { element } from './page.js'
 
@@ -29,7 +29,7 @@ export function showMarkdown(place, text) {
   place.source = text
 }
 
-// Each with its lines as they are, and a function that makes its element.
+// The blocks, each with its source lines and a function that makes its element.
 function blocks(lines, depth = 0) {
   const found = []
   let at = 0
@@ -66,7 +66,7 @@ function fence(lines, at, [, marks, language]) {
   while (end < lines.length && !isEnd(lines[end])) end += 1
   const make = () => {
     const code = element('pre', 'code', element('code', '', lines.slice(at + 1, end).join('\n')))
-    code.tabIndex = 0 // what is wider than the page is scrolled with the keyboard too
+    code.tabIndex = 0 // scrollable with the keyboard if it is wider than the page
     if (language) code.dataset.language = language
     return code
   }
@@ -107,7 +107,7 @@ function list(lines, at, depth) {
   return [end, make]
 }
 
-// After an empty line a list goes on with what is indented, or with another item.
+// After an empty line a list continues with an indented line or another item.
 function continues(lines, at, indent, first) {
   const line = lines[at] ?? ''
   const match = ITEM.exec(line)
@@ -156,14 +156,14 @@ function isBlockStart(line) {
 
 function filled(place, lines, depth) {
   const inner = blocks(lines, depth + 1).map(({ make }) => make())
-  // A line alone in an item or a quote is no paragraph: it would stand apart.
+  // A single line in an item or a quote is not a paragraph, which would have margins.
   if (inner[0]?.tagName === 'P') inner[0].replaceWith(...inner.splice(0, 1, element('span', '', ...inner[0].childNodes)))
   place.append(...inner)
   return place
 }
 
 function inline(place, text, depth = 0) {
-  const missing = new Set() // marks without an end in what is left
+  const missing = new Set() // marks that do not end in the rest of the text
   let plain = ''
   let at = 0
   const add = (made, end) => {
@@ -192,7 +192,7 @@ function inline(place, text, depth = 0) {
   return place
 }
 
-// An element and where it ends, or nothing.
+// Return an element and its end, or nothing.
 function pieceAt(text, at, depth, missing) {
   const char = text[at]
   if (char === '`') return codeAt(text, at, missing)
@@ -244,7 +244,7 @@ function linkTo(address, ...content) {
   return link
 }
 
-// Where emphasis ends that begins at `at`; -1 where it is none.
+// Return the end of the emphasis that begins at `at`, or -1.
 function closing(text, at, mark, missing) {
   const isWord = (index) => /[\p{L}\p{N}_]/u.test(text[index] ?? '')
   const isUnderscore = mark[0] === '_'

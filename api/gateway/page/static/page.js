@@ -1,4 +1,4 @@
-// Small things that every part of the page needs: elements, the notice, figures in words.
+// Shared parts of the page: elements, the notice, figures in words.
 
 export function element(name, className, ...content) {
   const made = document.createElement(name)
@@ -7,7 +7,7 @@ export function element(name, className, ...content) {
   return made
 }
 
-// One line above everything; null takes it away.
+// One line at the top; null removes it.
 export function notice(text) {
   const place = document.getElementById('notice')
   if (place.textContent !== (text ?? '')) place.textContent = text ?? ''
@@ -28,17 +28,17 @@ export function ago(value) {
 
 const ENDS = { cancelled: 'stopped', deadline: 'out of time' }
 
-// How many tokens, how fast, how soon, and why it ended.
+// The number of tokens, the rate, the time to the first token, and the end.
 export function figures(answer) {
-  const said = []
-  if (answer.tokens > 0) said.push(`${answer.tokens} ${answer.tokens === 1 ? 'token' : 'tokens'}`)
+  const parts = []
+  if (answer.tokens > 0) parts.push(`${answer.tokens} ${answer.tokens === 1 ? 'token' : 'tokens'}`)
   const lasted = (answer.lastAt - answer.firstAt) / 1000
-  if (answer.tokens > 1 && lasted > 0.05) said.push(`${((answer.tokens - 1) / lasted).toFixed(1)} tok/s`)
-  if (answer.firstAt) said.push(`first token ${seconds(Math.max(0, answer.firstAt - answer.askedAt) / 1000)}`)
-  if (answer.promptTokens !== null) said.push(`prompt ${answer.promptTokens}`)
+  if (answer.tokens > 1 && lasted > 0.05) parts.push(`${((answer.tokens - 1) / lasted).toFixed(1)} tok/s`)
+  if (answer.firstAt) parts.push(`first token ${seconds(Math.max(0, answer.firstAt - answer.askedAt) / 1000)}`)
+  if (answer.promptTokens !== null) parts.push(`prompt ${answer.promptTokens}`)
   if (answer.ended && answer.finish) {
-    said.push(ENDS[answer.stopReason] ?? (answer.finish === 'length' ? 'cut at max tokens' : 'complete'))
+    parts.push(ENDS[answer.stopReason] ?? (answer.finish === 'length' ? 'cut at max tokens' : 'complete'))
   }
-  if (said.length === 0 && !answer.error) said.push(answer.job ? 'waiting' : 'sending')
-  return said.join(' · ')
+  if (parts.length === 0 && !answer.error) parts.push(answer.job ? 'waiting' : 'sending')
+  return parts.join(' · ')
 }

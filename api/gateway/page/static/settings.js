@@ -1,4 +1,4 @@
-// The settings beside the conversation, and the request that follows from them.
+// The settings, and the request that they make.
 
 import { askJson } from './api.js'
 import { element, notice } from './page.js'
@@ -37,7 +37,7 @@ export function openSettings(onKey) {
   loadModels()
 }
 
-// An OpenAI request; what is left empty is left to the model.
+// An OpenAI request; empty fields are left to the model.
 export function request(messages) {
   const system = document.getElementById('system').value.trim()
   const body = { model: model.value, messages: system ? [{ role: 'system', content: system }, ...messages] : messages }
@@ -56,7 +56,7 @@ async function loadModels() {
     notice(null)
     showModels(data)
   } catch (error) {
-    notice(error.isTemporary ? `${error.message} This page tries again by itself.` : error.message)
+    notice(error.isTemporary ? `${error.message} This page retries automatically.` : error.message)
     if (error.status === 401) {
       document.body.classList.add('needs-key')
       key.focus()
@@ -66,7 +66,7 @@ async function loadModels() {
   timer = setTimeout(refreshModels, AGAIN_MS)
 }
 
-// Later on only their states, and whether the gateway is there. Other notices are left alone.
+// Later only the models' states, and whether the gateway answers. Other notices stay.
 async function refreshModels() {
   if (model.options.length === 0) return loadModels()
   try {
@@ -78,7 +78,7 @@ async function refreshModels() {
   } catch (error) {
     if (error.status === 0) {
       isDown = true
-      notice(`The gateway at ${location.host} does not answer. This page tries again every ${AGAIN_MS / 1000} s.`)
+      notice(`The gateway at ${location.host} does not answer. This page retries every ${AGAIN_MS / 1000} s.`)
     }
   }
   timer = setTimeout(refreshModels, AGAIN_MS)
@@ -101,7 +101,7 @@ function showModels(found) {
 function showState() {
   const chosen = model.selectedOptions[0]
   if (!chosen) {
-    modelState.textContent = 'No model is known yet: start a worker.'
+    modelState.textContent = 'The fleet has no model yet. Start a worker.'
     return
   }
   const isReady = chosen.dataset.ready === 'true'

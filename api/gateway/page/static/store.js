@@ -1,5 +1,5 @@
-// What this tab keeps: settings, the key, and the conversation with the ids that its answers go on from.
-// All of it in sessionStorage: it survives a reload, and is gone with the tab.
+// The tab's state: settings, the key, and the conversation with the ids from which its answers resume.
+// It is in sessionStorage: it survives a reload and disappears with the tab.
 
 const NAME = 'pagefleet'
 
@@ -19,14 +19,14 @@ export const kept = read()
 
 let timer = 0
 
-// Text and event id of an answer are written together: whatever moment a reload comes at, they fit.
+// Text and event id of an answer are written together, so that they match after a reload at any moment.
 export function keep() {
   clearTimeout(timer)
   timer = 0
   try {
     sessionStorage.setItem(NAME, JSON.stringify(kept))
   } catch {
-    // No room, or none allowed: the page works all the same, until it is reloaded.
+    // Storage is full or forbidden: the page still works until it is reloaded.
   }
 }
 
