@@ -1,4 +1,4 @@
-"""The commands that need no engine: one module each, found through the entry points ``pagefleet.commands``.
+"""The commands that work without the engine: one module each, loaded by entry points ``pagefleet.commands``.
 
 Does not know the engine or the workers.
 """

@@ -59,7 +59,7 @@ def exporter(host: str, port: int, redis_url: str | None) -> None:
         server, thread = start_http_server(port, host, registry)
     except OSError as error:
         raise ConfigurationError(
-            f"--port: cannot listen on {host}:{port} ({error.strerror or error}); 0 selects a free port."
+            f"Cannot listen on {host}:{port} ({error.strerror or error}); change --host or --port."
         ) from error
     click.echo(f"Serving the metrics of the fleet at {safe_url(store.settings.url)}: ", nl=False, err=True)
     click.echo(f"http://{host}:{server.server_port}/metrics", err=True)

@@ -31,7 +31,7 @@ class WaitingNotice:
         self._thread = threading.Thread(target=self._watch, name="pagefleet-waiting", daemon=True)
 
     def chunk_received(self) -> None:
-        """Restart the two seconds."""
+        """Report a chunk, which restarts the two seconds."""
         self._last_chunk_at = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -70,6 +70,6 @@ def reason_to_wait(status: FleetStatus, model: str, job_id: str) -> str:
     if not any(worker.model == model for worker in status.workers):
         return f"no worker serves {model}; start one with `pagefleet worker --model {model}`."
     if any(running.job_id == job_id for running in status.running):
-        return "a worker has the job and computes."
+        return "a worker is running the job."
     num_queued = sum(queue.num_queued for queue in status.queues if queue.model == model)
     return f"the job is queued; {num_queued} messages wait for {model}."

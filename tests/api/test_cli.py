@@ -180,7 +180,10 @@ class TestGenerate:
         [
             ({}, "no worker serves m; start one"),
             ({"workers": True}, "the job is queued; 7 messages wait for m."),
-            ({"workers": True, "running": [RunningJob("j", "m", "w", 0, 1, 2.0)]}, "a worker has the job"),
+            (
+                {"workers": True, "running": [RunningJob("j", "m", "w", 0, 1, 2.0)]},
+                "a worker is running the job",
+            ),
             ({"workers": True, "refused": [RefusedJob("j", "m", "other weights")]}, "back: other weights."),
         ],
     )
