@@ -17,18 +17,17 @@ from pagefleet.api.protocol.job_record import JobRecord
 
 
 class Action(Enum):
-    """A step other than returning a chunk or waiting for an event."""
+    """A step other than returning to the caller or waiting for an event."""
 
     REPLAY = "replay"
     """Read the job's log."""
     END = "end"
     """The job has ended and all its tokens were returned: close the stream and raise the job's error."""
-    STOP = "stop"
-    """Return without a chunk: the stream is closed, or the caller's time is over."""
 
 
-Step = Chunk | Action | float
-"""Return a chunk, carry out an action, or wait this many seconds for the next event."""
+Step = Chunk | Action | float | None
+"""Return a chunk, carry out an action, or wait this many seconds for the next event. None: return without a
+chunk, since the stream is closed, or the caller's time is over."""
 
 
 class StreamLoop:
@@ -70,7 +69,7 @@ class StreamLoop:
             StreamTimeout: the idle timeout is over.
         """
         if self.is_closed:
-            return Action.STOP
+            return None
         chunk = self.state.pop()
         if chunk is not None:
             return chunk
@@ -78,18 +77,18 @@ class StreamLoop:
             return Action.END
         return self.next_event_step(until)
 
-    def next_event_step(self, until: float | None) -> Action | float:
+    def next_event_step(self, until: float | None) -> Action | float | None:
         """Return the next step towards an event, whether or not chunks are waiting."""
         if self.is_closed:
-            return Action.STOP
+            return None
         if until is not None and time.monotonic() >= until:
-            return Action.STOP
+            return None
         if self.state.wants_replay:
             return Action.REPLAY
         time_left_s = (self._idle_until if until is None else until) - time.monotonic()
         if time_left_s <= 0:
             if until is not None:
-                return Action.STOP
+                return None
             raise self._timeout()
         return min(time_left_s, SILENCE_S)
 

@@ -41,8 +41,8 @@ def test_from_the_first_wait_to_the_end():
     assert loop.next_step().text == "x"
     assert loop.next_step() is Action.END
     loop.is_closed = True
-    assert loop.next_step() is Action.STOP
-    assert loop.next_event_step(None) is Action.STOP
+    assert loop.next_step() is None
+    assert loop.next_event_step(None) is None
 
 
 def test_silence_and_a_new_subscription_make_it_read_the_log():
@@ -65,7 +65,7 @@ def test_a_poll_ends_at_its_own_time_and_reads_no_log_after_it():
     assert 0 < loop.next_step(time.monotonic() + 1) <= 1
     loop.take(Resync())
     assert loop.next_step(time.monotonic() + 1) is Action.REPLAY
-    assert loop.next_step(time.monotonic()) is Action.STOP
+    assert loop.next_step(time.monotonic()) is None
     assert kept == []
 
 

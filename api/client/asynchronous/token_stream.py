@@ -88,7 +88,7 @@ class AsyncTokenStream(BaseTokenStream, AsyncStreamContext, AsyncIterator[Chunk]
     async def __anext__(self) -> Chunk:
         loop = self._loop
         loop.start_call()
-        while (step := loop.next_step()) is not Action.STOP:
+        while (step := loop.next_step()) is not None:
             if isinstance(step, Chunk):
                 return step
             await self._do(step)
@@ -105,7 +105,7 @@ class AsyncTokenStream(BaseTokenStream, AsyncStreamContext, AsyncIterator[Chunk]
         """
         self._loop.start_call()
         until = time.monotonic() + timeout_s
-        while (step := self._loop.next_step(until)) is not Action.STOP:
+        while (step := self._loop.next_step(until)) is not None:
             if isinstance(step, Chunk):
                 return step
             await self._do(step)
@@ -123,7 +123,7 @@ class AsyncTokenStream(BaseTokenStream, AsyncStreamContext, AsyncIterator[Chunk]
         until = time.monotonic() + timeout_s
         while not self._loop.is_accepted:
             step = self._loop.next_event_step(until)
-            if step is Action.STOP:
+            if step is None:
                 return False
             await self._do(step)
         if self._state.error is not None:

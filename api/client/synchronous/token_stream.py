@@ -87,7 +87,7 @@ class TokenStream(BaseTokenStream, StreamContext, Iterator[Chunk]):
     def __next__(self) -> Chunk:
         loop = self._loop
         loop.start_call()
-        while (step := loop.next_step()) is not Action.STOP:
+        while (step := loop.next_step()) is not None:
             if isinstance(step, Chunk):
                 return step
             self._do(step)
@@ -104,7 +104,7 @@ class TokenStream(BaseTokenStream, StreamContext, Iterator[Chunk]):
         """
         self._loop.start_call()
         until = time.monotonic() + timeout_s
-        while (step := self._loop.next_step(until)) is not Action.STOP:
+        while (step := self._loop.next_step(until)) is not None:
             if isinstance(step, Chunk):
                 return step
             self._do(step)
@@ -122,7 +122,7 @@ class TokenStream(BaseTokenStream, StreamContext, Iterator[Chunk]):
         until = time.monotonic() + timeout_s
         while not self._loop.is_accepted:
             step = self._loop.next_event_step(until)
-            if step is Action.STOP:
+            if step is None:
                 return False
             self._do(step)
         if self._state.error is not None:
