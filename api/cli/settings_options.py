@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get
 
 import click
 from click.types import OptionHelpExtra
-from pydantic import ByteSize
+from pydantic import ByteSize, FilePath
 from pydantic.fields import FieldInfo
 
 from pagefleet.api.config.settings import FleetSettings
@@ -94,7 +94,7 @@ def _type(name: str, field: FieldInfo) -> dict[str, Any]:
     if kind in _RANGES:
         return {"type": _RANGES[kind](**_limits(field))}
     if kind is Path:
-        is_file = name.endswith("_file")
+        is_file = name.endswith("_file") or FilePath in get_args(field.annotation)
         metavar = "FILE" if is_file else "DIRECTORY"
         return {"type": click.Path(dir_okay=not is_file, path_type=Path), "metavar": metavar}
     return {}

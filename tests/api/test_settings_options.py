@@ -23,7 +23,8 @@ class Settings(FleetSettings):
     size: ByteSize | None = Field(None, description="Size.")
     lights: bool = Field(False, description="Switch the lights on.")
     tins: list[str] = Field(default_factory=list, description="Tins to use.")
-    recipe_file: FilePath | None = Field(None, description="File to read.")
+    recipe: FilePath | None = Field(None, description="File to read.")
+    notes_file: Path | None = Field(None, description="File to write.")
     shelf: Path = Field(Path("/shelf"), description="Directory to use.")
 
 
@@ -47,12 +48,12 @@ def test_an_option_that_is_not_given_leaves_the_setting_to_the_environment():
 def test_values_arrive_under_the_names_of_the_fields():
     done, given = run(
         "--heat", "200", "--wait-seconds", "0.5", "--mode", "top", "--size", "2GiB", "--lights",
-        "--tins", "a", "--tins", "b", "--recipe-file", "r.md",
+        "--tins", "a", "--tins", "b", "--recipe", "r.md", "--notes-file", "n.md",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert given == {
         "oven_heat": 200, "oven_wait_s": 0.5, "mode": "top", "size": "2GiB", "lights": True,
-        "tins": ("a", "b"), "recipe_file": Path("r.md"),
+        "tins": ("a", "b"), "recipe": Path("r.md"), "notes_file": Path("n.md"),
     }  # fmt: skip
 
 
@@ -63,7 +64,7 @@ def test_values_arrive_under_the_names_of_the_fields():
         ("--heat", "-1"),
         ("--wait-seconds", "0"),
         ("--mode", "left"),
-        ("--recipe-file", "/"),
+        ("--recipe", "/"),
     ],
 )
 def test_a_value_that_the_setting_would_refuse_is_a_usage_error(arguments):
@@ -78,6 +79,7 @@ def test_the_help_has_the_description_and_the_default():
     assert lines["--heat"].endswith("Temperature, in degrees.  [default: 180; 0<=x<300]")
     assert lines["--mode"].endswith("Which elements heat.  [default: both]")
     assert lines["--lights"].endswith("Switch the lights on.")
+    assert lines["--recipe"].startswith("FILE ")
     assert lines["--shelf"].endswith("Directory to use.  [default: /shelf]")
     assert lines["--tins"].endswith("Tins to use. Can be given several times.")
 
