@@ -1,4 +1,4 @@
-"""Readers of checkpoint files: JSON, safetensors, GGUF.
+"""Readers of the files of a checkpoint: JSON, safetensors, GGUF.
 
-Does not know models, tokenizers or devices.
+Does not know model architectures, the engine's tokenizers, devices, or where checkpoints come from.
 """

@@ -1,7 +1,4 @@
-"""Read the JSON files of a checkpoint.
-
-A user may have edited them, so every error names the file and says what to do.
-"""
+"""Readers of the JSON files of a checkpoint, which users may have edited."""
 
 from __future__ import annotations
 
@@ -13,18 +10,24 @@ from pagefleet.engine.errors import ModelLoadError
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in `path`. A byte order mark, which some editors write, is skipped.
+    """Return the JSON object in `path`. A byte order mark, which some editors add, is skipped.
 
     Raises ModelLoadError if the file is missing, is not UTF-8 text, is not JSON, or is not an object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise ModelLoadError(f"{path} cannot be read ({error.strerror}); fetch the model again.") from error
+        raise ModelLoadError(
+            f"{path} cannot be read ({error.strerror}); check the path, or download the model again."
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise ModelLoadError(f"{path} is not valid JSON ({error}); fetch the file again.") from error
+        raise ModelLoadError(
+            f"{path} is not valid JSON ({error}); correct it, or download the file again."
+        ) from error
     if not isinstance(content, dict):
-        raise ModelLoadError(f"{path} must hold a JSON object, not {_kind(content)}; fetch the file again.")
+        raise ModelLoadError(
+            f"{path} must contain a JSON object, not {_kind(content)}; download the file again."
+        )
     return content
 
 

@@ -1,4 +1,4 @@
-"""Which files of a folder hold its weights."""
+"""The rules by which a folder's weight files are chosen."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ WEIGHT_INDEX: Final = "model.safetensors.index.json"
 
 
 def weight_paths(folder: Path) -> list[Path]:
-    """Return the weight files in a fixed order, by transformers' rules.
+    """Return the weight files of a folder in a fixed order, by the rules of transformers.
 
-    model.safetensors, else the files that the index names, else the only *.safetensors file.
-    Raises ModelLoadError for a missing file, and for several without an index.
+    That is model.safetensors, or the files that the index lists, or the only *.safetensors file. Raises
+    ModelLoadError if a file is missing, or if there are several files without an index.
     """
     present = sorted(folder.glob("*.safetensors"))
     index = folder / WEIGHT_INDEX
@@ -24,18 +24,23 @@ def weight_paths(folder: Path) -> list[Path]:
         return [folder / WEIGHT_FILE]
     paths = indexed_paths(index) if index.is_file() else present
     if not index.is_file() and len(paths) != 1:
-        found = f"several ({', '.join(path.name for path in paths)})" if paths else "none"
+        found = f"several weight files ({', '.join(path.name for path in paths)})" if paths else "no weights"
         raise ModelLoadError(
-            f"{folder} needs {WEIGHT_FILE}, {WEIGHT_INDEX}, or a single *.safetensors file; it has {found}."
+            f"{folder} has {found}; it needs {WEIGHT_FILE}, {WEIGHT_INDEX}, or a single *.safetensors file. "
+            "Download the model again."
         )
     if missing := [path.name for path in paths if not path.is_file()]:
-        raise ModelLoadError(f"{folder} has no {', '.join(missing)}; fetch the model again.")
+        raise ModelLoadError(
+            f"{folder} has no {', '.join(missing)}, which {WEIGHT_INDEX} lists; download the model again."
+        )
     return paths
 
 
 def indexed_paths(index: Path) -> list[Path]:
-    """Return the files that a model.safetensors.index.json names. Raises ModelLoadError."""
+    """Return the files that `index`, a model.safetensors.index.json, lists. Raises ModelLoadError."""
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise ModelLoadError(f"{index} has no weight_map of file names; fetch the file again.")
+        raise ModelLoadError(
+            f"{index} has no weight_map from tensors to file names; download the file again."
+        )
     return [index.parent / name for name in sorted(set(weight_map.values()))]

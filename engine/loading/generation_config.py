@@ -1,4 +1,4 @@
-"""What a checkpoint's generation_config.json says of sampling: its makers' defaults."""
+"""The default sampling parameters in a checkpoint's generation_config.json."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ _NAMES = {
     "min_p": "min_p",
     "repetition_penalty": "repetition_penalty",
 }
-"""The file's names that count, and ours. (vLLM's choice: `ModelConfig.get_diff_sampling_param`.)"""
+"""The names in the file that are used, and those of SamplingParams. The same as vLLM's
+`ModelConfig.get_diff_sampling_param`."""
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
-    """Return the file's content, {} if there is no such file.
+    """Return the file's content, or {} if there is no such file.
 
-    Raises ModelLoadError if it cannot be read: it may name the tokens that end an answer.
+    Raises ModelLoadError if it cannot be read: it may list the end-of-sequence tokens.
     """
     return read_optional_json_object(folder / "generation_config.json")
 
 
 def default_sampling(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Its sampling parameters under SamplingParams' names; what no request could ask for is passed over."""
+    """Return its sampling parameters by SamplingParams' names, without those that have invalid values."""
     defaults = {}
     for theirs, ours in _NAMES.items():
         value = config.get(theirs)
@@ -44,7 +45,7 @@ def default_sampling(config: Mapping[str, Any]) -> dict[str, Any]:
         try:
             SamplingParams(**{ours: value})
         except InvalidRequestError as error:
-            logger.warning("generation_config.json: %s is passed over: %s", theirs, error)
+            logger.warning("generation_config.json: %s is ignored: %s", theirs, error)
             continue
         defaults[ours] = value
     return defaults

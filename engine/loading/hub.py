@@ -1,6 +1,6 @@
-"""Models of the Hugging Face hub: what is fetched of them, and in which order.
+"""Downloads models from the Hugging Face hub.
 
-config.json comes first: a model that the engine cannot run is refused before its weights are fetched.
+config.json is downloaded first, so that a model that the engine cannot run is rejected before its weights.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ _SMALL_FILES: Final = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"
 
 
 def fetch(hub_id: str, check: Callable[[Path], None]) -> Path:
-    """Return the folder of the files; without network, or with HF_HUB_OFFLINE, of those fetched before.
+    """Return the folder with the model's files, downloading those that are missing.
+
+    Without network, or with HF_HUB_OFFLINE set, only files that were downloaded before are used.
 
     Args:
-        check: called with a folder that holds config.json; what it raises is passed on, and no weights
-            are fetched.
+        check: called with a folder that contains config.json before weights are downloaded; it raises if the
+            engine cannot run the model.
 
-    Raises UnknownModelError for a model that cannot be fetched.
+    Raises UnknownModelError if the model cannot be downloaded.
     """
     folder = _snapshot(hub_id, ["config.json", WEIGHT_INDEX])
     check(folder)
@@ -32,7 +34,7 @@ def fetch(hub_id: str, check: Callable[[Path], None]) -> Path:
 
 
 def fetched_before(hub_id: str) -> Path:
-    """Return the folder of a model that was fetched before. Raises UnknownModelError for any other."""
+    """Return the folder of a model that was downloaded before. Raises UnknownModelError if it was not."""
     return _snapshot(hub_id, _SMALL_FILES, local_files_only=True)
 
 
@@ -46,21 +48,23 @@ def _snapshot(hub_id: str, patterns: Sequence[str], *, local_files_only: bool = 
         )
     except LocalEntryNotFoundError as error:
         raise UnknownModelError(
-            f"{hub_id} has not been fetched before, and the hub cannot be reached (or HF_HUB_OFFLINE is set)."
+            f"{hub_id} has not been downloaded, and the hub cannot be reached: check the network and "
+            "HF_HUB_OFFLINE."
         ) from error
     except (HfHubHTTPError, HFValidationError) as error:
-        raise UnknownModelError(f"{hub_id} cannot be fetched from the hub: {error}") from error
+        raise UnknownModelError(f"{hub_id} cannot be downloaded from the hub: {error}") from error
 
 
 def _needed_weights(hub_id: str, folder: Path) -> list[str]:
-    """The files that `weight_paths` will choose: many models have others beside them."""
+    """Return the names of the files that `weight_paths` will choose, since many models contain other
+    copies."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import DryRunError
 
     try:
         found = snapshot_download(hub_id, allow_patterns=["*.safetensors"], dry_run=True)
     except DryRunError:
-        # The hub cannot be reached: what was fetched before must do.
+        # The hub cannot be reached: use the files that were downloaded before.
         return []
     names = [each.filename for each in found if "/" not in each.filename]
     if WEIGHT_FILE in names:
@@ -68,5 +72,8 @@ def _needed_weights(hub_id: str, folder: Path) -> list[str]:
     if (folder / WEIGHT_INDEX).is_file():
         return [path.name for path in indexed_paths(folder / WEIGHT_INDEX)]
     if len(names) > 1:
-        raise ModelLoadError(f"{hub_id} has several weight files and no {WEIGHT_INDEX}: {', '.join(names)}.")
+        raise ModelLoadError(
+            f"{hub_id} has several weight files ({', '.join(names)}) but no {WEIGHT_INDEX}; use a different "
+            "model."
+        )
     return names

@@ -1,6 +1,6 @@
-"""From a configuration to a model that is ready: find, read, pack, warm up, size the KV cache.
+"""Loader of a model: find its files, load tokenizer and weights, warm up, size and allocate the KV cache.
 
-Light to import: torch and all that needs it come in with `load`, which says what they cost.
+Importing this module is quick: `load` imports torch, as a stage that it reports.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 
 
 def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
-    """Loads the model that `config` names; `report` is told of each stage as it ends.
+    """Load the model of `config`.
 
-    Raises ModelLoadError and its subclasses, MissingDependencyError, and ConfigError where the
-    configuration asks for what this machine hasn't got.
+    Args:
+        report: called after each stage with its name and its seconds.
+
+    Raises ModelLoadError or a subclass, MissingDependencyError, or ConfigError if the device is not
+    available.
     """
     stages = _Stages(report)
     with stages.time("import"):
@@ -89,6 +92,8 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
 
 
 class _Stages:
+    """Measures the stages of loading and reports them."""
+
     def __init__(self, report: Report | None) -> None:
         self._report = report
 
@@ -105,15 +110,16 @@ def _device(name: str) -> torch.device:
 
     try:
         device = torch.device(name)
-        # An index or a driver that isn't there shows itself here.
+        # This fails if the device index or the driver does not exist.
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"The device {name!r} is not available here: {error}") from error
+        raise ConfigError(f"device {name!r} is not available on this machine: {error}") from error
     return device
 
 
 def _dtype(name: str, config: Mapping[str, Any], device: torch.device) -> torch.dtype:
-    """ "auto" is the checkpoint's own; float16 becomes bfloat16 on a CPU, which rarely computes in it."""
+    """Return the dtype to compute in. "auto" is that of the checkpoint, except float16 on a CPU, which is
+    slow: bfloat16 replaces it."""
     import torch
 
     from pagefleet.engine.models.decoder_config import checkpoint_dtype

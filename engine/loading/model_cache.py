@@ -1,11 +1,9 @@
-"""The folder of converted checkpoints: who may write to it when, what is in it.
+"""The cache of converted checkpoints, which any number of processes can share.
 
-    <cache_dir>/models/<slug>-<hash>/    one converted checkpoint, complete as soon as it is there
-    <cache_dir>/models/.partial-*        one being written; left behind only by a process that was killed
-    <cache_dir>/hashes/                  hashes of large files, by path, size and time of change
-    <cache_dir>/locks/                   one a checkpoint, held while it is written or removed
-
-Any number of processes may share it.
+<cache_dir>/models/<slug>-<hash>/    a converted checkpoint; complete, because it is renamed into place
+<cache_dir>/models/.partial-*        a checkpoint being written; only a killed process leaves one behind
+<cache_dir>/hashes/                  hashes of large files, by path, size and modification time
+<cache_dir>/locks/                   one lock per checkpoint, held while it is written or removed
 """
 
 from __future__ import annotations
@@ -23,18 +21,18 @@ from filelock import FileLock
 
 HASH_DIGITS = 16
 MANIFEST = "pagefleet.json"
-"""Written last into a converted checkpoint: where it came from."""
+"""The last file written into a converted checkpoint; it contains the source."""
 
 
 @dataclass(frozen=True)
 class CachedModel:
-    """One converted checkpoint."""
+    """A converted checkpoint in the cache."""
 
     name: str
-    """The folder's name: what `remove_cached` takes."""
+    """The name of its folder, for `remove_cached`."""
     path: Path
     source: str
-    """What it was converted from, as it was given then."""
+    """The path that it was converted from."""
     num_bytes: int
 
 
@@ -43,21 +41,21 @@ def default_cache_dir() -> Path:
 
 
 def list_cached(cache_dir: Path | None = None) -> list[CachedModel]:
-    """The converted checkpoints, by name."""
+    """Return the converted checkpoints, sorted by name."""
     folder = (cache_dir or default_cache_dir()) / "models"
     return [_describe(manifest) for manifest in sorted(folder.glob(f"[!.]*/{MANIFEST}"))]
 
 
 def remove_cached(cache_dir: Path | None, name: str) -> bool:
-    """Deletes one converted checkpoint; False if there is none of that name.
+    """Delete a converted checkpoint; return False if there is none with this name.
 
-    Engines that have it loaded keep running: their files stay mapped until they close them.
+    Engines that have loaded it keep running: the files stay mapped until they are closed.
     """
     root = cache_dir or default_cache_dir()
     for model in list_cached(root):
         if model.name == name:
             with _lock(root, name):
-                # A reader sees all of it or nothing.
+                # Renamed first, so that readers never see a partial checkpoint.
                 trash = Path(tempfile.mkdtemp(dir=model.path.parent, prefix=f".partial-{name}-"))
                 model.path.rename(trash / name)
                 shutil.rmtree(trash)
@@ -66,10 +64,11 @@ def remove_cached(cache_dir: Path | None, name: str) -> bool:
 
 
 def get_or_convert(cache_dir: Path, name: str, source: str, convert: Callable[[Path], None]) -> Path:
-    """The folder `name`; where it isn't there, `convert` fills an empty one that then becomes it.
+    """Return the folder `name`; if it is missing, call `convert` with an empty folder, which is then renamed
+    to it.
 
-    Of several processes that come at once, one converts and the others wait. What `convert` raises is
-    passed on and leaves nothing behind.
+    If several processes call it at the same time, one converts and the others wait. An exception of
+    `convert` is passed on and leaves no files.
     """
     folder = cache_dir / "models" / name
     if folder.is_dir():
@@ -91,13 +90,14 @@ def get_or_convert(cache_dir: Path, name: str, source: str, convert: Callable[[P
 
 
 def entry_name(source: str, content_hash: str) -> str:
-    """`<slug>-<hash>`: a name that a person recognises, and that no other content has."""
+    """Return `<slug>-<hash>`: a readable name that is unique to the content."""
     slug = re.sub(r"[^a-z0-9.]+", "-", source.lower()).strip("-.") or "model"
     return f"{slug}-{content_hash[:HASH_DIGITS]}"
 
 
 def file_hash(cache_dir: Path, path: Path) -> str:
-    """SHA-256 of a file, remembered by path, size and time of change, so that a warm start reads nothing."""
+    """Return the SHA-256 of a file. It is stored by path, size and modification time, so that a later start
+    does not read the file."""
     memo = _memo(cache_dir, path)
     if memo.is_file():
         return memo.read_text(encoding="ascii")
@@ -111,7 +111,7 @@ def file_hash(cache_dir: Path, path: Path) -> str:
 
 
 def known_hash(cache_dir: Path, path: Path) -> str | None:
-    """What :func:`file_hash` remembers of the file as it is, without reading it."""
+    """Return the hash that `file_hash` has stored for the unchanged file; None if it has not."""
     memo = _memo(cache_dir, path)
     return memo.read_text(encoding="ascii") if memo.is_file() else None
 

@@ -1,4 +1,4 @@
-"""How much memory a checkpoint takes, read from its config.json and the sizes of its files."""
+"""The memory that a checkpoint needs, from its config.json and the sizes of its files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """Of one model in one dtype, in bytes; packing weights anew takes as much again meanwhile."""
+    """The memory that a model needs in a dtype, in bytes. Packing the weights temporarily needs as much
+    again."""
 
     weight_bytes: int
     kv_bytes_per_token: int
@@ -23,7 +24,7 @@ class ModelSize:
 
 
 def model_size(folder: Path, dtype: str = "auto") -> ModelSize:
-    """`folder` holds config.json and *.safetensors.
+    """Return the size of the model in `folder`, which contains config.json and *.safetensors.
 
     Raises ModelLoadError, OSError, ValueError or KeyError if they cannot be used.
     """
@@ -39,7 +40,7 @@ def model_size(folder: Path, dtype: str = "auto") -> ModelSize:
 
 
 def _kv_elements(config: Mapping[str, Any]) -> int:
-    """Of one token: a key and a value in each layer and KV head."""
+    """Return the elements of one token in the KV cache: a key and a value in each layer and KV head."""
     num_heads = int(config["num_attention_heads"])
     head_dim = int(config.get("head_dim") or int(config["hidden_size"]) // num_heads)
     num_kv_heads = int(config.get("num_key_value_heads") or num_heads)

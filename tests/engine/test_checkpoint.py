@@ -107,7 +107,7 @@ def test_a_gguf_file_in_parts_is_one_model(tmp_path):
     with pytest.raises(ModelLoadError, match="is not part 3 of 3"):
         resolve(str(parts[0]), tmp_path / "cache")
     parts[2].unlink()
-    with pytest.raises(ModelLoadError, match=r"in 3 files; m-00003-of-00003\.gguf are missing"):
+    with pytest.raises(ModelLoadError, match=r"one of 3 files of a model; download m-00003-of-00003\.gguf"):
         resolve(str(parts[0]), tmp_path / "cache")
 
 
@@ -176,8 +176,8 @@ def test_custom_code_is_refused(tmp_path):
     [
         (None, "no config.json"),
         ("{", "not valid JSON"),
-        ("[]", "must hold a JSON object, not a list"),
-        ("null", "must hold a JSON object, not null"),
+        ("[]", "must contain a JSON object, not a list"),
+        ("null", "must contain a JSON object, not null"),
     ],
 )
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path, config, sentence):
@@ -206,7 +206,7 @@ def test_offline_a_hub_id_that_was_never_fetched_is_unknown(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False
     )
-    assert "UnknownModelError: some-owner/some-model has not been fetched before" in result.stderr
+    assert "UnknownModelError: some-owner/some-model has not been downloaded" in result.stderr
 
 
 # -- the cache -----------------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ def test_fingerprints_tell_weights_apart(tiny_checkpoints, tmp_path):
 def test_a_file_that_is_cut_off_is_refused(tiny_checkpoints, tmp_path):
     content = (tiny_checkpoints["llama"] / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ModelLoadError, match="fetch the model again"):
+    with pytest.raises(ModelLoadError, match="download the model again"):
         WeightReader(tmp_path)
 
 
@@ -171,7 +171,7 @@ def test_the_files_that_transformers_would_take_are_read(tiny_checkpoints, tmp_p
     assert fingerprint_weights(tmp_path) == right
     norm = WeightReader(tmp_path).take("model.norm.weight")
     assert torch.equal(norm, load_file(source)["model.norm.weight"])
-    assert "not read: model_new.safetensors; the model is in model.safetensors" in caplog.text
+    assert "model_new.safetensors is ignored, because the weights are in model.safetensors" in caplog.text
     (tmp_path / "model.safetensors").unlink()
     assert fingerprint_weights(tmp_path) != right
 
@@ -179,7 +179,7 @@ def test_the_files_that_transformers_would_take_are_read(tiny_checkpoints, tmp_p
 def test_several_files_without_an_index_are_refused(tiny_checkpoints, tmp_path):
     for name in ("a", "b"):
         shutil.copy(tiny_checkpoints["llama"] / "model.safetensors", tmp_path / f"{name}.safetensors")
-    with pytest.raises(ModelLoadError, match=r"several \(a\.safetensors, b\.safetensors\)"):
+    with pytest.raises(ModelLoadError, match=r"several weight files \(a\.safetensors, b\.safetensors\)"):
         WeightReader(tmp_path)
 
 
@@ -205,5 +205,7 @@ def test_a_tensor_that_is_missing_is_named(tiny_checkpoints, tmp_path, checkpoin
     left = {name: tensor for name, tensor in weights.items() if not name.endswith(kind)}
     save_file(left, tmp_path / "model.safetensors", metadata={"format": "pt"})
     config = read_json(folder / "config.json")
-    with pytest.raises(ModelLoadError, match=rf"has no .*{kind}.*\({len(weights) - len(left)} tensors"):
+    with pytest.raises(
+        ModelLoadError, match=rf"has no tensor .*{kind}.*\({len(weights) - len(left)} tensors"
+    ):
         load_model(config, WeightReader(tmp_path), ReferenceBackend(torch.device("cpu"), torch.float32))

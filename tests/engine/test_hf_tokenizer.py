@@ -287,8 +287,8 @@ def test_a_broken_tokenizer_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("[]", "must hold a JSON object, not a list"),
-        ("null", "must hold a JSON object, not null"),
+        ("[]", "must contain a JSON object, not a list"),
+        ("null", "must contain a JSON object, not null"),
         ("{", "is not valid JSON"),
         ('{"chat_template": 5}', "must be a text, or a list"),
         ('{"chat_template": [{"name": "default"}]}', "'template'"),

@@ -225,7 +225,7 @@ def test_one_bad_prompt_leaves_nobody_in_the_engine(llm):
         llm.generate([[1, 2, 3], [10**7]], SamplingParams(max_tokens=4))
     assert raised.value.code == "token_out_of_vocabulary"
     assert not llm.engine.has_unfinished_requests
-    with pytest.raises(ValueError, match="2 prompts and 1 sampling_params"):
+    with pytest.raises(ValueError, match="sampling_params has 1 entries for 2 prompts"):
         llm.generate(["a", "b"], [SamplingParams()])
 
 

@@ -155,7 +155,7 @@ class TestTheModel:
 
     def test_a_hub_id_is_looked_for_but_not_fetched(self, tmp_path, monkeypatch):
         monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-        with pytest.raises(UnknownModelError, match="has not been fetched"):
+        with pytest.raises(UnknownModelError, match="has not been downloaded"):
             locate("an-owner/never-fetched")
 
     def test_a_gguf_file_that_is_not_converted(self, target, tmp_path, monkeypatch):

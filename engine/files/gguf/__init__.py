@@ -1,1 +1,1 @@
-"""Readers of GGUF files: header, parts, tokenizer metadata, pre-tokenizers."""
+"""Readers of GGUF files: header, split files, tokenizer, pre-tokenizers. Does not read the weights."""

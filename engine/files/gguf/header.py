@@ -1,4 +1,4 @@
-"""The header of a GGUF file: what the model is and how its tensors are stored, without reading them.
+"""The header of a GGUF file: its metadata, and the names, types and shapes of its tensors.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 2 and 3, little-endian).
 """
@@ -22,17 +22,17 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """What the conversion has to know beforehand."""
+    """The header of a GGUF file, as far as loading needs it before the conversion."""
 
     scalars: Mapping[str, Any]
-    """Metadata by key; arrays are left out."""
+    """Metadata by key, without arrays."""
     tensor_names: frozenset[str]
     num_elements: Mapping[int, int]
-    """By GGML's type of tensor."""
+    """Number of elements of all tensors of each GGML type."""
 
     @property
     def dtype(self) -> str:
-        """What holds the weights without loss, for quantised ones nearly so: most weights decide."""
+        """The dtype to convert to: that of most weights, or bfloat16 if they are quantised."""
         main = max(self.num_elements, key=lambda kind: self.num_elements[kind], default=_F32)
         return {_F32: "float32", _F16: "float16"}.get(main, "bfloat16")
 
@@ -42,14 +42,14 @@ class GGUFHeader:
 
 
 def read_gguf_header(path: Path) -> GGUFHeader:
-    """Raises ModelLoadError if the file is not GGUF, or breaks off."""
+    """Return the header of `path`. Raises ModelLoadError if it is not a GGUF file, or is truncated."""
     with path.open("rb") as file:
         if file.read(4) != MAGIC:
-            raise ModelLoadError(f"{path} is not a GGUF file.")
+            raise ModelLoadError(f"{path} is not a GGUF file: it does not begin with {MAGIC.decode()!r}.")
         try:
             return _read_header(file)
         except (struct.error, UnicodeDecodeError, KeyError) as error:
-            raise ModelLoadError(f"{path} has a broken GGUF header; fetch the file again.") from error
+            raise ModelLoadError(f"{path} has a damaged GGUF header; download the file again.") from error
 
 
 def _read_header(file: BinaryIO) -> GGUFHeader:
@@ -75,7 +75,7 @@ def _read_header(file: BinaryIO) -> GGUFHeader:
 
 
 def _read_value(file: BinaryIO, kind: int) -> Any:
-    """A scalar; None for an array, which is skipped."""
+    """Return a scalar, or None for an array, which is skipped."""
     if kind == _STRING:
         return _read_string(file).decode("utf-8", errors="replace")
     if kind != _ARRAY:
@@ -91,7 +91,7 @@ def _read_value(file: BinaryIO, kind: int) -> Any:
 
 def _read_string(file: BinaryIO) -> bytes:
     size = _unpack(file, "Q")
-    # What says that it is longer than any file is garbage, and must not be asked of the memory.
+    # A damaged size may be huge: do not allocate that much memory.
     content = file.read(size) if size <= _MAX_STRING else b""
     if len(content) < size:
         raise struct.error

@@ -1,4 +1,4 @@
-"""GGUF files that are one model together: llama.cpp's gguf-split cuts large ones into parts."""
+"""Models in several GGUF files, as llama.cpp's gguf-split makes them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _PART: Final = re.compile(r"(?P<name>.+)-\d{5}-of-\d{5}")
 
 
 class GGUFParts(NamedTuple):
-    """A model's files in order, and their headers as one: the first part has the metadata."""
+    """The files of a model in order, and their joined header. The first file has the metadata."""
 
     paths: list[Path]
     header: GGUFHeader
 
 
 def read_gguf_parts(path: Path) -> GGUFParts:
-    """Find the parts of the model that `path` is, or is a part of.
+    """Return all files of the model that `path` is, or is one part of.
 
-    Raises ModelLoadError for a file that is not GGUF, and for parts that are missing or of another model.
+    Raises ModelLoadError if a file is not GGUF, is missing, or belongs to a different model.
     """
     header = read_gguf_header(path)
     count = int(header.scalars.get("split.count", 1))
@@ -34,13 +34,13 @@ def read_gguf_parts(path: Path) -> GGUFParts:
     found = _PART.fullmatch(path.stem)
     if found is None:
         raise ModelLoadError(
-            f"{path} is a part of a model in {count} files: name them <model>-00001-of-{count:05}.gguf "
+            f"{path} is one of {count} files of a model: rename them to <model>-00001-of-{count:05}.gguf "
             "and so on."
         )
     paths = [path.with_name(f"{found['name']}-{part:05}-of-{count:05}.gguf") for part in range(1, count + 1)]
     if missing := [each.name for each in paths if not each.is_file()]:
         raise ModelLoadError(
-            f"{path} is a part of a model in {count} files; {', '.join(missing)} are missing."
+            f"{path} is one of {count} files of a model; download {', '.join(missing)} to the same folder."
         )
     return GGUFParts(paths, _joined(paths, [read_gguf_header(each) for each in paths]))
 
@@ -50,11 +50,13 @@ def _joined(paths: list[Path], headers: list[GGUFHeader]) -> GGUFHeader:
     for number, (path, header) in enumerate(zip(paths, headers, strict=True)):
         place = (header.scalars.get("split.no"), header.scalars.get("split.count"))
         if place != (number, len(paths)):
-            raise ModelLoadError(f"{path} is not part {number + 1} of {len(paths)}; fetch the files again.")
+            raise ModelLoadError(
+                f"{path} is not part {number + 1} of {len(paths)}; download the files again."
+            )
     num_tensors = headers[0].scalars.get("split.tensors.count", len(names))
     if len(set(names)) != num_tensors:
         raise ModelLoadError(
-            f"{paths[0]}: the parts have {len(set(names))} tensors, not {num_tensors}; fetch the files again."
+            f"{paths[0]}: the files have {len(set(names))} tensors, not {num_tensors}; download them again."
         )
     counts = sum((Counter(header.num_elements) for header in headers), Counter[int]())
     return GGUFHeader(headers[0].scalars, frozenset(names), counts)

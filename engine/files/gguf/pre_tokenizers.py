@@ -1,8 +1,8 @@
-"""The pre-tokenizers that GGUF files name (`tokenizer.ggml.pre`): how a text is split before BPE merges.
+"""The pre-tokenizers of GGUF files (`tokenizer.ggml.pre`): how a text is split before BPE merges.
 
-The names are llama.cpp's (src/llama-vocab.cpp); the patterns are those of the original tokenizer.json files,
-which llama.cpp's comments give where its own differ. A wrong one gives other tokens than the model was
-trained with, and nobody sees it: a name that is not listed here is refused.
+The names are llama.cpp's (src/llama-vocab.cpp). The patterns are those of the original tokenizer.json files,
+which llama.cpp quotes in comments if its own patterns differ. A wrong pattern silently gives different
+tokens than those that the model was trained with, so unknown names are rejected.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ __all__ = ["PreTokenizer", "pre_tokenizer"]
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """How one family of byte-level vocabularies splits texts."""
+    """The pre-tokenizer of one family of byte-level BPE vocabularies."""
 
     patterns: tuple[str, ...] = ()
-    """Applied one after the other, each to the pieces that the last one left."""
+    """Regular expressions, applied in order, each to the pieces that the previous one left."""
     splits_words: bool = False
-    """Whether GPT-2's pattern comes last."""
+    """Whether GPT-2's pattern is applied after `patterns`."""
     composes: bool = False
-    """Whether texts are normalized to NFC before."""
+    """Whether texts are normalized to NFC first."""
     ignores_merges: bool = False
-    """Whether a piece that is a token is taken whole, though no merges lead to it."""
+    """Whether a piece that is a token is used as it is, even if no merges lead to it."""
     adds_bos: bool = False
-    """What holds where the file does not say it."""
+    """Whether a BOS token is added if the file does not specify it."""
 
     def normalizer(self) -> normalizers.Normalizer | None:
         return normalizers.NFC() if self.composes else None
 
     def build(self, *, add_prefix_space: bool = False) -> pre_tokenizers.PreTokenizer:
-        """`add_prefix_space` counts, as in transformers, only for GPT-2's pattern alone."""
+        """Return the pre-tokenizer. As in transformers, `add_prefix_space` applies only to GPT-2's pattern
+        alone."""
         if not self.patterns and self.splits_words:
             return pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=True)
         splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in self.patterns]
@@ -45,16 +46,17 @@ class PreTokenizer:
 
 
 def pre_tokenizer(name: str | None) -> PreTokenizer:
-    """Raise ModelLoadError for a name that is missing or not known."""
+    """Return the pre-tokenizer with this name. Raises ModelLoadError if the name is missing or unknown."""
     if name is None or name == "default":
         raise ModelLoadError(
-            "The file does not say how its tokenizer splits texts (tokenizer.ggml.pre is "
-            f"{'missing' if name is None else repr(name)}): convert the model again with a newer llama.cpp, "
-            "or use its safetensors."
+            f"tokenizer.ggml.pre is {'missing' if name is None else repr(name)}, so the pre-tokenizer is "
+            "unknown: "
+            "convert the model again with a newer llama.cpp, or use its safetensors checkpoint."
         )
     if name not in _NAMES:
         raise ModelLoadError(
-            f"The pre-tokenizer {name!r} (tokenizer.ggml.pre) is not supported; use the model's safetensors."
+            f"The pre-tokenizer {name!r} (tokenizer.ggml.pre) is not supported; use the model's safetensors "
+            "checkpoint."
         )
     return _NAMES[name]
 
@@ -75,12 +77,13 @@ def _words(
     letters: str = r"\p{L}+",
     signs: str = r"[^\s\p{L}\p{N}]+[\r\n]*",
 ) -> str:
-    """The pattern of tiktoken's cl100k: contractions, words with a sign before, numbers, signs, blanks."""
+    """Return tiktoken's cl100k pattern: contractions, words with a leading sign, numbers, signs, white
+    space."""
     return rf"{contractions}[^\r\n\p{{L}}\p{{N}}]?{letters}|{numbers}| ?{signs}|{_BLANKS}"
 
 
 def _cased_words(numbers: str, contractions: str = "") -> str:
-    """The pattern of tiktoken's o200k: a word also ends before a capital letter."""
+    """Return tiktoken's o200k pattern: a word also ends before a capital letter."""
     upper, lower = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
     before = r"[^\r\n\p{L}\p{N}]?"
     return (
@@ -90,7 +93,7 @@ def _cased_words(numbers: str, contractions: str = "") -> str:
 
 
 def _class(ranges: str) -> str:
-    """A class of characters from their code points."""
+    """Return a character class from ranges of code points in hexadecimal."""
     pairs = [each.split("-") for each in ranges.split()]
     return "".join("-".join(rf"\x{{{end}}}" for end in pair) for pair in pairs)
 

@@ -1,7 +1,7 @@
-"""The tokenizer that a GGUF file describes, as the files that `HFTokenizer` reads.
+"""Converts the tokenizer of a GGUF file to the files that `HFTokenizer` reads.
 
-transformers' own conversion knows some of the pre-tokenizers only, and reads no flag for spaces; what it does
-not know it takes for GPT-2's, and the tokens differ.
+The conversion in transformers is not used: it knows only some pre-tokenizers, replaces the others with
+GPT-2's, and ignores the flags for spaces, so the tokens would differ.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _SPECIAL_TOKENS: Final = {
     "cls_token": "cls_token_id",
     "mask_token": "mask_token_id",
 }
-"""transformers' names and GGUF's (`seperator` is theirs)."""
+"""The names in transformers and in GGUF (which spells `seperator`)."""
 _BLANK: Final = "\u2581"
 
 
 class _Type(IntEnum):
-    """tokenizer.ggml.token_type"""
+    """The token types of tokenizer.ggml.token_type."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -44,19 +44,20 @@ class _Type(IntEnum):
 
 
 def check_gguf_tokenizer(scalars: Mapping[str, Any]) -> None:
-    """Raise ModelLoadError unless `write_gguf_tokenizer` can build this tokenizer exactly."""
+    """Raise ModelLoadError if `write_gguf_tokenizer` cannot convert this tokenizer exactly."""
     kind = scalars.get("tokenizer.ggml.model")
     if kind == "gpt2":
         pre_tokenizer(scalars.get("tokenizer.ggml.pre"))
     elif kind != "llama":
         raise ModelLoadError(
-            f"The tokenizer model {kind!r} (tokenizer.ggml.model) is not supported; supported are gpt2 and "
-            "llama. Use the model's safetensors."
+            f"The tokenizer model {kind!r} (tokenizer.ggml.model) is not supported, only gpt2 and llama; "
+            "use the "
+            "model's safetensors checkpoint."
         )
     if scalars.get("tokenizer.ggml.remove_extra_whitespaces"):
         raise ModelLoadError(
-            "The tokenizer removes extra white space (tokenizer.ggml.remove_extra_whitespaces), which is not "
-            "supported; use the model's safetensors."
+            "Removing extra white space (tokenizer.ggml.remove_extra_whitespaces) is not supported; use the "
+            "model's safetensors checkpoint."
         )
 
 
@@ -64,7 +65,9 @@ def write_gguf_tokenizer(metadata: Mapping[str, Any], folder: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json into `folder`.
 
     Args:
-        metadata: the file's keys and values, arrays among them.
+        metadata: the file's keys and values, including arrays.
+
+    Raises ModelLoadError.
     """
     check_gguf_tokenizer(metadata)
     ggml = {
@@ -100,9 +103,9 @@ def write_gguf_tokenizer(metadata: Mapping[str, Any], folder: Path) -> None:
 
 
 def _byte_level(ggml: Mapping[str, Any], family: PreTokenizer) -> Tokenizer:
-    """Words of a vocabulary that spells bytes, joined by the file's merges."""
+    """Return a byte-level BPE tokenizer with the merges of the file."""
     vocab = {token: token_id for token_id, token in enumerate(ggml["tokens"])}
-    # The first part of a merge may begin with a blank; neither has one inside.
+    # The first part of a merge may begin with a space; neither contains one inside.
     merges = [(merge[:at], merge[at + 1 :]) for merge in ggml["merges"] if (at := merge.find(" ", 1)) > 0]
     tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=family.ignores_merges))
     if (normalizer := family.normalizer()) is not None:
@@ -113,7 +116,8 @@ def _byte_level(ggml: Mapping[str, Any], family: PreTokenizer) -> Tokenizer:
 
 
 def _sentencepiece(ggml: Mapping[str, Any]) -> Tokenizer:
-    """SentencePiece's BPE: what two pieces make is joined if it is a piece, the best score first."""
+    """Return a SentencePiece BPE tokenizer: two pieces are merged if their text is a piece, best score
+    first."""
     tokens: list[str] = ggml["tokens"]
     types = ggml.get("token_type") or [_Type.NORMAL] * len(tokens)
     vocab = {token: token_id for token_id, token in enumerate(tokens)}
@@ -137,7 +141,7 @@ def _sentencepiece(ggml: Mapping[str, Any]) -> Tokenizer:
 
 
 def _merges(tokens: Sequence[str], types: Sequence[int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """All pairs of pieces that make a piece, by its score; of one piece, by the ids of its halves."""
+    """Return all pairs of pieces that make a piece, sorted by its score, then by the ids of its halves."""
     text = (_Type.NORMAL, _Type.USER_DEFINED, _Type.UNUSED)
     ids = {token: token_id for token_id, token in enumerate(tokens) if types[token_id] in text}
     ranked = sorted(ids, key=lambda token: -scores[ids[token]])
@@ -150,7 +154,7 @@ def _merges(tokens: Sequence[str], types: Sequence[int], scores: Sequence[float]
 
 
 def _add_tokens(tokenizer: Tokenizer, ggml: Mapping[str, Any]) -> None:
-    """The tokens that are found in a text as they are: special ones, and what the model's makers added."""
+    """Add the tokens that are matched in a text before BPE: special and user-defined ones."""
     types = list(zip(ggml["tokens"], ggml.get("token_type") or (), strict=False))
     special = [token for token, kind in types if kind in (_Type.CONTROL, _Type.UNKNOWN)]
     added = [token for token, kind in types if kind == _Type.USER_DEFINED]
