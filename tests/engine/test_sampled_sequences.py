@@ -145,7 +145,7 @@ def test_a_request_that_allows_nothing_says_so(tiny):
     engine.add_request(EngineRequest("a", PROMPT, nothing))
     [output] = engine.step()
     assert output.finish_reason is FinishReason.ERROR
-    assert "the request allows none" in str(output.stop_reason)
+    assert "parameters allow no token" in str(output.stop_reason)
 
 
 @pytest.mark.parametrize(
