@@ -13,7 +13,7 @@ from pydantic import ByteSize, Field
 
 from pagefleet.api.chat.reasoning import ReasoningParserName
 from pagefleet.api.chat.tool_parsers import ToolParserName
-from pagefleet.api.config.settings import CONFIG_VARIABLE, FleetSettings, FlowerSettings
+from pagefleet.api.config.settings import CONFIG_VARIABLE, FleetSettings, FlowerSettings, GatewaySettings
 
 _OTHER_VARIABLES: Final = frozenset({CONFIG_VARIABLE, "PAGEFLEET_TAG"})
 """Variables with our prefix that are not settings: the settings file, and the image tag in compose.yaml."""
@@ -175,7 +175,8 @@ class WorkerSettings(FleetSettings):
 
         They are not an error: compose and the tests define some too.
         """
-        known = {f"PAGEFLEET_{name.upper()}" for name in (*cls.model_fields, *FlowerSettings.model_fields)}
+        fields = (*cls.model_fields, *FlowerSettings.model_fields, *GatewaySettings.model_fields)
+        known = {f"PAGEFLEET_{name.upper()}" for name in fields}
         given = [name for name in os.environ if name.startswith("PAGEFLEET_")]
         return [
             (name, next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.8)), None))

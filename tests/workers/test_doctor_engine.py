@@ -186,6 +186,7 @@ def test_a_variable_that_no_setting_is_called(target, monkeypatch):
         "PAGEFLEET_QUITE_ANOTHER_THING",
         "PAGEFLEET_TAG",
         "PAGEFLEET_FLOWER_PORT",
+        "PAGEFLEET_GATEWAY_PORT",
     ):
         monkeypatch.setenv(name, "1")
     first, second = model.settings(target())
