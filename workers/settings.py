@@ -1,4 +1,4 @@
-"""Settings of a worker. This module and ``api/config/settings.py`` read the environment."""
+"""Settings of a worker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pydantic import ByteSize, Field
 
 from pagefleet.api.chat.reasoning import ReasoningParserName
 from pagefleet.api.chat.tool_parsers import ToolParserName
-from pagefleet.api.config.settings import CONFIG_VARIABLE, FleetSettings, FlowerSettings, GatewaySettings
+from pagefleet.api.config.layered_settings import CONFIG_VARIABLE
+from pagefleet.api.config.settings import FleetSettings, FlowerSettings, GatewaySettings
 
 _OTHER_VARIABLES: Final = frozenset({CONFIG_VARIABLE, "PAGEFLEET_TAG"})
 """Variables with our prefix that are not settings: the settings file, and the image tag in compose.yaml."""

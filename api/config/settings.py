@@ -1,4 +1,4 @@
-"""Settings of clients, Flower and the gateway. This module and ``workers/settings.py`` read the environment.
+"""Settings of clients, Flower and the gateway.
 
 Each field can be set by the environment variable ``PAGEFLEET_<NAME>``; ``redis_url`` also by ``REDIS_URL``.
 Commands read ``./.env`` and ``./pagefleet.toml`` too, a service that creates a ``FleetClient()`` does not
@@ -9,40 +9,23 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import ssl
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Final, Self
-from urllib.parse import quote, urlsplit, urlunsplit
+from typing import Any, Final, Self
 
-from pydantic import AliasChoices, Field, FilePath, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, Field, FilePath, field_validator, model_validator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from pagefleet.api.config.settings_files import (
-    ENV_FILE,
-    TOML_FILE,
-    from_env_file,
-    from_environment,
-    from_toml,
-)
-from pagefleet.api.contract.errors import ConfigurationError
+from pagefleet.api.config.layered_settings import LayeredSettings
+from pagefleet.api.config.redis_url import add_password, check_redis_url
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 DEFAULT_MAX_REQUEST_BYTES: Final = 4 * 2**20
-CONFIG_VARIABLE: Final = "PAGEFLEET_CONFIG"
-"""Path of a TOML file to read instead of ``./pagefleet.toml``. If it is empty, commands read no files."""
 
 
-class FleetSettings(BaseSettings):
+class FleetSettings(LayeredSettings):
     """Settings that clients, monitors and workers share."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="PAGEFLEET_", env_ignore_empty=True, frozen=True, extra="forbid", populate_by_name=True
-    )
-    section: ClassVar[str | None] = None
-    """The table of a TOML file that holds the settings of this class."""
 
     redis_url: str | None = Field(
         None,
@@ -105,36 +88,8 @@ class FleetSettings(BaseSettings):
 
     @field_validator("redis_url")
     @classmethod
-    def _reject_tls_options(cls, url: str | None) -> str | None:
-        """redis-py and kombu would accept ``?ssl_cert_reqs=none`` in the URL."""
-        if url is not None and "ssl_" in url.partition("?")[2]:
-            raise PydanticCustomError(
-                "tls",
-                "remove the ssl_ options from the URL; certificates are always verified, against the CA in "
-                "redis_ca",
-            )
-        return url
-
-    @field_validator("redis_url")
-    @classmethod
-    def _reject_ambiguous_urls(cls, url: str | None) -> str | None:
-        """redis-py and kombu disagree on options and database names, and fail only when they connect."""
-        try:
-            parts = urlsplit(url or DEFAULT_REDIS_URL)
-        except ValueError:
-            return url  # the error of the connection explains what is wrong
-        if parts.scheme == "unix":
-            raise PydanticCustomError("url", "Unix sockets are not supported; use redis://host:port/0")
-        if parts.scheme in ("redis", "rediss") and not re.fullmatch(r"/?[0-9]*", parts.path):
-            raise PydanticCustomError("url", "the database must be a number, as in redis://host:port/0")
-        if option := re.match("[^=&]*", parts.query)[0]:  # type: ignore[index]
-            raise PydanticCustomError(
-                "url",
-                "remove the option {option} from the URL; timeouts are set by connect_timeout_s and "
-                "socket_timeout_s",
-                {"option": repr(option)},
-            )
-        return url
+    def _check_redis_url(cls, url: str | None) -> str | None:
+        return url if url is None else check_redis_url(url)
 
     @model_validator(mode="after")
     def _require_certificate_and_key(self) -> Self:
@@ -155,7 +110,7 @@ class FleetSettings(BaseSettings):
     def url(self) -> str:
         """The server to use: ``redis_url``, else the one of the local stack, else Redis's default port."""
         url = self.redis_url or self._local_stack_url() or DEFAULT_REDIS_URL
-        return url if self.redis_password_file is None else _with_password(url, self.redis_password_file)
+        return url if self.redis_password_file is None else add_password(url, self.redis_password_file)
 
     @property
     def tls(self) -> dict[str, Any]:
@@ -172,69 +127,6 @@ class FleetSettings(BaseSettings):
             "ssl_check_hostname": True,
             **{name: str(path) for name, path in files.items() if path is not None},
         }
-
-    @classmethod
-    def load(cls, **given: Any) -> Self:
-        """Return the settings of the environment, overridden by the keyword arguments that are not None.
-
-        Raises:
-            ConfigurationError: a value is wrong; the message has one sentence about the first.
-        """
-        return cls._checked(_without_none(given), {})
-
-    @classmethod
-    def from_files(cls, **given: Any) -> Self:
-        """Return the settings as every ``pagefleet`` command reads them.
-
-        In order of precedence: the keyword arguments that are not None, the environment, ``./.env``, and
-        ``./pagefleet.toml`` or the file in PAGEFLEET_CONFIG.
-
-        Raises:
-            ConfigurationError: a value is wrong; the message names the first and the file that contains it.
-        """
-        given = _without_none(given)
-        first = {**from_environment(cls), **given}
-        origins = dict.fromkeys(first.keys() - given.keys(), "the environment")
-        values: dict[str, Any] = {}
-        for file, content in cls._files():
-            for name in content.keys() - first.keys() - values.keys():
-                origins[name], values[name] = str(file), content[name]
-        return cls._checked({**values, **given}, origins)
-
-    @classmethod
-    def files_read(cls) -> list[Path]:
-        """Return the files that :meth:`from_files` reads here, in order of precedence."""
-        return [file for file, _content in cls._files()]
-
-    @classmethod
-    def _files(cls) -> list[tuple[Path, dict[str, Any]]]:
-        config_file = os.environ.get(CONFIG_VARIABLE)
-        if config_file == "":
-            return []
-        files: list[tuple[Path, dict[str, Any]]] = []
-        if ENV_FILE.is_file():
-            files.append((ENV_FILE, from_env_file(cls, ENV_FILE)))
-        # A file in PAGEFLEET_CONFIG must exist; from_toml raises otherwise.
-        if config_file is not None or TOML_FILE.is_file():
-            toml = Path(config_file or TOML_FILE)
-            shared = FleetSettings.model_fields
-            files.append((toml, from_toml(toml, shared, cls.model_fields, cls.section)))
-        return files
-
-    @classmethod
-    def _checked(cls, values: dict[str, Any], origins: dict[str, str]) -> Self:
-        try:
-            return cls(**values)
-        except SettingsError:
-            from_environment(cls)
-            raise
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            name = "_".join(str(part) for part in first["loc"][:1]).lower().removeprefix("pagefleet_")
-            origin = f" (in {origins[name]})" if name in origins else ""
-            raise ConfigurationError(
-                f"{name}: {first['msg']}{origin}." if name else f"{first['msg']}."
-            ) from None
 
     def _local_stack_url(self) -> str | None:
         try:
@@ -365,22 +257,3 @@ class GatewaySettings(FleetSettings):
             if getattr(self, name) is not None and self.gateway_tls_cert is None:
                 raise PydanticCustomError("tls", "set gateway_tls_cert too, or remove {name}", {"name": name})
         return self
-
-
-def _without_none(given: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _with_password(url: str, file: Path) -> str:
-    """Raises: ConfigurationError: the file cannot be read, or the URL already contains a password."""
-    parts = urlsplit(url)
-    if parts.password is not None:
-        raise ConfigurationError(
-            "redis_password_file: the Redis URL already contains a password; remove one of the two."
-        )
-    try:
-        password = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"redis_password_file: {error}.") from None
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:{quote(password, safe='')}@{host}"))
