@@ -1,4 +1,8 @@
-"""``GET /openapi.json``: what there is to ask for, from the same models that check it."""
+"""``GET /openapi.json``: the OpenAPI document of the gateway.
+
+pydantic makes its schemas from the models that validate requests and from those of the answers; the paths are
+listed here.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -18,33 +23,18 @@ from pagefleet.api.gateway.openai.tokenize import DetokenizeBody, TokenizeBody
 
 _BOUNDS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _REF: Final = "#/components/schemas/{model}"
-_ERROR: Final = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-        }
-    },
-}
+_BODIES: Final = (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)
 _FAULTS: Final = {
-    "400": "a field is wrong; `param` names it",
-    "401": "no key, or a wrong one",
-    "403": "the key may not use this model",
-    "404": "no such model or job",
-    "408": "it took too long",
-    "413": "the body is too large",
-    "415": "the body is not application/json",
-    "429": "a limit is reached: see Retry-After",
-    "500": "a fault of the server's",
-    "503": "no Redis, or no worker that answers",
+    "400": "A parameter is invalid; `param` names it.",
+    "401": "The API key is missing or unknown.",
+    "403": "The API key cannot use this model.",
+    "404": "The model or job does not exist.",
+    "408": "The request or the answer took too long.",
+    "413": "The body is too large.",
+    "415": "The body is not application/json.",
+    "429": "A limit is reached; retry after the seconds in Retry-After.",
+    "500": "The server failed.",
+    "503": "Redis is unavailable, or no worker answers.",
 }
 
 
@@ -54,17 +44,14 @@ async def show(request: Request) -> Response:
 
 @cache
 def document() -> dict[str, Any]:
-    schemas: dict[str, Any] = {"Error": _ERROR, **ANSWERS}
-    for model in (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody):
-        _add(schemas, model)
     return {
         "openapi": "3.1.0",
         "info": {"title": "pagefleet gateway", "version": version("pagefleet")},
         "components": {
-            "schemas": schemas,
+            "schemas": _schemas(),
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
-        # A gateway without keys asks for none.
+        # The empty requirement: a gateway without API keys accepts every client.
         "security": [{"key": []}, {}],
         "paths": _paths(),
     }
@@ -76,46 +63,49 @@ def _paths() -> dict[str, Any]:
         "name": "after",
         "in": "query",
         "schema": {"type": "string"},
-        "description": "the id of the last event that was seen; Last-Event-ID says the same",
+        "description": "id of the last event received; the header Last-Event-ID has precedence",
     }
     return {
-        "/v1/chat/completions": {"post": _generating("Answer a conversation", "Chat")},
-        "/v1/completions": {"post": _generating("Continue a text", "")},
-        "/v1/models": {"get": _plain("The models that the key may use", "Models", "401", "503")},
+        "/v1/chat/completions": {"post": _generating("Create a chat completion", "Chat")},
+        "/v1/completions": {"post": _generating("Create a completion", "")},
+        "/v1/models": {"get": _plain("List the models that the API key can use", "Models", "401", "503")},
         "/v1/models/{name}": {
             "get": {
-                **_plain("One model", "Model", "401", "403", "404", "503"),
+                **_plain("Get a model", "Model", "401", "403", "404", "503"),
                 "parameters": [{**job, "name": "name"}],
             }
         },
         "/v1/jobs": {
             "get": {
-                **_plain("The newest jobs of the key's tenant", "Jobs", "400", "401", "503"),
-                "parameters": [_LIMIT, {**after, "description": "the id of the last job that was seen"}],
+                **_plain("List the newest jobs of the tenant", "Jobs", "400", "401", "503"),
+                "parameters": [_LIMIT, {**after, "description": "id of the last job of the previous page"}],
             }
         },
         "/v1/jobs/{job_id}/cancel": {
             "post": {
-                **_plain("End a job; its answer so far is kept", "Job", "401", "404", "503"),
+                **_plain("Cancel a job and keep its tokens", "Job", "401", "404", "503"),
                 "parameters": [job],
             }
         },
         "/v1/jobs/{job_id}": {
-            "get": {**_plain("A job's state and answer", "Job", "401", "404", "503"), "parameters": [job]},
+            "get": {
+                **_plain("Get the state and the result of a job", "Job", "401", "404", "503"),
+                "parameters": [job],
+            },
             "delete": {
-                **_plain("Cancel and remove a job", "Deleted", "401", "404", "503"),
+                **_plain("Cancel and delete a job", "Deleted", "401", "404", "503"),
                 "parameters": [job],
             },
         },
         "/v1/jobs/{job_id}/stream": {
             "get": {
-                **_operation("The rest of an answer", {"200": _EVENTS}, "400", "401", "404", "503"),
+                **_operation("Stream the rest of an answer", {"200": _EVENTS}, "400", "401", "404", "503"),
                 "parameters": [job, after],
             }
         },
-        "/tokenize": {"post": _asking("The tokens of a text or a conversation", "Tokens", "TokenizeBody")},
-        "/detokenize": {"post": _asking("The text of tokens", "Prompt", "DetokenizeBody")},
-        "/health": {"get": {**_plain("The process lives", "Health"), "security": []}},
+        "/tokenize": {"post": _asking("Tokenize a text or a conversation", "Tokens", "TokenizeBody")},
+        "/detokenize": {"post": _asking("Convert tokens to text", "Prompt", "DetokenizeBody")},
+        "/health": {"get": {**_plain("Check that the process runs", "Health"), "security": []}},
         "/ready": {"get": {**_ready(), "security": []}},
     }
 
@@ -126,12 +116,12 @@ _LIMIT: Final[dict[str, Any]] = {
     "schema": {"type": "integer", "minimum": 1, "maximum": 100},
 }
 _EVENTS: Final[dict[str, Any]] = {
-    "description": "server-sent events",
+    "description": "Server-sent events",
     "content": {
         "text/event-stream": {
             "schema": {
                 "type": "object",
-                "description": "one event",
+                "description": "One event.",
                 "required": ["data"],
                 "properties": {"data": {"type": "string"}, "id": {"type": "string"}},
             }
@@ -143,10 +133,10 @@ _EVENTS: Final[dict[str, Any]] = {
 def _generating(summary: str, kind: str) -> dict[str, Any]:
     answers = {
         "200": {
-            "description": "the answer, or its events",
+            "description": "The answer, or its events if it is streamed.",
             "content": {**_json(f"{kind}Completion"), **_EVENTS["content"]},
         },
-        "202": {"description": "background: the job's id", "content": _json("Queued")},
+        "202": {"description": "The id of the background job.", "content": _json("Queued")},
     }
     return {
         **_operation(summary, answers, *_FAULTS),
@@ -159,13 +149,13 @@ def _asking(summary: str, answer: str, body: str) -> dict[str, Any]:
 
 
 def _plain(summary: str, answer: str, *faults: str) -> dict[str, Any]:
-    return _operation(summary, {"200": {"description": "the answer", "content": _json(answer)}}, *faults)
+    return _operation(summary, {"200": {"description": "The answer.", "content": _json(answer)}}, *faults)
 
 
 def _ready() -> dict[str, Any]:
-    """The one refusal that no client of OpenAI's reads."""
-    ready = _plain("Redis answers and each model has a worker", "Ready")
-    ready["responses"]["503"] = {"description": "what is missing", "content": _json("NotReady")}
+    """Its 503 does not have the shape of the other errors."""
+    ready = _plain("Check that Redis answers and each model has a worker", "Ready")
+    ready["responses"]["503"] = {"description": "The reason.", "content": _json("NotReady")}
     return ready
 
 
@@ -178,20 +168,26 @@ def _operation(summary: str, answers: dict[str, Any], *faults: str) -> dict[str,
     return {"summary": summary, "responses": {**answers, **refusals}}
 
 
-def _add(schemas: dict[str, Any], model: type[BaseModel]) -> None:
-    schema = model.model_json_schema(ref_template=_REF)
-    schemas |= schema.pop("$defs", {})
+def _schemas() -> dict[str, Any]:
+    models: list[type[BaseModel]] = [*_BODIES, *ANSWERS]
+    _, found = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
+    schemas: dict[str, Any] = found["$defs"]
+    for body in _BODIES:
+        _describe_sampling(schemas[body.__name__]["properties"])
+    return schemas
+
+
+def _describe_sampling(fields: dict[str, Any]) -> None:
+    """Copy ranges and descriptions from the sampling parameters, which check them."""
     sampling = SamplingParams.model_json_schema()["properties"]
-    for name, field in schema["properties"].items():
-        # Ranges and meanings are those of the sampling parameters, which check them.
-        if name in sampling and name not in ("logprobs", "seed", "top_k"):
-            field["description"] = sampling[name].get("description", "")
-            _copy_bounds(sampling[name], field)
-    schemas[model.__name__] = schema
+    # The fields of these three names have other ranges over HTTP.
+    for name in (fields.keys() & sampling.keys()) - {"logprobs", "seed", "top_k"}:
+        fields[name]["description"] = sampling[name].get("description", "")
+        _copy_bounds(sampling[name], fields[name])
 
 
 def _copy_bounds(of: dict[str, Any], to: dict[str, Any]) -> None:
-    """Of numbers, each kind from its own."""
+    """Copy the bounds of each type of number to the same type."""
     for source in of.get("anyOf", [of]):
         for target in to.get("anyOf", [to]):
             if source.get("type") == target.get("type"):

@@ -1,122 +1,170 @@
-"""The answers of each address as JSON schemas, for ``/openapi.json``."""
+"""The answers of the gateway as pydantic models, from which ``/openapi.json`` gets their JSON schemas.
+
+The gateway builds its answers as dictionaries, because a model for each token would cost too much;
+tests/gateway/test_openapi.py compares real answers with these models.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Literal
 
-Schema = dict[str, Any]
+from pydantic import BaseModel, Field, JsonValue
 
-
-def _object(required: Schema, optional: Schema | None = None) -> Schema:
-    return {"type": "object", "required": list(required), "properties": {**required, **(optional or {})}}
-
-
-def _or_null(schema: Schema) -> Schema:
-    return {"anyOf": [schema, {"type": "null"}]}
+Count = Annotated[int, Field(ge=0)]
+_Object = dict[str, Any]
+_Ids = list[Count]
+_PromptLogprobs = list[_Object | None]
 
 
-def _array(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None = Field(description="the parameter that is wrong")
+    code: str | None
 
 
-_TEXT: Final[Schema] = {"type": "string"}
-_COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
-_OBJECT: Final[Schema] = {"type": "object"}
-_USAGE: Final = _object(
-    {
-        **dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _COUNT),
-        "prompt_tokens_details": _object({"cached_tokens": _COUNT}),
-    }
+class Error(BaseModel):
+    error: ErrorDetail
+
+
+class CachedTokens(BaseModel):
+    cached_tokens: Count = Field(description="tokens of the prompt that the prefix cache had")
+
+
+class Usage(BaseModel):
+    prompt_tokens: Count
+    completion_tokens: Count
+    total_tokens: Count
+    prompt_tokens_details: CachedTokens
+
+
+class _Choice(BaseModel):
+    index: Count
+    logprobs: _Object | None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None
+    stop_reason: str | int | None
+    token_ids: _Ids = Field(default_factory=list)
+
+
+class AssistantMessage(BaseModel):
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    tool_calls: list[_Object] = Field(default_factory=list)
+    reasoning_content: str | None = None
+
+
+class ChatChoice(_Choice):
+    message: AssistantMessage
+
+
+class TextChoice(_Choice):
+    text: str
+    prompt_token_ids: _Ids = Field(default_factory=list)
+    prompt_logprobs: _PromptLogprobs = Field(default_factory=list)
+
+
+class _Completion(BaseModel):
+    id: str
+    created: Count
+    model: str
+    system_fingerprint: str | None
+    usage: Usage
+
+
+class ChatCompletion(_Completion):
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    prompt_token_ids: _Ids = Field(default_factory=list)
+    prompt_logprobs: _PromptLogprobs = Field(default_factory=list)
+
+
+class Completion(_Completion):
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"]
+    created: Count
+    owned_by: str
+    root: str
+    max_model_len: Count
+    aliases: list[str]
+    ready: bool = Field(description="whether a worker serves the model now")
+
+
+class Models(BaseModel):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class _Job(BaseModel):
+    id: str
+    object: Literal["job"]
+
+
+class Queued(_Job):
+    status: Literal["queued"]
+
+
+class ListedJob(_Job):
+    status: Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+    created: Count
+    model: str
+    lane: Literal["interactive", "batch"]
+    attempts: Count
+    usage: Usage
+    enqueued_at: float | None
+    claimed_at: float | None
+    first_token_at: float | None
+    ended_at: float | None
+    error: _Object | None
+
+
+class Job(ListedJob):
+    result: dict[str, JsonValue] | None = Field(None, description="the completion, after the job has ended")
+
+
+class Jobs(BaseModel):
+    object: Literal["list"]
+    data: list[ListedJob]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class Deleted(_Job):
+    deleted: Literal[True]
+
+
+class Tokens(BaseModel):
+    count: Count
+    max_model_len: Count
+    tokens: _Ids
+    token_strs: list[str] | None
+
+
+class Prompt(BaseModel):
+    prompt: str
+
+
+class Health(BaseModel):
+    status: Literal["ok"]
+
+
+class Ready(BaseModel):
+    status: Literal["ready"]
+    models: Count
+
+
+class NotReady(BaseModel):
+    status: Literal["not ready"]
+    reason: str
+
+
+ANSWERS: tuple[type[BaseModel], ...] = (
+    *(Error, ChatCompletion, Completion, Model, Models, Queued, Job, Jobs, Deleted),
+    *(Tokens, Prompt, Health, Ready, NotReady),
 )
-_MESSAGE: Final = _object(
-    {"role": {"const": "assistant"}, "content": _or_null(_TEXT), "refusal": {"type": "null"}},
-    {"tool_calls": _array(_OBJECT), "reasoning_content": _or_null(_TEXT)},
-)
-_OF_A_CHOICE: Final[Schema] = {
-    "index": _COUNT,
-    "logprobs": _or_null(_OBJECT),
-    "finish_reason": {"enum": ["stop", "length", "tool_calls", None]},
-    "stop_reason": {"type": ["string", "integer", "null"]},
-}
-_OF_PROMPT: Final[Schema] = {
-    "prompt_token_ids": _array(_COUNT),
-    "prompt_logprobs": _array(_or_null(_OBJECT)),
-}
-"""In each choice of a completion, and beside those of a chat."""
-
-
-def _answer(kind: str, own: Schema) -> Schema:
-    is_chat = "message" in own
-    in_choice = {"token_ids": _array(_COUNT), **({} if is_chat else _OF_PROMPT)}
-    choice = _object({**_OF_A_CHOICE, **own}, in_choice)
-    return _object(
-        {
-            "id": _TEXT,
-            "object": {"const": kind},
-            "created": _COUNT,
-            "model": _TEXT,
-            "system_fingerprint": _or_null(_TEXT),
-            "choices": _array(choice),
-            "usage": _USAGE,
-        },
-        _OF_PROMPT if is_chat else {},
-    )
-
-
-_MODEL: Final = _object(
-    {
-        "id": _TEXT,
-        "object": {"const": "model"},
-        "created": _COUNT,
-        "owned_by": _TEXT,
-        "root": _TEXT,
-        "max_model_len": _COUNT,
-        "aliases": _array(_TEXT),
-        "ready": {"type": "boolean"},
-    }
-)
-_OF_A_JOB: Final[Schema] = {"id": _TEXT, "object": {"const": "job"}}
-_STATES: Final = ["queued", "in_progress", "completed", "failed", "cancelled"]
-_TIME: Final = _or_null({"type": "number"})
-_JOB: Final[Schema] = {
-    **_OF_A_JOB,
-    "status": {"enum": _STATES},
-    "created": _COUNT,
-    "model": _TEXT,
-    "lane": {"enum": ["interactive", "batch"]},
-    "attempts": _COUNT,
-    "usage": _USAGE,
-    **dict.fromkeys(("enqueued_at", "claimed_at", "first_token_at", "ended_at"), _TIME),
-    "error": _or_null(_OBJECT),
-}
-
-ANSWERS: Final[dict[str, Schema]] = {
-    "ChatCompletion": _answer("chat.completion", {"message": _MESSAGE}),
-    "Completion": _answer("text_completion", {"text": _TEXT}),
-    "Model": _MODEL,
-    "Models": _object({"object": {"const": "list"}, "data": _array(_MODEL)}),
-    "Queued": _object({**_OF_A_JOB, "status": {"const": "queued"}}),
-    "Job": _object(_JOB, {"result": _or_null(_OBJECT)}),
-    "Jobs": _object(
-        {
-            "object": {"const": "list"},
-            "data": _array(_object(_JOB)),
-            "first_id": _or_null(_TEXT),
-            "last_id": _or_null(_TEXT),
-            "has_more": {"type": "boolean"},
-        }
-    ),
-    "Tokens": _object(
-        {
-            "count": _COUNT,
-            "max_model_len": _COUNT,
-            "tokens": _array(_COUNT),
-            "token_strs": _or_null(_array(_TEXT)),
-        }
-    ),
-    "Prompt": _object({"prompt": _TEXT}),
-    "Deleted": _object({**_OF_A_JOB, "deleted": {"const": True}}),
-    "Health": _object({"status": {"const": "ok"}}),
-    "Ready": _object({"status": {"const": "ready"}, "models": _COUNT}),
-    "NotReady": _object({"status": {"const": "not ready"}, "reason": _TEXT}),
-}
