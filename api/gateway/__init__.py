@@ -1,6 +1,5 @@
-"""The front door: HTTP as OpenAI spells it, on Starlette. It enqueues and relays, and holds no state.
+"""The gateway: OpenAI's HTTP API on Starlette. It submits jobs and relays their tokens, and stores nothing.
 
-Whatever a request needs after its first byte is in Redis or in its id: any replica serves any job. One
-endpoint is one module; ``answer.py`` and ``relay.py`` are what the generating ones share. It knows no
-tokenizer: the worker tokenises.
+The state of a request is in Redis or in the id of its answer, so any gateway can continue it. Each endpoint
+is a module; the endpoints that generate share ``answers``. The gateway does not tokenize: workers do.
 """

@@ -1,4 +1,4 @@
-"""What machines ask: ``/health``, ``/ready`` and ``/metrics``. No key is needed, and no name is told."""
+"""``/health``, ``/ready`` and ``/metrics``. They need no key, so they contain no names."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pagefleet.api.gateway.context import gateway_of
 
 
 async def health(request: Request) -> Response:
-    """This process lives."""
+    """Report that the process runs."""
     return JSONResponse({"status": "ok"})
 
 
 async def ready(request: Request) -> Response:
-    """Redis answers, and each model that is known has a worker."""
+    """Report whether Redis answers and each known model has a worker."""
     fleet = gateway_of(request).fleet
     try:
         await fleet.open()
@@ -24,7 +24,7 @@ async def ready(request: Request) -> Response:
     except RedisUnavailable:
         return _not_ready("no Redis")
     if not known:
-        return _not_ready("no model is known yet")
+        return _not_ready("no model is registered yet")
     if missing := known - served:
         return _not_ready(f"{len(missing)} of {len(known)} models have no worker")
     return JSONResponse({"status": "ready", "models": len(known)})

@@ -1,4 +1,4 @@
-"""What a gateway counts. No tenant, no model and no path of a client's making is a label."""
+"""GatewayMetrics. Labels never contain tenants, models or paths, because clients choose them."""
 
 from __future__ import annotations
 

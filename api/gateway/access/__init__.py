@@ -1,4 +1,4 @@
-"""Who may use the gateway and how much: API keys, authentication, rate limits.
+"""Access control: API keys, authentication, rate limits.
 
-Does not know jobs, streams or the shape of OpenAI's answers.
+Does not know jobs, streams or the format of OpenAI's answers.
 """

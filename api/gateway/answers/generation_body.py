@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, JsonValue
 from pagefleet.api.contract.messages import MAX_SEED, ModelCard
 from pagefleet.api.contract.sampling import SamplingParams
 from pagefleet.api.gateway.http.body import RequestBody
-from pagefleet.api.gateway.http.errors import SPELLED, ApiError
+from pagefleet.api.gateway.http.errors import FIELD_NAMES, ApiError
 
 _GUIDED: Final = {
     "guided_json": "json_schema",
@@ -125,7 +125,7 @@ class GenerationBody(RequestBody):
     @property
     def names(self) -> Mapping[str, str]:
         """How this request spells fields of its job, for errors."""
-        return {**SPELLED, **self._names_of_structure()}
+        return {**FIELD_NAMES, **self._names_of_structure()}
 
     def _names_of_structure(self) -> dict[str, str]:
         whole = "structured_outputs"

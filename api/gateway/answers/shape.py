@@ -12,7 +12,7 @@ from pagefleet.api.chat.choice_reader import ChoiceReader
 from pagefleet.api.client.stream import Chunk
 from pagefleet.api.contract.messages import ChoiceResult, Fingerprint, JobResult
 from pagefleet.api.gateway.answers.job_ids import created_at
-from pagefleet.api.gateway.http.errors import SPELLED
+from pagefleet.api.gateway.http.errors import FIELD_NAMES
 
 _FINISH_REASONS: Final = {"cancelled": "stop", "deadline": "length", "error": "stop"}
 """OpenAI's clients know a few reasons only; the fleet's own stands in ``stop_reason`` beside it."""
@@ -60,7 +60,7 @@ class Shape(ABC):
     echo: bool = False
     wants_token_ids: bool = False
     fingerprint: str | None = None
-    names: Mapping[str, str] = field(default_factory=lambda: SPELLED)
+    names: Mapping[str, str] = field(default_factory=lambda: FIELD_NAMES)
     """How the request spells its job's fields, for errors."""
 
     chunk_object: ClassVar[str]

@@ -1,4 +1,4 @@
-"""HTTP without pagefleet: bodies, errors, server-sent events, the server's protocol class.
+"""HTTP: request bodies, errors, server-sent events, and the protocol class of the server.
 
 Does not know jobs, models or API keys.
 """

@@ -1,4 +1,4 @@
-"""A request's body: read within limits, checked, and what was in it that nobody knows."""
+"""Request bodies: read them within limits, validate them, and report unknown fields."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_NAME_CHARS: Final = 64
 
 
 class RequestBody(BaseModel):
-    """What a client may send. A field that it does not have is kept aside, to be named."""
+    """Base class of bodies and their parts. Unknown fields are kept, so that they can be reported."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
@@ -29,10 +29,10 @@ B = TypeVar("B", bound=RequestBody)
 
 
 async def read_body(request: Request, model: type[B], settings: GatewaySettings) -> B:
-    """Raises: ApiError (400, 408, 413, 415)."""
+    """Return the validated body. Raises: ApiError (400, 408, 413, 415)."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        # Also what a page of somebody else's may not send from a visitor's browser without asking.
+        # A foreign web page cannot send this type without a CORS preflight request.
         raise ApiError(
             415, "Send the body as `Content-Type: application/json`.", code="unsupported_content_type"
         )
@@ -48,7 +48,10 @@ async def read_body(request: Request, model: type[B], settings: GatewaySettings)
             content = await _read(request, settings.gateway_max_body_bytes)
     except TimeoutError:
         raise ApiError(
-            408, "The body did not come in time.", code="request_timeout", headers={"connection": "close"}
+            408,
+            f"The body was not received within {settings.gateway_body_timeout_s:g} s.",
+            code="request_timeout",
+            headers={"connection": "close"},
         ) from None
     try:
         if len(content) > _PARSED_AT_ONCE:
@@ -67,7 +70,7 @@ async def read_body(request: Request, model: type[B], settings: GatewaySettings)
 
 
 def ignored_headers(body: RequestBody) -> Mapping[str, str]:
-    """Names what nobody looked at."""
+    """Return the header that lists the unknown fields of a body; empty without any."""
     names = [
         "".join(c if (c.isalnum() and c.isascii()) or c in "_-.[]" else "?" for c in name[:_MAX_NAME_CHARS])
         for name in islice(_unknown(body), _MAX_NAMED)
@@ -76,7 +79,7 @@ def ignored_headers(body: RequestBody) -> Mapping[str, str]:
 
 
 def _unknown(body: RequestBody, place: str = "") -> Iterator[str]:
-    """Fields that no model has, with where they stand: ``messages[0].colour``."""
+    """Yield the paths of unknown fields, such as ``messages[0].colour``."""
     for name in body.model_extra or ():
         yield f"{place}{name}"
     for name in type(body).model_fields:
@@ -91,7 +94,10 @@ def _unknown(body: RequestBody, place: str = "") -> Iterator[str]:
 
 async def _read(request: Request, most: int) -> bytes:
     too_large = ApiError(
-        413, f"The body may have {most} bytes.", code="request_too_large", headers={"connection": "close"}
+        413,
+        f"The body is larger than the limit of {most} bytes.",
+        code="request_too_large",
+        headers={"connection": "close"},
     )
     stated = request.headers.get("content-length", "")
     if stated.isdecimal() and int(stated[:20]) > most:
@@ -107,13 +113,14 @@ async def _read(request: Request, most: int) -> bytes:
 
 
 def refuse(body: RequestBody, reasons: Mapping[str, str], place: str = "") -> None:
-    """Fields that must not be ignored, since the answer would not be what was asked for.
+    """Reject unsupported fields that cannot be ignored, because the answer would be wrong without them.
 
     Args:
-        place: where ``body`` stands in the whole of it, with a dot behind it.
+        reasons: by field, the end of the error message.
+        place: the path of ``body`` in the request's body, with a dot at its end.
 
     Raises:
-        ApiError.
+        ApiError (400): a field has a value other than an empty one.
     """
     for name, reason in reasons.items():
         value: Any = (body.model_extra or {}).get(name)

@@ -1,4 +1,4 @@
-"""What goes wrong, as OpenAI's clients expect to hear it: a status and ``{message, type, param, code}``."""
+"""Errors as OpenAI's clients expect them: an HTTP status and ``{message, type, param, code}``."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ _CODES: Final = {
     "missing": "missing_required_parameter",
     **dict.fromkeys(("greater_than_equal", "less_than_equal", "less_than"), "invalid_value"),
 }
-"""Of pydantic's types of errors; of all others ``invalid_type``."""
-SPELLED: Final[Mapping[str, str]] = {
+"""Codes of pydantic's error types; every other type is ``invalid_type``."""
+FIELD_NAMES: Final[Mapping[str, str]] = {
     "prompt_token_ids": "prompt",
     "structured_outputs": "response_format",
     "detached": "background",
     "token_ids": "tokens",
 }
-"""Fields of a job that a request over HTTP calls otherwise; ``GenerationBody.names`` says it of a request."""
+"""Fields of a job with another name over HTTP; ``GenerationBody.names`` has those of one request."""
 
 
 class ApiError(Exception):
-    """One refusal, complete."""
+    """An error response."""
 
     def __init__(
         self,
@@ -72,11 +72,11 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, self.headers)
 
 
-def api_error(error: FleetError, names: Mapping[str, str] = SPELLED) -> ApiError:
-    """A fleet's error in HTTP's terms. What is not the caller's fault is told without its details.
+def api_error(error: FleetError, names: Mapping[str, str] = FIELD_NAMES) -> ApiError:
+    """Return the response to an error of the fleet. Errors that the client did not cause have no details.
 
     Args:
-        names: how the request spells its job's fields.
+        names: by field of the job, its name in the request.
     """
     match error:
         case ContextTooLong():
@@ -92,48 +92,59 @@ def api_error(error: FleetError, names: Mapping[str, str] = SPELLED) -> ApiError
         case UnknownModel():
             return ApiError(
                 404,
-                "The model does not exist or you do not have access to it: /v1/models lists those that do.",
+                "The model does not exist or you do not have access to it; /v1/models lists yours.",
                 param="model",
                 code="model_not_found",
             )
         case JobExists():
-            message = "The id is that of another job; choose another id."
+            message = "job_id: another job has this id; choose a different one."
             return ApiError(409, message, param="job_id", code="job_exists")
         case JobDeleted():
             return ApiError(410, "The job was deleted.", param="job_id", code="job_deleted")
         case JobNotFound():
-            return ApiError(404, "There is no such job.", param="job_id", code="job_not_found")
+            return ApiError(
+                404,
+                "The job does not exist, or its results have expired.",
+                param="job_id",
+                code="job_not_found",
+            )
         case QueueFull() if error.param == "tenant":
-            return _too_many("Too many of your requests are open; wait until one has ended.", "too_many_open")
+            return _too_many(
+                "You have too many open requests; retry when one of them has finished.", "too_many_open"
+            )
         case QueueFull() if error.param == "tenant_bytes":
-            message = "Your requests and results fill your storage; delete jobs, or wait until they expire."
+            message = (
+                "Your stored requests and results reach the limit; delete jobs or wait until some expire."
+            )
             return _too_many(message, "too_much_stored")
         case QueueFull():
-            return _too_many("The model's queue is full; try again later.", "queue_full")
+            return _too_many("The queue of the model is full; retry later.", "queue_full")
         case RedisUnavailable():
-            logger.warning("no Redis: %s", error.message)
-            message = "The service is not available right now; try again later."
+            logger.warning("Redis is unavailable: %s", error.message)
+            message = "The service is temporarily unavailable; retry later."
             return ApiError(
                 503, message, kind=SERVER, code="service_unavailable", headers={"retry-after": "1"}
             )
         case NoAnswer():
-            message = "No worker of this model answered in time; try again later."
+            message = "No worker of this model answered in time; retry later."
             return ApiError(503, message, kind=SERVER, code="no_worker", headers={"retry-after": "1"})
         case JobDead():
-            return ApiError(500, "The job was given up after repeated faults.", kind=SERVER, code="job_dead")
+            return ApiError(
+                500, "The job was abandoned after repeated failures.", kind=SERVER, code="job_dead"
+            )
         case JobLost():
             return ApiError(500, "The job was lost.", kind=SERVER, code="job_lost")
         case _:
-            # Its words may quote the prompt: they are in the job's hash, and its kind alone is here.
+            # The message may quote the prompt: it is in the job's hash only.
             logger.error("job %s failed: %s", error.job_id, error.code)
             return ApiError(500, "The job failed.", kind=SERVER, code="job_failed")
 
 
 def invalid_body(error: ValidationError) -> ApiError:
-    """The first complaint about a body, as one sentence that names the field."""
+    """Return the first validation error of a body as one sentence that names the field."""
     first = error.errors(include_url=False, include_input=False)[0]
     if first["type"] == "json_invalid":
-        return ApiError(400, f"The body is no JSON: {first['ctx']['error']}.", code="invalid_json")
+        return ApiError(400, f"The body is not valid JSON: {first['ctx']['error']}.", code="invalid_json")
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
     message = first["msg"].removeprefix("Value error, ")
     if not param:
@@ -153,11 +164,11 @@ async def on_fleet_error(request: Request, error: Exception) -> Response:
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
-    """What the router itself refuses: an address or a method that there isn't."""
+    """Handle the router's errors: an unknown path or method."""
     assert isinstance(error, HTTPException)
     where = f"({request.method} {request.url.path})"
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        refusal = ApiError(405, f"This address has no such method {where}.", code="method_not_supported")
+        refusal = ApiError(405, f"Method not allowed {where}.", code="method_not_supported")
         refusal.headers |= error.headers or {}
     else:
         refusal = ApiError(error.status_code, f"Invalid URL {where}.", code="unknown_url")
@@ -165,12 +176,12 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 
 
 async def on_fault(request: Request, error: Exception) -> Response:
-    """A mistake of ours: the log has it."""
+    """Handle a bug; uvicorn logs the exception."""
     return ApiError(500, "The server had an error while processing your request.", kind=SERVER).response()
 
 
 async def on_client_gone(request: Request, error: Exception) -> Response:
-    """Nobody reads it."""
+    """The response is not sent; the metrics count its status."""
     return Response(status_code=_CLIENT_GONE)
 
 
@@ -188,17 +199,17 @@ def _too_many(message: str, code: str) -> ApiError:
 
 
 def _invalid(error: InvalidRequest, names: Mapping[str, str], code: str) -> ApiError:
-    """What is wrong with a request, in its own words: ``param`` and the beginning of the message."""
+    """Return the error with the request's name of the field as ``param`` and at the start of the message."""
     if error.param is None:
         return ApiError(400, error.message, code=code)
-    param, message = _spelled(error.param, names), error.message
+    param, message = _translated(error.param, names), error.message
     if message.startswith(error.param):
         message = param + message[len(error.param) :]
     return ApiError(400, message, param=param, code=code)
 
 
-def _spelled(param: str, names: Mapping[str, str]) -> str:
-    """``prompt_token_ids.0`` is ``prompt[0]``: the longest name that is known, then its parts."""
+def _translated(param: str, names: Mapping[str, str]) -> str:
+    """Translate the longest known prefix of a path: ``prompt_token_ids.0`` becomes ``prompt[0]``."""
     parts = param.split(".")
     known = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in names), 0)
     begin = names[".".join(parts[:known])] if known else ""

@@ -1,5 +1,8 @@
-"""GuardedProtocol: uvicorn's HTTP on httptools, with the limits that it has not: how many connections, how
-large a request's head, how long it may take to come. Refusals are shaped as all the others are."""
+"""GuardedProtocol: uvicorn's httptools protocol with limits that uvicorn does not have.
+
+They bound the number of connections, and the size and the time of a request's header. Errors have the format
+of all others. It uses private state of uvicorn (tests/gateway/test_uvicorn_contract.py).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ _SEND_BUFFER_BYTES: Final = 128 * 1024
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """One connection."""
+    """One connection of a client."""
 
     settings: ClassVar[GatewaySettings]
 
@@ -32,13 +35,13 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # The kernel would keep megabytes for a client that does not read.
+        # The kernel would buffer megabytes for a client that does not read.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         if len(self.connections) > self.settings.gateway_max_connections:
-            message = "This server has too many connections; try again later."
+            message = "The server has too many connections; retry later."
             self._refuse(ApiError(503, message, kind=SERVER, code="overloaded"))
             return
-        self._expect_head()
+        self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -49,26 +52,26 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        # What is no body: a head, or the trailers that may follow a body in chunks.
+        # Counts the bytes outside of bodies: headers, and trailers after a chunked body.
         self._num_head_bytes += len(data)
         self._unset_keepalive_if_required()
         self._feed(data)
         if self._num_head_bytes > self.settings.gateway_max_header_bytes:
             self._refuse_head()
         elif self._head_timer is None and self._awaits_rest():
-            self._expect_head()
+            self._start_timer()
 
     def _feed(self, data: bytes) -> None:
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._go_on_as_http(data[upgrade.args[0] :])
+            self._ignore_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self.send_400_response("")
 
-    def _go_on_as_http(self, rest: bytes) -> None:
-        """Who offers another protocol, as Java's client does with each request, may be answered in this one.
-        The parser would read no body behind such a head: a new one gets it again without the offer."""
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Answer a request that offers an upgrade, as Java's client always does, with HTTP/1.1. The parser
+        does not read the body after such a header, so a new parser gets the header without the offer."""
         method = self.parser.get_method()
         if not self._offers_upgrade or method == b"CONNECT":
             self.send_400_response("")
@@ -86,7 +89,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore[dict-item]
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # uvicorn would keep trailers, each of them, with the headers.
+        # uvicorn would add trailers to the headers, without a limit.
         if self._in_head:
             super().on_header(name, value)
 
@@ -109,7 +112,7 @@ class GuardedProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        # The next request's head may come in the same data, and be counted with it: it begins anew.
+        # The header of the next request may be in the same data: its count starts at zero.
         self._num_head_bytes, self._in_head = 0, True
         self._stop_timer()
         if self.cycle is not None and not self._offers_upgrade:
@@ -117,13 +120,13 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        # Anew with each: where nothing is taken, none comes to its end.
+        # Restart the timer: a response that completes proves that the client reads.
         if self._send_timer is not None:
             self._send_timer.cancel()
         self._watch_send()
 
     def _watch_send(self, before: int | None = None) -> None:
-        """What of whole answers is not taken is not kept for ever: nor does closing wait for it."""
+        """Close the connection if the client has read nothing of complete responses for the send timeout."""
         left = self.transport.get_write_buffer_size()
         self._send_timer = None
         if before is not None and left >= before:
@@ -134,18 +137,21 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         if not self.transport.is_closing():
-            self._refuse(ApiError(400, "This is no HTTP request.", code="invalid_http"))
+            self._refuse(ApiError(400, "The request is not valid HTTP.", code="invalid_http"))
 
     def _awaits_rest(self) -> bool:
-        """Something has begun that nobody else waits for: uvicorn's own patience ends with the first byte."""
+        """Return whether a request is incomplete. uvicorn's keep-alive timeout ends with the first byte."""
         has_begun = self._num_head_bytes > 0 or not self._in_head
         return has_begun and (self.cycle is None or self.cycle.response_complete)
 
-    def _expect_head(self) -> None:
-        self._head_timer = self.loop.call_later(self.settings.gateway_header_timeout_s, self._head_is_late)
+    def _start_timer(self) -> None:
+        self._head_timer = self.loop.call_later(self.settings.gateway_header_timeout_s, self._on_timeout)
 
-    def _head_is_late(self) -> None:
-        self._refuse(ApiError(408, "The request did not come in time.", code="request_timeout"))
+    def _on_timeout(self) -> None:
+        timeout_s = self.settings.gateway_header_timeout_s
+        self._refuse(
+            ApiError(408, f"The request was not received within {timeout_s:g} s.", code="request_timeout")
+        )
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:
@@ -154,14 +160,18 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _refuse_head(self) -> None:
         most = self.settings.gateway_max_header_bytes
-        self._refuse(ApiError(431, f"The request's head may have {most} bytes.", code="headers_too_large"))
+        self._refuse(
+            ApiError(
+                431, f"The request header is larger than the limit of {most} bytes.", code="headers_too_large"
+            )
+        )
 
     def _refuse(self, error: ApiError) -> None:
-        """Without the application, and then no more."""
+        """Send an error without the application, then close the connection."""
         if self.transport.is_closing():
             return
         if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
-            # It would stand in the middle of another answer.
+            # The error would appear in the middle of another response.
             self.transport.abort()
             return
         body = json.dumps(error.body).encode()
@@ -174,6 +184,6 @@ class GuardedProtocol(HttpToolsProtocol):
 
 
 def guarded(settings: GatewaySettings) -> type[asyncio.Protocol]:
-    """The protocol with these limits."""
+    """Return the protocol class with these settings."""
     values: dict[str, Any] = {"settings": settings}
     return type("GuardedProtocol", (GuardedProtocol,), values)

@@ -1,8 +1,8 @@
-"""LocalOnly: a gateway without keys answers to its own names only.
+"""LocalOnly: a gateway without API keys serves only requests that name this machine.
 
-A page from anywhere may have its own name point to 127.0.0.1 (DNS rebinding), and would then be this
-gateway's own origin to the visitor's browser. The name stands in ``Host``. A page of somebody else's can send
-what needs no answer, as an order to cancel a job, wherever it likes: its name stands in ``Origin``.
+A foreign web page can make its own host name resolve to 127.0.0.1 (DNS rebinding); the visitor's browser then
+allows it to read the gateway's responses. ``Host`` contains that name. Any page can also send requests whose
+response it need not read, for example to cancel a job. ``Origin`` contains the name of the page.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MAX_CHARS: Final = 128
 class LocalOnly:
     """
     Args:
-        origins: from where others may ask all the same.
+        origins: other origins that are allowed.
     """
 
     def __init__(self, app: ASGIApp, origins: Collection[str] = ()) -> None:
@@ -42,8 +42,8 @@ class LocalOnly:
         if not is_local(_host(host)):
             return ApiError(
                 403,
-                f"Host `{host[:_MAX_CHARS]}` is not allowed: without API keys a gateway answers to names of "
-                "its own machine only. Set gateway_keys_file (see `pagefleet keys add`) or gateway_open.",
+                f"Host `{host[:_MAX_CHARS]}` is not allowed: without API keys the gateway accepts local host "
+                "names only. Create keys with `pagefleet keys add`, or set gateway_open.",
                 code="unknown_host",
             )
         if origin is None or origin in self._origins or is_local(_origin_host(origin)):
@@ -56,7 +56,7 @@ class LocalOnly:
 
 
 def is_local(host: str) -> bool:
-    """Whether a name can mean this host alone. An address can: a browser takes it for no other's name."""
+    """Return whether a host name always means this machine. Addresses cannot be rebound."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -64,14 +64,14 @@ def is_local(host: str) -> bool:
 
 
 def _host(value: str) -> str:
-    """Without the port."""
+    """Return the ``Host`` header without the port."""
     if value.startswith("["):
         return value[1:].partition("]")[0]
     return value.partition(":")[0].lower()
 
 
 def _origin_host(origin: str) -> str:
-    """A name that is nobody's where it has none: a sandboxed page's origin is ``null``."""
+    """Return the origin's host name, or ``null``, which is also the origin of a sandboxed page."""
     try:
         return urlsplit(origin).hostname or "null"
     except ValueError:

@@ -1,7 +1,7 @@
-"""JSON of large answers, spelled in a thread that lets others run.
+"""JSON of large responses, encoded in a thread without blocking the event loop.
 
-The encoder keeps the interpreter's lock for as long as it is inside of one value: the event loop would stand
-still although it is another thread's work.
+The encoder holds the interpreter lock while it encodes one value, which would block the event loop although
+another thread does the work. Encoding small slices releases it in between.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, Final
 from starlette.responses import Response
 
 _SLICE: Final = 64
-"""Items of a list that are spelled at once."""
+"""Number of list items that are encoded at once."""
 _encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def sliced_json(value: Any) -> Iterator[str]:
-    """As :func:`json.dumps`, in parts."""
+    """Yield the parts of what :func:`json.dumps` returns."""
     if isinstance(value, dict):
         yield "{"
         for index, (name, each) in enumerate(value.items()):
@@ -40,10 +40,10 @@ def sliced_json(value: Any) -> Iterator[str]:
         yield _encode(value)
 
 
-async def large_answer(told: Callable[[], Any], headers: Mapping[str, str] | None = None) -> Response:
-    """What ``told`` returns, made and spelled in a thread."""
+async def large_answer(make: Callable[[], Any], headers: Mapping[str, str] | None = None) -> Response:
+    """Return a JSON response of what ``make`` returns; both run in a thread."""
 
     def content() -> bytes:
-        return "".join(sliced_json(told())).encode()
+        return "".join(sliced_json(make())).encode()
 
     return Response(await asyncio.to_thread(content), media_type="application/json", headers=headers)

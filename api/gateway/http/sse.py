@@ -1,8 +1,8 @@
-"""Server-sent events: how one is written, and what its id says.
+"""Server-sent events: their encoding and their ids.
 
-An id says how many tokens of each choice a reader has with it, ``12`` or ``12.9.14``, an ``e`` behind a
-choice whose end has said something more, and after all of them a letter for each thing that the rest of the
-stream must not forget.
+An id is a position in a stream: the number of tokens that a reader has received of each choice (``12``, or
+``12.9.14``), an ``e`` after a choice whose held-back end it has received, and a letter for each option of
+the stream.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ DONE: Final = b"data: [DONE]\n\n"
 HEADERS: Final = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache, no-transform",
-    # nginx would collect the events.
+    # nginx would buffer the events.
     "x-accel-buffering": "no",
 }
 _ID: Final = re.compile(r"(?P<counts>[0-9]{1,8}e?(?:\.[0-9]{1,8}e?){0,65535})(?P<flags>[a-z]{0,8})")
-# In ASCII: some clients take U+2028 and the like for ends of lines.
+# ASCII only: some clients treat U+2028 and similar characters as line ends.
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 _FLAGS: Final = {"u": "usage", "t": "token_ids", "c": "continuous_usage"}
 
 
 class Position(NamedTuple):
-    """Where a stream is: tokens sent of each choice, and what was asked of it."""
+    """A position in a stream: the number of tokens sent of each choice, and the options of the stream."""
 
     counts: list[int]
     usage: bool = False
     token_ids: bool = False
     ended: frozenset[int] = frozenset()
-    """Choices of which the reader also has what was kept for the end."""
+    """Choices whose held-back end has been sent."""
     continuous_usage: bool = False
-    """Not only at the end: with each event."""
+    """Report the usage in each event, not only at the end."""
 
     def __str__(self) -> str:
         flags = "".join(letter for letter, name in _FLAGS.items() if getattr(self, name))
@@ -45,7 +45,7 @@ class Position(NamedTuple):
 
 
 def parse_position(text: str) -> Position | None:
-    """None where it is no event's id."""
+    """Return None if the text is not the id of an event."""
     found = _ID.fullmatch(text)
     if found is None:
         return None
@@ -56,11 +56,10 @@ def parse_position(text: str) -> Position | None:
 
 
 def event(data: dict[str, Any], event_id: str | None = None, *, head: str = "") -> bytes:
-    """JSON has no line breaks, and so has the event.
+    """Return an event. JSON has no line breaks, so one ``data:`` line is enough.
 
     Args:
-        head: the first fields of ``data``, which are the same in every event of a stream, as
-            :func:`head_of` spells them.
+        head: further fields that are the same in every event of a stream, encoded by :func:`head_of`.
     """
     name = "" if event_id is None else f"id: {event_id}\n"
     text = _encode(data)
@@ -69,5 +68,5 @@ def event(data: dict[str, Any], event_id: str | None = None, *, head: str = "") 
 
 
 def head_of(data: dict[str, Any]) -> str:
-    """Without its closing brace."""
+    """Return ``data`` as JSON without the closing brace."""
     return _encode(data)[:-1]
