@@ -1,4 +1,4 @@
-"""Who asks: the key of a request, and what it may touch."""
+"""Authentication: the API key of a request, and the models that it can use."""
 
 from __future__ import annotations
 
@@ -15,24 +15,29 @@ from pagefleet.api.gateway.http.errors import ApiError
 
 _MAX_NAME_CHARS: Final = 128
 ANYBODY = ApiKey.model_construct(key_id="anybody", sha256="", tenant="")
-"""Who asks a gateway without keys: no tenant, no limit."""
+"""The key of all requests to a gateway without keys: it has no tenant and no limits."""
 
 
 def authenticate(request: Request, keyring: Keyring | None) -> ApiKey:
-    """Raises: ApiError: no key, or one that there isn't; RedisUnavailable."""
+    """Return the API key of a request.
+
+    Raises:
+        ApiError (401): the key is missing or unknown.
+        RedisUnavailable: the keys have not been loaded yet.
+    """
     if keyring is None:
         return ANYBODY
     token = _token(request)
     if not token:
-        raise _refusal("You didn't provide an API key: send it as `Authorization: Bearer KEY`.", None)
+        raise _refusal("The API key is missing; send it as `Authorization: Bearer KEY`.", None)
     key = keyring.find(token)
     if key is None:
-        raise _refusal("Incorrect API key provided.", "invalid_api_key")
+        raise _refusal("The API key is unknown or revoked.", "invalid_api_key")
     return key
 
 
 def _token(request: Request) -> str:
-    """Anthropic's header, which some clients send, if OpenAI's is not there."""
+    """Return the token of OpenAI's header, or of Anthropic's, which some clients send instead."""
     if "authorization" not in request.headers:
         return request.headers.get("x-api-key", "").strip()
     scheme, _, token = request.headers["authorization"].partition(" ")
@@ -48,7 +53,7 @@ def may_use(key: ApiKey, card: ModelCard) -> bool:
 
 
 async def card_for(fleet: GatewayFleet, key: ApiKey, name: str | None) -> ModelCard:
-    """The card of a model that the key may use; with None, of the only one there is.
+    """Return the card of a model that the key can use. Without a name, it is the only model of the fleet.
 
     Raises:
         ApiError (403, 404), RedisUnavailable.
@@ -60,7 +65,7 @@ async def card_for(fleet: GatewayFleet, key: ApiKey, name: str | None) -> ModelC
     if not may_use(key, card):
         raise ApiError(
             403,
-            f"This API key does not have access to the model `{card.name}`.",
+            f"This API key does not have access to the model `{card.name}`; GET /v1/models lists yours.",
             param="model",
             code="model_not_found",
         )
@@ -68,10 +73,10 @@ async def card_for(fleet: GatewayFleet, key: ApiKey, name: str | None) -> ModelC
 
 
 def _no_model(name: str | None) -> ApiError:
-    """Without the names of others, which the key may not use."""
-    where = "`GET /v1/models` lists those that you can use"
+    """The message does not list models, because the key may not have access to them."""
+    where = "`GET /v1/models` lists the models that you can use"
     if name is None:
-        message = f"model: it is missing, and there is not exactly one model; {where}."
+        message = f"model: required, because the fleet does not have exactly one model; {where}."
     else:
         name = name[:_MAX_NAME_CHARS]
         message = f"The model `{name}` does not exist or you do not have access to it; {where}."

@@ -1,4 +1,4 @@
-"""Requests and tokens a minute, counted in Redis: all replicas count together."""
+"""Rate limits: requests and tokens per minute, counted in Redis over all gateways, and reads per second."""
 
 from __future__ import annotations
 
@@ -20,19 +20,22 @@ from pagefleet.api.protocol.operation_types import Charge, Operation
 _LOG: Final = logging.getLogger(__name__)
 _BURST_S: Final = 4.0
 ESTIMATED_TOKENS = 256
-"""Reserved for an answer whose length the request does not bound."""
+"""Number of tokens that are reserved for each choice of a request without ``max_tokens``."""
 
 
 class Allowance(NamedTuple):
-    """What is left after a request was let in; None where there is no limit."""
+    """What is left of the limits after a request is admitted; None is unlimited."""
 
     requests: int | None
     tokens: int | None
 
 
 class RateLimit:
-    """A request takes its ``max_tokens`` from the bucket at once. Each of its jobs carries its share: whoever
-    closes the job charges what it used instead, the prompt included, whatever became of this gateway."""
+    """The limits per minute of each key.
+
+    A request reserves its ``max_tokens`` when it is admitted. Each of its jobs carries its share: the process
+    that closes the job charges the tokens it used instead, prompt included, even if this gateway has died.
+    """
 
     def __init__(self, fleet: GatewayFleet) -> None:
         self._fleet = fleet
@@ -53,7 +56,7 @@ class RateLimit:
         )
 
     def give_back(self, key: ApiKey, num_tokens: int) -> None:
-        """Tokens that were reserved for jobs that there never were."""
+        """Return tokens that were reserved for jobs that were not submitted."""
         if key.tokens_per_minute is not None and num_tokens:
             task = asyncio.create_task(self._give_back(key, num_tokens))
             self._giving_back.add(task)
@@ -62,7 +65,7 @@ class RateLimit:
     async def close(self) -> None:
         for failure in await asyncio.gather(*self._giving_back, return_exceptions=True):
             if failure is not None:
-                _LOG.error("Tokens could not be given back", exc_info=failure)
+                _LOG.error("Reserved tokens could not be returned", exc_info=failure)
 
     async def _give_back(self, key: ApiKey, num_tokens: int) -> None:
         with contextlib.suppress(FleetError):
@@ -70,8 +73,8 @@ class RateLimit:
 
 
 class ReadLimit:
-    """Requests that only read, or end, jobs: so many a second of each key, in this process. They take nothing
-    of the key's minute: whoever waits for a job asks again and again."""
+    """The limit of each key at this gateway for requests that read or end jobs, in requests per second. They
+    do not count against the limits per minute, because clients poll while they wait for a job."""
 
     def __init__(self, per_s: float) -> None:
         self._per_s = per_s
@@ -88,7 +91,7 @@ class ReadLimit:
         if left < 1:
             raise ApiError(
                 429,
-                f"Rate limit reached: {self._per_s:g} reading requests per second. Please try again in 1 s.",
+                f"Rate limit reached: {self._per_s:g} read requests per second. Retry in 1 s.",
                 kind="requests",
                 code="rate_limit_exceeded",
                 headers={"retry-after": "1"},
@@ -97,14 +100,14 @@ class ReadLimit:
 
 
 def charge_of(key: ApiKey, num_reserved: int) -> Charge | None:
-    """None where tokens are not counted."""
+    """Return what the job's end charges to the key, or None if its tokens are not limited."""
     if key.tokens_per_minute is None:
         return None
     return Charge(key.key_id, num_reserved, key.requests_per_minute, key.tokens_per_minute)
 
 
 def rate_headers(key: ApiKey, allowance: Allowance) -> dict[str, str]:
-    """As OpenAI calls them."""
+    """Return the limits and what is left of them in OpenAI's headers."""
     headers = {}
     for name, limit, left in zip(("requests", "tokens"), _limits(key), allowance, strict=True):
         if limit is not None and left is not None:
@@ -122,7 +125,11 @@ def _is_limited(key: ApiKey) -> bool:
 
 
 def take(key: ApiKey, num_requests: int, num_tokens: int, *, anyway: bool = False) -> Operation[list[Any]]:
-    """The script that counts; see there."""
+    """Return the call of the script ``rate.lua``.
+
+    Args:
+        anyway: take the tokens even if the limit is exceeded.
+    """
     limits = ["" if limit is None else limit for limit in _limits(key)]
     return Operation("rate", [keys.rate(key.key_id)], [*limits, num_requests, num_tokens, int(anyway)], list)
 
@@ -132,7 +139,7 @@ def _refusal(key: ApiKey, what: str, wait_ms: int) -> ApiError:
     seconds = max(1, math.ceil(wait_ms / 1000))
     return ApiError(
         429,
-        f"Rate limit reached: {limit} {what} per minute. Please try again in {seconds} s.",
+        f"Rate limit reached: {limit} {what} per minute. Retry in {seconds} s.",
         kind=what,
         code="rate_limit_exceeded",
         headers={"retry-after": str(seconds)},

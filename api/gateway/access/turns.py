@@ -1,4 +1,4 @@
-"""Turns: so many questions of one tenant at once. Its others wait for a while, and no other tenant does."""
+"""Turns: a limit of the simultaneous tokenize requests of each tenant; further ones of the tenant wait."""
 
 from __future__ import annotations
 
@@ -13,21 +13,26 @@ from pagefleet.api.contract.errors import NoAnswer, QueueFull
 
 AT_ONCE: Final = 8
 MAX_WAITING: Final = 64
-"""Of one tenant in this process."""
+"""Limit of the running and waiting requests of a tenant at this gateway."""
 
 
 class Turns:
     def __init__(self) -> None:
         self._turns: dict[str, asyncio.Semaphore] = {}
-        self._num_asking: Counter[str] = Counter()
+        self._num_open: Counter[str] = Counter()
 
     @contextlib.asynccontextmanager
     async def of(self, tenant: str) -> AsyncIterator[None]:
-        """Raises: QueueFull: too many of this tenant wait; NoAnswer: its turn did not come in time."""
-        if self._num_asking[tenant] >= MAX_WAITING:
-            raise QueueFull("Too many questions of this tenant wait; try again later.", param="tenant")
+        """Wait for a turn of the tenant.
+
+        Raises:
+            QueueFull: too many requests of the tenant wait.
+            NoAnswer: the requests before this one took too long.
+        """
+        if self._num_open[tenant] >= MAX_WAITING:
+            raise QueueFull("tenant: too many tokenize requests wait; retry later.", param="tenant")
         turn = self._turns.setdefault(tenant, asyncio.Semaphore(AT_ONCE))
-        self._num_asking[tenant] += 1
+        self._num_open[tenant] += 1
         try:
             await self._wait(turn)
             try:
@@ -35,10 +40,10 @@ class Turns:
             finally:
                 turn.release()
         finally:
-            self._num_asking[tenant] -= 1
-            if not self._num_asking[tenant]:
-                # Nothing is kept of tenants that do not ask.
-                del self._num_asking[tenant], self._turns[tenant]
+            self._num_open[tenant] -= 1
+            if not self._num_open[tenant]:
+                # Keep no state of tenants without requests.
+                del self._num_open[tenant], self._turns[tenant]
 
     @staticmethod
     async def _wait(turn: asyncio.Semaphore) -> None:
@@ -46,4 +51,4 @@ class Turns:
             async with asyncio.timeout(ANSWER_WITHIN_S):
                 await turn.acquire()
         except TimeoutError:
-            raise NoAnswer("The questions before this one took too long; try again later.") from None
+            raise NoAnswer("The requests before this one took too long; retry later.") from None

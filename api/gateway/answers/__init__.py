@@ -1,4 +1,4 @@
-"""From a job's stream to an HTTP answer: the relay, server-sent events, whole answers, ids.
+"""From a job's stream to an HTTP response: request fields, the relay, server-sent events, whole answers, ids.
 
-Does not know single endpoints: each passes in the shape of its answer.
+Does not know the endpoints: each of them passes in the shape of its answers.
 """

@@ -1,7 +1,7 @@
-"""Answer: from checked requests to the jobs of one answer, and from their tokens to a response.
+"""Answer: submits the jobs of a request and turns their tokens into a response.
 
-What both generating endpoints do, in this order: the model, the limits, the jobs, at most a second for a
-worker's word, then the stream or the whole.
+Both endpoints that generate take these steps: find the model, check the limits, submit the jobs, wait up to a
+second until workers accept them, then return a stream or the whole answer.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ACCEPT_WITHIN_S: Final = 1.0
 
 @dataclass(slots=True)
 class Answer:
-    """The jobs of one request that this process follows."""
+    """The jobs of one request, which this gateway reads."""
 
     gateway: Gateway
     answer_id: str
@@ -49,10 +49,10 @@ class Answer:
     background: bool
     headers: dict[str, str] = field(default_factory=dict)
     reading: Reading | None = None
-    """How the texts of its choices are read as messages."""
+    """How the text of each choice is parsed into a message."""
 
     async def accepted(self) -> None:
-        """Waits for the workers' word, a second at most. Raises: FleetError: a job was rejected."""
+        """Wait up to a second until workers accept the jobs. Raises: FleetError: a job was rejected."""
         await together(stream.accepted(_ACCEPT_WITHIN_S) for stream in self.streams)
 
     def stream(self, shape: Shape, options: StreamOptions) -> Response:
@@ -74,7 +74,7 @@ class Answer:
         return EventStream(self.gateway, relay, self.headers, self.on_gone, self.end)
 
     async def whole(self, request: Request, shape: Shape) -> Response:
-        """Raises: ApiError."""
+        """Wait for the jobs and return the response. Raises: ApiError."""
         results = asyncio.ensure_future(self._results())
         gone = asyncio.ensure_future(disconnected(request.receive))
         any_of: set[asyncio.Future[Any]] = {results, gone, self.gateway.leaving}
@@ -100,27 +100,31 @@ class Answer:
             await self.end()
 
     async def later(self) -> Response:
-        """The answer to who does not wait for it."""
+        """Return the 202 response of a background request."""
         await self.end()
         place = f"/v1/jobs/{self.answer_id}"
         body = {"id": self.answer_id, "object": "job", "status": "queued"}
         return JSONResponse(body, 202, {**self.headers, "location": place})
 
     def cancel(self) -> None:
-        """Its client has been told of none of its jobs."""
+        """Cancel the jobs. The client does not know their ids yet."""
         for stream in self.streams:
             if not stream.has_ended:
                 self.gateway.fleet.discard(stream.job_id)
 
     async def on_gone(self, returns_within_s: float = 0.0) -> None:
-        """Nobody reads any more, or not for a while."""
+        """Stop reading because the client has disconnected. Jobs without another reader end.
+
+        Args:
+            returns_within_s: time in which the client can reconnect before they end.
+        """
         if self.background:
             return
         for stream in self.streams:
             await stream.close(after_s=returns_within_s)
 
     async def end(self) -> None:
-        """Stops listening."""
+        """Stop reading; the jobs continue."""
         for stream in self.streams:
             await stream.leave_running()
 
@@ -142,11 +146,14 @@ class Answer:
     def _too_late(self) -> ApiError:
         if self.gateway.leaving.done():
             return ApiError(
-                503, "This server is going down; ask again.", kind="server_error", code="service_unavailable",
+                503, "The server is shutting down; retry.", kind="server_error", code="service_unavailable",
                 headers={"retry-after": "1", "connection": "close"},
             )  # fmt: skip
         return ApiError(
-            408, "The answer took too long; use stream or background.", kind="timeout", code="request_timeout"
+            408,
+            "The answer took too long; set stream or background.",
+            kind="timeout",
+            code="request_timeout",
         )
 
 
@@ -158,10 +165,11 @@ async def start(
     prefix: str,
     default_max_tokens: int | None,
 ) -> tuple[Answer, ModelCard]:
-    """Submits a job for each of ``requests``: all of them or none.
+    """Submit a job for each of ``requests``: all of them or none.
 
     Args:
-        default_max_tokens: for a request that does not say; None is as far as the model's context goes.
+        requests: the fields of each job that ``body`` does not have.
+        default_max_tokens: of a request without a limit; None is the end of the model's context.
 
     Raises:
         ApiError, RedisUnavailable.
@@ -195,11 +203,11 @@ async def start(
     except BaseException as error:
         answer.cancel()
         if isinstance(error, RedisUnavailable) and error.job_id is not None:
-            # It may have been submitted, and its client is told of an error.
+            # The job may have been submitted, but the client gets an error.
             gateway.fleet.discard(error.job_id)
         await answer.end()
         if isinstance(error, ApiError | FleetError) and not isinstance(error, RedisUnavailable):
-            # For those jobs that there are, it is settled at their ends.
+            # Submitted jobs settle their own share at their end.
             gateway.rate_limit.give_back(key, sum(shares[len(answer.streams) :]))
         if isinstance(error, FleetError):
             raise api_error(error, body.names) from None
@@ -208,7 +216,7 @@ async def start(
 
 
 def _shares(key: ApiKey, share: int, num_jobs: int) -> list[int]:
-    """How many tokens each job reserves: all together no more than the key can have."""
+    """Return the number of tokens that each job reserves; together at most the limit of the key."""
     total = share * num_jobs
     if key.tokens_per_minute is not None:
         total = min(total, key.tokens_per_minute)
@@ -217,25 +225,29 @@ def _shares(key: ApiKey, share: int, num_jobs: int) -> list[int]:
 
 
 def _check_depth(key: ApiKey, card: ModelCard, num_jobs: int, num_choices: int) -> None:
-    """Raises: ApiError: so many can never be open together, however late they come back."""
+    """Raises: ApiError: the request can never be admitted, because it exceeds a limit of open jobs."""
     most = card.max_queue_depth
     if tenant_of(key):
         most_choices = min(card.max_tenant_depth, key.max_open or card.max_tenant_depth)
         if num_choices > most_choices:
             raise ApiError(
-                400, f"n: {most_choices} choices in one request at most.", param="n", code="invalid_value"
+                400,
+                f"n: the limit is {most_choices} choices in one request.",
+                param="n",
+                code="invalid_value",
             )
         most = min(most, most_choices // num_choices)
     if num_jobs > most:
         raise ApiError(
-            400, f"prompt: {most} prompts in one request at most.", param="prompt", code="invalid_value"
+            400, f"prompt: the limit is {most} prompts in one request.", param="prompt", code="invalid_value"
         )
 
 
 def _result_ttl(key: ApiKey, card: ModelCard, asked: int | None, default: int) -> int | None:
-    """How long the key's jobs can be read: as the request asks, else as usual, cut to the key's limit.
+    """Return the ``result_ttl_s`` of the jobs: the request's, else the default within the key's limit.
 
-    Raises: ApiError: it asks for more.
+    Raises:
+        ApiError: the request exceeds the key's limit.
     """
     most = key.max_result_ttl_s
     if most is None:
@@ -243,7 +255,7 @@ def _result_ttl(key: ApiKey, card: ModelCard, asked: int | None, default: int) -
     if asked is not None and asked > most:
         raise ApiError(
             400,
-            f"result_ttl_s: {asked} is more than this API key allows; ask for {most} s at most.",
+            f"result_ttl_s: {asked} exceeds the limit of this API key; use at most {most}.",
             param="result_ttl_s",
             code="invalid_value",
         )
@@ -265,5 +277,5 @@ def _complete(body: GenerationBody, card: ModelCard, default_max_tokens: int | N
 def _in_lane(key: ApiKey) -> dict[str, Any]:
     if key.lane == "interactive":
         return {}
-    # A job of the batch lane lives alone unless somebody says otherwise: here the client decides.
+    # By default jobs of the batch lane are detached; over HTTP the client decides with `background`.
     return {"detached": False, "lane": key.lane}

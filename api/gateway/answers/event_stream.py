@@ -1,4 +1,4 @@
-"""EventStream: a response that writes a relay's events until they, the client or this process end."""
+"""EventStream: sends the events of a relay until they end, the client disconnects or the gateway exits."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pagefleet.api.gateway.http.asgi_extensions import ABORT, WRITE
 class EventStream(Response):
     """
     Args:
-        on_gone: what to do when the client is gone before the end, or takes nothing for too long; it is given
-            the seconds within which the client may return.
-        on_end: what to do in every case.
+        on_gone: called if the client disconnects before the end or reads nothing for too long, with the time
+            in seconds in which it can reconnect.
+        on_end: called in every case.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class EventStream(Response):
         on_end: Callable[[], Awaitable[None]],
     ) -> None:
         super().__init__(headers={**sse.HEADERS, **headers})
-        # The length is not known.
+        # The length is unknown.
         del self.headers["content-length"]
         self._gateway = gateway
         self._relay = relay
@@ -56,10 +56,10 @@ class EventStream(Response):
         try:
             slow = await self._wait(writer, {relay, gone, self._gateway.leaving})
             if relay.done():
-                await self._raise_what_broke(relay, scope)
+                await self._raise_failure(relay, scope)
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             elif slow or gone.done() or not self._relay.can_return:
-                # First: while it runs, it listens, and its job would seem to be read.
+                # Stop first: a running relay counts as a reader of the job.
                 await _stop(relay)
                 await self._on_gone(self._returns_within_s)
         finally:
@@ -71,15 +71,17 @@ class EventStream(Response):
     def _returns_within_s(self) -> float:
         return self._gateway.settings.gateway_return_within_s if self._relay.can_return else 0.0
 
-    async def _raise_what_broke(self, relay: asyncio.Future[None], scope: Scope) -> None:
+    async def _raise_failure(self, relay: asyncio.Future[None], scope: Scope) -> None:
         if relay.exception() is not None:
             await self._on_gone(self._returns_within_s)
             _abort(scope)
         relay.result()
 
     async def _wait(self, writer: _Writer, any_of: set[asyncio.Future[Any]]) -> bool:
-        """Until one of them is done; true where none is, and the client takes nothing. One timer for the
-        whole stream: one for each write is a tenth of what a token costs."""
+        """Wait until one of them is done. Return True instead if the client reads nothing for too long.
+
+        There is one timer for the whole stream: a timer for each write would add a tenth to a token's cost.
+        """
         most_s = self._gateway.settings.gateway_send_timeout_s
         while writer.blocked_s() < most_s:
             done, _ = await asyncio.wait(any_of, timeout=most_s / 2, return_when=asyncio.FIRST_COMPLETED)
@@ -89,7 +91,7 @@ class EventStream(Response):
 
 
 class _Writer:
-    """Sends bytes, and knows for how long a client has taken none: what it does not take is kept for it."""
+    """Sends bytes and measures how long a client has read nothing, so that a send is blocked."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -112,14 +114,14 @@ async def _stop(*tasks: asyncio.Future[None]) -> None:
 
 
 async def disconnected(receive: Receive) -> None:
-    """Returns when the client has gone."""
+    """Wait until the client has disconnected."""
     message: Message = {"type": ""}
     while message["type"] != "http.disconnect":
         message = await receive()
 
 
 def _abort(scope: Scope) -> None:
-    """Not an end: without one the client knows that it has not had all."""
+    """Close the connection without an end, so that the client knows that the answer is incomplete."""
     abort = scope.get("extensions", {}).get(ABORT)
     if abort is not None:
         abort()

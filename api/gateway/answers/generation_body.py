@@ -1,4 +1,4 @@
-"""What the bodies of generating endpoints have in common: OpenAI's names first, then vLLM's, then ours."""
+"""GenerationBody: the fields that chat completions and completions share: OpenAI's, vLLM's, then our own."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _GUIDED: Final = {
     "guided_choice": "choice",
     "guided_grammar": "grammar",
 }
-"""vLLM's older names for the kinds of structured outputs."""
+"""vLLM's older names of the structured output formats."""
 _MOST_URGENT: Final = -4
 _LEAST_URGENT: Final = 5
 
 
 def _texts(value: Any) -> Any:
-    """A string in place of a list of them."""
+    """Accept a string instead of a list of strings."""
     return [value] if isinstance(value, str) else value
 
 
@@ -34,9 +34,9 @@ Texts = Annotated[list[str], BeforeValidator(_texts, json_schema_input_type=str 
 
 class StreamOptions(RequestBody):
     include_usage: bool | None = None
-    continuous_usage_stats: bool | None = Field(None, description="with include_usage: in each event")
+    continuous_usage_stats: bool | None = Field(None, description="with include_usage: usage in each event")
     include_ids: bool | None = Field(
-        None, description="each event has its position: as `position` in its data, and as its id"
+        None, description="send the position of each event as its id and as `position` in its data"
     )
 
 
@@ -44,19 +44,19 @@ class JsonSchema(RequestBody):
     name: str | None = None
     description: str | None = None
     schema_: JsonValue = Field(None, alias="schema")
-    strict: bool | None = Field(None, description="no effect: it is always kept")
+    strict: bool | None = Field(None, description="no effect: the schema is always enforced")
 
 
 class ResponseFormat(RequestBody):
     type: str
     json_schema: JsonSchema | None = None
-    schema_: JsonValue = Field(None, alias="schema", description="llama.cpp's place for the schema")
+    schema_: JsonValue = Field(None, alias="schema", description="the schema, where llama.cpp has it")
 
 
 class GenerationBody(RequestBody):
-    """Ranges are checked where all requests are: ``docs/sampling.md`` has them."""
+    """``SamplingParams`` validates the ranges of sampling parameters; docs/sampling.md lists them."""
 
-    model: str = Field(description="canonical name or alias; /v1/models lists them")
+    model: str = Field(description="canonical name or alias; GET /v1/models lists both")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
@@ -69,13 +69,13 @@ class GenerationBody(RequestBody):
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     response_format: ResponseFormat | None = None
-    # Known, and without an effect here.
+    # Accepted without an effect.
     user: str | None = Field(None, description="no effect")
     metadata: dict[str, JsonValue] | None = Field(None, description="no effect")
     store: bool | None = Field(None, description="no effect")
 
     # vLLM's.
-    top_k: int | None = Field(None, description="-1 or 0: all")
+    top_k: int | None = Field(None, description="-1 or 0: no limit")
     min_p: float | None = None
     repetition_penalty: float | None = None
     min_tokens: int | None = None
@@ -90,10 +90,10 @@ class GenerationBody(RequestBody):
     cache_salt: str | None = None
     return_token_ids: bool | None = None
     priority: int | None = Field(
-        None, ge=_MOST_URGENT, le=_LEAST_URGENT, description="0 is usual, lower is earlier"
+        None, ge=_MOST_URGENT, le=_LEAST_URGENT, description="default 0; lower values run earlier"
     )
     structured_outputs: dict[str, JsonValue] | None = Field(
-        None, description="one of json, json_object, regex, choice and grammar"
+        None, description="one of json, json_object, regex, choice, grammar"
     )
     guided_json: JsonValue = None
     guided_regex: str | None = None
@@ -103,10 +103,10 @@ class GenerationBody(RequestBody):
     # Ours.
     kept_special_tokens: list[str] | None = None
     typical_p: float | None = None
-    prefix_cache: bool | None = Field(None, description="false: computes the whole prompt, keeps none of it")
-    background: bool | None = Field(None, description="goes on although its client is gone")
-    deadline_s: float | None = Field(None, description="seconds until the job is given up")
-    result_ttl_s: int | None = Field(None, description="how long it can be read after its end")
+    prefix_cache: bool | None = Field(None, description="false: do not use the prefix cache")
+    background: bool | None = Field(None, description="continue the job if the client disconnects")
+    deadline_s: float | None = Field(None, description="end the job after this time, in seconds")
+    result_ttl_s: int | None = Field(None, description="keep the result for this time, in seconds")
 
     same: ClassVar[tuple[str, ...]] = (
         "truncate_prompt_tokens",
@@ -115,16 +115,16 @@ class GenerationBody(RequestBody):
         "deadline_s",
         "result_ttl_s",
     )
-    """Fields that a job calls the same, beside its sampling parameters."""
+    """Fields that have the same name in a job, in addition to the sampling parameters."""
 
     @property
     def asked_tokens(self) -> int | None:
-        """How long the answer may be, where the request says it."""
+        """The limit of the answer's length that the request sets."""
         return self.max_tokens
 
     @property
     def names(self) -> Mapping[str, str]:
-        """How this request spells fields of its job, for errors."""
+        """The names of job fields in this request, for error messages."""
         return {**FIELD_NAMES, **self._names_of_structure()}
 
     def _names_of_structure(self) -> dict[str, str]:
@@ -139,21 +139,21 @@ class GenerationBody(RequestBody):
         return {whole: "response_format", f"{whole}.json_schema": schema}
 
     def check(self) -> None:
-        """What is wrong whatever the model. Raises: ApiError."""
+        """Check what does not depend on the model. Raises: ApiError."""
         if self.stream_options is not None and not self.stream:
             raise ApiError(
                 400,
-                "stream_options: only a stream has them; set stream to true, or leave them out.",
+                "stream_options: requires `stream: true`; set it, or remove stream_options.",
                 param="stream_options",
                 code="invalid_value",
             )
 
     def job_fields(self, card: ModelCard) -> dict[str, Any]:
-        """As a job of this model calls them. Raises: ApiError."""
+        """Return the fields of a job of this model. Raises: ApiError."""
         names = (*(SamplingParams.model_fields.keys() & type(self).model_fields.keys()), *self.same)
         fields = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.seed is not None:
-            # OpenAI's may be negative.
+            # OpenAI allows negative seeds.
             fields["seed"] = self.seed % (MAX_SEED + 1)
         if self.top_k == -1:
             fields["top_k"] = 0
@@ -169,11 +169,13 @@ class GenerationBody(RequestBody):
         return {"model": self.model, **fields}
 
     def _structured(self) -> dict[str, Any] | None:
-        """Raises: ApiError: asked for in two ways, or in one that there isn't."""
+        """Raises: ApiError: the format is unknown, or given more than once."""
         asked = [each for each in (self._of_format(), self._of_vllm(), self._guided()) if each is not None]
         if len(asked) > 1:
             raise ApiError(
-                400, "Give one of response_format, structured_outputs and guided_*.", param="response_format"
+                400,
+                "Use one of response_format, structured_outputs and guided_* only.",
+                param="response_format",
             )
         return asked[0] if asked else None
 
@@ -193,7 +195,7 @@ class GenerationBody(RequestBody):
         schema = wanted.schema_ if wanted.json_schema is None else wanted.json_schema.schema_
         if schema is None:
             param = "response_format.json_schema.schema"
-            raise ApiError(400, f"{param}: it is missing.", param=param, code="missing_required_parameter")
+            raise ApiError(400, f"{param}: required.", param=param, code="missing_required_parameter")
         return {"json_schema": schema}
 
     def _of_vllm(self) -> dict[str, Any] | None:
@@ -217,10 +219,10 @@ class GenerationBody(RequestBody):
 
 
 def _schema(value: Any, param: str) -> Any:
-    """vLLM takes a schema as a text too."""
+    """Return a schema that is JSON or, as in vLLM, a string of JSON."""
     if not isinstance(value, str):
         return value
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
-        raise ApiError(400, f"{param}: it is no JSON.", param=param, code="invalid_value") from None
+        raise ApiError(400, f"{param}: not valid JSON.", param=param, code="invalid_value") from None

@@ -1,7 +1,7 @@
-"""What an answer's id says: which jobs it has and when it was asked for. So nobody has to remember it.
+"""Ids of answers. An id contains the number of its jobs and its time, so that these need not be stored.
 
-``chatcmpl-<8 hex: seconds since the epoch><24 hex: random>``, and ``cmpl-...``; of several prompts
-``cmpl-....<how many>``, whose jobs are ``cmpl-....<how many>.<which>``.
+``chatcmpl-<8 hex: seconds since the epoch><24 hex: random>``, and ``cmpl-...``; an answer to
+several prompts is ``cmpl-....<count>``, and its jobs are ``cmpl-....<count>.<index>``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def new_id(prefix: str, num_jobs: int = 1) -> str:
 
 
 def jobs_of(answer_id: str) -> list[str]:
-    """The jobs behind an id; of one that is not the gateway's, that job alone."""
+    """Return the job ids of an answer. An id that the gateway did not make is a job id itself."""
     found = _OURS.fullmatch(answer_id)
     count = int(found["count"]) if found is not None and found["count"] else 1
     if not 1 < count <= MAX_PROMPTS:
@@ -32,12 +32,12 @@ def jobs_of(answer_id: str) -> list[str]:
 
 
 def answer_of(job_id: str) -> str:
-    """The id of the answer that a job belongs to: its own, unless it is one of several."""
+    """Return the id of the answer that a job belongs to."""
     answer_id, _, index = job_id.rpartition(".")
     return answer_id if index.isdecimal() and job_id in jobs_of(answer_id)[:MAX_PROMPTS] else job_id
 
 
 def created_at(answer_id: str) -> int:
-    """Seconds since the epoch; 0 where the id does not say it."""
+    """Return the seconds since the epoch, or 0 if the id does not contain them."""
     found = _OURS.fullmatch(answer_id)
     return 0 if found is None else int(found["created"], 16)

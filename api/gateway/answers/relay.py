@@ -1,4 +1,4 @@
-"""Relay: the tokens of some jobs as server-sent events of one answer."""
+"""Relay: writes the tokens of an answer's jobs as server-sent events."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Relay:
     """
     Args:
         streams: the jobs, each with ``num_choices`` choices, in the order of the answer's choices.
-        position: what the reader has already; an empty one begins with the openings.
-        keep_alive_s: after this long without a token a comment is sent.
+        position: what the reader has received already; zero starts with the openings.
+        keep_alive_s: send a comment after this time without a token.
         on_failure: called if one of the jobs has failed, before the error is sent.
-        can_return: this reader can go on after a lost connection: it asked for positions (``include_ids``)
-            or reads a job by its id. Its events have ids; those of other readers are ``data:`` lines only.
+        can_return: the reader can continue after a lost connection, because it asked for positions
+            (``include_ids``) or reads a job by its id. Only its events have ids.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class Relay:
         self._finished: set[int] = set()
         self._readers = [shape.reader(choice) for choice in range(len(position.counts))]
         self._unread = {choice for choice, count in enumerate(position.counts) if count > 0}
-        # An id counts what stands in the events up to its own: whoever moves the position writes its event
-        # before anybody else does. In the order of asking, so that no job waits for another one's end.
+        # An id counts the tokens of all events up to its own, so a task that advances the position must write
+        # its event before the others. The lock is fair: no job waits until a different one ends.
         self._turn = asyncio.Lock()
         self._head = sse.head_of(shape.head(shape.chunk_object))
 
     async def run(self, write: Write) -> None:
-        """Writes all of it, to the end of every job."""
+        """Write the events of all jobs until they end."""
         try:
             await self._open(write)
             if len(self.streams) == 1:
@@ -98,19 +98,19 @@ class Relay:
             reader = self._reader(choice)
             self._position.counts[choice] = chunk.end
             delta = None if reader is None else reader.feed(chunk.text)
-            is_said = bool(chunk.text if delta is None else delta)
-            said = None
-            if is_said or chunk.logprobs or chunk.prompt_logprobs or self._position.token_ids:
-                said = self._shape.tokens(choice, chunk, delta)
+            has_text = bool(chunk.text if delta is None else delta)
+            content = None
+            if has_text or chunk.logprobs or chunk.prompt_logprobs or self._position.token_ids:
+                content = self._shape.tokens(choice, chunk, delta)
             of_prompt = self._shape.of_prompt(chunk) if choice % self.num_choices == 0 else {}
             if chunk.finish_reason is not None:
                 reason = (chunk.finish_reason, self._stop_reason(choice))
-                await self._finish(choice, *reason, write, said, of_prompt)
-            elif said is not None:
-                await self._send([said], write, **of_prompt)
+                await self._finish(choice, *reason, write, content, of_prompt)
+            elif content is not None:
+                await self._send([content], write, **of_prompt)
 
     def _reader(self, choice: int) -> ChoiceReader | None:
-        """The choice's, once it has read what the client has had already."""
+        """Return the reader of the choice, after it has parsed the text that the client has already."""
         reader, index = self._readers[choice], choice // self.num_choices
         if reader is not None and choice in self._unread:
             self._unread.remove(choice)
@@ -128,13 +128,13 @@ class Relay:
         reason: str | None,
         stop_reason: str | int | None,
         write: Write,
-        said: dict[str, Any] | None = None,
+        content: dict[str, Any] | None = None,
         of_prompt: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """Why a choice ended, in the event of what it said last.
+        """Write why a choice ended, in the event of its last text.
 
         Args:
-            said: the choice's last tokens, if they are still to be sent.
+            content: the choice's last tokens, if they have not been sent.
         """
         if choice in self._finished:
             return
@@ -143,19 +143,19 @@ class Relay:
         if reader is not None:
             rest = reader.end()
             if rest and choice not in self._position.ended:
-                if said is not None:
-                    await self._send([said], write, **of_prompt)
+                if content is not None:
+                    await self._send([content], write, **of_prompt)
                     of_prompt = {}
                 self._position = self._position._replace(ended=self._position.ended | {choice})
-                said = self._shape.rest(choice, rest)
+                content = self._shape.rest(choice, rest)
             reason = reader.finish_reason(reason)
-        last = self._shape.finish(choice) if said is None else said
+        last = self._shape.finish(choice) if content is None else content
         await self._send([{**last, **finish_fields(reason, stop_reason)}], write, **of_prompt)
 
     async def _send(self, choices: list[dict[str, Any]], write: Write, **more: Any) -> None:
         data = {"choices": choices, **more}
         if self._position.usage:
-            # OpenAI's: if usage was asked for, every event has the field.
+            # As in OpenAI's API, every event has the field if usage is requested.
             data.setdefault("usage", self._used() if self._position.continuous_usage else None)
         position = None
         if self.can_return:

@@ -1,4 +1,4 @@
-"""What a generating endpoint's answers look like: one subclass for each endpoint, stateless."""
+"""Shape: the format of an endpoint's answers. It has a subclass for each endpoint, and no state."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pagefleet.api.gateway.answers.job_ids import created_at
 from pagefleet.api.gateway.http.errors import FIELD_NAMES
 
 _FINISH_REASONS: Final = {"cancelled": "stop", "deadline": "length", "error": "stop"}
-"""OpenAI's clients know a few reasons only; the fleet's own stands in ``stop_reason`` beside it."""
+"""OpenAI's clients know few reasons only; ``stop_reason`` contains the fleet's own."""
 
 
 def finish_fields(reason: str | None, stop_reason: str | int | None) -> dict[str, Any]:
-    """``finish_reason`` as OpenAI has it, ``stop_reason`` as vLLM has it."""
+    """Return OpenAI's ``finish_reason`` and vLLM's ``stop_reason``."""
     if reason in _FINISH_REASONS:
         return {"finish_reason": _FINISH_REASONS[reason], "stop_reason": reason}
     return {"finish_reason": reason, "stop_reason": stop_reason}
@@ -50,9 +50,9 @@ def fingerprint_text(fingerprint: Fingerprint) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Shape(ABC):
-    """How the choices of one answer are spelled.
+    """The format of one answer.
 
-    ``choice`` below is a choice's number in the answer: those of several prompts are counted on.
+    ``choice`` is the index of a choice in the answer, over all prompts.
     """
 
     answer_id: str
@@ -61,38 +61,38 @@ class Shape(ABC):
     wants_token_ids: bool = False
     fingerprint: str | None = None
     names: Mapping[str, str] = field(default_factory=lambda: FIELD_NAMES)
-    """How the request spells its job's fields, for errors."""
+    """The names of job fields in the request, for error messages."""
 
     chunk_object: ClassVar[str]
     whole_object: ClassVar[str]
 
     @abstractmethod
     def opening(self, choice: int) -> dict[str, Any] | None:
-        """What a stream says of a choice before its first token."""
+        """Return what a stream sends of a choice before its first token."""
 
     def reader(self, choice: int) -> ChoiceReader | None:
-        """What tells a choice's text apart; None where all of it is one field. A new one for each reading."""
+        """Return a new parser of a choice's text, or None if all text is one field."""
         return None
 
     @abstractmethod
     def tokens(self, choice: int, chunk: Chunk, delta: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """What a stream says of some of its tokens; ``delta``: as the reader has told their text apart."""
+        """Return what a stream sends of a chunk; ``delta`` is its text as the reader has parsed it."""
 
     def rest(self, choice: int, delta: Mapping[str, Any]) -> dict[str, Any]:
-        """What the reader had kept for the end."""
+        """Return what a stream sends of the text that the reader held back until the end."""
         raise NotImplementedError
 
     @abstractmethod
     def finish(self, choice: int) -> dict[str, Any]:
-        """What a stream says at a choice's end, beside why it ended, if nothing else is to be said."""
+        """Return the last event of a choice without further text; the caller adds why it ended."""
 
-    def of_prompt(self, told: Chunk | JobResult) -> dict[str, Any]:
-        """What an answer says of its prompt beside its choices; ``told`` has it."""
+    def of_prompt(self, source: Chunk | JobResult) -> dict[str, Any]:
+        """Return the answer's fields about its prompt."""
         return {}
 
     @abstractmethod
     def choice(self, choice: int, result: ChoiceResult, job: JobResult) -> dict[str, Any]:
-        """All of it at once."""
+        """Return a choice of an answer that is not streamed."""
 
     def head(self, kind: str) -> dict[str, Any]:
         return {
@@ -104,7 +104,7 @@ class Shape(ABC):
         }
 
     def whole(self, results: Sequence[JobResult]) -> dict[str, Any]:
-        """The answer without a stream."""
+        """Return an answer that is not streamed."""
         choices: list[dict[str, Any]] = []
         for result in results:
             first = len(choices)

@@ -1,4 +1,4 @@
-"""Together: waiting for some jobs as for one."""
+"""Wait for several jobs together."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """What each of them returns, in their order. When one fails, the others are stopped.
+    """Return the results of all coroutines, in order. If one fails, the others are cancelled.
 
     Raises:
-        FleetError: the first one's.
+        FleetError: the first error.
     """
     try:
         async with asyncio.TaskGroup() as group:

@@ -1,7 +1,7 @@
-"""``GET /v1/jobs``: what a tenant asked for last, the newest first.
+"""``GET /v1/jobs``: the newest jobs of a tenant.
 
-The newest 500 jobs of a tenant are listed where SUBMIT writes them down (``keys.recent_jobs``), whoever
-submitted them, for as long as their results are kept. Prompts and answers are not among what is read.
+SUBMIT keeps a list of the newest 500 jobs of each tenant (``keys.recent_jobs``), from all clients. A job is
+listed until its results expire. Prompts and answers are not read.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from pagefleet.api.gateway.access.authentication import tenant_of
 from pagefleet.api.gateway.answers.job_ids import answer_of, jobs_of
 from pagefleet.api.gateway.context import Gateway, reader_of
 from pagefleet.api.gateway.http.errors import ApiError
-from pagefleet.api.gateway.jobs.job_shape import shown
+from pagefleet.api.gateway.jobs.job_shape import job_fields
 from pagefleet.api.protocol.job_record import JobRecord
 
 _MOST: Final = 100
 _USUALLY: Final = 20
+_MAX_CHARS: Final = 128
 
 
 async def show_all(request: Request) -> Response:
@@ -31,22 +32,27 @@ async def show_all(request: Request) -> Response:
     answers = list(dict.fromkeys(map(answer_of, await gateway.fleet.recent_jobs(tenant_of(key)))))
     if after is not None:
         if after not in answers:
-            raise ApiError(400, "after: it is no job of this list.", param="after", code="invalid_value")
+            raise ApiError(
+                400,
+                f"after: {after[:_MAX_CHARS]!r} is not in the list of jobs.",
+                param="after",
+                code="invalid_value",
+            )
         answers = answers[answers.index(after) + 1 :]
     found: list[dict[str, Any]] = []
-    # One more than is shown, to know whether there is more; of those that are listed some may have expired.
+    # Read one more than requested to know whether there are more; some may have expired.
     while answers and len(found) <= limit:
         part, answers = answers[: limit + 1], answers[limit + 1 :]
         found += await _read(gateway, part, tenant_of(key))
     data = found[:limit]
-    told = {
+    page = {
         "object": "list",
         "data": data,
         "first_id": data[0]["id"] if data else None,
         "last_id": data[-1]["id"] if data else None,
         "has_more": len(found) > limit,
     }
-    return JSONResponse(told)
+    return JSONResponse(page)
 
 
 async def _read(gateway: Gateway, answers: Iterable[str], tenant: str | None) -> list[dict[str, Any]]:
@@ -55,9 +61,9 @@ async def _read(gateway: Gateway, answers: Iterable[str], tenant: str | None) ->
     found = []
     for answer, ids in job_ids.items():
         mine = [records[each] for each in ids if each in records]
-        # An id may have been used again by somebody else.
+        # After a job expires, another tenant can use its id.
         if mine and _is_of(mine, tenant):
-            found.append(shown(answer, mine))
+            found.append(job_fields(answer, mine))
     return found
 
 
@@ -69,5 +75,7 @@ def _limit(request: Request) -> int:
     """Raises: ApiError."""
     text = request.query_params.get("limit", str(_USUALLY))
     if not (text.isascii() and text.isdecimal() and len(text) < 4 and 1 <= int(text) <= _MOST):
-        raise ApiError(400, f"limit: a number from 1 to {_MOST}.", param="limit", code="invalid_value")
+        raise ApiError(
+            400, f"limit: must be a number from 1 to {_MOST}.", param="limit", code="invalid_value"
+        )
     return int(text)

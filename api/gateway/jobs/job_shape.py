@@ -1,4 +1,4 @@
-"""What is told of a job, or of several that are one answer: state, figures, times; no prompt, no answer."""
+"""The fields of a job, or of the jobs of one answer: state, usage and times, without prompt and result."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _STATUS: Final = {
     JobState.DEAD: "failed",
 }
 _UNFINISHED: Final = (JobState.RUNNING, JobState.QUEUED)
-"""What one of several jobs is, all of them are."""
+"""If one of several jobs has this state, all of them have."""
 
 
-def shown(answer_id: str, records: Sequence[JobRecord]) -> dict[str, Any]:
-    """Times are seconds since the epoch on the server's clock: of several jobs the first one's beginning and
-    the last one's end."""
+def job_fields(answer_id: str, records: Sequence[JobRecord]) -> dict[str, Any]:
+    """Return the fields of an answer. Times are seconds since the epoch by the server's clock; several jobs
+    have the earliest start and the latest end."""
     times = [record.times for record in records]
     begun = {
         name: _least(each[name] for each in times) for name in ("enqueued_at", "claimed_at", "first_token_at")

@@ -1,12 +1,12 @@
-"""``/v1/jobs/{id}``: what became of an answer, its stream from any point on, and its end.
+"""``/v1/jobs/{id}``: read the state of an answer, resume its stream, cancel or delete it.
 
-The id is that of a completion, or of any job of the tenant's.
+The id is that of a completion, or of any job of the tenant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -23,38 +23,40 @@ from pagefleet.api.gateway.context import Gateway, reader_of
 from pagefleet.api.gateway.http import sse
 from pagefleet.api.gateway.http.errors import ApiError
 from pagefleet.api.gateway.http.sliced_json import large_answer
-from pagefleet.api.gateway.jobs.job_shape import common_state, shown
+from pagefleet.api.gateway.jobs.job_shape import common_state, job_fields
 from pagefleet.api.gateway.openai import chat_completions, completions
 from pagefleet.api.protocol.job_record import JobRecord
 
+_MAX_CHARS: Final = 128
+
 
 async def show(request: Request) -> Response:
-    """State, and the answer once there is one."""
+    """Return the state, and the answer after the job has ended."""
     gateway, key = reader_of(request)
     answer_id = request.path_params["job_id"]
     records = await _records(gateway, key, answer_id, with_log=True)
-    return await large_answer(lambda: _told(answer_id, records))
+    return await large_answer(lambda: _job_with_result(answer_id, records))
 
 
-def _told(answer_id: str, records: Sequence[JobRecord]) -> dict[str, Any]:
-    told = {**shown(answer_id, records), "result": None}
-    if told["error"] is None and common_state(records).is_final:
-        told["result"] = _shape(answer_id, records[0]).whole([record.result() for record in records])
-    return told
+def _job_with_result(answer_id: str, records: Sequence[JobRecord]) -> dict[str, Any]:
+    job = {**job_fields(answer_id, records), "result": None}
+    if job["error"] is None and common_state(records).is_final:
+        job["result"] = _shape(answer_id, records[0]).whole([record.result() for record in records])
+    return job
 
 
 async def cancel(request: Request) -> Response:
-    """Ends what has not ended, within a step of the engine; what there is of the answer is kept."""
+    """Cancel the jobs, within a step of the engine. The answer so far is kept."""
     gateway, key = reader_of(request)
     answer_id = request.path_params["job_id"]
     await _records(gateway, key, answer_id)
     for job_id in jobs_of(answer_id):
         await gateway.fleet.cancel(job_id)
-    return JSONResponse(shown(answer_id, await _records(gateway, key, answer_id)))
+    return JSONResponse(job_fields(answer_id, await _records(gateway, key, answer_id)))
 
 
 async def delete(request: Request) -> Response:
-    """Cancels what has not ended; prompt, tokens and result are gone."""
+    """Cancel the jobs, and remove their prompts, tokens and results."""
     gateway, key = reader_of(request)
     answer_id = request.path_params["job_id"]
     await _records(gateway, key, answer_id)
@@ -64,21 +66,21 @@ async def delete(request: Request) -> Response:
 
 
 async def stream(request: Request) -> Response:
-    """The rest of an answer after ``Last-Event-ID`` or ``?after=``, however many gateways have died."""
+    """Stream the rest of an answer after ``Last-Event-ID`` or ``?after=``."""
     gateway, key = reader_of(request)
     answer_id = request.path_params["job_id"]
     records = await _records(gateway, key, answer_id)
     num_choices = records[0].num_choices
     position = _position(request, num_choices * len(records))
     if _wants_token_ids(records[0]):
-        # Whoever counted them goes on with it.
+        # A client that counts tokens by their ids still needs them.
         position = position._replace(token_ids=True)
     shape = _shape(answer_id, records[0], wants_token_ids=position.token_ids)
     streams: list[AsyncTokenStream] = []
     try:
         for index, job_id in enumerate(jobs_of(answer_id)):
             after = position.counts[index * num_choices : (index + 1) * num_choices]
-            # What the reader has had is read once more where that decides what comes next.
+            # The parser of the text must also read what the client has received already.
             keep = shape.reader(0) is not None
             streams.append(await gateway.fleet.attach(job_id, after=after, idle_timeout=None, keep=keep))
     except BaseException:
@@ -103,7 +105,7 @@ async def stream(request: Request) -> Response:
 async def _records(
     gateway: Gateway, key: ApiKey, answer_id: str, *, with_log: bool = False
 ) -> list[JobRecord]:
-    """Raises: JobNotFound: there are none, or they are somebody else's."""
+    """Raises: JobNotFound: a job does not exist or belongs to a different tenant."""
     await gateway.fleet.open()
     records = []
     for job_id in jobs_of(answer_id):
@@ -116,20 +118,25 @@ async def _records(
 
 def _position(request: Request, num_choices: int) -> sse.Position:
     """Raises: ApiError."""
-    # A browser that reconnects asks the address it was given: what it has had since stands in the header.
+    # A browser reconnects with the same URL; the header contains what it has received since.
     header = request.headers.get("last-event-id")
     name = "Last-Event-ID" if header else "after"
     text = header or request.query_params.get("after") or "0"
     position = sse.parse_position(text)
     if position is None or len(position.counts) not in (1, num_choices):
-        raise ApiError(400, f"{name}: it is no event's id of this stream.", param=name, code="invalid_value")
+        raise ApiError(
+            400,
+            f"{name}: {text[:_MAX_CHARS]!r} is not the id of an event of this stream.",
+            param=name,
+            code="invalid_value",
+        )
     if len(position.counts) < num_choices:
         position = position._replace(counts=position.counts * num_choices)
     return position
 
 
 def _wants_token_ids(record: JobRecord) -> bool:
-    """Whether the request did."""
+    """Return whether the job's request asked for token ids."""
     try:
         return record.request().return_prompt_token_ids
     except ProtocolError:
@@ -137,16 +144,16 @@ def _wants_token_ids(record: JobRecord) -> bool:
 
 
 def _shape(answer_id: str, record: JobRecord, *, wants_token_ids: bool = False) -> Shape:
-    """As the endpoint that it was asked of would have it."""
+    """Return the format of the endpoint that the job was submitted to."""
     engines = record.fingerprints
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "wants_token_ids": wants_token_ids or _wants_token_ids(record),
         "fingerprint": fingerprint_text(engines[0]) if engines else None,
     }
     try:
         request = record.request()
     except ProtocolError:
-        return completions.CompletionShape(answer_id, record.model, **told)
+        return completions.CompletionShape(answer_id, record.model, **fields)
     if request.messages is not None:
-        return chat_completions.ChatShape(answer_id, record.model, reading=request.reading, **told)
-    return completions.CompletionShape(answer_id, record.model, echo=request.echo, **told)
+        return chat_completions.ChatShape(answer_id, record.model, reading=request.reading, **fields)
+    return completions.CompletionShape(answer_id, record.model, echo=request.echo, **fields)
