@@ -22,7 +22,7 @@ class Logprob(WireModel):
     """The token's bytes if ``text`` cannot represent them: a token may be part of a character."""
 
     @property
-    def spelled(self) -> bytes:
+    def as_bytes(self) -> bytes:
         return self.text.encode() if self.token_bytes is None else bytes(self.token_bytes)
 
 

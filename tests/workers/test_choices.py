@@ -160,10 +160,10 @@ def test_numbers_that_json_has_no_word_for():
     found = [EngineLogprobs(65, math.nan, 1, ((66, -math.inf), (0xC3, -0.1234567)))]
     (encoded,) = encoder.logprobs(found)
     assert TokenLogprobs.model_validate_json(encoded.model_dump_json()) == encoded
-    assert (encoded.logprob, encoded.text, encoded.spelled) == (-9999.0, "A", b"A")
+    assert (encoded.logprob, encoded.text, encoded.as_bytes) == (-9999.0, "A", b"A")
     impossible, half = encoded.top
     assert impossible.logprob == -9999.0
-    assert (half.logprob, half.text, half.spelled) == (-0.123457, "\ufffd", b"\xc3")
+    assert (half.logprob, half.text, half.as_bytes) == (-0.123457, "\ufffd", b"\xc3")
 
 
 def test_more_logprobs_of_a_prompt_than_fit_are_refused(store, worker):

@@ -232,14 +232,14 @@ def _check_depth(key: ApiKey, card: ModelCard, num_jobs: int, num_choices: int) 
         if num_choices > most_choices:
             raise ApiError(
                 400,
-                f"n: the limit is {most_choices} choices in one request.",
+                f"n: the limit is {most_choices} choices per request.",
                 param="n",
                 code="invalid_value",
             )
         most = min(most, most_choices // num_choices)
     if num_jobs > most:
         raise ApiError(
-            400, f"prompt: the limit is {most} prompts in one request.", param="prompt", code="invalid_value"
+            400, f"prompt: the limit is {most} prompts per request.", param="prompt", code="invalid_value"
         )
 
 

@@ -28,10 +28,10 @@ from pagefleet.api.gateway.openai.tools import Choice, ToolBody
 
 PREFIX: Final = "chatcmpl"
 _NOT_HERE: Final = {
-    "functions": "functions are not supported, tools are",
-    "function_call": "function_call is not supported, tool_choice is",
-    "audio": "only text is generated",
-    "web_search_options": "there is no web search",
+    "functions": "not supported; use tools",
+    "function_call": "not supported; use tool_choice",
+    "audio": "not supported; only text is generated",
+    "web_search_options": "not supported",
 }
 _TEMPLATES_OWN: Final = frozenset({"messages", "tools", "add_generation_prompt"})
 
@@ -43,9 +43,9 @@ class ChatBody(GenerationBody):
     top_logprobs: int | None = None
     tools: list[ToolBody] | None = None
     tool_choice: Choice | None = None
-    parallel_tool_calls: bool | None = Field(None, description="false: one call in each choice at most")
+    parallel_tool_calls: bool | None = Field(None, description="false: at most one call in each choice")
     chat_template_kwargs: dict[str, JsonValue] | None = Field(
-        None, description="variables of the model's chat template, as enable_thinking"
+        None, description="variables of the model's chat template, for example enable_thinking"
     )
 
     @property
@@ -72,21 +72,21 @@ class ChatBody(GenerationBody):
             fields["logprobs"] = self.top_logprobs or 0
         elif self.top_logprobs is not None:
             raise ApiError(
-                400, "top_logprobs: logprobs must be true for it.", param="top_logprobs", code="invalid_value"
+                400, "top_logprobs: requires `logprobs: true`.", param="top_logprobs", code="invalid_value"
             )
         fields["messages"] = [each.job_message(index) for index, each in enumerate(self.messages)]
         if self.chat_template_kwargs:
             fields["chat_template_kwargs"] = self._variables(self.chat_template_kwargs)
         if self._has_format and self.tool_choice is not None and self.tool_choice.is_demand:
-            # The format is of an answer in words, and the answer will be a call.
+            # The answer will be a call, which a format of its text does not concern.
             fields.pop("structured_outputs", None)
         return chat_fields({**fields, **self._tool_options()}, card)
 
     def _variables(self, given: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        """Raises: ApiError: one that would be passed over."""
+        """Raises: ApiError: the template sets this variable itself."""
         for name in given.keys() & _TEMPLATES_OWN:
             param = f"chat_template_kwargs.{name}"
-            raise ApiError(400, f"{param}: it is the template's own.", param=param, code="invalid_value")
+            raise ApiError(400, f"{param}: set by the gateway; remove it.", param=param, code="invalid_value")
         return given
 
     def _tool_options(self) -> dict[str, Any]:
@@ -109,12 +109,12 @@ class ChatShape(Shape):
         return _chunk_choice(choice, {"role": "assistant", "content": ""})
 
     def tokens(self, choice: int, chunk: Chunk, delta: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        said = _chunk_choice(choice, {"content": chunk.text} if delta is None else delta)
+        fields = _chunk_choice(choice, {"content": chunk.text} if delta is None else delta)
         if chunk.logprobs is not None:
-            said["logprobs"] = chat_logprobs(chunk.logprobs)
+            fields["logprobs"] = chat_logprobs(chunk.logprobs)
         if self.wants_token_ids:
-            said["token_ids"] = chunk.token_ids
-        return said
+            fields["token_ids"] = chunk.token_ids
+        return fields
 
     def rest(self, choice: int, delta: Mapping[str, Any]) -> dict[str, Any]:
         return _chunk_choice(choice, delta)
@@ -122,20 +122,20 @@ class ChatShape(Shape):
     def finish(self, choice: int) -> dict[str, Any]:
         return _chunk_choice(choice, {})
 
-    def of_prompt(self, told: Chunk | JobResult) -> dict[str, Any]:
-        return prompt_fields(told)
+    def of_prompt(self, source: Chunk | JobResult) -> dict[str, Any]:
+        return prompt_fields(source)
 
     def choice(self, choice: int, result: ChoiceResult, job: JobResult) -> dict[str, Any]:
         result = with_message(result, self.reading or Reading(), self.answer_id)
-        said = {
+        fields = {
             "index": choice,
             "message": _message(result),
             "logprobs": None if result.logprobs is None else chat_logprobs(result.logprobs),
             **finish_fields(result.finish_reason, result.stop_reason),
         }
         if self.wants_token_ids:
-            said["token_ids"] = result.token_ids
-        return said
+            fields["token_ids"] = result.token_ids
+        return fields
 
 
 def _message(result: ChoiceResult) -> dict[str, Any]:

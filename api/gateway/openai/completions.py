@@ -25,8 +25,8 @@ from pagefleet.api.gateway.openai.token_places import token_places
 
 PREFIX: Final = "cmpl"
 _DEFAULT_MAX_TOKENS: Final = 16
-"""OpenAI's for this endpoint, and vLLM's."""
-_NOT_HERE: Final = {"suffix": "filling in the middle is not supported; leave suffix out"}
+"""The default of this endpoint in OpenAI's API and in vLLM."""
+_NOT_HERE: Final = {"suffix": "not supported; remove it"}
 _MAX_CHOICES: Final = 1024
 
 Prompt = str | list[int]
@@ -37,15 +37,19 @@ def _is_token_ids(value: Any) -> bool:
 
 
 def _as_prompts(value: Any) -> list[Prompt]:
-    """One text, one list of token ids, or a list of either."""
+    """Return a list of prompts from a text, a list of token ids, or a list of either."""
     if isinstance(value, str) or _is_token_ids(value):
         return [value]
     if not isinstance(value, list) or not value:
-        raise PydanticCustomError("prompt", "give a text, token ids, or a list of either")
+        raise PydanticCustomError("prompt", "must be a text, token ids, or a list of either")
     if not all(isinstance(each, str) or _is_token_ids(each) for each in value):
-        raise PydanticCustomError("prompt", "give a text, token ids, or a list of either; none may be empty")
+        raise PydanticCustomError(
+            "prompt", "must be a text, a list of token ids, or a list of either; token ids cannot be empty"
+        )
     if len(value) > MAX_PROMPTS:
-        raise PydanticCustomError("prompt", "too many prompts for one request")
+        raise PydanticCustomError(
+            "prompt", "more than {limit} prompts in one request", {"limit": MAX_PROMPTS}
+        )
     return value
 
 
@@ -68,22 +72,25 @@ class CompletionBody(GenerationBody):
         if self.echo:
             fields["echo"] = True
             if self.logprobs is not None:
-                # OpenAI's: an echoed prompt has its logprobs too.
+                # As in OpenAI's API, an echoed prompt has logprobs too.
                 fields.setdefault("prompt_logprobs", self.logprobs)
         return fields
 
     def jobs(self) -> list[dict[str, Any]]:
-        """What is each prompt's own. Raises: ApiError."""
+        """Return the fields of each prompt's job. Raises: ApiError."""
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ApiError(
                 400,
-                "best_of: answers are not ranked here; leave it out, or let it be n.",
+                "best_of: answers are not ranked; remove it, or set it to n.",
                 param="best_of",
                 code="unsupported_parameter",
             )
         if len(self.prompt) * max(1, self.n or 1) > _MAX_CHOICES:
             raise ApiError(
-                400, f"n: {_MAX_CHOICES} choices in one request at most.", param="n", code="invalid_value"
+                400,
+                f"n: the limit is {_MAX_CHOICES} choices per request.",
+                param="n",
+                code="invalid_value",
             )
         names = ["prompt" if isinstance(each, str) else "prompt_token_ids" for each in self.prompt]
         return [{name: each} for name, each in zip(names, self.prompt, strict=True)]
@@ -98,30 +105,30 @@ class CompletionShape(Shape):
         return None
 
     def tokens(self, choice: int, chunk: Chunk, delta: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        said = _choice(choice, chunk.text)
+        fields = _choice(choice, chunk.text)
         if chunk.logprobs is not None:
-            said["logprobs"] = self._logprobs(
+            fields["logprobs"] = self._logprobs(
                 chunk.logprobs, chunk.text, chunk.prompt_logprobs, chunk.text_offset
             )
         if self.wants_token_ids:
-            said["token_ids"] = chunk.token_ids
-        return {**said, **prompt_fields(chunk)}
+            fields["token_ids"] = chunk.token_ids
+        return {**fields, **prompt_fields(chunk)}
 
     def finish(self, choice: int) -> dict[str, Any]:
         return _choice(choice, "")
 
     def choice(self, choice: int, result: ChoiceResult, job: JobResult) -> dict[str, Any]:
-        said = {**_choice(choice, result.text), **finish_fields(result.finish_reason, result.stop_reason)}
+        fields = {**_choice(choice, result.text), **finish_fields(result.finish_reason, result.stop_reason)}
         if result.logprobs is not None:
-            said["logprobs"] = self._logprobs(result.logprobs, result.text, job.prompt_logprobs, 0)
+            fields["logprobs"] = self._logprobs(result.logprobs, result.text, job.prompt_logprobs, 0)
         if self.wants_token_ids:
-            said["token_ids"] = result.token_ids
-        return {**said, **prompt_fields(job)}
+            fields["token_ids"] = result.token_ids
+        return {**fields, **prompt_fields(job)}
 
     def _logprobs(
         self, tokens: list[TokenLogprobs], text: str, prompt: list[TokenLogprobs] | None, text_offset: int
     ) -> dict[str, Any]:
-        """Of an echoed prompt's first token only the text is known: what stands before the others."""
+        """The first token of an echoed prompt has no logprobs: its text is what precedes the second token."""
         is_echo = self.echo and prompt is not None
         known = [*(prompt or ()), *tokens] if is_echo else tokens
         places = [text_offset + place for place in token_places(known, text)]

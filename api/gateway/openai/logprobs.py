@@ -1,4 +1,4 @@
-"""Logprobs as the two endpoints, and vLLM, shape them."""
+"""Logprobs in the formats of chat completions, completions and vLLM."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pagefleet.api.contract.logprobs import Logprob, TokenLogprobs
 from pagefleet.api.contract.messages import JobResult
 
 _LOWEST = -9999.0
-"""OpenAI's figure for what has no probability at all: JSON has no infinity."""
+"""OpenAI's value for a probability of zero, because JSON has no infinity."""
 
 
 def chat_logprobs(tokens: Sequence[TokenLogprobs]) -> dict[str, Any]:
@@ -23,32 +23,33 @@ def chat_logprobs(tokens: Sequence[TokenLogprobs]) -> dict[str, Any]:
 
 
 def completion_logprobs(tokens: Sequence[TokenLogprobs | str], offsets: list[int]) -> dict[str, Any]:
-    """A string in place of a token stands for one without logprobs: the first of a prompt.
+    """Return the ``logprobs`` of a completion's choice.
 
     Args:
-        offsets: where in the choice's text each of them begins.
+        tokens: a string is a token without logprobs, as the first token of a prompt.
+        offsets: the index in the choice's text at which each token begins.
     """
-    spelled = [each if isinstance(each, str) else _completion_token(each) for each in tokens]
+    texts = [each if isinstance(each, str) else _completion_token(each) for each in tokens]
     return {
-        "tokens": spelled,
+        "tokens": texts,
         "token_logprobs": [None if isinstance(each, str) else _finite(each.logprob) for each in tokens],
         "top_logprobs": [None if isinstance(each, str) else _top(each) for each in tokens],
         "text_offset": offsets,
     }
 
 
-def prompt_fields(told: Chunk | JobResult) -> dict[str, Any]:
-    """vLLM's fields of a prompt, each where it was asked for."""
+def prompt_fields(source: Chunk | JobResult) -> dict[str, Any]:
+    """Return those of vLLM's fields about the prompt that the request asked for."""
     fields: dict[str, Any] = {}
-    if told.prompt_token_ids is not None:
-        fields["prompt_token_ids"] = told.prompt_token_ids
-    if told.prompt_logprobs is not None:
-        fields["prompt_logprobs"] = prompt_logprobs(told.prompt_logprobs)
+    if source.prompt_token_ids is not None:
+        fields["prompt_token_ids"] = source.prompt_token_ids
+    if source.prompt_logprobs is not None:
+        fields["prompt_logprobs"] = prompt_logprobs(source.prompt_logprobs)
     return fields
 
 
 def prompt_logprobs(tokens: Sequence[TokenLogprobs]) -> list[dict[str, Any] | None]:
-    """vLLM's ``prompt_logprobs``: by token id, the prompt's own token among the likeliest."""
+    """Return vLLM's ``prompt_logprobs``: for each position the likeliest tokens and the prompt's, by id."""
     positions: list[dict[str, Any] | None] = [None]
     for each in tokens:
         likeliest: dict[str, Any] = {
@@ -61,18 +62,18 @@ def prompt_logprobs(tokens: Sequence[TokenLogprobs]) -> list[dict[str, Any] | No
 
 
 def _chat_token(token: Logprob) -> dict[str, Any]:
-    return {"token": token.text, "logprob": _finite(token.logprob), "bytes": list(token.spelled)}
+    return {"token": token.text, "logprob": _finite(token.logprob), "bytes": list(token.as_bytes)}
 
 
 def _completion_token(token: Logprob) -> str:
-    """A part of a character as OpenAI spells it."""
+    """Return the text of a token, or OpenAI's ``bytes:`` notation for part of a character."""
     if token.token_bytes is None:
         return token.text
     return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.token_bytes)
 
 
 def _top(token: TokenLogprobs) -> dict[str, float]:
-    """The likeliest, and the token itself if it is none of them."""
+    """Return the likeliest tokens and the token itself."""
     likeliest = {_completion_token(top): _finite(top.logprob) for top in token.top}
     return {**likeliest, _completion_token(token): _finite(token.logprob)}
 

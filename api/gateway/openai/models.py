@@ -13,25 +13,25 @@ from pagefleet.api.gateway.context import Gateway, reader_of
 
 
 async def show_all(request: Request) -> Response:
-    """Those that the key may use, also without a worker right now: their jobs wait for one."""
+    """List the models that the key can use, also those without a worker: their jobs wait for one."""
     gateway, key = reader_of(request)
     cards = [card for card in await gateway.fleet.models() if may_use(key, card)]
     served = await _served(gateway)
-    return JSONResponse({"object": "list", "data": [_shown(card, served) for card in cards]})
+    return JSONResponse({"object": "list", "data": [_model_fields(card, served) for card in cards]})
 
 
 async def show(request: Request) -> Response:
     gateway, key = reader_of(request)
     card = await card_for(gateway.fleet, key, request.path_params["name"])
-    return JSONResponse(_shown(card, await _served(gateway)))
+    return JSONResponse(_model_fields(card, await _served(gateway)))
 
 
 async def _served(gateway: Gateway) -> set[str]:
     return {worker.model for worker in await gateway.fleet.workers()}
 
 
-def _shown(card: ModelCard, served: set[str]) -> dict[str, Any]:
-    """A card has no date: 0 is the same on every replica."""
+def _model_fields(card: ModelCard, served: set[str]) -> dict[str, Any]:
+    """Return a model in OpenAI's format. Cards have no date, so ``created`` is 0."""
     return {
         "id": card.name,
         "object": "model",

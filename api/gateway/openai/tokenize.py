@@ -1,4 +1,4 @@
-"""``POST /tokenize`` and ``/detokenize``, as vLLM shapes them. A worker of the model looks the tokens up."""
+"""``POST /tokenize`` and ``/detokenize`` in vLLM's format. A worker of the model does the work."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from pagefleet.api.gateway.http.body import RequestBody, ignored_headers, read_b
 from pagefleet.api.gateway.openai.chat_message import Message
 
 _NOT_HERE: Final = {
-    "continue_final_message": "the last message can't be continued",
-    "chat_template": "the model's own chat template is used",
-    "chat_template_kwargs": "the chat template takes no further arguments",
-    "tools": "tools are not supported here",
+    "continue_final_message": "not supported; the last message cannot be continued",
+    "chat_template": "not supported; the model's chat template is used",
+    "chat_template_kwargs": "not supported here",
+    "tools": "not supported here",
 }
 
 
 class TokenizeBody(RequestBody):
-    model: str | None = Field(None, description="may be left out where there is one only")
+    model: str | None = Field(None, description="optional if the fleet has one model")
     prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1, description="in place of prompt")
-    add_special_tokens: bool | None = Field(None, description="by default true for a prompt")
-    add_generation_prompt: bool = Field(True, description="the assistant's next message is to follow")
-    return_token_strs: bool | None = Field(None, description="also how the vocabulary spells them")
+    messages: list[Message] | None = Field(None, min_length=1, description="instead of prompt")
+    add_special_tokens: bool | None = Field(None, description="default: true for a prompt")
+    add_generation_prompt: bool = Field(True, description="add the beginning of the assistant's next message")
+    return_token_strs: bool | None = Field(None, description="return the tokens as strings too")
 
 
 class DetokenizeBody(RequestBody):
-    model: str | None = Field(None, description="may be left out where there is one only")
+    model: str | None = Field(None, description="optional if the fleet has one model")
     tokens: list[int]
 
 
@@ -55,14 +55,14 @@ async def tokenize(request: Request) -> Response:
             add_generation_prompt=body.add_generation_prompt,
             return_token_strs=bool(body.return_token_strs),
         )
-    told = {
+    answer = {
         "count": found.count,
         "max_model_len": found.max_model_len,
         "tokens": found.token_ids,
         "token_strs": found.token_strs,
     }
-    # Long ones take a while to spell: streams go on meanwhile.
-    return await asyncio.to_thread(JSONResponse, told, headers={**headers, **ignored_headers(body)})
+    # Encoding a long list takes a while; in a thread it does not delay streams.
+    return await asyncio.to_thread(JSONResponse, answer, headers={**headers, **ignored_headers(body)})
 
 
 async def detokenize(request: Request) -> Response:
@@ -75,7 +75,7 @@ async def detokenize(request: Request) -> Response:
 
 
 async def _admit(gateway: Gateway, key: ApiKey, model: str | None) -> dict[str, str]:
-    """A request of the key's minute, and none of its tokens. Raises: ApiError, RedisUnavailable."""
+    """Count the request, but no tokens, against the key's limits. Raises: ApiError, RedisUnavailable."""
     headers = rate_headers(key, await gateway.rate_limit.admit(key, 0))
     await card_for(gateway.fleet, key, model)
     return headers
