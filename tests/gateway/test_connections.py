@@ -350,7 +350,7 @@ def test_without_keys_it_is_this_hosts_alone(null_stack):
     environment = {**os.environ, "REDIS_URL": null_stack.redis_url}
     refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert refused.returncode == 1
-    assert "there are no keys" in refused.stderr
+    assert "no API keys are configured" in refused.stderr
     open_one = subprocess.Popen(
         command, env={**environment, "PAGEFLEET_GATEWAY_OPEN": "1"}, stderr=subprocess.PIPE, text=True
     )
