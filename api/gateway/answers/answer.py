@@ -255,7 +255,7 @@ def _result_ttl(key: ApiKey, card: ModelCard, asked: int | None, default: int) -
     if asked is not None and asked > most:
         raise ApiError(
             400,
-            f"result_ttl_s: {asked} exceeds the limit of this API key; use at most {most}.",
+            f"result_ttl_s: {asked} is more than this API key allows; ask for {most} s at most.",
             param="result_ttl_s",
             code="invalid_value",
         )
