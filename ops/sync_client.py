@@ -23,6 +23,7 @@ ROOT: Final = Path(__file__).parents[1]
 CLIENT: Final = ("client", "connections", "fleet", "presence", "questions", "sources", "token_stream")
 TARGETS: Final = {
     "api/protocol/async_job_store.py": "api/protocol/producer_store.py",
+    "api/testing/async_fleet.py": "api/testing/fleet.py",
     **{f"api/client/asynchronous/{name}.py": f"api/client/synchronous/{name}.py" for name in CLIENT},
 }
 """Asynchronous source -> generated file."""

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def blocking():
+    """Makes an asynchronous fleet that is called without asyncio."""
+    from blocking import Blocking
+
+    with asyncio.Runner() as runner:
+        yield lambda fleet: Blocking(fleet, runner.get_loop())
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from pagefleet.api import AsyncFleetClient, ChatMessage, InvalidRequest
-from pagefleet.api.testing import InMemoryFleet, fake_card
+from pagefleet.api.testing import AsyncInMemoryFleet, InMemoryFleet, fake_card
 
 ADD = {
     "type": "function",
@@ -38,10 +38,12 @@ def recite(request):
     return re.findall("<recite>(.*?)</recite>", request.messages[-1].content, re.DOTALL)[-1]
 
 
-@pytest.fixture(params=["fake", "real"])
-def any_fleet(request):
+@pytest.fixture(params=["fake", "asynchronous fake", "real"])
+def any_fleet(request, blocking):
     if request.param == "fake":
         return InMemoryFleet(recite, models=[fake_card("null")])
+    if request.param == "asynchronous fake":
+        return blocking(AsyncInMemoryFleet(recite, models=[fake_card("null")]))
     return request.getfixturevalue("fleet")
 
 
@@ -129,7 +131,7 @@ def test_a_wrong_field_is_named(any_fleet, fields, param):
 
 
 def test_reasoning_is_separate_from_content():
-    card = fake_card().model_copy(update={"tool_parser": "hermes", "reasoning_parser": "think"})
+    card = fake_card(tool_parser="hermes", reasoning_parser="think")
     text = f"<think>Hm.</think>I add. <tool_call>{CALL}</tool_call>"
     result = InMemoryFleet(lambda request: text, models=[card]).chat(say(""), tools=[ADD]).result()
     assert (result.reasoning, result.content) == ("Hm.", "I add.")

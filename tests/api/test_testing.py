@@ -1,4 +1,4 @@
-"""InMemoryFleet is a fleet: every story here is told of it and of the real one, in the same words."""
+"""The fakes are fleets: the tests run against them and against the real one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import uuid
 import pytest
 
 from pagefleet.api import (
+    AsyncFleetClient,
     ContextTooLong,
     Fleet,
     FleetClient,
@@ -20,7 +21,8 @@ from pagefleet.api import (
     UnknownModel,
     UnknownParameter,
 )
-from pagefleet.api.testing import InMemoryFleet, fake_card
+from pagefleet.api.client.asynchronous.fleet import AsyncFleet
+from pagefleet.api.testing import AsyncInMemoryFleet, InMemoryFleet, fake_card
 
 
 def reply(request):
@@ -30,19 +32,24 @@ def reply(request):
     return " ".join(f"w{request.sampling.seed}.{index}" for index in range(4096))
 
 
-@pytest.fixture(params=["fake", "real"])
-def any_fleet(request):
+@pytest.fixture(params=["fake", "asynchronous fake", "real"])
+def any_fleet(request, blocking):
     """A fleet of one model with a worker."""
     if request.param == "fake":
         return InMemoryFleet(reply, models=[fake_card("null")])
+    if request.param == "asynchronous fake":
+        return blocking(AsyncInMemoryFleet(reply, models=[fake_card("null")]))
     return request.getfixturevalue("fleet")
 
 
-@pytest.fixture(params=["fake", "real"])
-def waiting_fleet(request):
+@pytest.fixture(params=["fake", "asynchronous fake", "real"])
+def waiting_fleet(request, blocking):
     """A fleet whose model ``ghost``, with room for three jobs, has no worker."""
+    ghosts = [fake_card("ghost", max_queue_depth=3)]
     if request.param == "fake":
-        return InMemoryFleet(reply, models=[fake_card("ghost", max_queue_depth=3)], paused=True)
+        return InMemoryFleet(reply, models=ghosts, paused=True)
+    if request.param == "asynchronous fake":
+        return blocking(AsyncInMemoryFleet(reply, models=ghosts, paused=True))
     request.getfixturevalue("ghost")
     return request.getfixturevalue("fleet")
 
@@ -119,6 +126,20 @@ class TestAnswers:
         again = any_fleet.generate("Hello", max_tokens=8, seed=1, job_id=job_id)
         assert first.text() == again.text()
         assert first.job_id == again.job_id == job_id
+
+    def test_polling_and_reading_on_by_choice(self, any_fleet):
+        stream = any_fleet.generate("Hello", n=2, max_tokens=4)
+        chunks = []
+        while not stream.has_ended:
+            chunks.append(stream.poll(10))
+        tokens = [token for chunk in chunks if chunk is not None for token in chunk.token_ids]
+        assert len(tokens) == stream.num_tokens == 8
+        record = any_fleet.job(stream.job_id)
+        assert (record.num_tokens, record.has_whole_log) == ([4, 4], True)
+        assert list(any_fleet.job(stream.job_id, with_log=False).entries) == []
+        rest = list(any_fleet.attach(stream.job_id, after=[4, 1]))
+        assert (rest[0].choice, rest[0].offset) == (1, 1)
+        assert sum(len(chunk.token_ids) for chunk in rest) == 3
 
     def test_cancelling_an_ended_job(self, any_fleet):
         stream = any_fleet.generate("Hello", max_tokens=4)
@@ -251,20 +272,17 @@ class TestTheFakeAlone:
         with pytest.raises(JobFailed, match="on fire"):
             InMemoryFleet(fail).generate("hello").result()
 
-    def test_it_has_the_calls_of_the_real_client(self):
-        for name in (
-            "generate",
-            "chat",
-            "attach",
-            "cancel",
-            "tokenize",
-            "detokenize",
-            "models",
-            "status",
-            "close",
-        ):
-            assert inspect.signature(getattr(InMemoryFleet, name)) == inspect.signature(
-                getattr(FleetClient, name)
-            )
-        assert issubclass(InMemoryFleet, Fleet)
-        assert issubclass(FleetClient, Fleet)
+    @pytest.mark.parametrize(
+        ("fake", "real", "base"),
+        [
+            (InMemoryFleet, FleetClient, Fleet),
+            (AsyncInMemoryFleet, AsyncFleetClient, AsyncFleet),
+        ],
+    )
+    def test_it_has_the_calls_of_the_real_client(self, fake, real, base):
+        names = [name for name in dir(base) if not name.startswith("_")]
+        assert {"generate", "chat", "attach", "job", "cancel", "delete", "tokenize", "workers"} <= {*names}
+        for name in names:
+            assert inspect.signature(getattr(fake, name)) == inspect.signature(getattr(real, name)), name
+        assert issubclass(fake, base)
+        assert issubclass(real, base)
