@@ -13,7 +13,6 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from pagefleet.api.chat.message_reader import with_message
 from pagefleet.api.contract.errors import FleetError, JobDead, JobFailed, ProtocolError
 from pagefleet.api.contract.messages import (
     AcceptedEvent,
@@ -274,4 +273,9 @@ class StreamState:
             stop_reason=choice.stop_reason,
             logprobs=choice.logprobs or None,
         )
-        return result if self._reading is None else with_message(result, self._reading, self.job_id)
+        if self._reading is None:
+            return result
+        # Imported here because it imports all notations of tool calls, which not every service needs.
+        from pagefleet.api.chat.message_reader import with_message
+
+        return with_message(result, self._reading, self.job_id)

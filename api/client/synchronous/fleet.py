@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Never, Unpack
 
 from pagefleet.api.chat.chat_messages import conversation_of
-from pagefleet.api.chat.chat_request import chat_fields
 from pagefleet.api.client.job_options import DEFAULT_IDLE_TIMEOUT_S, JobOptions, job_arguments
 from pagefleet.api.client.questions import (
     Answer,
@@ -79,6 +78,9 @@ class Fleet(ClientContext):
 
         Raises: as :meth:`generate`.
         """
+        # Imported here because it imports all notations of tool calls, which not every service needs.
+        from pagefleet.api.chat.chat_request import chat_fields
+
         job_id, fields, idle_timeout = job_arguments(
             options,
             messages=conversation_of(messages),
