@@ -23,7 +23,7 @@ from pagefleet.api.gateway.access.key_file import KeyFile
 from pagefleet.api.gateway.access.keyring import Keyring
 from pagefleet.api.gateway.access.rate_limit import RateLimit, ReadLimit
 from pagefleet.api.gateway.access.redis_keys import RedisKeys
-from pagefleet.api.gateway.access.turns import Turns
+from pagefleet.api.gateway.access.tenant_slots import TenantSlots
 from pagefleet.api.gateway.context import Gateway
 from pagefleet.api.gateway.fleet import GatewayFleet
 from pagefleet.api.gateway.http.errors import HANDLERS
@@ -98,8 +98,8 @@ def make_app(settings: GatewaySettings, leaving: asyncio.Future[None] | None = N
             await fleet.open()
         until = asyncio.get_running_loop().create_future() if leaving is None else leaving
         async with _following(keyring):
-            reads = ReadLimit(settings.gateway_reads_per_s)
-            yield {"gateway": Gateway(settings, fleet, keyring, rate_limit, metrics, reads, Turns(), until)}
+            reads, slots = ReadLimit(settings.gateway_reads_per_s), TenantSlots()
+            yield {"gateway": Gateway(settings, fleet, keyring, rate_limit, metrics, reads, slots, until)}
         await rate_limit.close()
         await fleet.close()
 

@@ -12,7 +12,7 @@ from pagefleet.api.gateway.access.api_keys import ApiKey
 from pagefleet.api.gateway.access.guard import key_of
 from pagefleet.api.gateway.access.keyring import Keyring
 from pagefleet.api.gateway.access.rate_limit import RateLimit, ReadLimit
-from pagefleet.api.gateway.access.turns import Turns
+from pagefleet.api.gateway.access.tenant_slots import TenantSlots
 from pagefleet.api.gateway.fleet import GatewayFleet
 from pagefleet.api.gateway.metrics import GatewayMetrics
 
@@ -25,7 +25,7 @@ class Gateway:
     rate_limit: RateLimit
     metrics: GatewayMetrics
     reads: ReadLimit
-    turns: Turns
+    tenant_slots: TenantSlots
     leaving: asyncio.Future[None]
     """Done when the process must exit: open streams end, and their clients continue at another gateway."""
 

@@ -17,18 +17,18 @@ class GatewayMetrics:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "pagefleet_gateway_requests",
-            "Requests answered; 499: the client left first.",
+            "Requests answered. Status 499: the client disconnected first.",
             ["route", "status"],
             registry=self.registry,
         )
         self.seconds = Histogram(
             "pagefleet_gateway_request_seconds",
-            "From a request's head to its answer's end.",
+            "Time from the header of a request to the end of its response.",
             ["route"],
             buckets=_BUCKETS,
             registry=self.registry,
         )
-        self.streams = Gauge("pagefleet_gateway_streams", "Streams that are open.", registry=self.registry)
+        self.streams = Gauge("pagefleet_gateway_streams", "Open streams.", registry=self.registry)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -18,7 +18,7 @@ from pagefleet.api.config.log_format import log_loop_fault
 from pagefleet.api.config.settings import GatewaySettings
 from pagefleet.api.contract.errors import ConfigurationError
 from pagefleet.api.gateway.app import make_app
-from pagefleet.api.gateway.http.http_protocol import guarded
+from pagefleet.api.gateway.http.http_protocol import protocol_class
 from pagefleet.api.gateway.http.local_only import is_local
 
 _BACKLOG: Final = 2048
@@ -75,7 +75,7 @@ async def _serve(
     leaving = loop.create_future()
     config = uvicorn.Config(
         make_app(settings, leaving),
-        http=guarded(settings),
+        http=protocol_class(settings),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pagefleet.api import AsyncFleetClient
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import QueueFull, UnknownModel
-from pagefleet.api.gateway.access.turns import AT_ONCE, MAX_WAITING, Turns
+from pagefleet.api.gateway.access.tenant_slots import AT_ONCE, MAX_WAITING, TenantSlots
 from pagefleet.api.gateway.http.sliced_json import sliced_json
 from pagefleet.workers.threads.polling import wait_until
 
@@ -77,10 +77,10 @@ def test_reading_is_limited_by_the_key(start_gateway, key_file):
 
 def test_one_tenants_questions_leave_room_for_anothers():
     async def run():
-        turns, entered, leave = Turns(), [], asyncio.Event()
+        slots, entered, leave = TenantSlots(), [], asyncio.Event()
 
         async def ask(tenant):
-            async with turns.of(tenant):
+            async with slots.acquire(tenant):
                 entered.append(tenant)
                 await leave.wait()
 
@@ -95,7 +95,7 @@ def test_one_tenants_questions_leave_room_for_anothers():
         leave.set()
         await asyncio.gather(one, *many)
         assert len(entered) == MAX_WAITING + 1
-        assert not turns._turns
+        assert not slots._slots
 
     asyncio.run(run())
 

@@ -21,7 +21,7 @@ from pagefleet.api.broker.celery_app import make_celery
 from pagefleet.api.config.settings import FleetSettings
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import RedisUnavailable
-from pagefleet.api.gateway.access.authentication import ANYBODY
+from pagefleet.api.gateway.access.authentication import ANONYMOUS
 from pagefleet.api.gateway.access.keyring import Keyring
 from pagefleet.api.gateway.access.rate_limit import take
 from pagefleet.api.gateway.access.redis_keys import RedisKeys
@@ -83,7 +83,7 @@ def test_a_fleet_lives_under_its_users(guarded, workers, producer):
     long.delete()
     # What a gateway counts for its keys, with the same user.
     store = JobStore(FleetSettings(redis_url=guarded.url_of("producer")))
-    limited = ANYBODY.model_copy(update={"requests_per_minute": 60})
+    limited = ANONYMOUS.model_copy(update={"requests_per_minute": 60})
     assert store.run(take(limited, 1, 0)) == [1, 59, -1]
     assert len(store.redis.zrange(keys.recent_jobs("t"), 0, -1)) == 1
     # What a worker is asked without a job.

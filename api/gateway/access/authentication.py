@@ -14,7 +14,7 @@ from pagefleet.api.gateway.fleet import GatewayFleet
 from pagefleet.api.gateway.http.errors import ApiError
 
 _MAX_NAME_CHARS: Final = 128
-ANYBODY = ApiKey.model_construct(key_id="anybody", sha256="", tenant="")
+ANONYMOUS = ApiKey.model_construct(key_id="anonymous", sha256="", tenant="")
 """The key of all requests to a gateway without keys: it has no tenant and no limits."""
 
 
@@ -26,7 +26,7 @@ def authenticate(request: Request, keyring: Keyring | None) -> ApiKey:
         RedisUnavailable: the keys have not been loaded yet.
     """
     if keyring is None:
-        return ANYBODY
+        return ANONYMOUS
     token = _token(request)
     if not token:
         raise _refusal("The API key is missing; send it as `Authorization: Bearer KEY`.", None)
@@ -45,7 +45,7 @@ def _token(request: Request) -> str:
 
 
 def tenant_of(key: ApiKey) -> str | None:
-    return None if key is ANYBODY else key.tenant
+    return None if key is ANONYMOUS else key.tenant
 
 
 def may_use(key: ApiKey, card: ModelCard) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import FleetError
 from pagefleet.api.gateway.access.api_keys import ApiKey
-from pagefleet.api.gateway.access.authentication import ANYBODY
+from pagefleet.api.gateway.access.authentication import ANONYMOUS
 from pagefleet.api.gateway.fleet import GatewayFleet
 from pagefleet.api.gateway.http.errors import ApiError
 from pagefleet.api.protocol.operation_types import Charge, Operation
@@ -83,7 +83,7 @@ class ReadLimit:
 
     def admit(self, key: ApiKey) -> None:
         """Raises: ApiError (429)."""
-        if key is ANYBODY:
+        if key is ANONYMOUS:
             return
         now = time.monotonic()
         left, at = self._left.get(key.key_id, (self._full, now))

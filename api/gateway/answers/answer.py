@@ -23,11 +23,11 @@ from pagefleet.api.gateway.access.api_keys import ApiKey
 from pagefleet.api.gateway.access.authentication import card_for, tenant_of
 from pagefleet.api.gateway.access.rate_limit import ESTIMATED_TOKENS, charge_of, rate_headers
 from pagefleet.api.gateway.answers.event_stream import EventStream, disconnected
+from pagefleet.api.gateway.answers.gather_all import gather_all
 from pagefleet.api.gateway.answers.generation_body import GenerationBody, StreamOptions
 from pagefleet.api.gateway.answers.job_ids import jobs_of, new_id
 from pagefleet.api.gateway.answers.relay import Relay
 from pagefleet.api.gateway.answers.shape import Shape
-from pagefleet.api.gateway.answers.together import together
 from pagefleet.api.gateway.context import Gateway
 from pagefleet.api.gateway.http import sse
 from pagefleet.api.gateway.http.body import ignored_headers
@@ -53,7 +53,7 @@ class Answer:
 
     async def accepted(self) -> None:
         """Wait up to a second until workers accept the jobs. Raises: FleetError: a job was rejected."""
-        await together(stream.accepted(_ACCEPT_WITHIN_S) for stream in self.streams)
+        await gather_all(stream.accepted(_ACCEPT_WITHIN_S) for stream in self.streams)
 
     def stream(self, shape: Shape, options: StreamOptions) -> Response:
         position = sse.Position(
@@ -138,7 +138,7 @@ class Answer:
 
     async def _results(self) -> list[JobResult]:
         try:
-            return await together(stream.result() for stream in self.streams)
+            return await gather_all(stream.result() for stream in self.streams)
         except FleetError:
             self.cancel()
             raise

@@ -11,8 +11,8 @@ from pagefleet.api.chat.choice_reader import ChoiceReader
 from pagefleet.api.client.asynchronous.token_stream import AsyncTokenStream
 from pagefleet.api.client.stream import Chunk
 from pagefleet.api.contract.errors import FleetError
+from pagefleet.api.gateway.answers.gather_all import gather_all
 from pagefleet.api.gateway.answers.shape import Shape, finish_fields, usage
-from pagefleet.api.gateway.answers.together import together
 from pagefleet.api.gateway.http import sse
 from pagefleet.api.gateway.http.errors import api_error
 
@@ -63,7 +63,7 @@ class Relay:
             if len(self.streams) == 1:
                 await self._relay(0, write)
             else:
-                await together(self._relay(index, write) for index in range(len(self.streams)))
+                await gather_all(self._relay(index, write) for index in range(len(self.streams)))
         except FleetError as error:
             await self._on_failure()
             await write(sse.event(api_error(error, self._shape.names).body))

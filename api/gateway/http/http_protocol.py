@@ -183,7 +183,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def guarded(settings: GatewaySettings) -> type[asyncio.Protocol]:
+def protocol_class(settings: GatewaySettings) -> type[asyncio.Protocol]:
     """Return the protocol class with these settings."""
     values: dict[str, Any] = {"settings": settings}
     return type("GuardedProtocol", (GuardedProtocol,), values)

@@ -27,7 +27,7 @@ from pagefleet.api.gateway.openai.logprobs import chat_logprobs, prompt_fields
 from pagefleet.api.gateway.openai.tools import Choice, ToolBody
 
 PREFIX: Final = "chatcmpl"
-_NOT_HERE: Final = {
+_UNSUPPORTED: Final = {
     "functions": "not supported; use tools",
     "function_call": "not supported; use tool_choice",
     "audio": "not supported; only text is generated",
@@ -154,7 +154,7 @@ def _chunk_choice(choice: int, delta: Mapping[str, Any]) -> dict[str, Any]:
 async def create(request: Request) -> Response:
     gateway, key = caller_of(request)
     body = await read_body(request, ChatBody, gateway.settings)
-    refuse(body, _NOT_HERE)
+    refuse(body, _UNSUPPORTED)
     body.check()
     for index, message in enumerate(body.messages):
         refuse(message, NOT_IN_A_MESSAGE, f"messages[{index}].")

@@ -26,7 +26,7 @@ from pagefleet.api.gateway.openai.token_places import token_places
 PREFIX: Final = "cmpl"
 _DEFAULT_MAX_TOKENS: Final = 16
 """The default of this endpoint in OpenAI's API and in vLLM."""
-_NOT_HERE: Final = {"suffix": "not supported; remove it"}
+_UNSUPPORTED: Final = {"suffix": "not supported; remove it"}
 _MAX_CHOICES: Final = 1024
 
 Prompt = str | list[int]
@@ -145,7 +145,7 @@ def _choice(choice: int, text: str) -> dict[str, Any]:
 async def create(request: Request) -> Response:
     gateway, key = caller_of(request)
     body = await read_body(request, CompletionBody, gateway.settings)
-    refuse(body, _NOT_HERE)
+    refuse(body, _UNSUPPORTED)
     body.check()
     answer, card = await start(gateway, key, body, body.jobs(), PREFIX, _DEFAULT_MAX_TOKENS)
     shape = CompletionShape(

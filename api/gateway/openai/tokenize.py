@@ -16,7 +16,7 @@ from pagefleet.api.gateway.context import Gateway, caller_of
 from pagefleet.api.gateway.http.body import RequestBody, ignored_headers, read_body, refuse
 from pagefleet.api.gateway.openai.chat_message import Message
 
-_NOT_HERE: Final = {
+_UNSUPPORTED: Final = {
     "continue_final_message": "not supported; the last message cannot be continued",
     "chat_template": "not supported; the model's chat template is used",
     "chat_template_kwargs": "not supported here",
@@ -41,12 +41,12 @@ class DetokenizeBody(RequestBody):
 async def tokenize(request: Request) -> Response:
     gateway, key = caller_of(request)
     body = await read_body(request, TokenizeBody, gateway.settings)
-    refuse(body, _NOT_HERE)
+    refuse(body, _UNSUPPORTED)
     headers = await _admit(gateway, key, body.model)
     messages = None
     if body.messages is not None:
         messages = [message.job_message(index) for index, message in enumerate(body.messages)]
-    async with gateway.turns.of(key.tenant):
+    async with gateway.tenant_slots.acquire(key.tenant):
         found = await gateway.fleet.tokenize(
             body.prompt,
             messages=messages,
@@ -69,7 +69,7 @@ async def detokenize(request: Request) -> Response:
     gateway, key = caller_of(request)
     body = await read_body(request, DetokenizeBody, gateway.settings)
     headers = await _admit(gateway, key, body.model)
-    async with gateway.turns.of(key.tenant):
+    async with gateway.tenant_slots.acquire(key.tenant):
         prompt = await gateway.fleet.detokenize(body.tokens, model=body.model)
     return JSONResponse({"prompt": prompt}, headers={**headers, **ignored_headers(body)})
 

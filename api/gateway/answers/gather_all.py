@@ -11,7 +11,7 @@ from pagefleet.api.contract.errors import FleetError
 T = TypeVar("T")
 
 
-async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Return the results of all coroutines, in order. If one fails, the others are cancelled.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Turns: a limit of the simultaneous tokenize requests of each tenant; further ones of the tenant wait."""
+"""TenantSlots: limits the simultaneous tokenize requests of each tenant; further ones wait."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ MAX_WAITING: Final = 64
 """Limit of the running and waiting requests of a tenant at this gateway."""
 
 
-class Turns:
+class TenantSlots:
     def __init__(self) -> None:
-        self._turns: dict[str, asyncio.Semaphore] = {}
+        self._slots: dict[str, asyncio.Semaphore] = {}
         self._num_open: Counter[str] = Counter()
 
     @contextlib.asynccontextmanager
-    async def of(self, tenant: str) -> AsyncIterator[None]:
-        """Wait for a turn of the tenant.
+    async def acquire(self, tenant: str) -> AsyncIterator[None]:
+        """Wait for a slot of the tenant.
 
         Raises:
             QueueFull: too many requests of the tenant wait.
@@ -31,24 +31,24 @@ class Turns:
         """
         if self._num_open[tenant] >= MAX_WAITING:
             raise QueueFull("tenant: too many tokenize requests wait; retry later.", param="tenant")
-        turn = self._turns.setdefault(tenant, asyncio.Semaphore(AT_ONCE))
+        slot = self._slots.setdefault(tenant, asyncio.Semaphore(AT_ONCE))
         self._num_open[tenant] += 1
         try:
-            await self._wait(turn)
+            await self._wait(slot)
             try:
                 yield
             finally:
-                turn.release()
+                slot.release()
         finally:
             self._num_open[tenant] -= 1
             if not self._num_open[tenant]:
                 # Keep no state of tenants without requests.
-                del self._num_open[tenant], self._turns[tenant]
+                del self._num_open[tenant], self._slots[tenant]
 
     @staticmethod
-    async def _wait(turn: asyncio.Semaphore) -> None:
+    async def _wait(slot: asyncio.Semaphore) -> None:
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S):
-                await turn.acquire()
+                await slot.acquire()
         except TimeoutError:
             raise NoAnswer("The requests before this one took too long; retry later.") from None
