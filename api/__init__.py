@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from pagefleet.api.broker.celery_check import check_celery_app
     from pagefleet.api.client.asynchronous.client import AsyncFleetClient
+    from pagefleet.api.client.asynchronous.fleet import AsyncFleet
     from pagefleet.api.client.asynchronous.token_stream import AsyncTokenStream
+    from pagefleet.api.client.job_options import JobOptions
     from pagefleet.api.client.stream import Chunk
     from pagefleet.api.client.synchronous.client import FleetClient
     from pagefleet.api.client.synchronous.fleet import Fleet
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from pagefleet.api.contract.structured_outputs import StructuredOutputs
 
 __all__ = [
+    "AsyncFleet",
     "AsyncFleetClient",
     "AsyncTokenStream",
     "ChatMessage",
@@ -80,6 +83,7 @@ __all__ = [
     "JobFailed",
     "JobLost",
     "JobNotFound",
+    "JobOptions",
     "JobResult",
     "JobState",
     "MissingExtra",
@@ -104,6 +108,7 @@ __all__ = [
 
 # Imported when first asked for: a service pays for redis and pydantic when it makes its client, not before.
 _HOMES: Final = {
+    "AsyncFleet": "client.asynchronous.fleet",
     "AsyncFleetClient": "client.asynchronous.client",
     "AsyncTokenStream": "client.asynchronous.token_stream",
     "ChatMessage": "contract.messages",
@@ -125,6 +130,7 @@ _HOMES: Final = {
     "JobFailed": "contract.errors",
     "JobLost": "contract.errors",
     "JobNotFound": "contract.errors",
+    "JobOptions": "client.job_options",
     "JobResult": "contract.messages",
     "JobState": "contract.messages",
     "MissingExtra": "contract.errors",

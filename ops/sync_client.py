@@ -4,7 +4,7 @@ The code under ``asynchronous/`` is written by hand. Its twin under ``synchronou
 ``async`` and ``await``, with the names in ``NAMES`` replaced, and formatted by ruff. What differs by nature
 (threads or an event loop) is in hand-written modules that have the same names on both sides: the ``*_io``
 modules of ``api/protocol`` and, in ``api/client``, ``context``, ``inbox``, ``resources``, ``subscriber`` and
-``tasks``. So no rule here exists for a single place in the code.
+``tasks``. So the rules here are general; only the store's class has a rule of its own.
 
 PyPI's ``unasync`` is not used: it replaces single tokens, so that docstrings, comments and module paths stay
 asynchronous, and its output would have to be formatted by hand.

@@ -23,6 +23,7 @@ def run(program):
 
 def test_the_public_names():
     assert pagefleet.api.__all__ == [
+        "AsyncFleet",
         "AsyncFleetClient",
         "AsyncTokenStream",
         "ChatMessage",
@@ -44,6 +45,7 @@ def test_the_public_names():
         "JobFailed",
         "JobLost",
         "JobNotFound",
+        "JobOptions",
         "JobResult",
         "JobState",
         "MissingExtra",
