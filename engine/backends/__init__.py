@@ -1,4 +1,4 @@
-"""The operations that a model is made of, once for each kind of device.
+"""The operations that models are made of, one implementation per kind of device; they own the KV cache.
 
-Does not know models, sequences or sampling.
+Does not know model architectures, sequences, scheduling or sampling.
 """

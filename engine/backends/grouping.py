@@ -1,4 +1,4 @@
-"""Splitting sequences into groups of similar length, for kernels that pad a group to its longest member."""
+"""Groups sequences by length, for kernels that pad each group to its longest sequence."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 
 
 def group_by_length(lengths: NDArray[np.int64], group_cost: int) -> list[NDArray[np.int64]]:
-    """The partition that costs least, where a group costs its size times its longest, plus `group_cost`.
+    """Return the cheapest partition; a group costs its size times its longest length, plus `group_cost`.
 
-    lengths int64 [S]; returns arrays of indices into it, longest sequences first. A cheapest partition has
-    groups that are contiguous in sorted order, so dynamic programming over that order finds one: the best
-    cost of the first `end` sequences is the best of the first `start`, plus one group of the rest. O(S^2).
+    lengths is int64 [S]. Returns arrays of indices into it, longest sequences first. The groups of a cheapest
+    partition are contiguous in sorted order, so dynamic programming over that order finds one: the best cost
+    of the first `end` sequences is that of the first `start`, plus one group with the others. O(S^2).
     """
     order = np.argsort(-lengths, kind="stable")
     ordered = lengths[order]

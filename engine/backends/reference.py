@@ -1,12 +1,13 @@
-"""The backend in plain torch: any dtype, any device. The oracle that other backends are compared with.
+"""ReferenceBackend: the backend in plain torch, for any dtype and device. Other backends are compared with
+it.
 
-KV layout, one tensor a layer: [2 (keys, values), K, num_blocks, block_size, D]. Seen as rows of
+KV cache layout, one tensor per layer: [2 (keys, values), K, num_blocks, block_size, D]. Seen as rows of
 block_size * D, one `index_select` gathers the pages of a whole group of sequences, keys and values at
-once, already in the order that a batched matrix product wants: [2, K, B, length, D].
+once, in the order that a batched matrix product needs: [2, K, B, length, D].
 
-Sequences with one new token, or a few (drafts), are attended in groups, as a grouped product over their
-gathered pages; longer pieces one by one with torch's scaled_dot_product_attention. On a CPU, weights are
-packed once by oneDNN, which is 2-3 times faster than F.linear in bfloat16.
+Sequences with one new token, or a few (drafts), are attended to in groups, with one batched product over
+their gathered pages; longer chunks one by one with torch's scaled_dot_product_attention. On a CPU, weights
+are packed once by oneDNN, which is 2-3 times faster than F.linear in bfloat16.
 """
 
 from __future__ import annotations
@@ -17,75 +18,25 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from numpy.typing import NDArray
 
 from pagefleet.engine.backends.base import AttentionSpec, Backend, Normed, RaggedBatch
-from pagefleet.engine.backends.grouping import group_by_length
+from pagefleet.engine.backends.reference_plan import DecodeGroup, PrefillChunk, ReferencePlan, StepPlanner
 
 PACKED_ROWS = 16
-"""The number of rows that oneDNN chooses its weight layout for; any other number works with it too."""
-GROUP_COST = 96
-"""What one more attention group costs, in pages gathered; measured on a CPU with SmolLM2-135M."""
-
-
-NUM_GROUPED_QUERIES = 16
-"""New tokens of a sequence that is still attended in a group."""
+"""The number of rows that oneDNN chooses the weight layout for; the layout works with any number."""
 
 
 @dataclass(frozen=True)
 class PackedLinear:
-    """A matrix [out, in], either plain or in oneDNN's blocked layout."""
+    """A weight matrix [out, in], either plain or in oneDNN's blocked layout."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     is_prepacked: bool
 
 
-@dataclass(frozen=True)
-class DecodeGroup:
-    """B sequences of similar length, with Q queries each: the last one again where a sequence has fewer."""
-
-    rows: torch.Tensor
-    """[B * Q]: the queries' rows in the ragged batch."""
-    num_queries: int
-    pages: torch.Tensor
-    """[2 * K * B * n]: rows of the flat cache, n pages a sequence."""
-    mask: torch.Tensor
-    """[K * B, Q * H / K, n * block_size], or 1 for the second, added to the scores: 0, or -inf behind the
-    query."""
-
-
-@dataclass(frozen=True)
-class PrefillChunk:
-    """One sequence with several queries."""
-
-    rows: slice
-    pages: torch.Tensor
-    """[2 * K * n]"""
-    num_context: int
-    """Keys before the chunk's own."""
-    num_keys: int
-    mask: torch.Tensor | None
-    """bool [queries, num_keys], True where a query sees a key; None: there is no context, or it is attended
-    by itself."""
-
-
-@dataclass(frozen=True)
-class ReferencePlan:
-    """What `begin_step` prepares."""
-
-    token_ids: torch.Tensor
-    cos: torch.Tensor
-    """[T, 1, D / 2]"""
-    sin: torch.Tensor
-    slots: torch.Tensor
-    """[T * 2K]: for each token, key heads then value heads, the row of the cache seen as rows of D."""
-    groups: list[DecodeGroup]
-    chunks: list[PrefillChunk]
-
-
 class ReferenceBackend(Backend[ReferencePlan, PackedLinear]):
-    """See the module's docstring; the operations are described at `Backend`."""
+    """The backend in plain torch; `Backend` describes its operations."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(device, dtype)
@@ -107,30 +58,13 @@ class ReferenceBackend(Backend[ReferencePlan, PackedLinear]):
         return self.pack_linear([gate, up], biases)
 
     def allocate_kv_cache(self, spec: AttentionSpec, num_blocks: int, block_size: int) -> None:
-        self._spec, self._num_blocks, self._block_size = spec, num_blocks, block_size
+        self._spec, self._block_size = spec, block_size
+        self._planner = StepPlanner(spec, num_blocks, block_size, self.device, self.dtype)
         shape = (2 * spec.num_kv_heads, num_blocks, block_size, spec.head_dim)
         self._layers = [self._zeros(shape) for _ in range(spec.num_layers)]
 
     def begin_step(self, batch: RaggedBatch) -> ReferencePlan:
-        positions = batch.positions
-        starts = np.cumsum(batch.query_lens) - batch.query_lens
-        few = (batch.query_lens > 1) & (batch.query_lens <= NUM_GROUPED_QUERIES)
-        prefills = np.flatnonzero(batch.query_lens > NUM_GROUPED_QUERIES)
-        groups = [
-            group
-            for members in (np.flatnonzero(batch.query_lens == 1), np.flatnonzero(few))
-            for group in self._decode_groups(batch, starts, members)
-        ]
-        # float32 whatever the dtype: see models/rope.py.
-        angles = torch.outer(torch.from_numpy(positions).float(), self._spec.inv_freq.cpu())[:, None]
-        return ReferencePlan(
-            token_ids=self._to_device(batch.token_ids),
-            cos=angles.cos().to(device=self.device, dtype=self.dtype),
-            sin=angles.sin().to(device=self.device, dtype=self.dtype),
-            slots=self._to_device(self._slots(batch, positions)),
-            groups=groups,
-            chunks=[self._prefill_chunk(batch, int(starts[index]), index) for index in prefills.tolist()],
-        )
+        return self._planner.plan(batch)
 
     def embedding(self, plan: ReferencePlan, table: torch.Tensor) -> torch.Tensor:
         return F.embedding(plan.token_ids, table)
@@ -181,8 +115,10 @@ class ReferenceBackend(Backend[ReferencePlan, PackedLinear]):
     # -- attention ------------------------------------------------------------------------------------
 
     def _attend_group(self, group: DecodeGroup, layer: int, query: torch.Tensor) -> torch.Tensor:
-        """query [B * Q, H, D] -> [B * Q, H, D]; a sequence's queries, and the query heads that share a key
-        head, are the rows of one product."""
+        """query [B * Q, H, D] -> [B * Q, H, D].
+
+        The queries of a sequence, for all query heads that share a key head, are the rows of one product.
+        """
         num_queries, num_kv_heads, head_dim = group.num_queries, self._spec.num_kv_heads, self._spec.head_dim
         num_seqs = len(query) // num_queries
         keys, values = self._gather(layer, group.pages).view(2, num_kv_heads * num_seqs, -1, head_dim)
@@ -212,10 +148,10 @@ class ReferenceBackend(Backend[ReferencePlan, PackedLinear]):
     ) -> torch.Tensor:
         """query [L, H, D] over keys and values [1, K, num_context + L, D] -> [L, H, D].
 
-        Every query sees the whole context, so that part needs no mask, and the query heads of a key head are
-        rows of one product; the chunk itself is plainly causal. The two are joined by their sums of
-        exponentials (FlashAttention, Dao et al. 2022). With a mask, a chunk behind 7,000 tokens took 1.4
-        times as long.
+        All queries attend to the whole context, so that part needs no mask, and the query heads of a key
+        head are rows of one product; attention within the chunk is causal. The two results are combined by
+        their sums of exponentials (FlashAttention, Dao et al. 2022). With a mask, a chunk after 7,000 tokens
+        took 1.4 times as long.
         """
         length, num_heads, head_dim = query.shape
         num_kv_heads = keys.shape[1]
@@ -239,89 +175,34 @@ class ReferenceBackend(Backend[ReferencePlan, PackedLinear]):
         return joined.to(query.dtype).transpose(0, 1)
 
     def _gather(self, layer: int, pages: torch.Tensor) -> torch.Tensor:
-        """[len(pages), block_size * D], valid until the next call: fresh memory would cost page faults."""
+        """Return [len(pages), block_size * D], valid until the next call: the memory is reused to avoid page
+        faults."""
         row = self._block_size * self._spec.head_dim
         if self._gathered.numel() < len(pages) * row:
             self._gathered = torch.empty(len(pages) * row * 5 // 4, dtype=self.dtype, device=self.device)
         out = self._gathered[: len(pages) * row].view(len(pages), row)
         return torch.index_select(self._layers[layer].view(-1, row), 0, pages, out=out)
 
-    # -- planning -------------------------------------------------------------------------------------
-
-    def _slots(self, batch: RaggedBatch, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        sequence = np.repeat(np.arange(len(batch.query_lens)), batch.query_lens)
-        blocks = batch.block_tables[sequence, positions // self._block_size]
-        heads = np.arange(2 * self._spec.num_kv_heads) * self._num_blocks * self._block_size
-        slots = heads + (blocks * self._block_size + positions % self._block_size)[:, None]
-        return slots.ravel()
-
-    def _decode_groups(
-        self, batch: RaggedBatch, starts: NDArray[np.int64], few: NDArray[np.int64]
-    ) -> list[DecodeGroup]:
-        lengths = batch.context_lens[few] + batch.query_lens[few]
-        num_pages = -(-lengths // self._block_size)
-        return [
-            self._decode_group(batch, starts, few[members], int(num_pages[members].max()))
-            for members in group_by_length(num_pages, GROUP_COST)
-        ]
-
-    def _decode_group(
-        self, batch: RaggedBatch, starts: NDArray[np.int64], members: NDArray[np.int64], num_pages: int
-    ) -> DecodeGroup:
-        query_lens = batch.query_lens[members]
-        num_queries = int(query_lens.max())
-        # [B, Q]
-        queries = np.minimum(np.arange(num_queries), query_lens[:, None] - 1)
-        positions = batch.context_lens[members, None] + queries
-        unseen = torch.from_numpy(np.arange(num_pages * self._block_size) > positions[:, :, None])
-        mask = torch.zeros(unseen.shape, dtype=self.dtype).masked_fill_(unseen, -torch.inf)
-        if num_queries > 1:
-            mask = mask.repeat_interleave(self._spec.num_heads // self._spec.num_kv_heads, dim=1)
-        return DecodeGroup(
-            rows=self._to_device((starts[members, None] + queries).ravel()),
-            num_queries=num_queries,
-            pages=self._pages(batch.block_tables[members, :num_pages]),
-            mask=mask.to(self.device).repeat(self._spec.num_kv_heads, 1, 1),
-        )
-
-    def _prefill_chunk(self, batch: RaggedBatch, start: int, index: int) -> PrefillChunk:
-        num_queries, context = int(batch.query_lens[index]), int(batch.context_lens[index])
-        num_keys = context + num_queries
-        mask = None
-        if context and self.device.type != "cpu":
-            mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=self.device).tril_(context)
-        num_pages = -(-num_keys // self._block_size)
-        pages = self._pages(batch.block_tables[index, :num_pages])
-        return PrefillChunk(slice(start, start + num_queries), pages, context, num_keys, mask)
-
-    def _pages(self, blocks: NDArray[np.int64]) -> torch.Tensor:
-        """Rows of the flat cache that hold `blocks` (any shape), for each of the 2K heads in turn."""
-        heads = np.arange(2 * self._spec.num_kv_heads) * self._num_blocks
-        return self._to_device((heads[:, None] + blocks.ravel()).ravel())
-
     def _zeros(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """Zeros, since masked slots are multiplied by 0, which would not silence a NaN."""
+        """Return zeros, not uninitialised memory: a masked slot has the weight 0, and 0 * NaN is NaN."""
         if self.device.type != "cpu":
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
-        # torch.zeros writes every byte; numpy asks for zero pages, which cost nothing until they are used.
+        # torch.zeros writes every byte; numpy gets zero pages, which use no memory until they are written.
         bytes_ = np.zeros((*shape, self.dtype.itemsize), dtype=np.uint8)
         return torch.from_numpy(bytes_).view(self.dtype)[..., 0]
-
-    def _to_device(self, array: NDArray[np.int64]) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
 
 
 def _flash_attention(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, is_causal: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is attended, and the logarithm of each query's sum of exponentials [1, H, L], on a CPU."""
+    """Return the attention, and the logarithm of each query's sum of exponentials [1, H, L]. CPU only."""
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     attended, log_sums = attend(query, keys, values, 0.0, is_causal)
     return attended, log_sums
 
 
 def _softmax(scores: torch.Tensor) -> torch.Tensor:
-    """Over the last axis; the sum is taken in float32 or wider, the result has the scores' dtype."""
+    """Return the softmax over the last axis, computed in float32 or wider, in the dtype of the scores."""
     wide = torch.promote_types(scores.dtype, torch.float32)
     return torch.softmax(scores, dim=-1, dtype=wide).to(scores.dtype)
 

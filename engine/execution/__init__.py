@@ -1,4 +1,5 @@
-"""Computes a step: model runner, KV cache sizing, token masks, verification of drafts, the null executor.
+"""Computes a step: executors, warm-up, KV cache sizing, token masks of grammars, verification of drafts,
+logprobs.
 
-Does not know requests, queues or text.
+Does not know requests, stop conditions or text, nor how a step was decided.
 """

@@ -1,4 +1,4 @@
-"""Logprobs: where tokens stand in the distribution that the model gave, before anything is done to it."""
+"""Logprobs of tokens in the model's distribution, before any sampling parameter changes it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ __all__ = ["PromptRows", "prompt_rows", "token_logprobs"]
 def token_logprobs(
     logits: torch.Tensor, token_ids: Sequence[int], num_top: Sequence[int]
 ) -> list[TokenLogprobs]:
-    """For each row of logits [N, vocab]: its token's logprob and rank, and its `num_top` most likely tokens.
+    """Return, for each row of logits [N, vocab], its token's logprob and rank and its `num_top` most likely
+    tokens.
 
-    logprob(t) = logit(t) - logsumexp(logits), in float32 or what is wider. A row is a function of its own
-    logits: of equal logits the smaller id comes first, also where only some of them are among the top.
+    logprob(t) = logit(t) - logsumexp(logits), in float32 or wider. A row depends only on its own logits; of
+    tokens with equal logits the smaller id comes first, also if only some of them are among the top.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     total = logits.logsumexp(dim=-1, keepdim=True)
@@ -36,7 +37,7 @@ def _top(
     widest = min(max(num_top), logits.shape[-1])
     if not widest:
         return [()] * len(logits)
-    # topk takes any of equals: what is at least as large as its last value is ranked again.
+    # topk chooses any of equal values: rank all that are at least as large as its last one again.
     least = logits.topk(widest, dim=-1).values[:, -1:]
     rows, columns = (logits >= least).nonzero(as_tuple=True)
     values = (logits - total)[rows, columns]
@@ -51,18 +52,21 @@ def _top(
 
 
 class PromptRows(NamedTuple):
-    """What a step computes of prompts whose logprobs are asked for."""
+    """The rows of a step whose logits are needed for prompt logprobs."""
 
     rows: list[int]
-    """In the ragged batch: the tokens whose successors are tokens of the prompt too."""
+    """Rows of the ragged batch: the prompt tokens that are followed by a prompt token."""
     token_ids: list[int]
-    """Their successors."""
+    """The token that follows each of them."""
     num_top: list[int]
+    """How many of the most likely tokens each row needs."""
     lengths: dict[int, int]
-    """Rows of each scheduled entry that has some, in their order."""
+    """Number of rows by index of the scheduled entry, in order; entries without prompt logprobs are
+    missing."""
 
 
 def prompt_rows(scheduled: Sequence[ScheduledSequence]) -> PromptRows:
+    """Return the rows of a step whose logits are needed for prompt logprobs."""
     found = PromptRows([], [], [], {})
     first_row = 0
     for index, (sequence, num_new_tokens) in enumerate(scheduled):

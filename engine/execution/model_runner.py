@@ -1,6 +1,7 @@
-"""ModelRunner: the executor with a model in it. From scheduled sequences to a ragged batch to tokens.
+"""ModelRunner: the executor that runs a model: scheduled sequences to a ragged batch, logits, sampled tokens.
 
-Knows no requests, no stops and no text. Host work is vectorised: no Python loop runs over tokens.
+Does not know requests, stop conditions or text. Work on the host is vectorised: no Python loop runs over
+tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pagefleet.engine.core.scheduler_output import ScheduledSequence
 from pagefleet.engine.execution.executor import Executor
 from pagefleet.engine.execution.logprobs import PromptRows, prompt_rows, token_logprobs
 from pagefleet.engine.execution.token_masks import TokenMasks
-from pagefleet.engine.execution.verification import agreed, logit_rows, sampling_rows
+from pagefleet.engine.execution.verification import logit_rows, sampling_rows, verify
 from pagefleet.engine.models.decoder import Decoder
 from pagefleet.engine.models.decoder_config import DecoderConfig
 from pagefleet.engine.models.model_source import ModelSource
@@ -29,14 +30,14 @@ from pagefleet.engine.sampling.sampling_rows import SamplingRow
 logger = logging.getLogger(__name__)
 
 NUM_PROMPT_ROWS = 64
-"""Rows of a prompt whose logits are in memory at once."""
+"""Rows of prompts whose logits are computed at a time."""
 
 
 class ModelRunner(Executor):
-    """Loads a decoder and runs it; before the first step its KV cache must be allocated.
+    """The executor that loads a decoder and runs it. Its KV cache must be allocated before the first step.
 
     Args:
-        eos_token_ids: what a grammar lets through where it may end.
+        eos_token_ids: the tokens that may follow if a grammar is complete.
 
     Raises ModelLoadError.
     """
@@ -57,12 +58,12 @@ class ModelRunner(Executor):
         return self._model.config
 
     def kv_bytes_per_block(self, block_size: int) -> int:
-        """Bytes that a block of so many tokens takes over all layers."""
+        """Return the bytes of a block of `block_size` tokens, over all layers."""
         return self._model.backend.kv_bytes_per_block(self._model.attention, block_size)
 
     @torch.inference_mode()
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
-        """Lays out an empty cache, in place of the one that was there."""
+        """Allocate an empty KV cache, which replaces the previous one."""
         self._num_blocks, self._block_size = num_blocks, block_size
         self._model.backend.allocate_kv_cache(self._model.attention, num_blocks, block_size)
 
@@ -72,7 +73,7 @@ class ModelRunner(Executor):
         with self.tracer.span("prepare"):
             batch = ragged_batch(scheduled)
             prompts = prompt_rows(scheduled)
-        # Before the forward pass, and beside it.
+        # Computed in parallel with the forward pass.
         masks = self._masks.start(scheduled)
         sampled_rows = logit_rows(scheduled)
         try:
@@ -80,7 +81,7 @@ class ModelRunner(Executor):
                 hidden = self._forward(batch, np.append(sampled_rows, np.array(prompts.rows, dtype=np.int64)))
         except BaseException:
             if masks is not None:
-                # The next step looks at the same grammars.
+                # Wait for the masks: the next step uses the same grammars.
                 with contextlib.suppress(Exception):
                     masks()
             raise
@@ -89,15 +90,15 @@ class ModelRunner(Executor):
             rows = sampling_rows(scheduled)
             with self.tracer.span("sample", num_rows=len(rows)):
                 allowed = masks() if masks is not None else None
-                found = agreed(scheduled, self._sample(hidden[: len(rows)], rows, allowed))
+                found = verify(scheduled, self._sample(hidden[: len(rows)], rows, allowed))
         if prompts.rows:
             with self.tracer.span("prompt_logprobs", num_rows=len(prompts.rows)):
                 self._add_prompt_logprobs(found, hidden[len(sampled_rows) :], prompts)
         return found
 
     def has_lost_device(self, error: Exception) -> bool:
-        """See `Executor.has_lost_device`. An error on a GPU poisons its context for the whole process; one
-        that does not (memory that is short) lets the device be waited for."""
+        """See `Executor.has_lost_device`. A fatal error on a GPU makes its context unusable for the process;
+        after any other error, such as out of memory, the device can still be synchronized."""
         if isinstance(error, torch.AcceleratorError):
             return True
         if self.device.type == "cpu":
@@ -110,7 +111,7 @@ class ModelRunner(Executor):
 
     @torch.inference_mode()
     def warm_up(self, query_lens: list[int]) -> None:
-        """Computes one step of sequences of these lengths, all in block 0, which nobody owns yet."""
+        """Compute one step of sequences with these lengths. All write to block 0, which is not in use yet."""
         lens = np.array(query_lens, dtype=np.int64)
         tokens, blocks = int(lens.sum()), np.zeros((len(lens), int(lens.max())), dtype=np.int64)
         batch = RaggedBatch(np.zeros(tokens, dtype=np.int64), lens, np.zeros_like(lens), blocks)
@@ -127,7 +128,7 @@ class ModelRunner(Executor):
         self.allocate_kv_cache(self._num_blocks, self._block_size)
 
     def close(self) -> None:
-        """Drops model and cache."""
+        """See `Executor.close`."""
         self._masks.close()
         self._loaded = None
 
@@ -137,7 +138,7 @@ class ModelRunner(Executor):
         return self._loaded
 
     def _forward(self, batch: RaggedBatch, rows: NDArray[np.int64]) -> torch.Tensor:
-        """What the model's `logits` takes of these rows of the batch: [len(rows), hidden]."""
+        """Return the hidden states of these rows of the batch, for `Decoder.logits`: [len(rows), hidden]."""
         plan = self._model.backend.begin_step(batch)
         return self._model.forward(plan, torch.from_numpy(rows).to(self.device))
 
@@ -162,14 +163,14 @@ class ModelRunner(Executor):
     def _token_ids(
         self, logits: torch.Tensor, rows: list[SamplingRow], allowed: NDArray[np.int32] | None
     ) -> list[int]:
-        """What is sampled; no token, the id `vocab_size`, for a row whose parameters cannot be applied."""
+        """Return a token id per row; `vocab_size`, which is not a token, for a row that cannot be sampled."""
         try:
             return self.sampler.sample(logits, rows, allowed)
         except Exception as error:
             if self.has_lost_device(error):
                 raise
             if len(rows) > 1:
-                # The forward pass is not to blame: only the rows are sampled one by one.
+                # The logits are valid: sample row by row to find the one that fails.
                 return [
                     self._token_ids(
                         logits[at : at + 1], [row], None if allowed is None else allowed[at : at + 1]
@@ -181,7 +182,7 @@ class ModelRunner(Executor):
 
     def _add_prompt_logprobs(self, found: list[Sampled], hidden: torch.Tensor, prompts: PromptRows) -> None:
         logprobs: list[TokenLogprobs] = []
-        # A few rows at a time: a long prompt times a vocabulary would be gigabytes.
+        # A few rows at a time: the logits of a whole long prompt would need gigabytes.
         for start in range(0, len(prompts.rows), NUM_PROMPT_ROWS):
             some = slice(start, start + NUM_PROMPT_ROWS)
             logits = self._model.logits(hidden[some])
@@ -193,7 +194,7 @@ class ModelRunner(Executor):
 
 
 def ragged_batch(scheduled: list[ScheduledSequence]) -> RaggedBatch:
-    """The scheduled tokens end to end, and each sequence's blocks."""
+    """Return the tokens of a step laid end to end, with the blocks of each sequence."""
     token_ids: list[int] = []
     for entry in scheduled:
         start = entry.sequence.num_computed_tokens

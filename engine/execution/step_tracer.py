@@ -1,6 +1,7 @@
-"""StepTracer: where the time of an engine's first steps goes, as a file for Perfetto or chrome://tracing.
+"""StepTracer: records where the time of an engine's first steps goes, in a file for Perfetto or
+chrome://tracing.
 
-The format is the Trace Event Format's complete events ("ph": "X"), times in microseconds.
+The file contains the Trace Event Format's complete events ("ph": "X"), times in microseconds.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ _NOTHING: Final[AbstractContextManager[None]] = nullcontext()
 
 
 class StepTracer:
-    """Collects the stages of `num_steps` steps from any threads, then writes `file` and costs nothing more.
+    """Records the stages of the first `num_steps` steps, in all threads, then writes them to `file`.
 
-    The file is there when the step after the last one begins, or when the trace is closed: another thread may
-    still be publishing the last one's tokens until then.
+    The file is written when the next step begins, or on `close`, because another thread may publish the
+    tokens of the last step until then. Afterwards the tracer does nothing.
     """
 
     def __init__(self, file: Path | None, num_steps: int) -> None:
@@ -38,21 +39,21 @@ class StepTracer:
         self._is_on = file is not None and num_steps > 0
 
     def span(self, name: str, **arguments: Any) -> AbstractContextManager[None]:
-        """A stage of a step, as long as the `with` block."""
+        """Return a context manager that records its block as a stage called `name`."""
         return self._timed(name, arguments) if self._is_on else _NOTHING
 
-    def step(self, plan: SchedulerOutput) -> AbstractContextManager[None]:
-        """A step and its batch."""
-        if not self._is_on or not plan.scheduled:
+    def step(self, scheduler_output: SchedulerOutput) -> AbstractContextManager[None]:
+        """Return a context manager that records its block as a step, with its batch."""
+        if not self._is_on or not scheduler_output.scheduled:
             return _NOTHING
         if self._num_left == 0:
             self.close()
             return _NOTHING
         self._num_left -= 1
-        return self._timed("step", _composition(plan))
+        return self._timed("step", _composition(scheduler_output))
 
     def close(self) -> None:
-        """Write what there is."""
+        """Write the file, if it is not written yet. A file that cannot be written is logged, not raised."""
         if not self._is_on:
             return
         self._is_on = False
@@ -66,7 +67,7 @@ class StepTracer:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             self._file.write_text(json.dumps({"traceEvents": threads + self._events}))
         except OSError as error:
-            logger.warning("the trace of steps could not be written: %s", error)
+            logger.warning("the trace of steps cannot be written: %s", error)
         else:
             logger.info("the trace of steps is in %s: open it in https://ui.perfetto.dev", self._file)
         self._events = []
@@ -86,8 +87,8 @@ class StepTracer:
 NO_TRACER: Final = StepTracer(None, 0)
 
 
-def _composition(plan: SchedulerOutput) -> dict[str, Any]:
-    entries = plan.scheduled
+def _composition(scheduler_output: SchedulerOutput) -> dict[str, Any]:
+    entries = scheduler_output.scheduled
     prefills = [
         entry for entry in entries if entry.sequence.num_computed_tokens < entry.sequence.num_prompt_tokens
     ]
@@ -96,6 +97,6 @@ def _composition(plan: SchedulerOutput) -> dict[str, Any]:
         "num_tokens": sum(entry.num_new_tokens for entry in entries),
         "num_prefills": len(prefills),
         "num_prefill_tokens": sum(entry.num_new_tokens for entry in prefills),
-        "num_preempted": len(plan.preempted),
+        "num_preempted": len(scheduler_output.preempted),
         "context_lens": [entry.sequence.num_computed_tokens for entry in entries],
     }

@@ -1,6 +1,6 @@
-"""TokenMasks: which tokens a batch's grammars allow, computed while the device computes the logits.
+"""TokenMasks: which tokens the grammars of a batch allow, computed in parallel with the logits.
 
-Packed, one bit a token: bit t % 32 of word t // 32 for token t. Knows sequences; neither tensors nor logits.
+A mask has one bit per token: bit t % 32 of word t // 32 for token t. Does not know tensors or logits.
 """
 
 from __future__ import annotations
@@ -25,20 +25,24 @@ Packed = NDArray[np.int32]
 
 
 class _Place(NamedTuple):
-    """A row of the masks: a token of a sequence that has a grammar."""
+    """A row of the masks: an output position of a sequence with a grammar."""
 
     row: int
     sequence: Sequence
     grammar: Grammar
-    """As it is before the token."""
+    """Its state before this position."""
     position: int
+    """Index among the output tokens."""
     drafts: list[int]
-    """What is guessed from this token on."""
+    """The draft tokens from this position on."""
 
 
 class TokenMasks:
-    """One model's. The library computes without the GIL, in threads of its own: beside an accelerator that
-    costs nothing, on a CPU it shares the cores with the forward pass."""
+    """Computes the grammar masks of one model's steps.
+
+    llguidance computes them in its own threads, without the GIL. With an accelerator this takes no extra
+    time; on a CPU it shares the cores with the forward pass.
+    """
 
     def __init__(self, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
         self._num_words = -(-vocab_size // 32)
@@ -49,10 +53,10 @@ class TokenMasks:
         self._library: Any = None
 
     def start(self, scheduled: list[ScheduledSequence]) -> Callable[[], Packed] | None:
-        """Begin to compute the masks of what a step samples; None where no sequence has a grammar.
+        """Start to compute the masks of a step; return a function that waits for them, None without grammars.
 
-        What is returned waits for them: int32 [rows, ceil(vocab / 32)], -1 where there is no grammar. A row
-        for the token behind a sequence's last one, then one for the token behind each of its drafts.
+        The masks are int32 [rows, ceil(vocab / 32)], in the order of `sampling_rows`: for each sampled
+        sequence one row after its last known token and one after each draft. Rows without a grammar are -1.
         """
         places: list[_Place] = []
         num_rows = 0
@@ -78,22 +82,24 @@ class TokenMasks:
             from llguidance import LLExecutor
 
             self._library = LLExecutor()
-        # Together what is known of all; with drafts, the tokens behind them once more, and so on.
+        # First the rows after the known tokens, then those after the first draft of each sequence, and so on.
         while places:
             self._compute_rows(places, packed)
             places = [place for place in places if self._finish(packed, place)]
-            places = [behind for place in places if (behind := _behind_draft(packed, place)) is not None]
+            places = [
+                next_place for place in places if (next_place := _after_draft(packed, place)) is not None
+            ]
         return packed
 
     def _compute_rows(self, places: list[_Place], packed: Packed) -> None:
-        """All at once; if the library fails on that, one by one, and the row that it fails on alone allows
-        nothing."""
+        """Compute the masks of `places` together; if that fails, one by one. A row that fails alone allows no
+        token."""
         try:
             entries = [(place.grammar.matcher, place.row) for place in places]
             self._library.unsafe_compute_mask_ptr(
                 entries, packed.ctypes.data, packed.shape[1] * 4, len(packed)
             )
-        # A panic in the library's Rust code is no Exception.
+        # Not `except Exception`: a panic in the library's Rust code is a BaseException.
         except BaseException as error:  # noqa: BLE001
             if len(places) == 1:
                 _give_up(packed, places[0], error)
@@ -102,11 +108,11 @@ class TokenMasks:
                 self._compute_rows([place], packed)
 
     def _finish(self, packed: Packed, place: _Place) -> bool:
-        """Narrow a row; return whether that was possible."""
+        """Apply `min_tokens`, `ignore_eos` and the token limit to a row; return whether that succeeded."""
         mask, params = packed[place.row], place.sequence.sampling_params
-        must_go_on = params.ignore_eos or place.position < params.min_tokens
-        if must_go_on and (others := mask & self._no_end).any():
-            # Else it can only end, and does.
+        must_continue = params.ignore_eos or place.position < params.min_tokens
+        if must_continue and (others := mask & self._no_end).any():
+            # If only the end of the sequence is allowed, it ends in spite of them.
             mask[:] = others
         try:
             place.grammar.narrow(mask, place.position)
@@ -117,21 +123,22 @@ class TokenMasks:
 
 
 def _give_up(packed: Packed, place: _Place, error: BaseException) -> None:
-    """Allow nothing here and behind these drafts: the sampler finds no token, the sequence ends alone."""
+    """Allow no token in this row and those after its drafts, so that only this sequence ends with an
+    error."""
     logger.error("request %s: its grammar failed: %r", place.sequence.request_id, error)
     packed[place.row : place.row + 1 + len(place.drafts)] = 0
 
 
-def _behind_draft(packed: Packed, place: _Place) -> _Place | None:
-    """The row behind a place's first draft, if anything can follow it."""
+def _after_draft(packed: Packed, place: _Place) -> _Place | None:
+    """Return the place after the first draft of `place`; None if no token can follow it."""
     if not place.drafts:
         return None
-    behind = place._replace(row=place.row + 1, position=place.position + 1, drafts=place.drafts[1:])
+    after = place._replace(row=place.row + 1, position=place.position + 1, drafts=place.drafts[1:])
     try:
-        # A copy takes the draft: whether it comes true is not known yet.
+        # Use a copy: the draft may be rejected.
         grammar = place.grammar.copy()
         can_follow = grammar.accept(place.drafts[0]) is None and not grammar.is_finished
     except BaseException as error:  # noqa: BLE001
-        _give_up(packed, behind, error)
+        _give_up(packed, after, error)
         return None
-    return behind._replace(grammar=grammar) if can_follow else None
+    return after._replace(grammar=grammar) if can_follow else None

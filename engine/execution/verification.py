@@ -1,9 +1,10 @@
-"""Verification: a step's drafts beside what would have been found without them.
+"""Verification of drafts (speculative decoding): which draft tokens equal those that would have been sampled.
 
-Behind every token that is known or drafted one is sampled, as plain decoding samples it there: with the same
-seed and position, with the parameters, counts and grammar as they are after the drafts before it. As long as
-that is the draft, the next one was sampled for the right text; the first that is not is the sequence's next
-token itself. So the tokens are those of plain decoding, and the drafts only decide how many a step finds.
+After the last known token and after each draft, one token is sampled exactly as decoding without drafts
+would: with the same seed and position, and with the parameters, counts and grammar as they are after the
+drafts before it. If the token equals the draft, the next row was sampled for the right text. The first one
+that differs is the next token itself. So the tokens are those of decoding without drafts; drafts only change
+how many of them a step finds.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ from pagefleet.engine.core.speculation import num_verified
 from pagefleet.engine.outputs import Sampled
 from pagefleet.engine.sampling.sampling_rows import SamplingRow
 
-__all__ = ["agreed", "logit_rows", "sampling_rows"]
+__all__ = ["logit_rows", "sampling_rows", "verify"]
 
 
 def logit_rows(scheduled: Sequence[ScheduledSequence]) -> NDArray[np.int64]:
-    """The rows of the ragged batch behind which a token is sampled: each sequence's last known token, and its
-    drafts."""
+    """Return the rows of the ragged batch after which a token is sampled: last known tokens and drafts."""
     ends = np.cumsum([entry.num_new_tokens for entry in scheduled])
     rows = [
         np.arange(end - 1 - len(entry.draft_token_ids), end)
@@ -34,7 +34,7 @@ def logit_rows(scheduled: Sequence[ScheduledSequence]) -> NDArray[np.int64]:
 
 
 def sampling_rows(scheduled: Sequence[ScheduledSequence]) -> list[SamplingRow]:
-    """What decides each row of `logit_rows`."""
+    """Return the sampling state of each row of `logit_rows`."""
     rows = []
     for entry in scheduled:
         if entry.is_sampled:
@@ -42,8 +42,8 @@ def sampling_rows(scheduled: Sequence[ScheduledSequence]) -> list[SamplingRow]:
     return rows
 
 
-def agreed(scheduled: Sequence[ScheduledSequence], sampled: Sequence[Sampled]) -> list[Sampled]:
-    """What was found for each entry, from what was sampled for `sampling_rows`, a token each."""
+def verify(scheduled: Sequence[ScheduledSequence], sampled: Sequence[Sampled]) -> list[Sampled]:
+    """Return the result for each entry, given the token that was sampled for each of `sampling_rows`."""
     found, row = [], 0
     for entry in scheduled:
         num_rows = len(entry.draft_token_ids) + 1 if entry.is_sampled else 0

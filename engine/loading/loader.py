@@ -34,8 +34,9 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
     with stages.time("import"):
         import torch
 
-        from pagefleet.engine.execution.kv_sizing import num_kv_blocks, warm_up
+        from pagefleet.engine.execution.kv_sizing import num_kv_blocks
         from pagefleet.engine.execution.model_runner import ModelRunner
+        from pagefleet.engine.execution.warm_up import warm_up
         from pagefleet.engine.loading.checkpoint import resolve
         from pagefleet.engine.loading.fingerprint import fingerprint_tokenizer, fingerprint_weights
         from pagefleet.engine.models.model_source import ModelSource

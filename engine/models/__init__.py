@@ -1,4 +1,4 @@
-"""Model architectures: configuration, rotary embedding, decoder, tensor names.
+"""Model architectures: configuration, rotary embedding, decoder, required tensors, registry.
 
-Does not know checkpoints' folders, the scheduler or sampling.
+Does not know where checkpoints come from, the scheduler, KV cache blocks or sampling.
 """

@@ -1,7 +1,8 @@
-"""One decoder for the Llama-like families, written against the backend's operations.
+"""Decoder: the model of all Llama-like families, written with the operations of a backend.
 
-The checkpoint's names decide what a layer has: biases are applied where they exist, and queries and keys
-are normalised per head where `q_norm` and `k_norm` exist (Qwen3). Knows nothing of blocks, masks, kernels.
+The checkpoint's tensors decide what a layer has: biases are applied if they exist, and queries and keys are
+normalised per head if `q_norm` and `k_norm` exist (Qwen3). Does not know KV cache blocks, attention masks or
+kernels.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class HeadNorm:
 
 @dataclass(frozen=True)
 class DecoderLayer:
-    """One block's weights; the packed ones are opaque to everything but the backend."""
+    """The weights of one layer. Only the backend knows the format of packed weights."""
 
     input_norm: torch.Tensor
     qkv: Any
@@ -39,9 +40,9 @@ class DecoderLayer:
 
 
 class Decoder:
-    """Token ids in, hidden states and logits out; the KV cache is the backend's.
+    """A loaded model: computes hidden states and logits from token ids. The backend owns the KV cache.
 
-    Raises ModelLoadError when the checkpoint lacks a tensor or holds one that the decoder would not use.
+    Raises ModelLoadError if the checkpoint lacks a tensor, or has one that the decoder does not use.
     """
 
     def __init__(self, config: DecoderConfig, weights: WeightReader, backend: Backend[Any, Any]) -> None:
@@ -53,22 +54,25 @@ class Decoder:
         embedding = weights.take("model.embed_tokens.weight")
         if embedding.shape != (config.vocab_size, config.hidden_size):
             raise ModelLoadError(
-                f"The embedding is {tuple(embedding.shape)}, but config.json says "
-                f"{(config.vocab_size, config.hidden_size)}; the files belong to different models."
+                f"model.embed_tokens.weight has the shape {tuple(embedding.shape)}, but config.json has "
+                f"{(config.vocab_size, config.hidden_size)}: the files belong to different models. Download "
+                "the "
+                "model again."
             )
         self.embedding = backend.pack_vector(embedding)
         self.layers = [self._load_layer(weights, index) for index in range(config.num_layers)]
         self.norm = backend.pack_vector(weights.take("model.norm.weight"))
-        # Some files have a copy of the tied head.
+        # Some checkpoints contain a copy of the tied head; it is taken, but not used.
         head = weights.take_optional("lm_head.weight")
         tied = config.tie_word_embeddings or head is None
         self.head = backend.pack_linear([embedding if tied or head is None else head], None)
         weights.assert_all_taken()
 
     def forward(self, plan: Any, rows: torch.Tensor) -> torch.Tensor:
-        """One step: what `logits` takes, [len(rows), hidden], of those rows of the ragged batch.
+        """Compute one step; return the hidden states of `rows` of the ragged batch, [len(rows), hidden].
 
-        `plan` is what the backend's `begin_step` returned; every token's keys and values are written.
+        `plan` is the result of the backend's `begin_step`. The keys and values of all tokens are written to
+        the KV cache.
         """
         backend, eps = self.backend, self.config.rms_norm_eps
         residual = backend.embedding(plan, self.embedding)
@@ -85,7 +89,7 @@ class Decoder:
         return hidden
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Of rows that `forward` returned, at least one: [N, vocab]."""
+        """Return the logits [N, vocab] of hidden states [N, hidden] that `forward` returned, N >= 1."""
         return self.backend.logits(hidden, self.head)
 
     def _attend(self, plan: Any, index: int, layer: DecoderLayer, hidden: torch.Tensor) -> torch.Tensor:
@@ -131,7 +135,8 @@ class Decoder:
 
 
 def _biases(weights: WeightReader, *names: str) -> list[torch.Tensor] | None:
-    """The biases of all `names`, or None if the first has none: they come together or not at all."""
+    """Return the biases of all `names`, or None if the first has none: a checkpoint has all of them or
+    none."""
     if f"{names[0]}.bias" not in weights:
         return None
     return [weights.take(f"{name}.bias") for name in names]

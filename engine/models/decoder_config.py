@@ -1,7 +1,8 @@
-"""What a decoder is made of, read from a checkpoint's config.json. Knows no weights.
+"""DecoderConfig: the dimensions and features of a decoder, from a checkpoint's config.json. Does not read
+weights.
 
-Only features that the decoder computes are let through: a config that asks for another one is refused
-with a sentence, since a model that runs and says nonsense is worse than one that does not load.
+A config with a feature that the decoder does not support is rejected: a model that does not load is better
+than one that generates nonsense.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _POSITIVE = (
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """A Llama-like decoder: pre-norm blocks of rotary grouped-query attention and a gated SiLU MLP."""
+    """The configuration of a Llama-like decoder: pre-norm layers of grouped-query attention with RoPE and a
+    SwiGLU MLP."""
 
     vocab_size: int
     hidden_size: int
@@ -41,24 +43,29 @@ class DecoderConfig:
     head_dim: int
     rms_norm_eps: float
     inv_freq: torch.Tensor
-    """float32 [head_dim / 2]"""
+    """Rotary frequencies, float32 [head_dim / 2], in radians per position."""
     max_model_len: int
-    """Tokens of context: the trained positions, or the sliding window where that is shorter."""
+    """Context length in tokens: the trained positions, or the sliding window if it is shorter."""
     tie_word_embeddings: bool
     dtype: torch.dtype
-    """What the checkpoint says it was saved in."""
+    """The dtype of the checkpoint."""
 
     @property
     def context_weight(self) -> float:
-        """What each token before it adds to the work on a token, as a share of the work without any: the
-        multiplications of attention by those of the layers' matrices."""
+        """The work that each token of context adds to a token, relative to a token without context.
+
+        That is the multiplications of attention divided by those of the layers' matrices.
+        """
         width = self.num_heads * self.head_dim
         projections = self.hidden_size * (2 * width + 2 * self.num_kv_heads * self.head_dim)
         return 2 * width / (projections + 3 * self.hidden_size * self.intermediate_size)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> DecoderConfig:
-        """Reads a Hugging Face config.json; raises ModelLoadError for what is missing or unsupported."""
+        """Return the configuration in a Hugging Face config.json.
+
+        Raises ModelLoadError if a value is missing or invalid, or a feature is not supported.
+        """
         _refuse_unsupported(config)
         try:
             for name in _POSITIVE:
@@ -81,26 +88,35 @@ class DecoderConfig:
                 dtype=checkpoint_dtype(config),
             )
         except KeyError as error:
-            raise ModelLoadError(f"config.json has no {error.args[0]!r}; is it a decoder's?") from error
+            raise ModelLoadError(
+                f"config.json has no {error.args[0]!r}; use the checkpoint of a decoder model."
+            ) from error
         except (TypeError, ValueError) as error:
-            raise ModelLoadError(f"config.json has a value of the wrong type ({error}).") from error
+            raise ModelLoadError(
+                f"config.json has a value of the wrong type ({error}); download the file again."
+            ) from error
 
 
 def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     activation = config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
-        raise ModelLoadError(f"Activation {activation!r} is not supported; the decoder computes silu.")
+        raise ModelLoadError(
+            f"config.json: hidden_act {activation!r} is not supported, only silu; use a different model."
+        )
     if quantization := config.get("quantization_config"):
         method = (
             quantization.get("quant_method", "unknown") if isinstance(quantization, Mapping) else quantization
         )
         raise ModelLoadError(
-            f"Checkpoints quantised with {method!r} are not supported; use one in bfloat16 or float32."
+            f"config.json: quantization_config with method {method!r} is not supported; use a checkpoint of "
+            "the model "
+            "in bfloat16 or float32."
         )
 
 
 def _max_model_len(config: Mapping[str, Any]) -> int:
-    """Full attention over at most one window is what a sliding window computes, so the window is the cap."""
+    """Return the context length. Within one sliding window, full attention is the same, so the window caps
+    it."""
     length = int(config["max_position_embeddings"])
     window = config.get("sliding_window")
     if not window or config.get("use_sliding_window") is False:
@@ -112,9 +128,13 @@ def _max_model_len(config: Mapping[str, Any]) -> int:
 
 
 def checkpoint_dtype(config: Mapping[str, Any]) -> torch.dtype:
-    """The dtype that the checkpoint says it was saved in; raises ModelLoadError if that is none."""
+    """Return the dtype of the checkpoint. Raises ModelLoadError if it is not a floating point dtype of
+    torch."""
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
     dtype = getattr(torch, str(name).removeprefix("torch."), None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ModelLoadError(f"config.json names the dtype {name!r}, which is not one of torch's.")
+        raise ModelLoadError(
+            f"config.json: dtype {name!r} is not a floating point dtype of torch; use bfloat16, float16 or "
+            "float32."
+        )
     return dtype

@@ -1,4 +1,4 @@
-"""ModelSource: where a model comes from, so that it can be loaded again."""
+"""ModelSource: everything that is needed to load a model, also a second time after sleep."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pagefleet.engine.models.registry import load_model
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A folder with weights, what its config.json says, and in what they are to be computed."""
+    """The folder and config.json of a checkpoint, and the device and dtype to load it with."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -26,5 +26,5 @@ class ModelSource:
 
     @torch.inference_mode()
     def load(self) -> Decoder:
-        """The decoder with its weights packed. Raises ModelLoadError."""
+        """Load the weights; return the decoder. Raises ModelLoadError."""
         return load_model(self.config, WeightReader(self.folder), ReferenceBackend(self.device, self.dtype))

@@ -1,4 +1,5 @@
-"""Which architectures the engine runs, and what builds them. A new family is one line here."""
+"""The supported architectures, and the function that builds a model of one of them. A new Llama-like family
+is one line here."""
 
 from __future__ import annotations
 
@@ -18,25 +19,26 @@ _DECODERS: Mapping[str, str] = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-"""model_type -> architecture, as config.json spells them."""
+"""model_type -> architecture, in the spelling of config.json."""
 
 
 def check_supported(config: Mapping[str, Any]) -> None:
-    """Raises ModelLoadError unless config.json describes a model that the engine runs."""
+    """Raise ModelLoadError if the architecture in config.json is not supported."""
     architectures = config.get("architectures") or [_DECODERS.get(str(config.get("model_type")), "unknown")]
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
-        raise ModelLoadError("config.json: architectures must be a list of names.")
+        raise ModelLoadError(f"config.json: architectures must be a list of names, not {architectures!r}.")
     if not set(architectures) & set(_DECODERS.values()):
         raise ModelLoadError(
-            f"Architecture {architectures[0]!r} (model_type {config.get('model_type')!r}) is not supported; "
-            f"supported are {', '.join(_DECODERS.values())}."
+            f"config.json: architecture {architectures[0]!r} (model_type {config.get('model_type')!r}) is "
+            "not "
+            f"supported; use a model with one of {', '.join(_DECODERS.values())}."
         )
 
 
 def load_model(config: Mapping[str, Any], weights: WeightReader, backend: Backend[Any, Any]) -> Decoder:
-    """Builds the model that config.json describes, its weights packed by `backend`.
+    """Return the model that config.json describes, with weights packed by `backend`.
 
-    Raises ModelLoadError for an architecture or feature that is not supported.
+    Raises ModelLoadError if the architecture or a feature is not supported, or the weights do not match.
     """
     check_supported(config)
     architectures = config.get("architectures") or [_DECODERS[config["model_type"]]]

@@ -1,4 +1,5 @@
-"""Which tensors a decoder's checkpoint must have: what is missing would be left out silently."""
+"""The tensors that a checkpoint must have. Without this check, a missing optional part would be skipped
+silently."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ __all__ = ["required_tensors"]
 
 
 def required_tensors(family: str, config: Mapping[str, Any], decoder: DecoderConfig) -> Iterator[str]:
-    """Yield the names that transformers' model of this `model_type` and config.json has."""
+    """Yield the names of the tensors that the model in transformers has for this `model_type` and
+    config.json."""
     yield "model.embed_tokens.weight"
     names = [f"{name}.weight" for name in _layer_weights(family)] + list(_biases(family, config))
     for index in range(decoder.num_layers):

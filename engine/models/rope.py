@@ -1,7 +1,7 @@
-"""Rotary frequencies from a checkpoint's config. Knows no weights and no attention.
+"""The frequencies of rotary position embeddings (RoPE), from config.json. Does not know weights or attention.
 
-All frequencies are computed in float32 whatever the model's dtype: that is how these models were
-trained, and a float64 run has to reproduce the same angles to be comparable.
+They are computed in float32 for every dtype of the model: the models were trained with these, and a float64
+run must use the same angles to be comparable.
 """
 
 from __future__ import annotations
@@ -18,29 +18,39 @@ DEFAULT_THETA = 10_000.0
 
 
 def inverse_frequencies(config: Mapping[str, Any], head_dim: int) -> torch.Tensor:
-    """float32 [head_dim / 2]; raises ModelLoadError for a kind of scaling that is not supported."""
+    """Return the frequencies, float32 [head_dim / 2], in radians per position.
+
+    Raises ModelLoadError if the kind of scaling is not supported.
+    """
     parameters = rope_parameters(config)
     kind = str(parameters.get("rope_type", "default"))
     scale = _SCALINGS.get(kind)
     if scale is None:
         raise ModelLoadError(
-            f"RoPE scaling {kind!r} is not supported; supported are {', '.join(sorted(_SCALINGS))}."
+            f"config.json: RoPE scaling {kind!r} is not supported; use a model with one of "
+            f"{', '.join(sorted(_SCALINGS))}."
         )
     if float(parameters.get("partial_rotary_factor") or 1.0) != 1.0:
-        raise ModelLoadError("Models that rotate only a part of each head are not supported.")
+        raise ModelLoadError(
+            "config.json: partial_rotary_factor: models that rotate only a part of each head are not "
+            "supported."
+        )
     theta = float(parameters.get("rope_theta", DEFAULT_THETA))
     inv_freq = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
     return scale(inv_freq, parameters)
 
 
 def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The two spellings as one: `rope_parameters` (transformers 5), `rope_theta` + `rope_scaling` (before).
+    """Return `rope_parameters` (transformers 5), also if config.json has `rope_theta` and `rope_scaling`
+    (older).
 
-    Raises ModelLoadError for models whose layers rotate differently.
+    Raises ModelLoadError if the layers of the model have different rotary embeddings.
     """
     parameters = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     if any(isinstance(value, Mapping) for value in parameters.values()):
-        raise ModelLoadError("Models whose layers use different rotary embeddings are not supported.")
+        raise ModelLoadError(
+            "config.json: rope_parameters: layers with different rotary embeddings are not supported."
+        )
     parameters.setdefault("rope_type", parameters.get("type", "default"))
     for key in ("rope_theta", "partial_rotary_factor"):
         if config.get(key) is not None:
@@ -57,7 +67,8 @@ def _linear(inv_freq: torch.Tensor, parameters: Mapping[str, Any]) -> torch.Tens
 
 
 def _llama3(inv_freq: torch.Tensor, parameters: Mapping[str, Any]) -> torch.Tensor:
-    """Llama 3.1: slow waves are stretched by `factor`, fast ones kept, those between interpolated."""
+    """Scale as Llama 3.1: divide low frequencies by `factor`, keep high ones, interpolate those in
+    between."""
     factor = float(parameters["factor"])
     low, high = float(parameters["low_freq_factor"]), float(parameters["high_freq_factor"])
     turns = float(parameters["original_max_position_embeddings"]) * inv_freq / (2 * math.pi)

@@ -12,8 +12,9 @@ from tiny_gguf import write_gguf
 
 from pagefleet.engine import EngineConfig, EngineRequest, LLMEngine, SamplingParams
 from pagefleet.engine.backends.base import Backend
-from pagefleet.engine.execution import kv_sizing
-from pagefleet.engine.execution.kv_sizing import CPU_MEMORY_SHARE, peak_memory
+from pagefleet.engine.execution import warm_up
+from pagefleet.engine.execution.kv_sizing import CPU_MEMORY_SHARE
+from pagefleet.engine.execution.warm_up import peak_memory
 from pagefleet.engine.loading.checkpoint import resolve
 
 MIB = 2**20
@@ -83,8 +84,8 @@ def test_a_peak_is_what_was_there_at_once_for_a_moment():
 
 def test_the_kv_cache_leaves_the_largest_step_its_room(tiny_model, monkeypatch):
     """The larger a step's peak, the fewer blocks; each is a share of what the step leaves."""
-    monkeypatch.setattr(kv_sizing, "_free_memory", lambda device: 100 * MIB)
-    monkeypatch.setattr(kv_sizing, "peak_memory", lambda device, compute: compute() or 60 * MIB)
+    monkeypatch.setattr(warm_up, "_free_memory", lambda device: 100 * MIB)
+    monkeypatch.setattr(warm_up, "peak_memory", lambda device, compute: compute() or 60 * MIB)
     per_block = 4096
     monkeypatch.setattr(Backend, "kv_bytes_per_block", lambda *arguments: per_block)
     engine = LLMEngine.from_config(EngineConfig(model=tiny_model, max_num_seqs=10_000))

@@ -66,4 +66,4 @@ def test_a_file_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     engine = make_engine(tmp_path / "trace.json", 1)
     (tmp_path / "trace.json").mkdir()
     run(engine, 3)
-    assert "could not be written" in caplog.text
+    assert "cannot be written" in caplog.text
