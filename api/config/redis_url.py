@@ -18,7 +18,7 @@ def check_redis_url(url: str) -> str:
     disagree on other options and on database names, and fail only when they connect.
 
     Raises:
-        PydanticCustomError: the message says what to change.
+        PydanticCustomError: with the change to make.
     """
     if "ssl_" in url.partition("?")[2]:
         raise PydanticCustomError(

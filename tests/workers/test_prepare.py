@@ -28,7 +28,7 @@ def test_a_model_is_converted_once(tmp_path):
 def test_a_wrong_name_is_one_sentence_and_the_null_backend_needs_nothing(tmp_path, monkeypatch):
     done = prepare("--model", "nothing-of-the-kind", "--cache-dir", tmp_path)
     assert done.exit_code == 1
-    assert "Error: No model 'nothing-of-the-kind'" in done.output
+    assert "Error: Model 'nothing-of-the-kind' was not found" in done.output
     monkeypatch.setenv("PAGEFLEET_BACKEND", "null")
     assert prepare("--model", "null", "--cache-dir", tmp_path).exit_code == 0
     assert not list_cached(tmp_path)
