@@ -1,4 +1,5 @@
-"""How models write tool calls and reasoning, and how their text is read back into messages.
+"""Conversations with tools and reasoning: what a request asks for, and how models write their answers.
 
-Works on text only. It does not know jobs, Redis, HTTP or tokenizers.
+It turns requests into the fields of jobs, conversations into the input of chat templates, and the texts of
+answers into messages. It does not know Redis, HTTP, tokenizers or the engine.
 """

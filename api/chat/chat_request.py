@@ -18,7 +18,7 @@ TOOL_FIELDS: Final = ("tools", "tool_choice", "parallel_tool_calls")
 def chat_fields(fields: Mapping[str, Any], card: ModelCard) -> dict[str, Any]:
     """Return a job's fields for a chat call to this model.
 
-    ``tools``, ``tool_choice`` and ``parallel_tool_calls`` decide which tools the model is told of, how its
+    ``tools``, ``tool_choice`` and ``parallel_tool_calls`` decide which tools the model learns of, how its
     answer is read (``reading``), which special tokens the text keeps for that, and, if a call is demanded or
     a format is given besides tools, what the text must be (``structured_outputs``).
 

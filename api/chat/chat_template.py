@@ -18,11 +18,11 @@ def tool_parser_of(template: str | None) -> str:
     """
     if template is None or "tools" not in template or _XML_CALLS in template:
         return GENERIC
-    return next((name for name, parser in MODEL_PARSERS.items() if parser.is_shown_in(template)), GENERIC)
+    return next((name for name, parser in MODEL_PARSERS.items() if parser.is_used_by(template)), GENERIC)
 
 
 def reasoning_parser_of(template: str | None) -> str | None:
     """Return the parser for the model's reasoning; None if the template has no mark of any."""
     return next(
-        (name for name, parser in REASONING_PARSERS.items() if parser.is_shown_in(template or "")), None
+        (name for name, parser in REASONING_PARSERS.items() if parser.is_used_by(template or "")), None
     )

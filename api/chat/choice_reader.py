@@ -1,7 +1,7 @@
-"""ChoiceReader: one choice's text as OpenAI's fields: content, what was thought, calls of tools.
+"""ChoiceReader: reads a choice's text as the fields of OpenAI's message: content, reasoning, tool calls.
 
-It holds nothing that the text so far does not say: any gateway that has read the same text goes on with the
-same fields, and calls have the same ids.
+Its state depends only on the text so far. So any gateway that has read the same text continues with the same
+fields, and the calls have the same ids.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ _FIELDS: Final = {Kind.CONTENT: "content", Kind.REASONING: "reasoning_content"}
 class ChoiceReader:
     """
     Args:
-        job_id, choice: what a call's id is made of, beside its place.
+        job_id, choice: the ids of the calls derive from them and from each call's index.
     """
 
     def __init__(self, reading: Reading, job_id: str, choice: int) -> None:
         self._reading = reading
         self._place = f"{job_id} {choice}"
-        self._thoughts = _reader(REASONING_PARSERS.get(reading.reasoning or ""), reading)
+        self._reasoning = _reader(REASONING_PARSERS.get(reading.reasoning or ""), reading)
         self._calls = _reader(TOOL_PARSERS.get(reading.tools or ""), reading)
         self._num_calls = 0
         self._arguments: list[str] = []
-        """Of the call that came last."""
+        """The arguments of the last call."""
         self._held: list[Piece] = []
-        """A call that is not complete, where only whole ones are passed on."""
+        """The pieces of a call that is not complete, if only whole calls are returned."""
 
     def feed(self, text: str) -> dict[str, Any]:
-        """What some more text adds to the message, as a stream's ``delta``."""
-        pieces = self._thoughts.feed(text) if self._thoughts is not None else [_content(text)]
-        return self._delta(self._without_calls(pieces))
+        """Return what more text adds to the message, as a stream's ``delta``."""
+        pieces = self._reasoning.feed(text) if self._reasoning is not None else [_content(text)]
+        return self._delta(self._with_calls(pieces))
 
     def end(self) -> dict[str, Any]:
-        """What the text's end adds to it."""
-        thoughts = self._thoughts.end() if self._thoughts is not None else []
-        pieces = self._without_calls(thoughts)
+        """Return what the end of the text adds to the message."""
+        rest = self._reasoning.end() if self._reasoning is not None else []
+        pieces = self._with_calls(rest)
         pieces = [*pieces, *(self._whole(self._calls.end()) if self._calls is not None else ())]
         return self._delta([*pieces, *self._released()])
 
     def finish_reason(self, reason: str | None) -> str | None:
-        """OpenAI's: ``stop`` becomes ``tool_calls``, but not where the request named the function, nor where
-        the last call broke off."""
+        """Return OpenAI's finish reason: ``tool_calls`` instead of ``stop``, unless the request named the
+        function or the last call is incomplete."""
         is_called = self._num_calls > 0 and self._reading.tools != NAMED and is_json("".join(self._arguments))
         return "tool_calls" if reason == "stop" and is_called else reason
 
-    def _without_calls(self, pieces: Iterable[Piece]) -> list[Piece]:
-        """With what stands in the content told apart too."""
+    def _with_calls(self, pieces: Iterable[Piece]) -> list[Piece]:
+        """Split the content into content and calls."""
         found = []
         for piece in pieces:
             if self._calls is not None and piece.kind is Kind.CONTENT:
@@ -66,7 +66,7 @@ class ChoiceReader:
         return found
 
     def _whole(self, pieces: Iterable[Piece]) -> list[Piece]:
-        """With each call held back until it is complete, if the reading says so."""
+        """Hold each call back until it is complete, if the reading asks for whole calls."""
         if not self._reading.whole_calls:
             return list(pieces)
         found: list[Piece] = []
@@ -78,7 +78,7 @@ class ChoiceReader:
         return found
 
     def _released(self) -> list[Piece]:
-        """The call that was held back; text, if its arguments do not parse."""
+        """Return the call that was held back, as content if its arguments are not JSON."""
         held, self._held = self._held, []
         if is_json("".join(piece.text for piece in held if piece.kind is Kind.ARGUMENTS)):
             return held
@@ -109,14 +109,14 @@ class ChoiceReader:
             calls.append({"index": index, "function": {"arguments": text}})
 
     def _id(self, index: int) -> str:
-        """The same whoever shows it."""
-        spelled = hashlib.sha256(f"{self._place} {index}".encode()).hexdigest()
+        """Return the id of a call; all readers of a job return the same."""
+        digest = hashlib.sha256(f"{self._place} {index}".encode()).hexdigest()
         num_chars = self._calls.id_chars if self._calls is not None else None
-        return f"call_{spelled[:_ID_CHARS]}" if num_chars is None else spelled[:num_chars]
+        return f"call_{digest[:_ID_CHARS]}" if num_chars is None else digest[:num_chars]
 
 
 def joined(deltas: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The fields of a message that was told in these pieces."""
+    """Return the fields of the message that consists of these deltas."""
     message: dict[str, Any] = {}
     calls: list[dict[str, Any]] = []
     for delta in deltas:
@@ -131,13 +131,13 @@ def joined(deltas: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def special_tokens(reading: Reading) -> list[str]:
-    """Those that its text must keep."""
+    """Return the special tokens that the text must keep to be read."""
     parsers = (TOOL_PARSERS.get(reading.tools or ""), REASONING_PARSERS.get(reading.reasoning or ""))
     return [token for parser in parsers if parser is not None for token in parser.special_tokens]
 
 
 def _reader(parser: type[TextReader] | None, reading: Reading) -> TextReader | None:
-    """None for what is not asked for, and for what a newer version calls so."""
+    """Return None if the reading has no parser, or one that only newer versions know."""
     return None if parser is None else parser(reading.names)
 
 

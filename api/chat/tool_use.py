@@ -71,7 +71,7 @@ class ToolUse:
 
     @property
     def offered(self) -> list[dict[str, Any]] | None:
-        """The tools that the model is told of."""
+        """The tools that the model learns of; None if it must not call any."""
         if self.mode == "none":
             return None
         return [

@@ -52,8 +52,8 @@ def invalid_request(error: ValidationError, *, with_value: bool = True) -> Inval
     if param is None:
         return InvalidRequest(f"{message[0].upper()}{message[1:]}.")
     given = repr(first["input"])
-    shown = given if len(given) <= 80 else given[:77] + "..."
-    got = f" (got {shown})" if with_value else ""
+    shortened = given if len(given) <= 80 else given[:77] + "..."
+    got = f" (got {shortened})" if with_value else ""
     return InvalidRequest(f"{param}: {message[0].lower()}{message[1:]}{got}.", param=param)
 
 

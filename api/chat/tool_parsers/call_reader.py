@@ -1,7 +1,7 @@
-"""CallReader: calls written as JSON objects, ``{"name": ..., "arguments": {...}}``, wherever they stand.
+"""CallReader: reads calls that are JSON objects, ``{"name": ..., "arguments": {...}}``.
 
-The arguments are passed on as the model writes them. Where the name does not come first the object is waited
-for; what turns out to be no call stays the text that it is.
+It returns arguments while the model writes them. If the name does not come first, it waits for the whole
+object. An object that is not a call stays content.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _MAX_OPENING: Final = 64
 
 class CallReader(TextReader):
     openings: ClassVar[tuple[str, ...]] = (_FENCE,)
-    """What may stand before calls without a tag of the notation's own, of _CLOSING."""
+    """Keys of _CLOSING that may come before calls, in addition to the notation's own tag."""
 
     def _bare_calls(self) -> Waiting:
-        """Reads calls that the rest begins with. False: there are none, and nothing was taken."""
+        """Read the calls at the start of the rest. Return False, and take nothing, if there are none."""
         has_found = False
         opening, at = yield from self._opening()
         while (yield from self._calls(at)):
@@ -42,8 +42,9 @@ class CallReader(TextReader):
         return has_found
 
     def _text_of_calls(self, *, fenced_only: bool = False) -> Iterator[None]:
-        """Reads a text that as a whole is calls of functions that there are, bare or fenced: models write so
-        whatever their template says. It is held back until then; any other text stays content."""
+        """Read a whole text that consists of calls of known tools, bare or fenced. Models write such texts
+        even if their template asks for another notation. The text is held back to its end; any other text
+        stays content."""
         opening, _ = yield from self._opening()
         if fenced_only and not opening:
             return
@@ -58,7 +59,7 @@ class CallReader(TextReader):
         self._is_holding = False
 
     def _opening(self) -> Generator[None, None, tuple[str, int]]:
-        """What the rest opens with before a call, and where it ends."""
+        """Return the opening that the rest has before a call, and its end."""
         while True:
             found = _OPENING.match(self._rest)
             opening = "" if found is None else found[1] or found[2]
@@ -73,8 +74,8 @@ class CallReader(TextReader):
             yield
 
     def _calls(self, at: int, *, of_any_name: bool = False) -> Waiting:
-        """Reads a call, or a list of them, from a place in the rest on; what stands before it is markup.
-        False: there is none, and nothing was taken."""
+        """Read a call, or a list of calls, at a place in the rest. The characters before it are markup.
+        Return False, and take nothing, if there is none."""
         token, end = yield from self._token(at)
         if token != "[":
             return token == "{" and (yield from self._call(end, of_any_name))
@@ -89,7 +90,7 @@ class CallReader(TextReader):
         return True
 
     def _call(self, at: int, of_any_name: bool) -> Waiting:
-        """One call, from behind its opening brace on."""
+        """Read one call after its opening brace."""
         key, end = yield from self._key(at)
         if key not in _FIRST_KEYS:
             return False
@@ -113,7 +114,7 @@ class CallReader(TextReader):
         return True
 
     def _key(self, at: int) -> Generator[None, None, tuple[str, int]]:
-        """The key that comes next with its colon, and where that ends; "" where none comes."""
+        """Return the next key and the end of its colon; "" if there is no key."""
         key, end = yield from self._token(at)
         colon, end = (yield from self._token(end)) if key.startswith('"') else ("", end)
         return (_text(key) if colon == ":" else ""), end
@@ -123,7 +124,7 @@ class CallReader(TextReader):
         self._take_as(count, Kind.CALL, name)
 
     def _arguments(self) -> Iterator[None]:
-        """The value that the rest begins with."""
+        """Read the value at the start of the rest."""
         yield from self._skip_blanks()
         if self._rest[:1] in ("{", "["):
             yield from self._value(Kind.ARGUMENTS)
@@ -141,7 +142,7 @@ class CallReader(TextReader):
             yield
 
     def _quoted(self) -> Iterator[None]:
-        """Arguments as JSON within a string, as OpenAI has them: waited for, and taken out."""
+        """Read arguments that are JSON in a string, as in OpenAI's API, after waiting for its end."""
         scan = JsonScan()
         count = 0
         while True:
@@ -152,7 +153,7 @@ class CallReader(TextReader):
             yield
 
     def _word(self) -> Iterator[None]:
-        """A number or the like, up to where the value must have ended."""
+        """Read a number, ``true``, ``false`` or ``null``, up to the character that ends it."""
         while True:
             count = next((i for i, char in enumerate(self._rest) if char in ",}] \t\r\n<"), -1)
             if count >= 0 or self._has_ended:
@@ -162,7 +163,7 @@ class CallReader(TextReader):
             yield
 
     def _tail(self) -> Iterator[None]:
-        """The rest of the object behind the arguments, as far as it is one."""
+        """Read the object to its end after the arguments, as far as it is valid."""
         while not (yield from self._skip("}")):
             token, end = yield from self._token(0)
             key, end = (yield from self._key(end)) if token == "," else ("", end)
@@ -185,7 +186,7 @@ class CallReader(TextReader):
             yield
 
     def _whole_call(self, at: int, of_any_name: bool) -> Waiting:
-        """A call whose arguments stand before its name, or within ``function``."""
+        """Read a call whose arguments come before its name, or that is inside ``function``."""
         scan = JsonScan()
         scan.feed("{")
         end = at
@@ -205,7 +206,7 @@ class CallReader(TextReader):
 
 
 def _arguments_of(pieces: Iterable[Piece]) -> list[str]:
-    """Of each call, as far as they have come."""
+    """Return the arguments of each call, as far as they have arrived."""
     found: list[str] = []
     for piece in pieces:
         if piece.kind is Kind.CALL:
@@ -224,21 +225,21 @@ def is_json(text: str) -> bool:
 
 
 def _text(token: str) -> str:
-    """A JSON string's meaning; "" where it has none."""
+    """Return the value of a JSON string; "" if it is invalid."""
     try:
         value = json.loads(token, strict=False)
     except ValueError:
         return ""
-    return _sayable(value) if isinstance(value, str) else ""
+    return _encodable(value) if isinstance(value, str) else ""
 
 
-def _sayable(text: str) -> str:
-    """JSON can escape half a character, which no answer can hold."""
+def _encodable(text: str) -> str:
+    """Replace lone surrogates, which JSON can escape but UTF-8 cannot represent."""
     return text.encode("utf-8", errors="replace").decode()
 
 
 def _as_call(text: str) -> tuple[str, str] | None:
-    """Name and arguments of an object that is a call."""
+    """Return name and arguments if the object is a call."""
     try:
         value = json.loads(text, strict=False)
         if isinstance(value.get("function"), Mapping):
@@ -246,8 +247,8 @@ def _as_call(text: str) -> tuple[str, str] | None:
         name = value.get("name") or value.get("function")
         arguments: Any = next((value[key] for key in _ARGUMENTS if value.get(key) is not None), {})
         if not isinstance(arguments, str):
-            # With its escapes: half a character stays one.
+            # json.dumps keeps escapes, and with them lone surrogates.
             arguments = json.dumps(arguments)
     except (ValueError, RecursionError):
         return None
-    return (_sayable(name), _sayable(arguments)) if isinstance(name, str) and name else None
+    return (_encodable(name), _encodable(arguments)) if isinstance(name, str) and name else None

@@ -1,4 +1,4 @@
-"""Calls that the grammar demanded, of any model: the text is JSON and nothing else."""
+"""Calls that a grammar enforces, for any model: the text is only JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pagefleet.api.chat.tool_parsers.text_reader import Kind
 
 
 class NamedReader(CallReader):
-    """The text is the arguments of the one function that was named."""
+    """The text is the arguments of the function that the request named."""
 
     def _read(self) -> Iterator[None]:
         while not self._rest:

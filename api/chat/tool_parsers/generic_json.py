@@ -1,4 +1,4 @@
-"""Any model that was told in words: the text begins with a call or a list of them, bare, fenced or tagged."""
+"""Any model that a system message asks for JSON: the text starts with calls, bare, fenced or tagged."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Hermes and Qwen: ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, anywhere, any number;
-or the same JSON as the whole text, without tags."""
+"""Hermes and Qwen: ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, any number of times anywhere
+in the text; or the same JSON without tags as the whole text."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ class HermesReader(CallReader):
             if not (yield from self._calls(mark.end, of_any_name=True)):
                 self._take(mark.end, Kind.CONTENT)
                 continue
-            # Some write several calls between one pair of tags.
+            # Some models write several calls between one pair of tags.
             while not (yield from self._skip(_CLOSE)) and (yield from self._calls(0, of_any_name=True)):
                 pass

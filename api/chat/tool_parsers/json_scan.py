@@ -1,4 +1,4 @@
-"""JsonScan: where a JSON value ends, found while it comes."""
+"""JsonScan: finds the end of a JSON value while its text arrives."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ _INSIDE: Final = re.compile(r'["\\]')
 
 
 class JsonScan:
-    """Counts brackets outside of strings; a string by itself is a value too. Any text is scanned: whether it
-    is JSON is not asked."""
+    """Counts brackets outside strings. A string alone is a value too. The text need not be valid JSON."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -20,7 +19,7 @@ class JsonScan:
         self.has_ended = False
 
     def feed(self, text: str) -> int:
-        """How many of these characters belong to the value."""
+        """Return how many of these characters belong to the value."""
         at = 0
         while at < len(text) and not self.has_ended:
             if self._escaped:

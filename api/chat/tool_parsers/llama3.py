@@ -1,5 +1,5 @@
-"""Llama 3: ``{"name": ..., "parameters": {...}}`` as the whole text, several with ``;`` between them, or
-behind ``<|python_tag|>``, which is no text for anybody."""
+"""Llama 3: ``{"name": ..., "parameters": {...}}``, several separated by ``;``, as the whole text or after
+``<|python_tag|>``, which is not part of the message."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Llama3Reader(CallReader):
         yield from self._text_of_calls(fenced_only=True)
         is_tagged = False
         while True:
-            # Without the tag an object is a call only where it names a function that there is.
+            # Without the tag an object is a call only if it names a known tool.
             is_tagged = (yield from self._skip(_TAG)) or is_tagged
             if (yield from self._calls(0, of_any_name=is_tagged)):
                 yield from self._skip(";")

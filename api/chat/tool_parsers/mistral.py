@@ -1,6 +1,6 @@
 """Mistral: ``[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]``, and since Tekken v11
-``[TOOL_CALLS]name{...}``, with ``[CALL_ID]...`` and ``[ARGS]`` in between where the model likes; or the
-first of these as the whole text, without a tag."""
+``[TOOL_CALLS]name{...}``, optionally with ``[CALL_ID]...`` and ``[ARGS]`` in between; or the JSON of the
+first form without a tag as the whole text."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class MistralReader(CallReader):
                 self._take(mark.end, Kind.MARKUP)
 
     def _head(self, at: int) -> Generator[None, None, tuple[str, int]]:
-        """A function's name and where its arguments' brace stands; "" where there is none."""
+        """Return the function's name and the place of its arguments' brace; "" if there is none."""
         while True:
             brace = self._rest.find("{", at, at + _MAX_HEAD)
             if brace >= 0:

@@ -1,10 +1,10 @@
-"""TextReader: a model's text as it grows, told apart piece by piece.
+"""TextReader: splits a model's text into content, reasoning and tool calls while it grows.
 
-What has been said of a text is a function of the text so far alone, never of the pieces in which it came: a
-stream that was cut anywhere goes on identically once its text has been read again. Nothing is lost: the
-pieces' ``raw`` texts, joined, are the text.
+The result depends only on the text so far, not on the chunks in which it arrived. So after an interruption a
+new reader of the same text continues with the same pieces. Nothing is lost: the ``raw`` texts of all pieces,
+joined, are the text.
 
-    text so far   [ told ............ | rest ]      rest may still turn out to be one thing or another
+    text so far   [ returned ........ | rest ]      the rest is not decided yet
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from typing import ClassVar, Final, NamedTuple
 _TOKEN: Final = re.compile(r'\s*([{}\[\]:,]|"[^"\\]*(?:\\.[^"\\]*)*")', re.DOTALL)
 _MAYBE_TOKEN: Final = re.compile(r'\s*("[^"\\]*(?:\\.[^"\\]*)*\\?)?', re.DOTALL)
 _MAX_TOKEN: Final = 512
-"""Characters of a name or a key, at most."""
+"""Maximum characters of a name or a key."""
 _MAX_BLANKS: Final = 512
-"""That are held back because a mark may follow."""
+"""Maximum blanks that are held back because a mark may follow."""
 
 Waiting = Generator[None, None, bool]
-"""Yields where more text is needed."""
+"""Yields when it needs more text."""
 
 
 class Kind(Enum):
     CONTENT = auto()
     REASONING = auto()
     CALL = auto()
-    """A call begins; the text is the function's name."""
+    """A call begins. The text is the function's name."""
     ARGUMENTS = auto()
-    """Some of the arguments of the call that began last."""
+    """A part of the last call's arguments."""
     MARKUP = auto()
-    """Says what the others are, and is nobody's to read."""
+    """Separates the other kinds; not part of the message."""
 
 
 class Piece(NamedTuple):
     kind: Kind
     text: str
     raw: str
-    """As the model wrote it."""
+    """What the model wrote."""
 
 
 class Mark(NamedTuple):
-    """A mark that was found in the rest: blanks stand before it from ``begin`` on."""
+    """A mark in the rest: blanks from ``begin``, then the mark up to ``end``."""
 
     begin: int
     end: int
@@ -55,15 +55,15 @@ class Mark(NamedTuple):
 class TextReader(ABC):
     """
     Args:
-        names: of the functions that there are.
+        names: the names of the tools.
     """
 
     special_tokens: ClassVar[tuple[str, ...]] = ()
-    """Which of them the text must keep to be read."""
+    """Special tokens that the text must keep for this reader."""
     template_marks: ClassVar[tuple[str, ...]] = ()
     """Texts of which a chat template has at least one if its model uses this notation."""
     id_chars: ClassVar[int | None] = None
-    """How long a call's id must be, where the model's template minds."""
+    """The length of a call's id, if the model's template requires one."""
 
     def __init__(self, names: Sequence[str] = ()) -> None:
         self.names = frozenset(names)
@@ -71,28 +71,28 @@ class TextReader(ABC):
         self._has_ended = False
         self._has_called = False
         self._is_holding = False
-        """What is read is not passed on yet: it may turn out to be something else."""
+        """Pieces are not returned yet, because they may become something else."""
         self._pieces: list[Piece] = []
         self._steps = self._run()
 
     @classmethod
-    def is_shown_in(cls, template: str) -> bool:
+    def is_used_by(cls, template: str) -> bool:
         """Return whether a chat template shows that its model uses this notation."""
         return any(mark in template for mark in cls.template_marks)
 
     def feed(self, text: str) -> list[Piece]:
-        """What has become certain with some more text."""
+        """Return the pieces that more text decides."""
         self._rest += text
         return self._advance()
 
     def end(self) -> list[Piece]:
-        """All that is left: no more text comes."""
+        """Return the remaining pieces: the text has ended."""
         self._has_ended = True
         return self._advance()
 
     @abstractmethod
     def _read(self) -> Iterator[None]:
-        """Reads a text from its first character; yields where it needs more. What it leaves is content."""
+        """Read the text from its first character; yield to get more. What it leaves unread is content."""
 
     def _run(self) -> Iterator[None]:
         yield from self._read()
@@ -113,13 +113,17 @@ class TextReader(ABC):
             self._pieces.append(Piece(kind, "" if kind is Kind.MARKUP else raw, raw))
 
     def _take_as(self, count: int, kind: Kind, text: str) -> None:
-        """Other words than the model's."""
+        """Take characters with a different text than the model wrote."""
         raw, self._rest = self._rest[:count], self._rest[count:]
         self._pieces.append(Piece(kind, text, raw))
 
     def _pass_until(self, *marks: str, kind: Kind = Kind.CONTENT) -> Generator[None, None, Mark | None]:
-        """Passes on what stands before the first of these marks but for the blanks next to it, which stay in
-        the rest with it. None: all has been passed on, and the text has ended."""
+        """Take everything before the first of these marks, except the blanks next to it.
+
+        Returns:
+            The mark, which stays in the rest with its blanks. None if the text ended without one; then
+            everything is taken.
+        """
         while True:
             places = [(at, mark) for mark in marks if (at := self._rest.find(mark)) >= 0]
             if places:
@@ -135,13 +139,13 @@ class TextReader(ABC):
             yield
 
     def _blanks_before(self, at: int) -> int:
-        """Where the blanks before a place in the rest begin: of very many the last ones, so that no text
-        costs more than its length."""
+        """Return the start of the blanks before a place in the rest. Only the last ones count if there are
+        many, so that the time is linear in the text."""
         begin = max(0, at - _MAX_BLANKS)
         return begin + len(self._rest[begin:at].rstrip())
 
     def _skip(self, *marks: str) -> Waiting:
-        """Takes blanks and one of these marks, where they come next."""
+        """Take blanks and one of these marks, if they come next."""
         while True:
             rest = self._rest.lstrip()
             for mark in marks:
@@ -160,8 +164,8 @@ class TextReader(ABC):
             yield
 
     def _token(self, at: int) -> Generator[None, None, tuple[str, int]]:
-        """JSON's next bracket, sign or string from a place in the rest on, and where it ends; "" where
-        something else stands there."""
+        """Return the next JSON bracket, sign or string after a place in the rest, and its end. Return "" if
+        something else comes next."""
         while True:
             found = _TOKEN.match(self._rest, at)
             if found is not None and found.end() - at <= _MAX_TOKEN:
@@ -173,6 +177,6 @@ class TextReader(ABC):
 
 
 def _num_begun(text: str, marks: Sequence[str]) -> int:
-    """How many characters at the text's end may be the beginning of a mark."""
+    """Return how many characters at the end of the text may be the beginning of a mark."""
     beginnings = (count for mark in marks for count in range(1, len(mark)) if text.endswith(mark[:count]))
     return max(beginnings, default=0)
