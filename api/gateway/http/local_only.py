@@ -43,7 +43,8 @@ class LocalOnly:
             return ApiError(
                 403,
                 f"Host `{host[:_MAX_CHARS]}` is not allowed: without API keys the gateway accepts local host "
-                "names only. Create keys with `pagefleet keys add`, or set gateway_open.",
+                "names only. Set gateway_keys_file or gateway_keys_redis (see `pagefleet keys add`), or "
+                "gateway_open.",
                 code="unknown_host",
             )
         if origin is None or origin in self._origins or is_local(_origin_host(origin)):
