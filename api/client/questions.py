@@ -121,7 +121,7 @@ class PendingQuestion:
             )
         if num_waiting >= MAX_WAITING:
             raise QueueFull(
-                f"{num_waiting} questions to {self._card.name} are waiting, its limit; try again later."
+                f"Model {self._card.name} has {num_waiting} waiting questions, its limit; try again later."
             )
 
     def put(self, pipeline: Any) -> None:
