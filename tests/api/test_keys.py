@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from pagefleet.api import InvalidRequest, queue_name
 from pagefleet.api.contract import keys
 
+ROOT = Path(__file__).parents[2]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
@@ -96,3 +99,19 @@ def test_each_worker_has_its_own_ledger_of_unacknowledged_messages():
         "unacked_mutex_key": "pf:unacked-mutex:w1",
     }
     assert not set(keys.unacked("w1").values()) & set(keys.unacked("w2").values())
+
+
+def test_no_other_module_spells_a_name():
+    """The Lua scripts cannot import: they may only name families of keys that exist."""
+    own = ROOT / "api" / "contract" / "keys.py"
+    for path in [each for folder in ("api", "workers") for each in (ROOT / folder).rglob("*.py")]:
+        found = [
+            node.value
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        spelled = [text for text in found if re.match(r"pf:[a-z-]*:?\Z|pf:[a-z-]+:?[^\s]*\Z", text)]
+        assert not spelled or path == own, (path, spelled)
+    families = set(re.findall(r"\{PREFIX\}([a-z-]+:)", own.read_text()))
+    for path in (ROOT / "api" / "protocol" / "scripts").glob("*.lua"):
+        assert set(re.findall(r"'pf:([a-z-]+:)", path.read_text())) <= families, path

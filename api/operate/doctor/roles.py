@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from pagefleet.api.contract import keys
+
 
 class Role(NamedTuple):
     """The rights of one kind of user.
@@ -47,50 +49,56 @@ _MONITOR: Final = _words(
 )
 PLACEHOLDER: Final = "doctor"
 """An id of a job, model or worker that does not exist."""
+_QUEUE: Final = keys.queue(PLACEHOLDER, "interactive")
 _KNOWN_BY_ALL: Final = (
-    ("SMEMBERS", "pf:models"),
-    ("GET", "pf:model:doctor"),
-    ("ZRANGE", "pf:workers", "0", "0"),
-    ("GET", "pf:lease:doctor"),
-    ("ZCARD", "pf:open:doctor"),
-    ("ZCARD", "pf:dead"),
-    ("LLEN", "pagefleet.doctor"),
+    ("SMEMBERS", keys.MODELS),
+    ("GET", keys.model(PLACEHOLDER)),
+    ("ZRANGE", keys.WORKERS, "0", "0"),
+    ("GET", keys.lease(PLACEHOLDER)),
+    ("ZCARD", keys.open_jobs(PLACEHOLDER)),
+    ("ZCARD", keys.DEAD),
+    ("LLEN", _QUEUE),
 )
 _QUEUES: Final = (
-    ("SMEMBERS", "_kombu.binding.pagefleet.doctor"),
-    # The queue names of the previous version: keys.queues.
-    ("LLEN", "doctor.interactive"),
-    ("LLEN", "doctor.batch"),
+    ("SMEMBERS", f"_kombu.binding.{_QUEUE}"),
+    *(("LLEN", name) for lane in keys.LANES for name in keys.queues(PLACEHOLDER, lane)[1:]),
 )
+"""Workers also read the queues of the previous version."""
 _JOBS: Final = (
-    ("HGET", "pf:job:doctor", "state"),
-    ("GET", "pf:deleted:doctor"),
-    ("LLEN", "pf:log:doctor"),
-    ("ZCARD", "pf:tenant:doctor"),
-    ("ZCARD", "pf:stored:doctor"),
-    ("HGET", "pf:stored-bytes:doctor", "total"),
-    ("HGET", "pf:rate:doctor", "requests"),
-    ("ZCARD", "pf:recent:doctor"),
-    ("LLEN", "pf:questions:doctor"),
-    ("GET", "pf:question:doctor"),
-    ("BLPOP", "pf:answer:doctor", "0.01"),
-    ("GET", "celery-task-meta-doctor"),
+    ("HGET", keys.job(PLACEHOLDER), "state"),
+    ("GET", keys.deleted(PLACEHOLDER)),
+    ("LLEN", keys.log(PLACEHOLDER)),
+    ("ZCARD", keys.tenant_jobs(PLACEHOLDER, PLACEHOLDER)),
+    ("ZCARD", keys.stored_jobs(PLACEHOLDER)),
+    ("HGET", keys.stored_bytes(PLACEHOLDER), "total"),
+    ("HGET", keys.rate(PLACEHOLDER), "requests"),
+    ("ZCARD", keys.recent_jobs(PLACEHOLDER)),
+    ("LLEN", keys.questions(PLACEHOLDER)),
+    ("GET", keys.question(PLACEHOLDER)),
+    ("BLPOP", keys.answer(PLACEHOLDER), "0.01"),
+    ("GET", keys.result(PLACEHOLDER)),
     ("GET", "celery-taskset-meta-doctor"),
 )
-_API_KEYS: Final = ("HGET", "pf:keys", "stamp")
-_REPLIES: Final = ("pf:reply:doctor", "pf:job-events:doctor", "celery-task-meta-doctor")
+_API_KEYS: Final = ("HGET", keys.API_KEYS, keys.API_KEYS_STAMP)
+_UNACKED: Final = ("HLEN", keys.unacked(PLACEHOLDER)["unacked_key"])
+_CLIENT: Final = keys.client(PLACEHOLDER)
+_REPLIES: Final = (
+    keys.reply_channel(PLACEHOLDER),
+    keys.job_channel(PLACEHOLDER),
+    keys.result(PLACEHOLDER),
+)
 _EVENTS: Final = "/{db}.celeryev/doctor"
 _CONTROL: Final = "/{db}.celery.pidbox"
 
 ROLES: Final[Mapping[str, Role]] = {
     "worker": Role(
-        "pf:client:doctor",
+        _CLIENT,
         _WORKER,
-        (*_KNOWN_BY_ALL, *_QUEUES, *_JOBS, _API_KEYS, ("HLEN", "pf:unacked:doctor")),
+        (*_KNOWN_BY_ALL, *_QUEUES, *_JOBS, _API_KEYS, _UNACKED),
         (*_REPLIES, _EVENTS, _CONTROL),
     ),
     "producer": Role(
-        "pf:client:doctor", _PRODUCER, (*_KNOWN_BY_ALL, _QUEUES[0], *_JOBS, _API_KEYS), (*_REPLIES, _EVENTS)
+        _CLIENT, _PRODUCER, (*_KNOWN_BY_ALL, _QUEUES[0], *_JOBS, _API_KEYS), (*_REPLIES, _EVENTS)
     ),
     "monitor": Role("celeryev.doctor", _MONITOR, _KNOWN_BY_ALL, (_EVENTS, _CONTROL)),
 }
