@@ -28,14 +28,14 @@ from pagefleet.engine.files.gguf.header import GGUFHeader
 from pagefleet.engine.files.gguf.parts import read_gguf_parts
 from pagefleet.engine.files.gguf.tokenizer import check_gguf_tokenizer
 from pagefleet.engine.files.json_file import read_json_object
-from pagefleet.engine.loading.hub import fetch, fetched_before
+from pagefleet.engine.loading.hub import download, find_downloaded
 from pagefleet.engine.loading.model_cache import (
     default_cache_dir,
     entry_name,
     file_hash,
     get_or_convert,
-    known_hash,
     list_cached,
+    stored_hash,
 )
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -103,7 +103,7 @@ def resolve(model: str, cache_dir: Path | None = None) -> Checkpoint:
     if path.is_dir():
         return _open_folder(path.resolve().name, path, cache_dir)
     if HUB_ID.fullmatch(model):
-        folder = fetch(model, lambda folder: _check_config(model, folder))
+        folder = download(model, lambda folder: _check_config(model, folder))
         return _open_folder(model, folder, cache_dir)
     raise _unknown(model)
 
@@ -129,7 +129,7 @@ def locate(model: str, cache_dir: Path | None = None) -> LocatedModel:
         return LocatedModel(path, _conversion_of(path, cache_dir))
     if not HUB_ID.fullmatch(model):
         raise _unknown(model)
-    folder = fetched_before(model)
+    folder = find_downloaded(model)
     return LocatedModel(folder, folder)
 
 
@@ -226,7 +226,7 @@ def _conversion_of(path: Path, cache_dir: Path | None) -> Path | None:
     except ModelLoadError:
         return None
     # A file whose hash is unknown was never converted.
-    hashes = [known_hash(cache_dir or default_cache_dir(), part) for part in parts]
+    hashes = [stored_hash(cache_dir or default_cache_dir(), part) for part in parts]
     name = _gguf_entry(parts, [each for each in hashes if each is not None])
     return next((each.path for each in list_cached(cache_dir) if each.path.name == name), None)
 

@@ -12,12 +12,12 @@ from typing import Final
 from pagefleet.engine.errors import ModelLoadError, UnknownModelError
 from pagefleet.engine.files.weight_files import WEIGHT_FILE, WEIGHT_INDEX, indexed_paths
 
-__all__ = ["fetch", "fetched_before"]
+__all__ = ["download", "find_downloaded"]
 
 _SMALL_FILES: Final = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 
 
-def fetch(hub_id: str, check: Callable[[Path], None]) -> Path:
+def download(hub_id: str, check: Callable[[Path], None]) -> Path:
     """Return the folder with the model's files, downloading those that are missing.
 
     Without network, or with HF_HUB_OFFLINE set, only files that were downloaded before are used.
@@ -33,7 +33,7 @@ def fetch(hub_id: str, check: Callable[[Path], None]) -> Path:
     return _snapshot(hub_id, [*_SMALL_FILES, *_needed_weights(hub_id, folder)])
 
 
-def fetched_before(hub_id: str) -> Path:
+def find_downloaded(hub_id: str) -> Path:
     """Return the folder of a model that was downloaded before. Raises UnknownModelError if it was not."""
     return _snapshot(hub_id, _SMALL_FILES, local_files_only=True)
 

@@ -110,7 +110,7 @@ def file_hash(cache_dir: Path, path: Path) -> str:
     return digest
 
 
-def known_hash(cache_dir: Path, path: Path) -> str | None:
+def stored_hash(cache_dir: Path, path: Path) -> str | None:
     """Return the hash that `file_hash` has stored for the unchanged file; None if it has not."""
     memo = _memo(cache_dir, path)
     return memo.read_text(encoding="ascii") if memo.is_file() else None

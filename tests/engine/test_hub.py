@@ -77,7 +77,7 @@ def test_a_model_is_checked_before_its_weights_are_fetched_and_only_what_is_need
     assert found["o/single"] == [*small, "weights.safetensors"]
     assert "several weight files" in found["o/several"]
     assert "'MambaForCausalLM' (model_type 'mamba') is not supported" in found["o/foreign"]
-    assert "quantised with 'awq'" in found["o/quantised"]
+    assert "quantization_config with method 'awq'" in found["o/quantised"]
     assert found["o/custom"].startswith("UnsafeCheckpointError")
     assert "no config.json" in found["o/empty"]
     assert weights == {
