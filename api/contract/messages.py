@@ -133,7 +133,7 @@ class GenerateRequest(StoredModel):
         return None if self.messages is None else self.reading or Reading()
 
     @property
-    def lives_alone(self) -> bool:
+    def is_detached(self) -> bool:
         """Whether the job continues without a client."""
         return self.lane == "batch" if self.detached is None else self.detached
 

@@ -68,7 +68,7 @@ def submit(
         "queue": queue,
         "priority": request.priority,
         "channel": channel,
-        "clients": "" if request.lives_alone else client_id,
+        "clients": "" if request.is_detached else client_id,
     }
     if request.result_ttl_s is not None:
         fields["ttl"] = request.result_ttl_s * 1000

@@ -83,7 +83,7 @@ class FakeJob:
 
     def remove(self, reader: FakeReader) -> None:
         self.readers.remove(reader)
-        if not self.readers and not reader.keeps_running and not self.prepared.request.lives_alone:
+        if not self.readers and not reader.keeps_running and not self.prepared.request.is_detached:
             self.cancel()
 
     def expire(self) -> None:

@@ -93,7 +93,7 @@ def test_a_lane(ask, jobs):
     """Its jobs live as long as their client all the same."""
     reply = ask(lane="batch").post(CHAT, json=BODY)
     request = jobs.read(reply.json()["id"]).request()
-    assert (request.lane, request.tenant, request.lives_alone) == ("batch", "acme", False)
+    assert (request.lane, request.tenant, request.is_detached) == ("batch", "acme", False)
 
 
 def test_open_jobs_are_counted_by_the_queue(ask, ghost):
