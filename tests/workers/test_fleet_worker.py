@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -328,3 +329,28 @@ def test_a_late_step_of_a_lost_attempt_does_not_meet_the_next(store):
     assert record.result().token_ids == [null_token(7, 0, at) for at in range(60)]
     assert not worker.pipeline.held
     leave(worker)
+
+
+def test_a_batch_job_that_is_being_released_counts_until_redis_answers(store, worker, monkeypatch):
+    """BatchPreemption asks every 0.1 s. A slow RELEASE must not cost a second batch job its place."""
+    messages = {}
+    for job_id in ("first", "second"):
+        messages[job_id] = submit(store, worker, job_id, lane="batch", max_tokens=4000)
+        worker.put(messages[job_id])
+        assert messages[job_id].answers.get(timeout=20)[0] == "started"
+    release, is_called, may_go_on = worker._store.release, threading.Event(), threading.Event()
+
+    def slow_release(*args):
+        is_called.set()
+        assert may_go_on.wait(20)
+        return release(*args)
+
+    monkeypatch.setattr(worker._store, "release", slow_release)
+    assert worker.pipeline.release_batch_jobs(1) == 1
+    assert is_called.wait(20)
+    worker.pipeline.release_batch_jobs(1)
+    may_go_on.set()
+    assert messages["second"].last_answer() == ("put back", None)
+    # The commands of the publisher run in order: this one is answered after all releases.
+    assert worker.pipeline.publisher.mark(["unknown"]) == {"unknown"}
+    assert store.read("first").state is JobState.RUNNING

@@ -265,8 +265,10 @@ class Publisher:
             self._end(self._jobs[request_id], JobState.FAILED, "error", error)
 
     def _end(self, job: ActiveJob, state: JobState, reason: str, error: FleetError | None) -> None:
-        self._remove(job)
+        # Removed only after Redis has answered: until then BatchPreemption must see that the job is about to
+        # make room, and must not release another one for it.
         self._endings.end(job, state, reason, error)
+        self._remove(job)
 
     def _release_running(self, job: ActiveJob) -> None:
         if self._jobs.get(job.request_id) is not job:
@@ -274,8 +276,9 @@ class Publisher:
         self._abort(job.request_id)
         self._flush()
         if self._jobs.get(job.request_id) is job:
-            self._remove(job)
+            # Removed afterwards for the same reason as in _end.
             self._endings.release(job)
+            self._remove(job)
 
     def _remove(self, job: ActiveJob) -> None:
         self._jobs.pop(job.request_id, None)
