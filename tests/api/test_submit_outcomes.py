@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -273,7 +274,7 @@ class TestTheCallerIsCancelled:
             wait_until, lambda: states() == [JobState.CANCELLED, JobState.QUEUED], 10
         )
 
-    @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, SoftTimeLimitExceeded])
     def test_the_sync_caller_is_broken_off(self, fleet, store, monkeypatch, error):
         only_left_is_closed(store)
 

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from pagefleet.api.contract.errors import FleetError
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -25,11 +27,12 @@ class Tasks:
         """Return what ``work`` returns.
 
         Args:
-            undo: called if the work is interrupted by Ctrl-C, or by a time limit that a signal enforces.
+            undo: called if the work is interrupted by Ctrl-C, or by a time limit that a signal enforces, as
+                Celery's ``SoftTimeLimitExceeded``. The work itself raises only FleetErrors.
         """
         try:
             return work()
-        except Exception:
+        except FleetError:
             raise
         except BaseException:
             undo(None)
