@@ -103,6 +103,13 @@ class TestNobodyThere:
         assert time.monotonic() - started < BAR_S
         await fleet.close()
 
+    async def test_the_error_of_an_attach_names_the_job(self, nowhere):
+        with FleetClient(settings(nowhere)) as fleet, pytest.raises(RedisUnavailable) as raised:
+            fleet.attach("j")
+        with pytest.raises(RedisUnavailable) as raised_async:
+            await AsyncFleetClient(settings(nowhere)).attach("j")
+        assert (raised.value.job_id, raised_async.value.job_id) == ("j", "j")
+
     @pytest.mark.parametrize(
         "arguments",
         [

@@ -53,8 +53,8 @@ class AsyncFleetClient(AsyncFleet):
         **unknown: Never,
     ) -> AsyncTokenStream:
         check_unknown("attach", unknown)
-        live = await self._opened()
         with naming_job(job_id):
+            live = await self._opened()
             # First of all: the job must not end because its last reader leaves at this moment.
             source = AsyncAttachedSource(live, job_id)
             try:

@@ -54,8 +54,8 @@ class FleetClient(Fleet):
         **unknown: Never,
     ) -> TokenStream:
         check_unknown("attach", unknown)
-        live = self._opened()
         with naming_job(job_id):
+            live = self._opened()
             # First of all: the job must not end because its last reader leaves at this moment.
             source = AttachedSource(live, job_id)
             try:
