@@ -140,6 +140,28 @@ def test_a_client_that_is_first_used_by_threads_at_once_opens_one_connection_eac
         assert len(set(map(id, seen))) == 1
 
 
+def test_one_thread_closes_while_another_calls(null_stack, monkeypatch):
+    fleet = FleetClient(redis_url=null_stack.redis_url)
+    fleet.open()
+    subscriber = fleet._live.subscriber
+    wake = subscriber._wake
+    caller = threading.Thread(target=fleet.models)
+
+    def call_in_between():
+        monkeypatch.setattr(subscriber, "_wake", wake)
+        caller.start()
+        caller.join(0.5)
+        wake()
+
+    monkeypatch.setattr(subscriber, "_wake", call_in_between)
+    closer = threading.Thread(target=fleet.close, daemon=True)
+    closer.start()
+    closer.join(15)
+    caller.join(15)
+    assert not closer.is_alive()
+    fleet.close()
+
+
 SERVICE = """
 import sys
 from celery import Celery

@@ -13,6 +13,7 @@ from pagefleet.api.client.synchronous.subscriber import Subscriber
 from pagefleet.workers.threads.polling import wait_until
 
 CHANNEL = "pf:reply:test"
+NAME = "pagefleet-subscriber"
 
 
 class Beat:
@@ -91,3 +92,47 @@ def test_one_that_is_closed_uses_nothing_any_more(store):
     num_beats = beat.num_beats
     assert subscriber._thread not in threading.enumerate()
     assert beat.num_beats == num_beats
+
+
+def test_one_that_is_closed_lets_a_thread_finish_its_command(store):
+    subscriber = Subscriber(store.settings, CHANNEL, Beat())
+    subscriber.open()
+    pool = subscriber._client.connection_pool
+    get, used = pool.get_connection, []
+
+    def in_use_until_the_thread_has_ended(*args, **options):
+        connection = get(*args, **options)
+        subscriber._thread.join(10)
+        used.append(connection._sock is not None)
+        return connection
+
+    pool.get_connection = in_use_until_the_thread_has_ended
+    subscriber.close()
+    assert used == [True]
+    assert subscriber._thread not in threading.enumerate()
+
+
+def test_one_whose_start_is_interrupted_ends_its_thread(store, monkeypatch):
+    subscriber = Subscriber(store.settings, CHANNEL, Beat())
+
+    def interrupt(event, timeout_s=None):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Event, "wait", interrupt)
+        patch.setattr(threading.Thread, "start", lambda thread: None)
+        with pytest.raises(KeyboardInterrupt):
+            subscriber.open()
+    assert subscriber._closed.is_set()
+
+
+async def test_one_whose_start_is_cancelled_ends_its_task(store):
+    subscriber = AsyncSubscriber(store.settings, CHANNEL, Beat().awaited)
+    opening = asyncio.create_task(subscriber.open())
+    async with asyncio.timeout(10):
+        while not (tasks := [task for task in asyncio.all_tasks() if task.get_name() == NAME]):
+            await asyncio.sleep(0)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert tasks[0].done()

@@ -60,15 +60,17 @@ class AsyncConnections:
 
     async def close(self) -> None:
         """Wait for all work that uses the connections, then close them."""
-        was_open, self._is_open = self._is_open, False
-        await self.subscriber.close()
-        await self.tasks.wait()
-        if was_open:
-            await self._presence.report()
-        await self.questions.close()
-        await self.store.close_connections()
-        self.blocking_store.close_connections()
-        self.app.close()
+        # A call that opens the connections waits until they are closed.
+        async with self._opening:
+            was_open, self._is_open = self._is_open, False
+            await self.subscriber.close()
+            await self.tasks.wait()
+            if was_open:
+                await self._presence.report()
+            await self.questions.close()
+            await self.store.close_connections()
+            self.blocking_store.close_connections()
+            self.app.close()
 
     async def index(self, name: str | None) -> CardIndex:
         """Return the model cards, which may be some seconds old if ``name`` is among them."""

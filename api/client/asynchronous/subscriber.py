@@ -93,14 +93,19 @@ class AsyncSubscriber:
             raise self._failure or RedisUnavailable(
                 f"Redis did not confirm a subscription within {self._settings.connect_timeout_s:g} s."
             ) from None
+        except BaseException:
+            # The caller was cancelled: the next call of open() starts another task.
+            await self.close()
+            raise
 
     async def close(self) -> None:
         self._loop = None
-        task, self._task = self._task, None
+        task = self._task
         while task is not None and not task.done():
             # Repeatedly: redis-py swallows a cancel that arrives at the end of one of its timeouts.
             task.cancel()
             await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
+        self._task = None
         self._ready.clear()
         if self._unfinished:
             await asyncio.wait(self._unfinished)

@@ -61,15 +61,17 @@ class Connections:
 
     def close(self) -> None:
         """Wait for all work that uses the connections, then close them."""
-        was_open, self._is_open = self._is_open, False
-        self.subscriber.close()
-        self.tasks.wait()
-        if was_open:
-            self._presence.report()
-        self.questions.close()
-        self.store.close_connections()
-        self.blocking_store.close_connections()
-        self.app.close()
+        # A call that opens the connections waits until they are closed.
+        with self._opening:
+            was_open, self._is_open = self._is_open, False
+            self.subscriber.close()
+            self.tasks.wait()
+            if was_open:
+                self._presence.report()
+            self.questions.close()
+            self.store.close_connections()
+            self.blocking_store.close_connections()
+            self.app.close()
 
     def index(self, name: str | None) -> CardIndex:
         """Return the model cards, which may be some seconds old if ``name`` is among them."""

@@ -81,12 +81,16 @@ class Subscriber:
         )
         self._thread.start()
         deadline = time.monotonic() + 2 * self._settings.connect_timeout_s
-        while not ready.wait(0.02):
-            if self._failure is not None or time.monotonic() > deadline:
-                self.stop()
-                raise self._failure or RedisUnavailable(
-                    f"Redis did not confirm a subscription within {self._settings.connect_timeout_s:g} s."
-                )
+        try:
+            while not ready.wait(0.02):
+                if self._failure is not None or time.monotonic() > deadline:
+                    raise self._failure or RedisUnavailable(
+                        f"Redis did not confirm a subscription within {self._settings.connect_timeout_s:g} s."
+                    )
+        except BaseException:
+            # Also after Ctrl-C: the next call of open() starts another thread.
+            self.stop()
+            raise
 
     def stop(self) -> None:
         """End the thread soon. Returns at once."""
@@ -99,6 +103,8 @@ class Subscriber:
             self._wake()
         if self._thread is not None and threading.current_thread() is not self._thread:
             self._thread.join()
+        if self._client is not None:
+            _close_idle(self._client)
 
     def stop_with(self, owner: object) -> None:
         """Stop when ``owner`` is garbage collected: the caller dropped the client and all its streams."""
@@ -141,7 +147,7 @@ class Subscriber:
                     backoff.reset()
                 ready.clear()
                 closed.wait(backoff.next_s())
-        client.close()
+        _close_idle(client)
 
     def _listen(self, client: Any, ready: threading.Event, closed: threading.Event) -> None:
         with contextlib.closing(client.pubsub()) as pubsub:
@@ -180,6 +186,12 @@ class Subscriber:
     def _report_abandoned(self) -> None:
         if time.monotonic() >= self._report_at and not self._report():
             self._report_at = time.monotonic() + BEAT_EVERY_S
+
+
+def _close_idle(client: Any) -> None:
+    """Close the connections that no thread uses now. Another thread may be in :meth:`Subscriber._wake`, and
+    redis-py fails with a TypeError if its connection is closed meanwhile."""
+    client.connection_pool.disconnect(inuse_connections=False)
 
 
 def _stop_here(pid: int, subscriber: Subscriber) -> None:
