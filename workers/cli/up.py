@@ -30,7 +30,7 @@ _SHORT_LIFE_S: Final = 10.0
 _MAX_SHORT_LIVES: Final = 3
 
 _USAGE: Final = """
-from pagefleet.api import FleetClient
+from pagefleet import FleetClient
 for chunk in FleetClient().generate("Once upon a time", max_tokens=64):
     print(chunk.text, end="", flush=True)
 """
