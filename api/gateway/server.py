@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import uvicorn
@@ -127,17 +128,32 @@ def _tls(settings: GatewaySettings) -> dict[str, Any]:
         "ssl_keyfile_password": " ",
     }
     if settings.gateway_tls_key_password_file is not None:
-        options["ssl_keyfile_password"] = settings.gateway_tls_key_password_file.read_text().strip()
+        options["ssl_keyfile_password"] = _read_password(settings.gateway_tls_key_password_file)
     if settings.gateway_tls_client_ca is not None:
         options |= {"ssl_ca_certs": settings.gateway_tls_client_ca, "ssl_cert_reqs": ssl.CERT_REQUIRED}
     return options
+
+
+def _read_password(file: Path) -> str:
+    """Raises: ConfigurationError: the file cannot be read or is empty."""
+    try:
+        password = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"gateway_tls_key_password_file: {file}: {error}.") from None
+    if not password:
+        # uvicorn takes an empty password for none, and OpenSSL would ask for it on the terminal.
+        raise ConfigurationError(
+            f"gateway_tls_key_password_file: {file} is empty; write the password of the private key to it."
+        )
+    return password
 
 
 def _load(config: uvicorn.Config, settings: GatewaySettings) -> None:
     """Raises: ConfigurationError: a certificate or key cannot be read."""
     try:
         config.load()
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        # OpenSSL's errors are OSErrors; a password that is too long is a ValueError.
         reason = str(error) or type(error).__name__
         raise ConfigurationError(
             f"gateway_tls_cert: the certificate {settings.gateway_tls_cert}, its key or "

@@ -99,6 +99,22 @@ def test_a_key_that_cannot_be_read_is_named(files):
         serve(GatewaySettings(**without_password, gateway_port=0), lambda url: None)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b" \n", "gateway_tls_key_password_file: .* is empty; write the password"),
+        (b"\xff\xfe", "gateway_tls_key_password_file: .* codec can't decode"),
+        (b"x" * 2000, "gateway_tls_cert: the certificate .*password cannot be longer"),
+        (b"wrong", "gateway_tls_cert: the certificate"),
+    ],
+)
+def test_a_password_file_that_cannot_be_used_is_named(files, tmp_path, content, message):
+    (tmp_path / "password").write_bytes(content)
+    settings = {**files, "gateway_tls_key_password_file": tmp_path / "password"}
+    with pytest.raises(ConfigurationError, match=message):
+        serve(GatewaySettings(**settings, gateway_port=0), lambda url: None)
+
+
 def test_tls_options_without_a_certificate_are_refused(files):
     with pytest.raises(ConfigurationError, match="set gateway_tls_cert too, or remove gateway_tls_key"):
         GatewaySettings.load(gateway_tls_key=files["gateway_tls_key"])
