@@ -222,6 +222,40 @@ def test_a_change_leaves_the_file_to_those_who_could_read_it(tmp_path):
     assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
 
 
+def test_a_key_in_a_linked_file_is_revoked_in_the_file_itself(tmp_path):
+    target, link = KeyFile(tmp_path / "real.json"), KeyFile(tmp_path / "keys.json")
+    _, key = target.add(tenant="acme")
+    link.path.symlink_to(target.path)
+    assert link.revoke(key.key_id) is True
+    assert link.path.is_symlink()
+    assert target.read() == []
+
+
+def test_revoking_in_a_missing_file_creates_nothing(tmp_path):
+    with pytest.raises(ConfigurationError, match="No such file"):
+        KeyFile(tmp_path / "sub" / "keys.json").revoke("1a2b3c4d")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match=r"gateway_keys_file: .*keys\.json: Not a directory\."):
+        KeyFile(tmp_path / "file" / "sub" / "keys.json").add(tenant="acme")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"keys\.json: Invalid JSON"),
+        ('{"keys": [{}]}', r"keys\.json: keys\.0\.key_id: Field required\."),
+    ],
+)
+def test_the_error_of_a_file_names_the_place_if_there_is_one(tmp_path, content, message):
+    (tmp_path / "keys.json").write_text(content)
+    with pytest.raises(ConfigurationError, match=message):
+        KeyFile(tmp_path / "keys.json").read()
+
+
 def test_a_file_that_breaks_changes_nothing(tmp_path, caplog):
     file = KeyFile(tmp_path / "keys.json")
     token, key = file.add(tenant="acme")
@@ -269,5 +303,7 @@ def test_the_commands(tmp_path):
     assert "acme" not in run("list", "--file", file)
     again = CliRunner().invoke(main, ["keys", "revoke", token[3:11], "--file", file])
     assert (again.exit_code, "has no key" in again.output) == (1, True)
+    unnamed = CliRunner().invoke(main, ["keys", "add", "--tenant", "", "--file", file])
+    assert (unnamed.exit_code, "tenant: String should have" in unnamed.output) == (1, True)
     nowhere = CliRunner().invoke(main, ["keys", "list"])
     assert "gateway_keys_file" in nowhere.output

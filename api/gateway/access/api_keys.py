@@ -14,8 +14,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pagefleet.api.contract.errors import ConfigurationError
 from pagefleet.api.contract.keys import Lane
 
 _UNKNOWN_KEY: Final = hashlib.sha256(b"").hexdigest()
@@ -70,7 +71,8 @@ class KeyStore(ABC):
         """Create a key. Return it with its secret, which is not stored, and without.
 
         Raises:
-            ConfigurationError, RedisUnavailable
+            ConfigurationError: a field is wrong, or the store cannot be read or written.
+            RedisUnavailable
         """
         token, key = _new_key(**fields)
         self._add(key)
@@ -102,9 +104,13 @@ def _new_key(**fields: object) -> tuple[str, ApiKey]:
     key_id, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
     token = f"pf-{key_id}-{secret}"
     given = {name: value for name, value in fields.items() if value is not None}
-    return token, ApiKey.model_validate(
-        {**given, "key_id": key_id, "sha256": _hash(token), "created_at": int(time.time())}
-    )
+    given |= {"key_id": key_id, "sha256": _hash(token), "created_at": int(time.time())}
+    try:
+        return token, ApiKey.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ConfigurationError(f"{place}: {first['msg']}.") from None
 
 
 def _hash(token: str) -> str:
