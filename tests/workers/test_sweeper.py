@@ -119,6 +119,21 @@ def test_ended_and_forgotten_jobs_leave_the_ledger(store, sweeper):
     assert store.redis.ttl(keys.job("ended")) > 0
 
 
+def test_a_fault_tells_a_lost_job_from_a_dead_letter(store, app):
+    faults = []
+    sweeper = Sweeper(store, app, [QUEUE], grace_s=0.0, on_fault=lambda *fault: faults.append(fault))
+    for job_id in ("gone", "unreadable"):
+        submit(store, job_id)
+    store.redis.delete(keys.job("gone"))
+    store.redis.hset(keys.job("unreadable"), "state", "?")
+    sweeper.sweep()
+    assert sorted(faults) == [
+        ("a job becomes a dead letter", "the data of job unreadable cannot be read"),
+        ("an open job is removed from its ledger", "the data of job gone is gone"),
+    ]
+    assert store.dead_letters() == ["unreadable"]
+
+
 def test_a_real_worker_runs_what_was_never_sent(null_stack):
     with FleetClient(redis_url=null_stack.redis_url) as fleet:
         fleet.models()

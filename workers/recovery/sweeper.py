@@ -146,9 +146,12 @@ class Sweeper:
     def _condemn(self, queue: str, job: OpenJob) -> None:
         """Remove a ledger entry without a hash; make a job whose hash cannot be read a dead letter."""
         if self._store.condemn(job.job_id, queue, only_missing=job.is_gone):
-            what = "is gone" if job.is_gone else "cannot be read"
-            self._on_fault("an open job is removed from its ledger", f"the data of job {job.job_id} {what}")
-            if not job.is_gone:
+            if job.is_gone:
+                self._on_fault(
+                    "an open job is removed from its ledger", f"the data of job {job.job_id} is gone"
+                )
+            else:
+                self._on_fault("a job becomes a dead letter", f"the data of job {job.job_id} cannot be read")
                 self._on_dead_letter()
             with contextlib.suppress(ProtocolError):
                 self._closer.close(job.job_id, queue)
