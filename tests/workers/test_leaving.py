@@ -81,7 +81,7 @@ def test_up_says_how_to_use_it_and_ctrl_c_drains(server_binary, tmp_path, monkey
     finally:
         process.kill()
     assert process.returncode == 0, output
-    assert "from pagefleet.api import FleetClient" in output
+    assert "from pagefleet import FleetClient" in output
     assert "redis://:***@127.0.0.1:" in output
     assert str(tmp_path / "redis_url") in output
     assert output.rstrip().endswith("stopped")
