@@ -17,31 +17,39 @@ SUBSCRIBER_FAILED: Final = "the subscriber failed; until it listens again, strea
 class Routes:
     """Delivers events by job id. The subscriber dispatches while other threads add and remove.
 
-    There is no lock, since a fork could leave it held in the child. If two threads add a route for the same
-    job at the same moment, one of them may be lost. Its stream then reads the log.
+    There is no lock, since a fork could leave it held in the child, and a finalizer may call :meth:`remove`
+    at any line. Each step on a dictionary is atomic. What another thread does between two steps is found
+    afterwards and repaired.
     """
 
     def __init__(self) -> None:
-        # The tuples are replaced and never changed, because the subscriber may be iterating over one.
-        self._deliver: dict[str, tuple[Deliver, ...]] = {}
+        # Sets with an order: the values are not used.
+        self._deliver: dict[str, dict[Deliver, None]] = {}
 
     def add(self, job_id: str, deliver: Deliver) -> None:
         """Several streams of a client may read the same job. Each receives its events."""
-        present = self._deliver.get(job_id, ())
-        if deliver not in present:
-            self._deliver[job_id] = (*present, deliver)
+        while True:
+            present = self._deliver.setdefault(job_id, {})
+            present[deliver] = None
+            # Another thread may have removed the dictionary because it was empty.
+            if self._deliver.get(job_id) is present:
+                return
 
     def remove(self, job_id: str, deliver: Deliver) -> None:
-        left = tuple(each for each in self._deliver.get(job_id, ()) if each != deliver)
-        if left:
-            self._deliver[job_id] = left
-        else:
-            self._deliver.pop(job_id, None)
+        left = self._deliver.get(job_id)
+        if left is None:
+            return
+        left.pop(deliver, None)
+        if not left:
+            removed = self._deliver.pop(job_id, None) or {}
+            # Another thread may have added a route meanwhile.
+            for added in [*left, *removed]:
+                self.add(job_id, added)
 
     def dispatch(self, payload: str) -> None:
         """Deliver the events of one message of a channel."""
         for job_id, kind, body in split_events(payload):
-            for deliver in self._deliver.get(job_id, ()):
+            for deliver in list(self._deliver.get(job_id, ())):
                 deliver(LiveEvent(kind, body))
 
     def resync(self) -> None:
@@ -50,7 +58,7 @@ class Routes:
             self.resync_job(job_id)
 
     def resync_job(self, job_id: str) -> None:
-        for deliver in self._deliver.get(job_id, ()):
+        for deliver in list(self._deliver.get(job_id, ())):
             deliver(Resync())
 
     def job_ids(self) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 
 import pytest
 
 from pagefleet.api.client.asynchronous.subscriber import AsyncSubscriber
 from pagefleet.api.client.events import LiveEvent
+from pagefleet.api.client.routes import Routes
 from pagefleet.api.client.synchronous.subscriber import Subscriber
 from pagefleet.workers.threads.polling import wait_until
 
@@ -136,3 +138,26 @@ async def test_one_whose_start_is_cancelled_ends_its_task(store):
     with pytest.raises(asyncio.CancelledError):
         await opening
     assert tasks[0].done()
+
+
+def test_routes_that_threads_add_and_remove_at_once():
+    routes, start = Routes(), threading.Barrier(4)
+
+    def work():
+        deliver = [].append
+        start.wait()
+        for _ in range(10_000):
+            routes.add("a", deliver)
+            routes.remove("a", deliver)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        sys.setswitchinterval(interval)
+    assert "a" not in routes
