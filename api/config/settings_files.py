@@ -69,7 +69,9 @@ def from_toml(
     # The other tables are not checked: the modules of their settings may not be installed here.
     tables = {name: content.pop(name) for name in SECTIONS if isinstance(content.get(name), dict)}
     table = tables.get(section, {}) if section is not None else {}
-    for key in content:
+    for key, value in content.items():
+        if key not in shared and isinstance(value, dict):
+            raise ConfigurationError(f"{file}: {_unknown_table(key)}.")
         if key not in shared:
             raise ConfigurationError(f"{file}: {_unknown(key, shared, own, section)}.")
     for key in table:
@@ -86,6 +88,14 @@ def _unknown(key: str, allowed: Collection[str], own: Collection[str], section: 
         return f"unknown setting {key!r}; the most similar setting is {similar[0]}"
     tables = " or ".join(f"[{name}]" for name in SECTIONS)
     return f"unknown setting {key!r}; settings of one command belong to its table: {tables}"
+
+
+def _unknown_table(name: str) -> str:
+    similar = difflib.get_close_matches(name, SECTIONS, n=1)
+    *others, last = (f"[{section}]" for section in SECTIONS)
+    tables = f"{', '.join(others)} and {last}"
+    hint = f"the most similar table is [{similar[0]}]" if similar else f"the tables are {tables}"
+    return f"unknown table [{name}]; {hint}"
 
 
 def _read(source: EnvSettingsSource, origin: str) -> dict[str, Any]:

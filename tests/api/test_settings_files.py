@@ -108,7 +108,16 @@ def test_tables_are_for_those_whose_name_they_have(here):
             "redis_ulr = 3",
             "pagefleet.toml: unknown setting 'redis_ulr'; the most similar setting is redis_url.",
         ),
-        (FleetSettings, "[wroker]\nmodel = 1", "unknown setting 'wroker'"),
+        (
+            FleetSettings,
+            "[wroker]\nmodel = 1",
+            "pagefleet.toml: unknown table [wroker]; the most similar table is [worker].",
+        ),
+        (
+            FleetSettings,
+            "[other]\nmodel = 1",
+            "unknown table [other]; the tables are [worker], [flower] and [gateway].",
+        ),
         (FleetSettings, "worker = 3", "unknown setting 'worker'"),
         (FleetSettings, "redis_url = ", "pagefleet.toml is not valid TOML: "),
         (
