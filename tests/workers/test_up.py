@@ -169,3 +169,9 @@ def test_without_the_extra_it_says_how_to_get_it(capsys):
         f"flower   not installed: {pip_command(['monitor'])}",
         f"gateway  not installed: {pip_command(['gateway'])}",
     ]
+
+
+@pytest.mark.parametrize("number", ["0", "-1"])
+def test_a_stack_without_workers_is_refused(number):
+    done = CliRunner().invoke(main, ["up", "--workers", number])
+    assert (done.exit_code, f"'--workers': {number} is not in the range x>=1" in done.output) == (2, True)

@@ -37,7 +37,14 @@ for chunk in FleetClient().generate("Once upon a time", max_tokens=64):
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--workers", "num_workers", default=1, show_default=True, help="Number of worker processes.")
+@click.option(
+    "--workers",
+    "num_workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Number of worker processes.",
+)
 @setting_option(WorkerSettings, "drain_s", "--drain-seconds")
 @setting_option(
     WorkerSettings,
