@@ -44,7 +44,7 @@ def invalid_request(error: ValidationError, *, with_value: bool = True) -> Inval
     """
     first = error.errors(include_url=False)[0]
     location = [str(part) for part in first["loc"] if not _is_inside(part)]
-    message = first["msg"].removeprefix("Value error, ")
+    message = without_internals(first["msg"])
     if first["type"] == FIELD_FAULT:
         param = first["ctx"]["param"]
         return InvalidRequest(f"{param}: {message}.", param=param)
@@ -55,6 +55,11 @@ def invalid_request(error: ValidationError, *, with_value: bool = True) -> Inval
     shortened = given if len(given) <= 80 else given[:77] + "..."
     got = f" (got {shortened})" if with_value else ""
     return InvalidRequest(f"{param}: {message[0].lower()}{message[1:]}{got}.", param=param)
+
+
+def without_internals(message: str) -> str:
+    """Return pydantic's message without the words that say how it checks."""
+    return message.removeprefix("Value error, ").replace(" after validation", "")
 
 
 def _is_inside(part: str | int) -> bool:

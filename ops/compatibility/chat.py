@@ -54,7 +54,7 @@ def _asked(answer: Any) -> Any:
 
 
 MESSAGES: Final = (
-    Probe("messages", "yes", {"messages": []}, refuses("messages", "invalid_type"), "at least one"),
+    Probe("messages", "yes", {"messages": []}, refuses("messages", "invalid_value"), "at least one"),
     Probe("messages[].role", "yes", _message(role="system"), check(lambda a: _asked(a).role == "system"),
           "`system`, `developer`, `user`, `assistant`, `tool`; `developer` is not changed to `system`"),
     Probe("messages[].role: others", "no", _message(role="pirate"),

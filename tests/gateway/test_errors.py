@@ -29,7 +29,7 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 @pytest.mark.parametrize(
     ("path", "body", "param", "code"),
     [
-        (CHAT, {"messages": []}, "messages", "invalid_type"),
+        (CHAT, {"messages": []}, "messages", "invalid_value"),
         (CHAT, {"messages": "Hi"}, "messages", "invalid_type"),
         (CHAT, {"messages": [{"content": "Hi"}]}, "messages[0].role", "missing_required_parameter"),
         (CHAT, {"messages": [IMAGE]}, "messages[0].content", "invalid_type"),
@@ -88,7 +88,7 @@ def test_a_wrong_field_is_named(http, path, body, param, code):
     error = error_of(reply)
     assert (reply.status_code, error["type"]) == (400, "invalid_request_error")
     assert (error["param"], error["code"]) == (param, code), error["message"]
-    for internal in ("prompt_token_ids", "json_schema.dict", "[key]", "json-or-python"):
+    for internal in ("prompt_token_ids", "json_schema.dict", "[key]", "json-or-python", "after validation"):
         assert internal not in error["message"]
     # The same before the first byte of a stream, also where only a worker can know it.
     streamed = http.post(path, json={**whole, "stream": True})
@@ -99,6 +99,12 @@ def test_a_wrong_field_is_named(http, path, body, param, code):
 def test_a_body_that_is_none(http, content):
     reply = http.post(CHAT, content=content, headers={"content-type": "application/json"})
     assert (reply.status_code, error_of(reply)["type"]) == (400, "invalid_request_error")
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b'"x"'])
+def test_a_body_that_is_no_object_is_named(http, content):
+    reply = http.post(CHAT, content=content, headers={"content-type": "application/json"})
+    assert error_of(reply)["message"] == "The body must be a JSON object."
 
 
 def test_what_is_not_sent_as_json(http):

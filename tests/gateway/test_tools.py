@@ -328,7 +328,7 @@ OBJECT = {"type": "json_object"}
         ({"tools": [{"type": "function"}]}, "tools[0].function", "missing_required_parameter"),
         ({"tools": [{**F, "type": "custom"}]}, "tools[0].type", "unsupported_parameter"),
         ({"tools": [F, F]}, "tools[1].function.name", "invalid_value"),
-        ({"tools": [{**F, "function": {"name": "a b"}}]}, "tools[0].function.name", "invalid_type"),
+        ({"tools": [{**F, "function": {"name": "a b"}}]}, "tools[0].function.name", "invalid_value"),
         ({"tools": tools_with(type="string")}, "tools[0].function.parameters", "invalid_value"),
         ({"tools": tools_with(properties=[])}, "tools[0].function.parameters.properties", "invalid_value"),
         ({"tools": [F] * 129}, "tools", "invalid_value"),

@@ -28,6 +28,7 @@ from pagefleet.api.contract.errors import (
     UnknownModel,
     UnknownParameter,
 )
+from pagefleet.api.contract.requests import without_internals
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,9 @@ SERVER: Final = "server_error"
 _CLIENT_GONE: Final = 499
 _CODES: Final = {
     "missing": "missing_required_parameter",
-    **dict.fromkeys(("greater_than_equal", "less_than_equal", "less_than"), "invalid_value"),
+    **dict.fromkeys(("greater_than", "greater_than_equal", "less_than", "less_than_equal"), "invalid_value"),
+    **dict.fromkeys(("too_short", "too_long", "string_too_short", "string_too_long"), "invalid_value"),
+    "string_pattern_mismatch": "invalid_value",
 }
 """Codes of pydantic's error types; every other type is ``invalid_type``."""
 FIELD_NAMES: Final[Mapping[str, str]] = {
@@ -146,7 +149,9 @@ def invalid_body(error: ValidationError) -> ApiError:
     if first["type"] == "json_invalid":
         return ApiError(400, f"The body is not valid JSON: {first['ctx']['error']}.", code="invalid_json")
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-    message = first["msg"].removeprefix("Value error, ")
+    message = without_internals(first["msg"])
+    if first["type"] in ("model_type", "model_attributes_type") and not param:
+        return ApiError(400, "The body must be a JSON object.", code="invalid_type")
     if not param:
         return ApiError(400, f"{message}.", code="invalid_type")
     code = _CODES.get(first["type"], "invalid_type")
