@@ -10,6 +10,7 @@ from pagefleet.api.chat.choice_reader import special_tokens
 from pagefleet.api.chat.errors import refused
 from pagefleet.api.chat.tool_use import ToolUse
 from pagefleet.api.contract.messages import ModelCard
+from pagefleet.api.contract.requests import build_request
 from pagefleet.api.contract.structured_outputs import StructuredOutputs
 
 TOOL_FIELDS: Final = ("tools", "tool_choice", "parallel_tool_calls")
@@ -39,6 +40,16 @@ def chat_fields(fields: Mapping[str, Any], card: ModelCard) -> dict[str, Any]:
         if isinstance(kept, list | tuple):
             job["kept_special_tokens"] = [*kept, *special_tokens(reading)]
     return job
+
+
+def check_chat_fields(fields: Mapping[str, Any]) -> None:
+    """Check what can be checked without the model's card.
+
+    Raises:
+        InvalidRequest.
+    """
+    given = {name: value for name, value in fields.items() if value is not None and name not in TOOL_FIELDS}
+    build_request({**given, "model": given.get("model", "-")})
 
 
 def _constraint(use: ToolUse, given: Any) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from pagefleet.api import AsyncFleetClient, ChatMessage, InvalidRequest
+from pagefleet.api import AsyncFleetClient, ChatMessage, InvalidRequest, UnknownModel
 from pagefleet.api.testing import AsyncInMemoryFleet, InMemoryFleet, fake_card
 
 ADD = {
@@ -145,3 +145,15 @@ async def test_the_async_client_does_the_same(null_stack):
         assert calls_of(await stream.result()) == [("add", {"a": 1})]
         with pytest.raises(InvalidRequest):
             await fleet.chat(say(CALL), tools=[ADD, ADD])
+
+
+@pytest.mark.parametrize("wrong", [{"model": 3}, {"model": "c", "temperature": -5}, {"temperature": -5}])
+async def test_a_wrong_field_is_named_before_an_unknown_model(wrong):
+    cards, param = [fake_card("a"), fake_card("b")], list(wrong)[-1]
+    with pytest.raises(InvalidRequest) as raised:
+        InMemoryFleet(models=cards).chat([{"role": "user", "content": "Hi"}], **wrong)
+    with pytest.raises(InvalidRequest) as raised_async:
+        await AsyncInMemoryFleet(models=cards).chat([{"role": "user", "content": "Hi"}], **wrong)
+    for error in (raised.value, raised_async.value):
+        assert error.param == param
+        assert not isinstance(error, UnknownModel)

@@ -17,6 +17,7 @@ from pagefleet.api.client.questions import (
     detokenize_question,
     tokenize_question,
 )
+from pagefleet.api.contract.errors import UnknownModel
 from pagefleet.api.contract.fleet_status import FleetStatus
 from pagefleet.api.contract.messages import ChatMessage, ModelCard, WorkerStatus
 from pagefleet.api.contract.requests import as_list
@@ -78,7 +79,7 @@ class AsyncFleet(AsyncClientContext):
         Raises: as :meth:`generate`.
         """
         # Imported here because it imports all notations of tool calls, which not every service needs.
-        from pagefleet.api.chat.chat_request import chat_fields
+        from pagefleet.api.chat.chat_request import chat_fields, check_chat_fields
 
         job_id, fields, idle_timeout = job_arguments(
             options,
@@ -88,7 +89,12 @@ class AsyncFleet(AsyncClientContext):
             parallel_tool_calls=parallel_tool_calls,
         )
         model = fields.get("model")
-        card = await self.card(model if isinstance(model, str) else None)
+        try:
+            card = await self.card(model if isinstance(model, str) else None)
+        except UnknownModel:
+            # Errors in the fields are more useful than an unknown model.
+            check_chat_fields(fields)
+            raise
         return await self._start(job_id, chat_fields(fields, card), idle_timeout)
 
     @abstractmethod

@@ -18,6 +18,7 @@ from pagefleet.api.client.questions import (
 )
 from pagefleet.api.client.synchronous.context import ClientContext, opens_stream
 from pagefleet.api.client.synchronous.token_stream import TokenStream
+from pagefleet.api.contract.errors import UnknownModel
 from pagefleet.api.contract.fleet_status import FleetStatus
 from pagefleet.api.contract.messages import ChatMessage, ModelCard, WorkerStatus
 from pagefleet.api.contract.requests import as_list
@@ -79,7 +80,7 @@ class Fleet(ClientContext):
         Raises: as :meth:`generate`.
         """
         # Imported here because it imports all notations of tool calls, which not every service needs.
-        from pagefleet.api.chat.chat_request import chat_fields
+        from pagefleet.api.chat.chat_request import chat_fields, check_chat_fields
 
         job_id, fields, idle_timeout = job_arguments(
             options,
@@ -89,7 +90,12 @@ class Fleet(ClientContext):
             parallel_tool_calls=parallel_tool_calls,
         )
         model = fields.get("model")
-        card = self.card(model if isinstance(model, str) else None)
+        try:
+            card = self.card(model if isinstance(model, str) else None)
+        except UnknownModel:
+            # Errors in the fields are more useful than an unknown model.
+            check_chat_fields(fields)
+            raise
         return self._start(job_id, chat_fields(fields, card), idle_timeout)
 
     @abstractmethod
