@@ -115,14 +115,19 @@ class StreamLoop:
         self._backoff.reset()
         self.state.feed_record(record)
 
-    def retry_delay(self, error: RedisUnavailable) -> float:
+    def retry_delay(self, error: RedisUnavailable, until: float | None = None) -> float:
         """Return the seconds until the log is read again after ``error``.
+
+        Args:
+            until: as for :meth:`next_step`.
 
         Raises:
             RedisUnavailable: ``error``, if the idle timeout is over.
         """
-        time_left_s = self._idle_until - time.monotonic()
+        time_left_s = (self._idle_until if until is None else until) - time.monotonic()
         if time_left_s <= 0:
+            if until is not None:
+                return 0.0
             self._leave_running()
             raise error from None
         return min(time_left_s, self._backoff.next_s())

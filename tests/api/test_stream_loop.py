@@ -93,3 +93,11 @@ def test_an_outage_is_waited_for_longer_each_time_and_then_raised():
     with pytest.raises(RedisUnavailable, match="away"):
         loop.retry_delay(away)
     assert kept == [True]
+
+
+def test_an_outage_is_not_raised_to_a_caller_who_waits_for_a_given_time():
+    loop, kept = new_loop(idle_timeout_s=0.0)
+    away = RedisUnavailable("away")
+    assert 0 < loop.retry_delay(away, time.monotonic() + 5.0) <= 0.5
+    assert loop.retry_delay(away, time.monotonic()) == 0.0
+    assert kept == []

@@ -108,14 +108,14 @@ class AsyncTokenStream(BaseTokenStream, AsyncStreamContext, AsyncIterator[Chunk]
         while (step := self._loop.next_step(until)) is not None:
             if isinstance(step, Chunk):
                 return step
-            await self._do(step)
+            await self._do(step, until)
         return None
 
     async def accepted(self, timeout_s: float) -> bool:
         """Wait until a worker has accepted the job, or the job has ended.
 
         Returns:
-            False if neither happened within ``timeout_s``.
+            False if neither happened within ``timeout_s``, as :meth:`poll` also in an outage of the server.
 
         Raises:
             FleetError: what the job was rejected or failed with.
@@ -125,7 +125,7 @@ class AsyncTokenStream(BaseTokenStream, AsyncStreamContext, AsyncIterator[Chunk]
             step = self._loop.next_event_step(until)
             if step is None:
                 return False
-            await self._do(step)
+            await self._do(step, until)
         if self._state.error is not None:
             await self._end()
         return True
@@ -176,14 +176,14 @@ class AsyncTokenStream(BaseTokenStream, AsyncStreamContext, AsyncIterator[Chunk]
             await self._source.close()
         return self.job_id
 
-    async def _do(self, step: Action | float) -> None:
+    async def _do(self, step: Action | float, until: float | None = None) -> None:
         if isinstance(step, float):
             event = await self._source.wait(step)
             if self._loop.take(event):
                 with suppress(FleetError):
                     await self._source.cancel()
         elif step is Action.REPLAY:
-            await self._replay()
+            await self._replay(until)
         else:
             await self._end()
 
@@ -192,7 +192,7 @@ class AsyncTokenStream(BaseTokenStream, AsyncStreamContext, AsyncIterator[Chunk]
         if self._state.error is not None:
             raise self._state.error
 
-    async def _replay(self) -> None:
+    async def _replay(self, until: float | None) -> None:
         try:
             record = await self._source.read(self._state.position)
             if record is not None:
@@ -204,4 +204,4 @@ class AsyncTokenStream(BaseTokenStream, AsyncStreamContext, AsyncIterator[Chunk]
             else:
                 raise self._lost()
         except RedisUnavailable as error:
-            await sleep(self._loop.retry_delay(error))
+            await sleep(self._loop.retry_delay(error, until))

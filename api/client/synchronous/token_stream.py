@@ -107,14 +107,14 @@ class TokenStream(BaseTokenStream, StreamContext, Iterator[Chunk]):
         while (step := self._loop.next_step(until)) is not None:
             if isinstance(step, Chunk):
                 return step
-            self._do(step)
+            self._do(step, until)
         return None
 
     def accepted(self, timeout_s: float) -> bool:
         """Wait until a worker has accepted the job, or the job has ended.
 
         Returns:
-            False if neither happened within ``timeout_s``.
+            False if neither happened within ``timeout_s``, as :meth:`poll` also in an outage of the server.
 
         Raises:
             FleetError: what the job was rejected or failed with.
@@ -124,7 +124,7 @@ class TokenStream(BaseTokenStream, StreamContext, Iterator[Chunk]):
             step = self._loop.next_event_step(until)
             if step is None:
                 return False
-            self._do(step)
+            self._do(step, until)
         if self._state.error is not None:
             self._end()
         return True
@@ -175,14 +175,14 @@ class TokenStream(BaseTokenStream, StreamContext, Iterator[Chunk]):
             self._source.close()
         return self.job_id
 
-    def _do(self, step: Action | float) -> None:
+    def _do(self, step: Action | float, until: float | None = None) -> None:
         if isinstance(step, float):
             event = self._source.wait(step)
             if self._loop.take(event):
                 with suppress(FleetError):
                     self._source.cancel()
         elif step is Action.REPLAY:
-            self._replay()
+            self._replay(until)
         else:
             self._end()
 
@@ -191,7 +191,7 @@ class TokenStream(BaseTokenStream, StreamContext, Iterator[Chunk]):
         if self._state.error is not None:
             raise self._state.error
 
-    def _replay(self) -> None:
+    def _replay(self, until: float | None) -> None:
         try:
             record = self._source.read(self._state.position)
             if record is not None:
@@ -203,4 +203,4 @@ class TokenStream(BaseTokenStream, StreamContext, Iterator[Chunk]):
             else:
                 raise self._lost()
         except RedisUnavailable as error:
-            sleep(self._loop.retry_delay(error))
+            sleep(self._loop.retry_delay(error, until))
