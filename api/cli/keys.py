@@ -186,6 +186,11 @@ def _open_store(file: Path | None, in_redis: bool, redis_url: str | None) -> Ite
     settings = GatewaySettings.from_files(redis_url=redis_url)
     if in_redis and file is not None:
         raise ConfigurationError("--file and --redis cannot be used together; choose one key store.")
+    chosen = in_redis or file is not None
+    if not chosen and settings.gateway_keys_redis and settings.gateway_keys_file is not None:
+        raise ConfigurationError(
+            "gateway_keys_redis: gateway_keys_file is set too; choose one key store with --redis or --file."
+        )
     path = file or settings.gateway_keys_file
     store: KeyStore
     if in_redis or (file is None and settings.gateway_keys_redis):

@@ -53,7 +53,7 @@ def sampling_options(command: F) -> F:
         click.option(
             "--timeout",
             "idle_timeout",
-            type=float,
+            type=click.FloatRange(0, min_open=True),
             default=600.0,
             show_default=True,
             help="Give up after this time without a new token, in seconds.",

@@ -34,6 +34,14 @@ def pagefleet(*arguments, **options):
     return CliRunner().invoke(main, [str(argument) for argument in arguments], **options)
 
 
+@pytest.mark.parametrize("command", [("generate", "Hello"), ("chat",)])
+@pytest.mark.parametrize("seconds", ["0", "-1"])
+def test_a_timeout_that_is_not_positive_is_refused(command, seconds):
+    done = pagefleet(*command, "--timeout", seconds)
+    assert done.exit_code == 2
+    assert f"'--timeout': {float(seconds)} is not in the range x>0." in done.output
+
+
 @pytest.fixture
 def url(null_stack, monkeypatch):
     monkeypatch.setenv("REDIS_URL", null_stack.redis_url)

@@ -146,6 +146,12 @@ def test_keys_stand_in_one_place(tmp_path):
         serve(settings, lambda address: None)
     both = CliRunner().invoke(main, ["keys", "list", "--redis", "--file", str(tmp_path / "keys.json")])
     assert (both.exit_code, "cannot be used together" in both.output) == (1, True)
+    variables = {
+        "PAGEFLEET_GATEWAY_KEYS_REDIS": "1",
+        "PAGEFLEET_GATEWAY_KEYS_FILE": str(tmp_path / "keys.json"),
+    }
+    neither = CliRunner(env=variables).invoke(main, ["keys", "add", "--tenant", "acme"])
+    assert (neither.exit_code, "choose one key store with --redis or --file" in neither.output) == (1, True)
 
 
 def test_the_gateways_setting_says_where(redis_server, store, monkeypatch):
