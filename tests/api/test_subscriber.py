@@ -161,3 +161,17 @@ def test_routes_that_threads_add_and_remove_at_once():
     finally:
         sys.setswitchinterval(interval)
     assert "a" not in routes
+
+
+async def test_a_connection_that_is_dropped_during_a_subscribe_fails_no_attach(store, monkeypatch):
+    subscriber = AsyncSubscriber(store.settings, CHANNEL, Beat().awaited)
+    await subscriber.open()
+
+    async def dropped(*channels):
+        raise AttributeError("'NoneType' object has no attribute 'writelines'")
+
+    try:
+        monkeypatch.setattr(subscriber._pubsub, "subscribe", dropped)
+        await subscriber.watch("a", [].append)
+    finally:
+        await subscriber.close()

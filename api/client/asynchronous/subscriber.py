@@ -159,7 +159,9 @@ class AsyncSubscriber:
 
     async def _command(self, verb: str, job_id: str) -> None:
         if self._pubsub is not None:
-            with contextlib.suppress(redis.ConnectionError, redis.TimeoutError, OSError):
+            # redis-py fails with an AttributeError if the listening task drops the connection meanwhile. That
+            # task subscribes again.
+            with contextlib.suppress(redis.ConnectionError, redis.TimeoutError, OSError, AttributeError):
                 await getattr(self._pubsub, verb)(keys.job_channel(job_id))
 
     async def _run(self, client: Any) -> None:
