@@ -32,6 +32,9 @@ def test_its_files(http):
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert http.get("/", headers={"if-none-match": reply.headers["etag"]}).status_code == 304
+    for requested in ("bytes=0-3", "bytes=99999999-", "wrong"):
+        whole = http.get("/", headers={"range": requested})
+        assert (whole.status_code, whole.content) == (200, reply.content)
     for name in ("main.js", "page.css", "icon.svg"):
         found = http.get(f"/page/{name}")
         assert found.status_code == 200

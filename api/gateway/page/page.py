@@ -6,12 +6,13 @@ key that its user enters.
 
 from __future__ import annotations
 
-from typing import Any, Final
+import os
+from typing import Final
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.staticfiles import StaticFiles
+from starlette.staticfiles import PathLike, StaticFiles
 from starlette.types import Scope
 
 _INDEX: Final = "index.html"
@@ -27,6 +28,7 @@ _HEADERS: Final = {
     "cross-origin-opener-policy": "same-origin",
     # Browsers revalidate each file by its ETag, so that an upgrade is visible at once.
     "cache-control": "no-cache",
+    "accept-ranges": "none",
 }
 
 
@@ -45,7 +47,11 @@ class PageFiles(StaticFiles):
     async def index(self, request: Request) -> Response:
         return await super().get_response(_INDEX, request.scope)
 
-    def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        response = super().file_response(*args, **kwargs)
+    def file_response(
+        self, full_path: PathLike, stat_result: os.stat_result, scope: Scope, status_code: int = 200
+    ) -> Response:
+        # The files are small. starlette would answer a wrong range with an error in plain text.
+        scope["headers"] = [header for header in scope["headers"] if header[0] != b"range"]
+        response = super().file_response(full_path, stat_result, scope, status_code)
         response.headers.update(_HEADERS)
         return response
