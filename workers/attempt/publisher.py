@@ -266,7 +266,7 @@ class Publisher:
 
     def _end(self, job: ActiveJob, state: JobState, reason: str, error: FleetError | None) -> None:
         # Removed only after Redis has answered: until then BatchPreemption must see that the job is about to
-        # make room, and must not release another one for it.
+        # make room, and must not release a second job for it.
         self._endings.end(job, state, reason, error)
         self._remove(job)
 
