@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class DeadLetters:
-    """The dead letters of one server. A final state never changes, so requeueing one creates a new job."""
+    """The dead letters of one server. A final state never changes, so a requeue creates a new job."""
 
     def __init__(self, store: JobStore, app: Celery, closer: JobCloser) -> None:
         self._store = store

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import time
 import uuid
+from unittest.mock import AsyncMock, create_autospec
 
 import pytest
 
@@ -354,3 +355,9 @@ async def test_a_cancel_that_a_library_swallows_does_not_keep_the_client_open(nu
     closing = asyncio.create_task(listener.close())
     done, _ = await asyncio.wait([closing], timeout=5)
     assert done
+
+
+def test_a_mock_with_the_clients_spec_is_asynchronous_too():
+    mock = create_autospec(AsyncFleetClient, instance=True)
+    assert isinstance(mock.generate, AsyncMock)
+    assert isinstance(mock.models, AsyncMock)

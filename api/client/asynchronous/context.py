@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import inspect
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
@@ -95,4 +98,13 @@ def opens_stream(function: Callable[P, Coroutine[Any, Any, S]]) -> Callable[P, S
     def call(*args: P.args, **kwargs: P.kwargs) -> StreamCall[S]:
         return StreamCall(function(*args, **kwargs))
 
+    _mark_coroutine_function(call)
     return call
+
+
+def _mark_coroutine_function(function: Any) -> None:
+    """Let ``iscoroutinefunction`` recognise ``function``, as mocks with a spec of the client need it."""
+    if sys.version_info >= (3, 12):
+        inspect.markcoroutinefunction(function)
+    else:
+        function._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
