@@ -1,4 +1,4 @@
-"""The whole fleet gives nearly what its engine gives. The exact bar is `make bench`'s; this one is loose."""
+"""The whole fleet is nearly as fast as its engine. `make bench` measures it; this bar is loose."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from pagefleet.workers.local.local_stack import LocalStack
 pytestmark = [pytest.mark.alone, pytest.mark.slow]
 
 MODEL = "smollm2-135m-instruct"
-LEAST_SHARE = 0.85
+MOST_COST_S = 1 / (0.85 * 160) - 1 / 160
+"""Seconds a token: a share of 0.85 of the 160 tok/s that the engine reached when this bar was set (0027)."""
 MIN_ROUNDS, MAX_ROUNDS = 3, 9
 
 
-def test_the_fleet_keeps_most_of_the_engines_throughput(server_binary, own_environment, tmp_path):
+def test_the_fleet_adds_little_time_to_each_token(server_binary, own_environment, tmp_path):
     """The median of at least three alternations; more of them where a shared machine's noise decides."""
     engine = LLMEngine.from_config(EngineConfig(model=MODEL, dtype="bfloat16", num_blocks=1024))
     workload = Workload(num_requests=40, prompt_len=(16, 64), output_len=(24, 48))
-    shares = []
+    costs = []
     with LocalStack(tmp_path, ["--model", MODEL, "--dtype", "bfloat16"]) as stack:
         # The first opens connections and touches memory on both sides.
         run_round(engine, stack.redis_url, MODEL, workload.requests(engine.info.vocab_size, 99), 0)
@@ -31,8 +32,8 @@ def test_the_fleet_keeps_most_of_the_engines_throughput(server_binary, own_envir
             one = run_round(engine, stack.redis_url, MODEL, requests, index)
             assert one.fleet.timing.num_tokens == one.in_process.timing.num_tokens
             assert one.fleet.max_batch >= 32
-            shares.append(one.ratio)
-            if len(shares) >= MIN_ROUNDS and median(shares) >= LEAST_SHARE:
+            costs.append(1 / one.fleet.timing.output_tok_s - 1 / one.in_process.timing.output_tok_s)
+            if len(costs) >= MIN_ROUNDS and median(costs) <= MOST_COST_S:
                 break
     engine.close()
-    assert median(shares) >= LEAST_SHARE, shares
+    assert median(costs) <= MOST_COST_S, costs
