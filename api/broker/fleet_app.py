@@ -12,7 +12,7 @@ _HIDDEN = "..."
 class FleetApp(Celery):  # type: ignore[misc]
     """Omits the arguments from the headers of messages and from events.
 
-    A bare message has the prompt in its arguments, and every user who may watch events could read it.
+    A bare message has the prompt in its arguments, which every user with access to the events could read.
     """
 
     def send_task(self, name: str, *args: Any, **options: Any) -> Any:

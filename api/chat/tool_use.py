@@ -41,7 +41,8 @@ class _ToolFields(WireModel):
 
 
 class ToolUse:
-    """
+    """The checked ``tools`` and ``tool_choice`` of a request.
+
     Args:
         tools: as in the request: each ``{"type": "function", "function": {"name": ..., ...}}``.
         choice: ``none``, ``auto``, ``required``, or ``{"type": "function", "function": {"name": ...}}``.

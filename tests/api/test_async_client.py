@@ -240,14 +240,18 @@ async def test_a_reader_that_leaves_while_redis_is_away_has_left_once_it_is_back
     assert ended
 
 
-@pytest.mark.parametrize("wait", [lambda s: s.accepted(60), lambda s: s.result()], ids=["accepted", "result"])
-async def test_who_waits_for_a_stream_that_is_closed_is_told(afleet, ghost, wait):
+@pytest.mark.parametrize(
+    ("wait", "outcome"),
+    [(lambda s: s.accepted(60), False), (lambda s: s.text(), "")],
+    ids=["accepted", "text"],
+)
+async def test_a_wait_ends_when_its_stream_is_closed(afleet, ghost, wait, outcome):
     stream = await afleet.generate("Hello", model=ghost)
     waiting = asyncio.create_task(wait(stream))
     while stream._source._inbox._waiter is None:
         await asyncio.sleep(0.01)
     await stream.close()
-    await asyncio.wait_for(waiting, 5)
+    assert await asyncio.wait_for(waiting, 5) == outcome
 
 
 async def test_a_stream_goes_on_after_so_many_tokens_of_each_choice(afleet):

@@ -173,5 +173,6 @@ async def test_a_connection_that_is_dropped_during_a_subscribe_fails_no_attach(s
     try:
         monkeypatch.setattr(subscriber._pubsub, "subscribe", dropped)
         await subscriber.watch("a", [].append)
+        assert "a" in subscriber.routes
     finally:
         await subscriber.close()

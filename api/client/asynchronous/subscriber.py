@@ -127,19 +127,28 @@ class AsyncSubscriber:
     def unwatch(self, job_id: str, deliver: Deliver) -> None:
         """Called in any thread: a finalizer closes a stream that its caller has dropped."""
         self.routes.remove(job_id, deliver)
-        self._watched[job_id] -= 1
-        if self._watched[job_id] <= 0:
-            del self._watched[job_id]
-            self._call_soon(self._start, self._unsubscribe, job_id)
+        # Only the loop's thread changes the count; without a loop, no other thread does.
+        if not self._call_soon(self._remove_watch, job_id):
+            self._remove_watch(job_id)
 
     def report_soon(self) -> None:
         """Called in any thread."""
         self._call_soon(self._start_report)
 
-    def _call_soon(self, call: Callable[..., Any], *args: Any) -> None:
+    def _remove_watch(self, job_id: str) -> None:
+        self._watched[job_id] -= 1
+        if self._watched[job_id] <= 0:
+            del self._watched[job_id]
+            if self._loop is not None:
+                self._start(self._unsubscribe, job_id)
+
+    def _call_soon(self, call: Callable[..., Any], *args: Any) -> bool:
+        """Call in the loop's thread. Return False if there is no loop."""
         loop = self._loop
-        if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(call, *args)
+        if loop is None or loop.is_closed():
+            return False
+        loop.call_soon_threadsafe(call, *args)
+        return True
 
     def _start(self, work: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
         task: asyncio.Future[Any] = asyncio.ensure_future(work(*args))

@@ -13,7 +13,7 @@ from typing import Any, Final
 import redis
 
 from pagefleet.api.operate.doctor.finding import Finding, Target
-from pagefleet.api.operate.doctor.roles import PLACEHOLDER, ROLES, Role
+from pagefleet.api.operate.doctor.roles import ROLES, SAMPLE_NAME, Role
 
 _ARGUMENTS: Final[Mapping[str, tuple[Any, ...]]] = {
     "set": ("1", "PX", 5000), "setex": (5, "1"), "exists": (), "get": (), "mget": (), "type": (), "pttl": (),
@@ -71,7 +71,7 @@ def lacking_rights(target: Target, role: Role) -> list[str]:
         if command in role.commands - left_out
     ]
     calls += [(f"+{name}", words) for name, words in _OTHERS.items() if name in role.commands]
-    calls += [(f"~{words[1].replace(PLACEHOLDER, '*')}", words) for words in role.keys]
+    calls += [(f"~{words[1].replace(SAMPLE_NAME, '*')}", words) for words in role.keys]
     pipeline = client.pipeline(transaction=False)
     for _right, words in calls:
         pipeline.execute_command(*words)
@@ -103,7 +103,7 @@ def _lacking_channels(client: Any, channels: Iterable[str]) -> list[str]:
             try:
                 subscription.get_message(timeout=_CHANNEL_TIMEOUT_S)
             except redis.exceptions.NoPermissionError:
-                missing.append(f"&{channel.replace(PLACEHOLDER, '*')}")
+                missing.append(f"&{channel.replace(SAMPLE_NAME, '*')}")
     return missing
 
 

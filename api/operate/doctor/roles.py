@@ -47,45 +47,45 @@ _MONITOR: Final = _words(
     llen brpop sadd srem scard smembers sismember zadd zrem zcard zrange zscore zrangebyscore zremrangebyscore
     """
 )
-PLACEHOLDER: Final = "doctor"
+SAMPLE_NAME: Final = "doctor"
 """An id of a job, model or worker that does not exist."""
-_QUEUE: Final = keys.queue(PLACEHOLDER, "interactive")
+_QUEUE: Final = keys.queue(SAMPLE_NAME, "interactive")
 _KNOWN_BY_ALL: Final = (
     ("SMEMBERS", keys.MODELS),
-    ("GET", keys.model(PLACEHOLDER)),
+    ("GET", keys.model(SAMPLE_NAME)),
     ("ZRANGE", keys.WORKERS, "0", "0"),
-    ("GET", keys.lease(PLACEHOLDER)),
-    ("ZCARD", keys.open_jobs(PLACEHOLDER)),
+    ("GET", keys.lease(SAMPLE_NAME)),
+    ("ZCARD", keys.open_jobs(SAMPLE_NAME)),
     ("ZCARD", keys.DEAD),
     ("LLEN", _QUEUE),
 )
 _QUEUES: Final = (
     ("SMEMBERS", f"_kombu.binding.{_QUEUE}"),
-    *(("LLEN", name) for lane in keys.LANES for name in keys.queues(PLACEHOLDER, lane)[1:]),
+    *(("LLEN", name) for lane in keys.LANES for name in keys.queues(SAMPLE_NAME, lane)[1:]),
 )
 """Workers also read the queues of the previous version."""
 _JOBS: Final = (
-    ("HGET", keys.job(PLACEHOLDER), "state"),
-    ("GET", keys.deleted(PLACEHOLDER)),
-    ("LLEN", keys.log(PLACEHOLDER)),
-    ("ZCARD", keys.tenant_jobs(PLACEHOLDER, PLACEHOLDER)),
-    ("ZCARD", keys.stored_jobs(PLACEHOLDER)),
-    ("HGET", keys.stored_bytes(PLACEHOLDER), "total"),
-    ("HGET", keys.rate(PLACEHOLDER), "requests"),
-    ("ZCARD", keys.recent_jobs(PLACEHOLDER)),
-    ("LLEN", keys.questions(PLACEHOLDER)),
-    ("GET", keys.question(PLACEHOLDER)),
-    ("BLPOP", keys.answer(PLACEHOLDER), "0.01"),
-    ("GET", keys.result(PLACEHOLDER)),
+    ("HGET", keys.job(SAMPLE_NAME), "state"),
+    ("GET", keys.deleted(SAMPLE_NAME)),
+    ("LLEN", keys.log(SAMPLE_NAME)),
+    ("ZCARD", keys.tenant_jobs(SAMPLE_NAME, SAMPLE_NAME)),
+    ("ZCARD", keys.stored_jobs(SAMPLE_NAME)),
+    ("HGET", keys.stored_bytes(SAMPLE_NAME), "total"),
+    ("HGET", keys.rate(SAMPLE_NAME), "requests"),
+    ("ZCARD", keys.recent_jobs(SAMPLE_NAME)),
+    ("LLEN", keys.questions(SAMPLE_NAME)),
+    ("GET", keys.question(SAMPLE_NAME)),
+    ("BLPOP", keys.answer(SAMPLE_NAME), "0.01"),
+    ("GET", keys.result(SAMPLE_NAME)),
     ("GET", "celery-taskset-meta-doctor"),
 )
 _API_KEYS: Final = ("HGET", keys.API_KEYS, keys.API_KEYS_STAMP)
-_UNACKED: Final = ("HLEN", keys.unacked(PLACEHOLDER)["unacked_key"])
-_CLIENT: Final = keys.client(PLACEHOLDER)
+_UNACKED: Final = ("HLEN", keys.unacked(SAMPLE_NAME)["unacked_key"])
+_CLIENT: Final = keys.client(SAMPLE_NAME)
 _REPLIES: Final = (
-    keys.reply_channel(PLACEHOLDER),
-    keys.job_channel(PLACEHOLDER),
-    keys.result(PLACEHOLDER),
+    keys.reply_channel(SAMPLE_NAME),
+    keys.job_channel(SAMPLE_NAME),
+    keys.result(SAMPLE_NAME),
 )
 _EVENTS: Final = "/{db}.celeryev/doctor"
 _CONTROL: Final = "/{db}.celery.pidbox"
