@@ -55,6 +55,8 @@ def fleet(near):
 async def afleet(near):
     async with AsyncFleetClient(near) as fleet:
         await (await fleet.generate("x", model="fake")).close()
+        # Spare connections: if a heartbeat holds one during a cut, a submit cannot open another.
+        await asyncio.gather(*(fleet.models() for _ in range(4)))
         yield fleet
 
 
