@@ -27,6 +27,8 @@ from pagefleet.workers.threads.polling import wait_until
 WORKER = ["--model", "null", "--backend", "null", "--null-step-time", "0.02", "--lease-seconds", "1"]
 WORKER += ["--drain-seconds", "0"]
 NUM_TOKENS = 300
+# The first worker of a test must still run its jobs when the second one is ready, which takes seconds.
+SLOW_STEPS = ["--null-step-time", "0.2"]
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def tokens(seed):
 
 
 def test_a_rolling_upgrade_with_jobs_in_flight(start):
-    old = start("--null-version", "0.0.9")
+    old = start("--null-version", "0.0.9", *SLOW_STEPS)
     with FleetClient(redis_url=start.url) as fleet:
         streams = [fleet.generate("x", max_tokens=NUM_TOKENS, seed=seed) for seed in range(8)]
         for stream in streams:
@@ -122,7 +124,7 @@ def test_an_old_producers_jobs_are_served(start):
 
 
 def test_other_weights_wait_for_their_own_kind(start):
-    first = start("--null-weights", "one")
+    first = start("--null-weights", "one", *SLOW_STEPS)
     with FleetClient(redis_url=start.url) as fleet:
         stream = fleet.generate("x", max_tokens=NUM_TOKENS, seed=5)
         next(stream)
