@@ -6,7 +6,7 @@ Files are memory-mapped: a tensor is read from disk when a backend packs it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from pagefleet.engine.errors import ModelLoadError
+from pagefleet.engine.files.linear_weights import LinearWeights
 from pagefleet.engine.files.weight_files import weight_paths
 
 logger = logging.getLogger(__name__)
@@ -24,10 +25,16 @@ _NUM_NAMED = 3
 class WeightReader:
     """Reads the tensors of a folder's *.safetensors files by name, and records which were taken.
 
+    `quantization` is the `quantization_config` of config.json: it decides how linear layers are stored.
     Raises ModelLoadError if the folder has no weights, or lacks a file that its index lists.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, quantization: Mapping[str, Any] | None = None) -> None:
+        if quantization is not None:
+            raise ModelLoadError(
+                f"config.json: quantization_config with method {quantization.get('quant_method')!r} is not "
+                "supported; use a checkpoint of the model in bfloat16 or float32."
+            )
         self._folder = folder
         paths = weight_paths(folder)
         if ignored := [path.name for path in sorted(folder.glob("*.safetensors")) if path not in paths]:
@@ -64,6 +71,15 @@ class WeightReader:
         self._untaken.discard(name)
         tensor: torch.Tensor = self._owners[name].get_tensor(name)
         return tensor
+
+    def has_linear(self, name: str) -> bool:
+        """Return whether the checkpoint has the linear layer `name`, which is without ".weight"."""
+        return f"{name}.weight" in self._owners
+
+    def take_linear(self, name: str) -> LinearWeights:
+        """Return the weights of the linear layer `name`, and its bias if it has one. Raises ModelLoadError if
+        a tensor is missing."""
+        return LinearWeights.of(self.take(f"{name}.weight"), self.take_optional(f"{name}.bias"))
 
     def assert_all_taken(self) -> None:
         """Raise ModelLoadError if a tensor was not taken: a part of the model would be left out silently."""
