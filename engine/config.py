@@ -87,6 +87,8 @@ class EngineConfig:
     """The largest number of speculative tokens per sequence and step. 0: no speculative decoding."""
     num_threads: int | None = None
     """Threads of torch's CPU kernels. None: torch's default."""
+    chat_template: Path | str | None = None
+    """A file with a Jinja template that replaces the checkpoint's. None: the checkpoint's own."""
     trace_file: Path | None = None
     """The file that the trace of the first `trace_steps` steps is written to, for Perfetto."""
     trace_steps: int = 0
@@ -103,6 +105,8 @@ class EngineConfig:
             raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, not {self.backend!r}.")
         if not self.device:
             raise ConfigError("device must not be empty: give a device such as cpu or cuda:0.")
+        if self.chat_template is not None and self.backend == "null":
+            raise ConfigError("chat_template has no effect on the null backend; remove it.")
         for name in ("block_size", "max_num_seqs"):
             _require_positive(name, getattr(self, name))
         if isinstance(self.num_speculative_tokens, bool) or self.num_speculative_tokens < 0:

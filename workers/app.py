@@ -66,6 +66,7 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         device=settings.device,
         backend=settings.backend,
         use_generation_config=settings.use_generation_config,
+        chat_template=settings.chat_template,
         num_blocks=settings.num_blocks,
         kv_memory_bytes=settings.kv_memory,
         max_num_seqs=settings.max_num_seqs,

@@ -46,6 +46,11 @@ class WorkerSettings(FleetSettings):
         description="Take sampling parameters that a request omits from the checkpoint's "
         "generation_config.json.",
     )
+    chat_template: Path | None = Field(
+        None,
+        description="File with the Jinja template that turns a conversation into a prompt. Default: the "
+        "checkpoint's own template.",
+    )
     num_threads: int | None = Field(
         None, gt=0, description="Number of CPU threads. Default: the number of cores."
     )

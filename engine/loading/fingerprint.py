@@ -40,8 +40,12 @@ def fingerprint_weights(folder: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def fingerprint_tokenizer(folder: Path) -> str:
-    """Return 32 hex digits of the hash over the tokenizer's files, including the chat template."""
+def fingerprint_tokenizer(folder: Path, chat_template: str | None = None) -> str:
+    """Return 32 hex digits of the hash over the tokenizer's files, including the chat templates.
+
+    Args:
+        chat_template: the source of the template that replaces those of the folder.
+    """
     digest = hashlib.sha256()
     for name in TOKENIZER_FILES:
         path = folder / name
@@ -53,4 +57,6 @@ def fingerprint_tokenizer(folder: Path) -> str:
         if path.is_file():
             content = path.read_bytes()
             digest.update(path.name.encode() + len(content).to_bytes(8, "little") + content)
+    if chat_template is not None:
+        digest.update(b"chat_template" + chat_template.encode())
     return digest.hexdigest()[:32]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagefleet.engine.config import EngineConfig
@@ -28,7 +29,7 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
         report: called after each stage with its name and its seconds.
 
     Raises ModelLoadError or a subclass, MissingDependencyError, or ConfigError if the device is not
-    available.
+    available or the chat template is not valid.
     """
     stages = _Stages(report)
     with stages.time("import"):
@@ -41,8 +42,11 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
         from pagefleet.engine.loading.fingerprint import fingerprint_tokenizer, fingerprint_weights
         from pagefleet.engine.models.model_source import ModelSource
         from pagefleet.engine.models.registry import check_supported
+        from pagefleet.engine.text.chat_template import read_template_file
         from pagefleet.engine.text.end_tokens import end_token_ids
         from pagefleet.engine.text.hf_tokenizer import HFTokenizer
+    # A mistake in the template is reported before the model is downloaded.
+    template = None if config.chat_template is None else read_template_file(Path(config.chat_template))
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     with stages.time("resolve"):
@@ -51,7 +55,7 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
     device = _device(config.device)
     dtype = _dtype(config.dtype, checkpoint.config, device)
     with stages.time("tokenizer"):
-        tokenizer = HFTokenizer(checkpoint.tokenizer_folder)
+        tokenizer = HFTokenizer(checkpoint.tokenizer_folder, template)
     generation = read_generation_config(checkpoint.folder)
     eos_token_ids = end_token_ids(generation, checkpoint.config, tokenizer)
     with stages.time("weights"):
@@ -60,7 +64,7 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
     with stages.time("fingerprint"):
         fingerprint = Fingerprint(
             weights=fingerprint_weights(checkpoint.folder),
-            tokenizer=fingerprint_tokenizer(checkpoint.tokenizer_folder),
+            tokenizer=fingerprint_tokenizer(checkpoint.tokenizer_folder, template),
             dtype=str(dtype).removeprefix("torch."),
             backend=config.backend,
             version=version("pagefleet"),

@@ -11,16 +11,39 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from jinja2 import Template, TemplateError, nodes
+from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from pagefleet.engine.errors import InvalidRequestError
+from pagefleet.engine.errors import ConfigError, InvalidRequestError
 
 _REASONING_KEYS: Final = ("reasoning_content", "thinking", "reasoning")
+
+
+def read_template_file(path: Path) -> str:
+    """Return the source of the template in `path`.
+
+    Raises ConfigError if the file cannot be read or is not a valid template.
+    """
+    try:
+        source = path.read_text(encoding="utf-8-sig")
+        _environment().from_string(source)
+    except OSError as error:
+        raise ConfigError(
+            f"chat_template: {path} cannot be read ({error.strerror}); give a file with a Jinja template."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"chat_template: {path} is not UTF-8 text ({error}); convert it.") from error
+    except TemplateSyntaxError as error:
+        raise ConfigError(
+            f"chat_template: {path} is not a valid Jinja template (line {error.lineno}: {error.message}); "
+            "correct it."
+        ) from error
+    return source
 
 
 class ChatTemplate:
@@ -69,13 +92,17 @@ class ChatTemplate:
 
     @cached_property
     def _template(self) -> Template:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock]
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = _strftime_now
-        return environment.from_string(self.source)
+        return _environment().from_string(self.source)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
 
 
 class _GenerationBlock(Extension):

@@ -16,6 +16,7 @@ import tokenizers
 
 from pagefleet.engine.errors import InvalidRequestError, ModelLoadError
 from pagefleet.engine.files.json_file import read_json_object
+from pagefleet.engine.text.chat_template import ChatTemplate
 from pagefleet.engine.text.template_files import read_chat_templates, read_special_tokens
 from pagefleet.engine.text.tokenizer import TokenDecoder, Tokenizer
 
@@ -35,10 +36,13 @@ _IN_CHARACTER: Final = re.compile(rb"[\x80-\xbf]")
 class HFTokenizer(Tokenizer):
     """The tokenizer of a checkpoint folder.
 
+    Args:
+        chat_template: the source of a template that replaces those of the folder.
+
     Raises ModelLoadError if tokenizer.json is missing, or if a file cannot be read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, chat_template: str | None = None) -> None:
         path = self._path = folder / "tokenizer.json"
         try:
             # The file may contain padding and truncation settings of a training run.
@@ -56,7 +60,10 @@ class HFTokenizer(Tokenizer):
         self._is_byte_level = _is_byte_level(read_json_object(path).get("decoder"))
         special_tokens = read_special_tokens(folder)
         self._eos_token = special_tokens.get("eos_token")
-        templates = read_chat_templates(folder, special_tokens)
+        if chat_template is None:
+            templates = read_chat_templates(folder, special_tokens)
+        else:
+            templates = {"default": ChatTemplate(chat_template, special_tokens)}
         self._chat_template = templates.get("default")
         self._tool_template = templates.get("tool_use", self._chat_template)
 
@@ -135,7 +142,8 @@ class HFTokenizer(Tokenizer):
         template = self._tool_template if tools else self._chat_template
         if template is None:
             raise InvalidRequestError(
-                "messages: this model has no chat template; send a prompt instead.",
+                "messages: this model has no chat template; send a prompt instead, or give the worker a "
+                "template with `--chat-template FILE` (in Python: `LLM(model, chat_template=FILE)`).",
                 "chat_template",
                 "messages",
             )

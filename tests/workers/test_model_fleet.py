@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -125,17 +124,15 @@ def test_a_call_of_a_tool_that_is_demanded_parses(model_stack):
 
 
 def test_a_chat_that_the_template_refuses_is_refused_with_its_reason(own_environment, tmp_path):
-    """A copy of the real model whose chat template rejects system messages."""
-    from pagefleet.engine.loading.checkpoint import resolve
-
-    folder = tmp_path / "strict"
-    shutil.copytree(resolve(MODEL, None).folder, folder)
-    (folder / "chat_template.jinja").write_text(
+    """The worker has the template from a file: it rejects system messages, the checkpoint's does not."""
+    template = tmp_path / "strict.jinja"
+    template.write_text(
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system messages') }}"
         "{% endif %}{{ m.content }}{% endfor %}"
     )
+    options = ["--model", MODEL, "--served-name", "strict", "--chat-template", str(template)]
     with (
-        LocalStack(tmp_path / "stack", ["--model", str(folder)]) as stack,
+        LocalStack(tmp_path / "stack", options) as stack,
         FleetClient(redis_url=stack.redis_url) as fleet,
     ):
         assert fleet.chat([{"role": "user", "content": "Hi"}], max_tokens=2).result().finish_reason
@@ -144,6 +141,54 @@ def test_a_chat_that_the_template_refuses_is_refused_with_its_reason(own_environ
             next(refused)
         assert caught.value.param == "messages"
         assert fleet.models()[0].name == "strict"
+
+
+def test_a_model_without_a_template_completes_texts_and_says_how_to_give_it_one(own_environment, tmp_path):
+    """To a client, to the gateway's, and to one that asks for tokens. A bad template stops the start."""
+    from pagefleet.engine.loading.checkpoint import resolve
+
+    folder = tmp_path / "base"
+    folder.mkdir()
+    for file in resolve(MODEL, None).folder.iterdir():
+        (folder / file.name).symlink_to(file)
+    (folder / "tokenizer_config.json").unlink()
+    template = tmp_path / "bad.jinja"
+    template.write_text("{{ bos_token }}\n{% for m in messages %}\n{{ m.content }\n{% endfor %}")
+    messages = [{"role": "user", "content": "Hi"}]
+    with (
+        LocalStack(tmp_path / "stack", ["--model", str(folder)]) as stack,
+        FleetClient(redis_url=stack.redis_url) as fleet,
+    ):
+        assert len(fleet.generate("Once upon a time", max_tokens=3).result().token_ids) == 3
+        with pytest.raises(InvalidRequest, match=r"no chat template; .* `--chat-template FILE`") as caught:
+            next(fleet.chat(messages))
+        assert caught.value.param == "messages"
+        with pytest.raises(InvalidRequest, match="no chat template"):
+            fleet.tokenize(messages=messages)
+        gateway = GatewayProcess(stack.redis_url, GatewaySettings(), 0).start().wait_ready()
+        try:
+            for stream in (False, True):
+                body = {"model": "base", "messages": messages, "stream": stream}
+                reply = httpx.post(f"{gateway.url}/v1/chat/completions", json=body, timeout=30)
+                assert reply.status_code == 400, reply.text
+                error = reply.json()["error"]
+                assert (error["type"], error["param"]) == ("invalid_request_error", "messages")
+                assert "`--chat-template FILE`" in error["message"]
+        finally:
+            gateway.terminate()
+            gateway.wait(20)
+        command = [sys.executable, "-m", "pagefleet.api.cli.main", "worker", "--redis-url", stack.redis_url]
+        done = subprocess.run(
+            [*command, "--model", str(folder), "--chat-template", str(template)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1] == (
+            f"Error: chat_template: {template} is not a valid Jinja template (line 3: unexpected '}}'); "
+            "correct it."
+        )
 
 
 def test_the_demo_runs_without_a_terminal(own_environment):

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
     "backend",
     "dtype",
     "device",
+    "chat_template",
     "num_threads",
     "max_num_seqs",
     "max_num_batched_tokens",
