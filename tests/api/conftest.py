@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pagefleet.api.client import stream_loop
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 
@@ -18,6 +20,13 @@ def blocking():
 
     with asyncio.Runner() as runner:
         yield lambda fleet: Blocking(fleet, runner.get_loop())
+
+
+@pytest.fixture
+def live_only(monkeypatch):
+    """A stream reads the log after a minute of silence only, so what arrives within seconds came live."""
+    monkeypatch.setattr(stream_loop, "SILENCE_S", 60.0)
+    return 15.0
 
 
 @pytest.fixture

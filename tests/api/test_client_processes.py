@@ -19,7 +19,7 @@ from pagefleet.api import FleetClient
 SEED_7 = "f-)WMZsL2`QBIlih"
 
 
-def in_forked_child(act, timeout_s=30.0):
+def in_forked_child(act, timeout_s=60.0):
     """Runs ``act`` in a child of os.fork and returns its text, which comes through a pipe."""
     reading, writing = os.pipe()
     child = os.fork()
@@ -81,8 +81,8 @@ class TestFork:
             in_forked_child(lambda: generate(fleet) + in_forked_child(lambda: generate(fleet))) == SEED_7 * 2
         )
 
-    def test_the_child_answers_quickly(self, fleet):
-        """Live over a channel of its own, not from the log after 2 s of silence."""
+    def test_the_child_reads_live(self, fleet, live_only):
+        """Over a channel of its own, not from the log after some silence."""
         generate(fleet)
 
         def timed():
@@ -90,15 +90,15 @@ class TestFork:
             generate(fleet)
             return time.monotonic() - started
 
-        assert float(in_forked_child(timed)) < 1.9
+        assert float(in_forked_child(timed)) < live_only
 
-    def test_a_child_can_close_what_it_inherited(self, fleet):
+    def test_a_child_can_close_what_it_inherited(self, fleet, live_only):
         stream = fleet.generate("Hello", seed=7, max_tokens=100)
         next(stream)
         in_forked_child(lambda: (stream.close(), fleet.close()))
         started = time.monotonic()
         assert len(stream.text()) == 100
-        assert time.monotonic() - started < 1.9
+        assert time.monotonic() - started < live_only
 
 
 def test_from_eight_threads_at_once(fleet):
@@ -135,7 +135,7 @@ def test_a_client_that_is_first_used_by_threads_at_once_opens_one_connection_eac
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
         assert len(seen) == 8
         assert len(set(map(id, seen))) == 1
 
@@ -156,8 +156,8 @@ def test_one_thread_closes_while_another_calls(null_stack, monkeypatch):
     monkeypatch.setattr(subscriber, "_wake", call_in_between)
     closer = threading.Thread(target=fleet.close, daemon=True)
     closer.start()
-    closer.join(15)
-    caller.join(15)
+    closer.join(60)
+    caller.join(60)
     assert not closer.is_alive()
     fleet.close()
 
@@ -201,7 +201,7 @@ def service(null_stack, tmp_path_factory):
     app.close()
     process.terminate()
     try:
-        process.wait(20)
+        process.wait(60)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -138,5 +138,5 @@ def test_the_command(redis_server, store):
         assert samples["pagefleet_fleet_workers"] == 0
     finally:
         process.send_signal(signal.SIGTERM)
-        _, rest = process.communicate(timeout=20)
+        _, rest = process.communicate(timeout=60)
     assert (process.returncode, rest) == (0, "")

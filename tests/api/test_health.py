@@ -32,7 +32,7 @@ def worker(redis_server, store, tmp_path):
     finally:
         process.send_signal(signal.SIGCONT)
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def test_a_worker_that_serves_is_healthy_and_a_stuck_one_is_not(redis_server, worker):
@@ -41,11 +41,11 @@ def test_a_worker_that_serves_is_healthy_and_a_stuck_one_is_not(redis_server, wo
     assert "serves null: 0 running" in done.output
     # Its process lives on, its engine does not turn.
     worker.send_signal(signal.SIGSTOP)
-    assert wait_until(lambda: health(redis_server.url).exit_code == 1, 10)
+    assert wait_until(lambda: health(redis_server.url).exit_code == 1, 60)
     assert worker.exit_status is None
     assert health(redis_server.url).output.startswith(f"Error: No worker on {socket.gethostname()} ")
     worker.send_signal(signal.SIGCONT)
-    assert wait_until(lambda: health(redis_server.url).exit_code == 0, 10)
+    assert wait_until(lambda: health(redis_server.url).exit_code == 0, 60)
 
 
 def test_one_of_several_is_asked_for_by_pid_or_host(redis_server, worker):

@@ -80,7 +80,7 @@ class TestDeleted:
             keys.GENERATE_TASK, kwargs=kwargs, task_id=job_id, queue="pagefleet.null.interactive",
             ignore_result=True,
         )  # fmt: skip
-        assert wait_until(lambda: app.AsyncResult(job_id).state == "FAILURE", 15)
+        assert wait_until(lambda: app.AsyncResult(job_id).state == "FAILURE", 60)
         assert "was deleted" in str(app.AsyncResult(job_id).result)
         assert fleet._live.store.read(job_id) is None
 

@@ -449,7 +449,7 @@ class TestTenants:
             limits = Limits(1000, 150)
             return store.submit("more", request, queue=QUEUE, channel=CHANNEL, limits=limits).created
 
-        assert wait_until(submits_one_more, 10, poll_s=0.001)
+        assert wait_until(submits_one_more, 60, poll_s=0.001)
 
     @pytest.mark.parametrize("how", ["ended", "forgotten"])
     def test_a_full_ledger_is_cleared_of_what_has_gone(self, store, how):
@@ -492,7 +492,7 @@ class TestTenants:
     def test_the_places_of_a_job_that_has_gone_are_cleared(self, store):
         self.submit_choices(store, "a", 128, 128)
         store.redis.delete(keys.job("a"))
-        assert wait_until(lambda: self.submit_choices(store, "b", 128, 128).created, 5, poll_s=0.001)
+        assert wait_until(lambda: self.submit_choices(store, "b", 128, 128).created, 60, poll_s=0.001)
         assert store.redis.zcard(keys.tenant_jobs(QUEUE, "t")) == 128
 
 
@@ -561,7 +561,7 @@ class TestStoredBytes:
         store.close("a", QUEUE)
         store.redis.delete(keys.job("a"))
         assert not self.submit(store, "b", one).created
-        assert wait_until(lambda: self.submit(store, "b", one).created, 5)
+        assert wait_until(lambda: self.submit(store, "b", one).created, 60)
         assert self.total(store) == one
 
     def test_an_open_job_that_is_looked_at_stays(self, store):

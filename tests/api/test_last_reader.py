@@ -39,7 +39,7 @@ def state(jobs, job_id):
     return None if record is None else record.state
 
 
-def is_cancelled(jobs, job_id, within_s=5):
+def is_cancelled(jobs, job_id, within_s=15):
     return wait_until(lambda: state(jobs, job_id) is JobState.CANCELLED, within_s)
 
 
@@ -98,7 +98,7 @@ def test_a_queued_one_too_and_it_is_closed(fleet, jobs, ghost):
     stream.close()
     assert is_cancelled(jobs, stream.job_id)
     ledger = keys.open_jobs("pagefleet.ghost.interactive")
-    assert wait_until(lambda: jobs.redis.zscore(ledger, stream.job_id) is None, 5)
+    assert wait_until(lambda: jobs.redis.zscore(ledger, stream.job_id) is None, 60)
 
 
 def test_one_that_was_attached_to(fleet, jobs, null_stack):
@@ -177,7 +177,7 @@ def test_what_left_last_is_told_when_the_client_is_closed(null_stack, jobs):
         stream = fleet.generate("Hello", max_tokens=MANY)
         next(stream)
         stream.close()
-    assert is_cancelled(jobs, stream.job_id, 1)
+    assert is_cancelled(jobs, stream.job_id, 5)
 
 
 def test_one_that_leaves_a_thread_may_come_back_for_a_while(fleet, jobs):

@@ -29,9 +29,9 @@ from pagefleet.workers.local.redis_server import RedisServer
 from pagefleet.workers.local.server_endpoint import ServerEndpoint
 
 CONNECT_TIMEOUT_S = 1.0
-BAR_S = 3 * CONNECT_TIMEOUT_S
-START_S = 3 * 1.5
-"""What a Python process needs to start and import Celery, three times over."""
+BAR_S = 6 * CONNECT_TIMEOUT_S
+START_S = 10 * 1.5
+"""What a Python process needs to start and import Celery, ten times over: the machine runs other tests."""
 SENTENCE = r"No answer from Redis at redis://127\.0\.0\.1:\d+/0 \(.+\); check that it runs"
 
 
@@ -298,8 +298,8 @@ class TestAServerThatComesBack:
             assert text + "".join(chunk.text for chunk in stream) == self.TEXT
             assert worker.store.read(stream.job_id).result().text == self.TEXT
 
-    def test_what_a_dropped_connection_missed_is_read_at_once(self, fragile):
-        """Not only after 2 s of silence: the subscription tells that it is new."""
+    def test_what_a_dropped_connection_missed_is_read_at_once(self, fragile, live_only):
+        """Without waiting for silence: the subscription reports that it is new."""
         with FleetClient(redis_url=fragile.url) as fleet:
             own = fleet.generate("Hello", idle_timeout=30)
             attached = fleet.attach(own.job_id, idle_timeout=30)
@@ -311,7 +311,7 @@ class TestAServerThatComesBack:
             started = time.monotonic()
             assert texts[0] + "".join(chunk.text for chunk in own) == self.TEXT
             assert texts[1] + "".join(chunk.text for chunk in attached) == self.TEXT
-            assert time.monotonic() - started < 1.9
+            assert time.monotonic() - started < live_only
 
     async def test_the_async_stream_goes_on_and_ends_complete(self, fragile):
         async with AsyncFleetClient(redis_url=fragile.url) as fleet:
@@ -342,12 +342,12 @@ class TestAServerThatComesBack:
             tmp_path, ["--model", "null", "--backend", "null", "--null-step-time", "0.02"], drain_s=1
         )
         with stack, FleetClient(redis_url=stack.redis_url) as fleet:
-            stream = fleet.generate("Hello", seed=7, max_tokens=120, idle_timeout=4)
+            stream = fleet.generate("Hello", seed=7, max_tokens=120, idle_timeout=30)
             next(stream)
             self.restart(stack.server)
             assert len(stream.text()) == 120
             assert stack.workers[0].exit_status is None
-            assert len(fleet.generate("Hello", max_tokens=4, idle_timeout=8).text()) == 4
+            assert len(fleet.generate("Hello", max_tokens=4, idle_timeout=30).text()) == 4
 
     def test_a_server_that_forgot_everything_gets_a_waiting_job_again(self, server_binary, tmp_path):
         """The same id, the same seed, so the same tokens, although the first server is gone for ever."""

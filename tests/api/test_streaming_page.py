@@ -68,7 +68,7 @@ def served_by_uvicorn(app):
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
     thread = threading.Thread(target=server.run)
     thread.start()
-    assert wait_until(lambda: server.started, 10)
+    assert wait_until(lambda: server.started, 60)
     yield server.servers[0].sockets[0].getsockname()[1]
     server.should_exit = True
     thread.join()
@@ -85,7 +85,7 @@ def leaves_nothing_running(port, jobs):
             assert len(reply.read(20)) == 20
             (job_id,) = set(jobs.redis.zrange(ledger, 0, -1)) - before
             assert jobs.read(job_id, with_log=False).state is JobState.RUNNING
-    return wait_until(lambda: jobs.read(job_id, with_log=False).state is JobState.CANCELLED, 5)
+    return wait_until(lambda: jobs.read(job_id, with_log=False).state is JobState.CANCELLED, 15)
 
 
 def test_starlette(jobs):

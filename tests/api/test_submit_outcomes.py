@@ -80,7 +80,7 @@ def open_jobs(store):
 
 
 def nothing_open(store):
-    return wait_until(lambda: not open_jobs(store), 15)
+    return wait_until(lambda: not open_jobs(store), 60)
 
 
 def only_left_is_closed(store):
@@ -205,7 +205,7 @@ class TestTheCallerIsCancelled:
         await asyncio.to_thread(only_left_is_closed, store)
         proxy.cut(to_server=False, to_client=True)
         submitting = asyncio.create_task(generate(afleet))
-        assert await asyncio.to_thread(wait_until, lambda: open_jobs(store), 5)
+        assert await asyncio.to_thread(wait_until, lambda: open_jobs(store), 60)
         submitting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await submitting
@@ -221,17 +221,17 @@ class TestTheCallerIsCancelled:
 
         def wait_first(*args, **more):
             sending.set()
-            go_on.wait(10)
+            go_on.wait(60)
             send(*args, **more)
 
         monkeypatch.setattr(async_sources, "send_message", wait_first)
         job = asyncio.create_task(generate(afleet, **options))
-        assert await asyncio.to_thread(sending.wait, 10)
+        assert await asyncio.to_thread(sending.wait, 60)
         job.cancel()
         with pytest.raises(asyncio.CancelledError):
             await job
         go_on.set()
-        assert await asyncio.to_thread(wait_until, lambda: cancelled(store) == 1, 10)
+        assert await asyncio.to_thread(wait_until, lambda: cancelled(store) == 1, 60)
 
     async def test_whose_client_is_closed_at_once(self, near, store, monkeypatch):
         sending = threading.Event()
@@ -245,7 +245,7 @@ class TestTheCallerIsCancelled:
         monkeypatch.setattr(async_sources, "send_message", slowly)
         async with AsyncFleetClient(near) as fleet:
             job = asyncio.create_task(generate(fleet))
-            assert await asyncio.to_thread(sending.wait, 10)
+            assert await asyncio.to_thread(sending.wait, 60)
             job.cancel()
         assert cancelled(store) == 1
 
@@ -263,7 +263,7 @@ class TestTheCallerIsCancelled:
         monkeypatch.setattr(async_sources, "send_message", tell)
         for job_id, options in {"alone": {}, "detached": {"detached": True}}.items():
             job = asyncio.create_task(generate(afleet, job_id=job_id, **options))
-            assert await asyncio.to_thread(sending.wait, 10)
+            assert await asyncio.to_thread(sending.wait, 60)
             sending.clear()
             job.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -273,7 +273,7 @@ class TestTheCallerIsCancelled:
             return [store.read(job_id, with_log=False).state for job_id in ("alone", "detached")]
 
         assert await asyncio.to_thread(
-            wait_until, lambda: states() == [JobState.CANCELLED, JobState.QUEUED], 10
+            wait_until, lambda: states() == [JobState.CANCELLED, JobState.QUEUED], 60
         )
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, SoftTimeLimitExceeded])
@@ -286,7 +286,7 @@ class TestTheCallerIsCancelled:
         monkeypatch.setattr(sources, "send_message", break_off)
         with pytest.raises(error):
             generate(fleet, detached=True)
-        assert wait_until(lambda: cancelled(store) == 1, 10)
+        assert wait_until(lambda: cancelled(store) == 1, 60)
 
 
 def cancelled(store):

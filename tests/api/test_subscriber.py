@@ -50,9 +50,9 @@ def test_a_thread(store, caplog):
     subscriber.routes.add("a", heard.append)
     subscriber.open()
     try:
-        assert wait_until(lambda: beat.num_beats > 2 and subscriber._ready.is_set(), 10)
+        assert wait_until(lambda: beat.num_beats > 2 and subscriber._ready.is_set(), 60)
         store.redis.publish(CHANNEL, "a t {}")
-        assert wait_until(lambda: LiveEvent("t", "{}") in heard, 5)
+        assert wait_until(lambda: LiveEvent("t", "{}") in heard, 60)
     finally:
         subscriber.close()
     (report,) = reports(caplog)
@@ -104,7 +104,7 @@ def test_one_that_is_closed_lets_a_thread_finish_its_command(store):
 
     def in_use_until_the_thread_has_ended(*args, **options):
         connection = get(*args, **options)
-        subscriber._thread.join(10)
+        subscriber._thread.join(60)
         used.append(connection._sock is not None)
         return connection
 

@@ -115,10 +115,10 @@ class TestTheWatcher:
         monkeypatch.setattr(store, "cards", lambda: {}["no such key"])
         watcher.start()
         try:
-            assert wait_until(lambda: watcher.problem is not None, 5)
+            assert wait_until(lambda: watcher.problem is not None, 60)
             assert "KeyError" in watcher.problem
             monkeypatch.setattr(store, "cards", cards)
-            assert wait_until(lambda: watcher.problem is None and watcher.view is not None, 5)
+            assert wait_until(lambda: watcher.problem is None and watcher.view is not None, 60)
         finally:
             watcher.stop()
         assert not watcher.is_running
@@ -159,7 +159,7 @@ class TestWhatIsRead:
             status = worker.status
             return status.generation_tok_s > 0 and status.ttft_p50_s and status.num_running == 4
 
-        assert wait_until(told, 10)
+        assert wait_until(told, 60)
         (worker,) = read_view(store).workers
         assert 0 < worker.status.ttft_p50_s <= worker.status.ttft_p95_s
         assert worker.status.lease_s == 3.0
@@ -202,14 +202,14 @@ class Terminal:
     def press(self, key):
         os.write(self._master, key.encode())
 
-    def wait_for(self, wanted, timeout_s=20.0):
+    def wait_for(self, wanted, timeout_s=60.0):
         seen, deadline = "", time.monotonic() + timeout_s
         while wanted not in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen):
             ready, _, _ = select.select([self._master], [], [], max(0, deadline - time.monotonic()))
             assert ready, f"no {wanted!r} in {seen[-2000:]!r}"
             seen += os.read(self._master, 65536).decode(errors="replace")
 
-    def exit_status(self, timeout_s=20.0):
+    def exit_status(self, timeout_s=60.0):
         """Reads on meanwhile, as a terminal does: what nobody reads, nobody can write."""
         deadline = time.monotonic() + timeout_s
         while self.process.poll() is None:

@@ -51,9 +51,9 @@ def running_flower(redis_url, folder):
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         page = FlowerPage(port)
-        assert wait_until(lambda: page.status("/healthcheck") == 200, 30, 0.1), log_file.read_text()
+        assert wait_until(lambda: page.status("/healthcheck") == 200, 60, 0.1), log_file.read_text()
         yield page
     finally:
         process.send_signal(signal.SIGTERM)
-        exit_status = process.wait(20)
+        exit_status = process.wait(60)
     assert exit_status == 0, log_file.read_text()

@@ -39,8 +39,8 @@ def watched_fleet(folder):
             guarded.forget_denied()
             with running_flower(guarded.url_of("monitor"), folder) as page:
                 # It hears of what happens after it has come.
-                assert wait_until(lambda: "active_queues" in page.get("/api/workers?refresh=true"), 20, 0.2)
+                assert wait_until(lambda: "active_queues" in page.get("/api/workers?refresh=true"), 60, 0.2)
                 yield WatchedFleet(guarded, page, status.worker_id)
         finally:
             worker.terminate()
-            worker.wait(20)
+            worker.wait(60)

@@ -41,7 +41,7 @@ def start_gateway(null_stack, tmp_path_factory):
     for process in started:
         process.terminate()
     for process in started:
-        process.wait(20)
+        process.wait(60)
 
 
 @pytest.fixture(scope="session")

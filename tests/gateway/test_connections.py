@@ -124,7 +124,7 @@ def test_too_many_connections(narrow):
             open_ones.enter_context(connect(narrow))
         with connect(narrow) as connection:
             assert status_and_code(read_all(connection)) == (503, "overloaded")
-    assert wait_until(lambda: httpx.get(f"{narrow.url}/health").status_code == 200, 10)
+    assert wait_until(lambda: httpx.get(f"{narrow.url}/health").status_code == 200, 60)
 
 
 def test_one_request_after_the_other_on_one_connection(gateway):
@@ -191,8 +191,8 @@ def test_a_whole_answer_that_nobody_takes_is_not_kept(start_gateway):
         def is_held():
             return any(tuple(each.raddr) == mine for each in process.net_connections("tcp"))
 
-        assert wait_until(is_held, 5)
-        assert wait_until(lambda: not is_held(), 15)
+        assert wait_until(is_held, 60)
+        assert wait_until(lambda: not is_held(), 60)
 
 
 def test_a_connection_that_is_half_closed_is_a_client_that_has_left(gateway, jobs):
@@ -200,7 +200,7 @@ def test_a_connection_that_is_half_closed_is_a_client_that_has_left(gateway, job
         connection.sendall(request(max_tokens=4000, stream=True))
         job_id = job_of(connection)
         connection.shutdown(socket.SHUT_WR)
-        assert wait_until(lambda: jobs.read(job_id, with_log=False).state is JobState.CANCELLED, 10)
+        assert wait_until(lambda: jobs.read(job_id, with_log=False).state is JobState.CANCELLED, 60)
 
 
 def test_one_that_is_closed_in_the_middle_of_its_body(gateway, http):
@@ -229,7 +229,7 @@ def test_a_reader_that_does_not_read_is_cut_off_and_grows_nothing(narrow, jobs):
         # When nobody reads any more, all of them are given up, and with them their jobs.
         for job_id in job_ids:
             assert wait_until(
-                lambda job_id=job_id: jobs.read(job_id, with_log=False).state is JobState.CANCELLED, 30
+                lambda job_id=job_id: jobs.read(job_id, with_log=False).state is JobState.CANCELLED, 60
             )
     assert process.memory_info().rss - before < 60 * 2**20
 
@@ -246,7 +246,7 @@ def test_one_of_several_prompts_too(narrow, jobs):
         connection.sendall(line + head + f"content-length: {len(content)}\r\n\r\n".encode() + content)
         for job_id in jobs_of(job_of(connection)):
             assert wait_until(
-                lambda job_id=job_id: jobs.read(job_id, with_log=False).state is JobState.CANCELLED, 30
+                lambda job_id=job_id: jobs.read(job_id, with_log=False).state is JobState.CANCELLED, 60
             )
 
 
@@ -313,7 +313,7 @@ def test_on_sigterm_what_runs_may_end_and_what_streams_on_is_cut_off(start_gatew
         rest = read_all(endless)
     assert b"data: " in rest
     assert b"[DONE]" not in rest, "it is no end: the client goes on elsewhere"
-    assert leaving.wait(10) == 0
+    assert leaving.wait(60) == 0
     assert jobs.read(job_id, with_log=False).state is JobState.RUNNING
     assert is_in_state(jobs, plain_id, JobState.CANCELLED, CLIENT_LEASE_S / 3), "its client cannot"
     httpx.delete(f"{gateway.url}/v1/jobs/{job_id}")
@@ -356,5 +356,5 @@ def test_without_keys_it_is_this_hosts_alone(null_stack):
     )
     assert "http://0.0.0.0:" in open_one.stderr.readline()
     open_one.send_signal(signal.SIGINT)
-    assert open_one.wait(20) == 0
+    assert open_one.wait(60) == 0
     open_one.stderr.close()

@@ -221,7 +221,7 @@ def test_an_answer_that_takes_too_long(narrow, ghost, jobs):
     reply = httpx.post(narrow.url + CHAT, json={"model": ghost, "messages": HI})
     assert (reply.status_code, error_of(reply)["code"]) == (408, "request_timeout")
     ledger = keys.open_jobs(keys.queue(ghost, "interactive"))
-    assert wait_until(lambda: not jobs.redis.zcard(ledger), 10), "its job is cancelled"
+    assert wait_until(lambda: not jobs.redis.zcard(ledger), 60), "its job is cancelled"
 
 
 def test_no_redis(start_gateway):
@@ -242,7 +242,7 @@ def test_ready_is_a_worker_for_each_model(http, ghost):
 
 
 def test_ready(http):
-    assert wait_until(lambda: http.get("/ready").status_code == 200, 10)
+    assert wait_until(lambda: http.get("/ready").status_code == 200, 60)
 
 
 def test_a_rejection_that_comes_late_is_an_event(http, ghost, jobs):

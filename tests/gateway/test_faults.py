@@ -35,7 +35,7 @@ def door(stack, tmp_path_factory):
     ).start()
     yield gateway.wait_ready()
     gateway.terminate()
-    gateway.wait(30)
+    gateway.wait(60)
 
 
 class Streams:

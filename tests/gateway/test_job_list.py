@@ -21,7 +21,7 @@ def tenant(guarded_gateway, key_file, request):
     headers = {"authorization": f"Bearer {token}"}
     with httpx.Client(base_url=guarded_gateway.url, headers=headers, timeout=30) as client:
         client.tenant = request.node.name
-        assert wait_until(lambda: client.get("/v1/models").status_code == 200, 10, 0.1)
+        assert wait_until(lambda: client.get("/v1/models").status_code == 200, 60, 0.1)
         yield client
 
 
@@ -100,10 +100,10 @@ def test_states_and_cancel(tenant, ghost, fleet):
     def states():
         return {job["id"]: job["status"] for job in tenant.get("/v1/jobs").json()["data"]}
 
-    assert wait_until(lambda: states() == {waiting: "queued", running: "in_progress"}, 10)
+    assert wait_until(lambda: states() == {waiting: "queued", running: "in_progress"}, 60)
     for job_id in (waiting, running):
         assert tenant.post(f"/v1/jobs/{job_id}/cancel").json()["id"] == job_id
-    assert wait_until(lambda: set(states().values()) == {"cancelled"}, 10)
+    assert wait_until(lambda: set(states().values()) == {"cancelled"}, 60)
     # What there was of the answer is kept; a second time is no fault, and nothing of somebody else's.
     assert tenant.get(f"/v1/jobs/{running}").json()["result"]["usage"]["completion_tokens"] > 0
     assert tenant.post(f"/v1/jobs/{running}/cancel").json()["status"] == "cancelled"
@@ -115,7 +115,7 @@ def test_states_and_cancel(tenant, ghost, fleet):
 
 
 def test_models_say_whether_they_have_a_worker(http, ghost):
-    assert wait_until(lambda: ghost in {each["id"] for each in http.get("/v1/models").json()["data"]}, 10)
+    assert wait_until(lambda: ghost in {each["id"] for each in http.get("/v1/models").json()["data"]}, 60)
     ready = {each["id"]: each["ready"] for each in http.get("/v1/models").json()["data"]}
     assert ready == {"null": True, ghost: False}
     assert http.get(f"/v1/models/{ghost}").json()["ready"] is False

@@ -80,7 +80,7 @@ def test_nothing_that_fails_is_quoted(logged_gateway, null_stack, ghost, jobs):
         for job_id in (whole["id"], garbled["id"]):
             http.get(f"/v1/jobs/{job_id}")
             http.get(f"/v1/jobs/{job_id}/stream")
-    assert wait_until(lambda: f"job {failed} failed: job_failed" in log(), 5), log()
+    assert wait_until(lambda: f"job {failed} failed: job_failed" in log(), 60), log()
     assert MARK not in log()
     for worker in null_stack.workers:
         assert MARK not in worker.log_file.read_text()

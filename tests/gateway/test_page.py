@@ -138,14 +138,14 @@ def test_a_gateway_that_dies_and_comes_back_is_noticed_and_no_more(null_stack, c
         window.send("Hello")
         window.wait_text(50)
         gateway.send_signal(signal.SIGKILL)
-        gateway.wait(5)
+        gateway.wait(60)
         window.wait_notice("Connection lost")
         gateway = start(gateway.port)
         window.wait_end()
         assert window.text == expected(7, int(LONG))
         assert window.notice == ""
     gateway.terminate()
-    gateway.wait(20)
+    gateway.wait(60)
 
 
 def test_it_says_when_its_gateway_is_down(null_stack, chromium, tmp_path):
@@ -155,12 +155,12 @@ def test_it_says_when_its_gateway_is_down(null_stack, chromium, tmp_path):
     with gateway_window(chromium, gateway.url) as window:
         window.page.locator("#model-state", has_text="Ready").wait_for()
         gateway.send_signal(signal.SIGKILL)
-        gateway.wait(5)
+        gateway.wait(60)
         window.wait_notice(f"The gateway at 127.0.0.1:{gateway.port} does not answer.")
         gateway.start().wait_ready()
         window.page.locator("#notice").wait_for(state="hidden", timeout=20_000)
     gateway.terminate()
-    gateway.wait(20)
+    gateway.wait(60)
 
 
 MARKDOWN = """\
@@ -262,7 +262,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_only(guarded_gateway, key_file, 
         window.wait_notice("does not know this API key")
         headers = {"authorization": f"Bearer {token}"}
         models = f"{guarded_gateway.url}/v1/models"
-        assert wait_until(lambda: httpx.get(models, headers=headers).status_code == 200, 10, 0.1)
+        assert wait_until(lambda: httpx.get(models, headers=headers).status_code == 200, 60, 0.1)
         window.set(API_key=token, Max_tokens="5")
         window.page.locator("#model-state", has_text="Ready").wait_for()
         window.send("Hello")
@@ -309,16 +309,16 @@ def test_the_jobs_of_a_tenant_live(window, http, fleet):
     def rows():
         return {row["Job"]: row for row in window.job_rows()}
 
-    assert wait_until(lambda: {done.job_id, running.job_id} <= rows().keys(), 10, 0.1)
+    assert wait_until(lambda: {done.job_id, running.job_id} <= rows().keys(), 60, 0.1)
     row = rows()[done.job_id]
     assert (row["State"], row["Model"], row["Answer"], row[""]) == ("complete", "null", "5", "")
     assert rows()[running.job_id]["State"] == "running"
     window.page.get_by_role("button", name=f"Stop {running.job_id}").click()
     assert running.result().finish_reason == "cancelled"
-    assert wait_until(lambda: rows()[running.job_id]["State"] == "stopped", 10, 0.1)
+    assert wait_until(lambda: rows()[running.job_id]["State"] == "stopped", 60, 0.1)
     # The view is kept over a reload, and older jobs can be had.
     window.page.reload()
-    assert wait_until(lambda: done.job_id in rows(), 10, 0.1)
+    assert wait_until(lambda: done.job_id in rows(), 60, 0.1)
 
 
 def test_it_fits_a_phone(gateway, chromium):
@@ -348,7 +348,7 @@ def thinker(null_stack, tmp_path):
         yield worker.wait_ready(60)
     finally:
         worker.terminate()
-        worker.wait(20)
+        worker.wait(60)
         store = JobStore(FleetSettings(redis_url=null_stack.redis_url))
         store.remove_card("thinker")
         store.close_connections()

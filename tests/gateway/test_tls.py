@@ -53,7 +53,7 @@ def gateway_running(gateway):
     gateway.start()
     yield
     gateway.terminate()
-    gateway.wait(20)
+    gateway.wait(60)
 
 
 def context_of(authority, client=None):
@@ -80,7 +80,7 @@ def test_a_client_with_a_certificate_is_served_and_no_other(null_stack, authorit
             except httpx.TransportError:
                 return False
 
-        assert wait_until(answers, 30, 0.1), log.read_text()
+        assert wait_until(answers, 60, 0.1), log.read_text()
         assert f"{gateway.url}/v1" in log.read_text()
         body = {"model": "null", "messages": HI, "max_tokens": 50, "stream": True}
         with client.stream("POST", "/v1/chat/completions", json=body) as reply:

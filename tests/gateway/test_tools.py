@@ -75,7 +75,7 @@ def models(null_stack, tmp_path_factory):
         for worker in workers:
             worker.terminate()
         for worker in workers:
-            worker.wait(30)
+            worker.wait(60)
         store = JobStore(FleetSettings(redis_url=null_stack.redis_url))
         for name in NOTATIONS:
             store.remove_card(name)

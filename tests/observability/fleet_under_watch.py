@@ -38,13 +38,13 @@ class ChildProcess:
 
     def stop(self):
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait(20)
+        self._process.wait(60)
 
-    def metrics_port(self, timeout_s=20):
+    def metrics_port(self, timeout_s=60):
         return metrics_port(self.log_file, timeout_s)
 
 
-def metrics_port(log_file, timeout_s=20):
+def metrics_port(log_file, timeout_s=60):
     """What a process told in its start-up lines; the last one, where it was started again."""
     assert wait_until(lambda: _URL.search(log_file.read_text()), timeout_s), log_file.read_text()
     return int(_URL.findall(log_file.read_text())[-1])
@@ -75,7 +75,7 @@ class FleetUnderWatch:
             child.stop()
         if self._gateway is not None:
             self._gateway.terminate()
-            self._gateway.wait(20)
+            self._gateway.wait(60)
         self._stack.stop()
 
     def _start_watch(self):
@@ -98,7 +98,7 @@ class FleetUnderWatch:
         ]
         command.append(f"--web.listen-address=127.0.0.1:{self._port}")
         self._children.append(ChildProcess(command, self._folder / "prometheus.log"))
-        assert wait_until(self._is_ready, 30), (self._folder / "prometheus.log").read_text()
+        assert wait_until(self._is_ready, 60), (self._folder / "prometheus.log").read_text()
 
     def _config(self, worker_ports, exporter_port):
         gateway_port = int(self._gateway.url.rpartition(":")[2])

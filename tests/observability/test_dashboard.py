@@ -40,12 +40,12 @@ class TestOnARealFleet:
         for target in panel["targets"]:
             expression = as_asked(target["expr"])
             # The next scrapes bring what is missing.
-            assert wait_until(lambda e=expression: has_data(watched.query(e)), 30, 0.2), expression
+            assert wait_until(lambda e=expression: has_data(watched.query(e)), 60, 0.2), expression
 
     def test_each_recorded_series_has_data(self, watched):
         groups = yaml.safe_load((RULES / "recording.rules.yml").read_text())["groups"]
         for name in [rule["record"] for group in groups for rule in group["rules"]]:
-            assert wait_until(lambda n=name: has_data(watched.query(n)), 30, 0.2), name
+            assert wait_until(lambda n=name: has_data(watched.query(n)), 60, 0.2), name
 
     def test_what_happened_is_seen(self, watched):
         """The survivor took jobs over, all of them ended, and one was cancelled."""
@@ -56,11 +56,11 @@ class TestOnARealFleet:
             ("pagefleet_fleet_workers", 1),
             ('up{job="pagefleet-worker"} == 0', 0),
         ):
-            assert wait_until(lambda e=expression, v=expected: watched.query(e) == [v], 30, 0.2), expression
+            assert wait_until(lambda e=expression, v=expected: watched.query(e) == [v], 60, 0.2), expression
 
     def test_the_takeover_raises_its_alert(self, watched):
         fires = 'ALERTS{alertname="PagefleetTakeovers", alertstate="firing"}'
-        assert wait_until(lambda: watched.query(fires) == [1.0], 30, 0.2)
+        assert wait_until(lambda: watched.query(fires) == [1.0], 60, 0.2)
 
     def test_the_model_can_be_chosen(self, watched):
         assert watched.query("count by (model) (pagefleet_fleet_workers)")

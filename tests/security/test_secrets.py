@@ -29,7 +29,7 @@ def test_neither_prompts_nor_passwords_are_told(guarded, tmp_path, monkeypatch):
         app = make_celery(FleetSettings(redis_url=guarded.url_of("monitor")))
         sender = make_celery(FleetSettings(redis_url=guarded.url_of("producer")))
         with captured_events(app) as events, FleetClient(redis_url=guarded.url_of("producer")) as fleet:
-            assert wait_until(lambda: any(event["type"] == "worker-heartbeat" for event in events), 15)
+            assert wait_until(lambda: any(event["type"] == "worker-heartbeat" for event in events), 60)
             # When prompts come as jobs, as bare messages, right and wrong.
             fleet.generate(PROMPT, max_tokens=3).result()
             running = fleet.generate(PROMPT, max_tokens=2000)
@@ -42,12 +42,12 @@ def test_neither_prompts_nor_passwords_are_told(guarded, tmp_path, monkeypatch):
                         "pagefleet.generate", kwargs={"model": "null", "prompt": PROMPT, **fields},
                         queue="pagefleet.null.interactive", connection=connection, ignore_result=True,
                     )  # fmt: skip
-            assert wait_until(lambda: sum(e["type"] == "task-failed" for e in events) >= 3, 15)
+            assert wait_until(lambda: sum(e["type"] == "task-failed" for e in events) >= 3, 60)
         app.close()
         sender.close()
     finally:
         worker.terminate()
-        worker.wait(20)
+        worker.wait(60)
     shown = subprocess.run(
         [sys.executable, "-m", "pagefleet.api.cli.main", "status", "--json",
          "--redis-url", guarded.url_of("monitor")],

@@ -59,4 +59,4 @@ def foreign_worker(null_stack, tmp_path_factory):
         yield log
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)

@@ -57,7 +57,7 @@ class RecordedMessage(JobMessage):
     def requeue(self) -> None:
         self.answers.put(("put back", None))
 
-    def last_answer(self, timeout_s: float = 10.0) -> tuple[str, Any]:
+    def last_answer(self, timeout_s: float = 60.0) -> tuple[str, Any]:
         """Return the call that settled the message, skipping ``started``."""
         while True:
             kind, value = self.answers.get(timeout=timeout_s)

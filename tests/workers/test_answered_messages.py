@@ -29,7 +29,7 @@ def queues_are_empty(fleet: FleetClient) -> bool:
 
 
 def all_is_answered(fleet: FleetClient) -> bool:
-    return wait_until(lambda: queues_are_empty(fleet) and nothing_is_unacked(fleet), 10)
+    return wait_until(lambda: queues_are_empty(fleet) and nothing_is_unacked(fleet), 60)
 
 
 def test_of_a_job_past_its_deadline(fleet):
@@ -69,7 +69,7 @@ def test_of_a_job_whose_message_was_put_back_while_it_ran(fleet):
     with reaper._connection_as(worker.worker_id) as connection:
         (tag,) = live.store.redis.hkeys(ledger)
         connection.default_channel.qos.restore_by_tag(tag)
-    assert wait_until(lambda: live.store.redis.hkeys(ledger) == [tag], 5)
+    assert wait_until(lambda: live.store.redis.hkeys(ledger) == [tag], 60)
     assert not wait_until(lambda: live.store.redis.hkeys(ledger) != [tag], 2.0)
     assert len(stream.result().token_ids) == 800
     assert stream.result().attempts == 1

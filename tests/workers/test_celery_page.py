@@ -37,7 +37,7 @@ def reader(null_stack, tmp_path_factory):
         yield environment
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 def test_every_snippet_runs(reader):

@@ -43,8 +43,8 @@ def test_a_choice_that_has_ended_is_left_alone_by_the_next_attempt(store):
     num_first = next(at for at in range(19, 40) if tokens(1, 40)[at] == end) + 1
     message = submit(store, first, "a", n=3, max_tokens=4000, min_tokens=20, stop_token_ids=[end])
     first.put(message)
-    assert wait_until(lambda: store.read("a", with_log=False).finish_reason(1) == "stop", 10)
-    assert wait_until(lambda: min(store.read("a", with_log=False).num_tokens) > 2, 10)
+    assert wait_until(lambda: store.read("a", with_log=False).finish_reason(1) == "stop", 60)
+    assert wait_until(lambda: min(store.read("a", with_log=False).num_tokens) > 2, 60)
     leave(first, num_held=1)
     record = store.read("a")
     assert record.state is JobState.QUEUED
@@ -67,12 +67,12 @@ def test_a_choice_that_has_ended_is_left_alone_by_the_next_attempt(store):
 def test_a_job_ends_with_its_last_choice_and_a_cancel_ends_them_all(store, worker):
     message = submit(store, worker, "a", n=4, max_tokens=4000)
     worker.put(message)
-    assert wait_until(lambda: min(store.read("a", with_log=False).num_tokens) > 3, 10)
+    assert wait_until(lambda: min(store.read("a", with_log=False).num_tokens) > 3, 60)
     store.cancel("a")
     kind, record = message.last_answer()
     assert (kind, record.state) == ("ended", JobState.CANCELLED)
     assert [record.finish_reason(choice) for choice in range(4)] == ["cancelled"] * 4
-    assert wait_until(lambda: worker._engine.num_free_blocks == worker._engine.info.num_blocks, 10)
+    assert wait_until(lambda: worker._engine.num_free_blocks == worker._engine.info.num_blocks, 60)
 
 
 def test_more_choices_than_a_call_takes(store, worker):
@@ -82,7 +82,7 @@ def test_more_choices_than_a_call_takes(store, worker):
     worker.put(message)
     worker.put(other)
     assert other.last_answer()[1].state is JobState.DONE
-    assert message.last_answer(30)[1].state is JobState.DONE
+    assert message.last_answer()[1].state is JobState.DONE
     result = store.read("a").result()
     assert [choice.token_ids for choice in result.choices] == [tokens(choice, 9) for choice in range(128)]
     assert all(len(choice.logprobs) == 9 for choice in result.choices)
@@ -92,7 +92,7 @@ def test_the_hash_and_the_request_must_agree_on_how_many(store, worker):
     message = submit(store, worker, "a", n=2, max_tokens=9)
     store.redis.hset(keys.job("a"), "num_choices", 3)
     worker.put(message)
-    assert wait_until(lambda: store.read("a", with_log=False).state is JobState.DEAD, 10)
+    assert wait_until(lambda: store.read("a", with_log=False).state is JobState.DEAD, 60)
 
 
 def test_a_replay_has_the_same_choices(store, worker):
@@ -114,7 +114,7 @@ def test_a_log_without_the_logprobs_that_are_asked_for_is_none(store, worker):
         store.redis.rpush(keys.log(job_id), json.dumps(entry))
         store.redis.hset(keys.job(job_id), "n:0", 1)
         worker.put(message)
-        assert wait_until(lambda j=job_id: store.read(j, with_log=False).state is JobState.DEAD, 10)
+        assert wait_until(lambda j=job_id: store.read(j, with_log=False).state is JobState.DEAD, 60)
     after = submit(store, worker, "c", max_tokens=9)
     worker.put(after)
     assert after.last_answer()[1].state is JobState.DONE
@@ -136,7 +136,7 @@ def test_a_job_takes_a_seat_for_each_choice(store, worker):
     message = submit(store, worker, "a", n=num_seats, max_tokens=4000)
     assert worker.lanes_with_room(1, 0) != []
     worker.put(message)
-    assert wait_until(lambda: min(store.read("a", with_log=False).num_tokens) > 0, 20)
+    assert wait_until(lambda: min(store.read("a", with_log=False).num_tokens) > 0, 60)
     assert worker.lanes_with_room(1, 0) == []
     assert worker.lanes_with_room(1, 1) == []
 
@@ -146,7 +146,7 @@ def test_a_job_that_is_cut_off_says_so_whatever_its_first_choice_did(store, work
     fields = {"n": 2, "max_tokens": 4000, "min_tokens": 20, "stop_token_ids": [end]}
     message = submit(store, worker, "a", **fields)
     worker.put(message)
-    assert wait_until(lambda: store.read("a", with_log=False).finish_reason(0) == "stop", 10)
+    assert wait_until(lambda: store.read("a", with_log=False).finish_reason(0) == "stop", 60)
     store.cancel("a")
     _, record = message.last_answer()
     if record.finish_reason(1) == "cancelled":

@@ -51,7 +51,7 @@ def test_every_token_once_although_the_server_forgot_all(stack):
         readers = [*owners, attached]
         for reader in readers:
             reader.start()
-        assert wait_until(lambda: all(len(reader.token_ids) > 10 for reader in readers), 20)
+        assert wait_until(lambda: all(len(reader.token_ids) > 10 for reader in readers), 60)
         # When the server is killed and restarts without its data.
         stack.server.kill()
         shutil.rmtree(stack.server.data_dir)
@@ -68,5 +68,5 @@ def test_every_token_once_although_the_server_forgot_all(stack):
         assert [card.name for card in fleet.models()] == ["null"]
         assert len(fleet.generate("x", max_tokens=3).result().token_ids) == 3
         assert [each.worker_id for each in fleet.status().workers] == [worker.worker_id]
-        assert wait_until(lambda: all(queue.num_open == 0 for queue in fleet.status().queues), 15)
+        assert wait_until(lambda: all(queue.num_open == 0 for queue in fleet.status().queues), 60)
         assert stack.workers[0].exit_status is None

@@ -45,7 +45,7 @@ class Fleet:
         for worker in self.workers:
             worker.terminate()
         for worker in self.workers:
-            worker.wait(20)
+            worker.wait(60)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_one_of_forty_fails_and_a_lost_device_fails_none(fleet, client, redis_ur
     for stream in good:
         next(stream)
     poison = client.generate("<fault device>", job_id="poison")
-    assert wait_until(lambda: first.exit_status is not None, 20)
+    assert wait_until(lambda: first.exit_status is not None, 60)
     # Then the worker exits with the reason, and no job has ended
     assert first.exit_status == CRASH_EXIT_STATUS
     assert "its jobs return to their queues: The device is lost" in fleet.log(0)
@@ -103,7 +103,7 @@ def test_one_of_forty_fails_and_a_lost_device_fails_none(fleet, client, redis_ur
             lambda worker=worker: (
                 worker.exit_status is not None or store.read("poison").fields["state"] not in "QR"
             ),
-            20,
+            60,
         )
     with pytest.raises(JobDead, match="3 workers died while they began this job"):
         poison.result()

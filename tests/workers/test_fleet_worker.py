@@ -47,7 +47,7 @@ def test_sixty_four_jobs_share_the_batch(store, worker):
     for message in messages:
         worker.put(message)
     for index, message in enumerate(messages):
-        _, record = message.last_answer(30)
+        _, record = message.last_answer()
         assert record.result().token_ids == expected_tokens(index, 30)
     assert worker.pipeline.loop.batch.max_size >= 32
 
@@ -86,7 +86,7 @@ def test_a_dead_workers_job_goes_on_where_its_log_ends(store, worker):
     ghost = make_worker(store, "ghost")
     ghost.start()
     ghost.put(message)
-    assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] >= 5, 10)
+    assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] >= 5, 60)
     ghost.pipeline.loop.stop()
     ghost.lease.release()
     logged = len(store.read("a").result().token_ids)
@@ -104,7 +104,7 @@ def test_a_dead_workers_job_goes_on_where_its_log_ends(store, worker):
 def test_a_fenced_worker_lets_go_and_writes_nothing(store, worker):
     message = submit(store, worker, "a", max_tokens=4000)
     worker.put(message)
-    assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 3, 10)
+    assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 3, 60)
     # Another worker took the job over: its epoch is higher.
     store.beat(worker.status().model_copy(update={"worker_id": "w9"}), 60)
     store.redis.hset(keys.job("a"), mapping={"epoch": "99", "owner": "w9"})
@@ -112,14 +112,14 @@ def test_a_fenced_worker_lets_go_and_writes_nothing(store, worker):
     length = store.redis.llen(keys.log("a"))
     time.sleep(20 * 0.005)
     assert store.redis.llen(keys.log("a")) == length
-    assert wait_until(lambda: worker.status().num_free_blocks == worker.status().num_blocks, 5)
+    assert wait_until(lambda: worker.status().num_free_blocks == worker.status().num_blocks, 60)
 
 
 def test_a_log_that_lost_its_tail_is_sent_again(store, worker):
     """The server restarted without its last second of writes. The worker still has the tokens."""
     message = submit(store, worker, "a", max_tokens=200)
     worker.put(message)
-    assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 20, 10)
+    assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 20, 60)
     with store.redis.pipeline(transaction=True) as pipe:
         entries = store.redis.lrange(keys.log("a"), 0, 4)
         kept = sum(len(entry.token_ids) for entry in store.read("a").entries[:5])
@@ -134,7 +134,7 @@ def test_a_log_that_lost_its_tail_is_sent_again(store, worker):
 def test_a_job_that_the_server_forgot_is_let_go(store, worker):
     message = submit(store, worker, "a", max_tokens=4000)
     worker.put(message)
-    assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 3, 10)
+    assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 3, 60)
     store.redis.delete(keys.job("a"))
     assert message.last_answer() == ("dropped", None)
 
@@ -142,14 +142,14 @@ def test_a_job_that_the_server_forgot_is_let_go(store, worker):
 def test_cancel_frees_the_blocks_and_keeps_what_was_said(store, worker):
     message = submit(store, worker, "a", max_tokens=4000)
     worker.put(message)
-    assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 3, 10)
+    assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 3, 60)
     store.cancel("a")
     _, record = message.last_answer()
     assert record.state is JobState.CANCELLED
     assert record.finish_reason(0) == "cancelled"
     tokens = record.result().token_ids
     assert tokens == expected_tokens(7, len(tokens))
-    assert wait_until(lambda: worker.status().num_free_blocks == worker.status().num_blocks, 5)
+    assert wait_until(lambda: worker.status().num_free_blocks == worker.status().num_blocks, 60)
 
 
 def test_a_cancel_reaches_a_job_that_has_no_step(store):
@@ -161,9 +161,9 @@ def test_a_cancel_reaches_a_job_that_has_no_step(store):
     waiting = submit(store, worker, "waiting", max_tokens=10)
     worker.put(running)
     worker.put(waiting)
-    assert wait_until(lambda: store.read("waiting").state is JobState.RUNNING, 10)
+    assert wait_until(lambda: store.read("waiting").state is JobState.RUNNING, 60)
     store.cancel("waiting")
-    _, record = waiting.last_answer(3)
+    _, record = waiting.last_answer(10)
     assert record.state is JobState.CANCELLED
     leave(worker)
 
@@ -171,7 +171,7 @@ def test_a_cancel_reaches_a_job_that_has_no_step(store):
 def test_a_running_job_ends_at_its_deadline(store, worker):
     message = submit(store, worker, "a", max_tokens=4000, deadline_s=0.3)
     worker.put(message)
-    _, record = message.last_answer(5)
+    _, record = message.last_answer()
     assert record.finish_reason(0) == "deadline"
     assert record.state is JobState.FAILED
     assert 0 < len(record.result().token_ids) < 4000
@@ -228,7 +228,7 @@ def test_a_bare_message_counts_against_the_depth_limit(store):
 def test_a_step_that_fails_once_costs_its_jobs_nothing(store, worker, monkeypatch):
     message = submit(store, worker, "a", max_tokens=40)
     worker.put(message)
-    assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 3, 10)
+    assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 3, 60)
 
     def explode(scheduled):
         monkeypatch.undo()
@@ -246,7 +246,7 @@ def test_an_engine_that_failed_leaves_its_suspects_and_gives_the_rest_back(store
     for message in messages:
         worker.put(message)
     for name in ("a", "b"):
-        assert wait_until(lambda name=name: store.read(name, with_log=False).num_tokens[0] > 3, 10)
+        assert wait_until(lambda name=name: store.read(name, with_log=False).num_tokens[0] > 3, 60)
     ends = []
     monkeypatch.setattr("pagefleet.workers.fleet_worker.exit_process", ends.append)
     job = worker.pipeline.held.get("a")
@@ -264,7 +264,7 @@ def test_drain_gives_running_jobs_back_with_their_log(store):
     worker.start()
     message = submit(store, worker, "a", max_tokens=4000)
     worker.put(message)
-    assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 3, 10)
+    assert wait_until(lambda: store.read("a", with_log=False).num_tokens[0] > 3, 60)
     leave(worker, num_held=1)
     record = store.read("a")
     assert record.state is JobState.QUEUED
@@ -319,7 +319,7 @@ def test_a_late_step_of_a_lost_attempt_does_not_meet_the_next(store):
     first = submit(store, worker, "j", max_tokens=60)
     worker.start()
     worker.put(first)
-    assert wait_until(lambda: store.read("j").num_tokens[0] > 3, 10)
+    assert wait_until(lambda: store.read("j").num_tokens[0] > 3, 60)
     epoch = store.read("j").fields["epoch"]
     # The state that another worker leaves after a takeover and a release.
     store.redis.hset(keys.job("j"), mapping={"state": "Q", "epoch": int(epoch) + 5})
@@ -337,17 +337,17 @@ def test_a_batch_job_that_is_being_released_counts_until_redis_answers(store, wo
     for job_id in ("first", "second"):
         messages[job_id] = submit(store, worker, job_id, lane="batch", max_tokens=4000)
         worker.put(messages[job_id])
-        assert messages[job_id].answers.get(timeout=20)[0] == "started"
+        assert messages[job_id].answers.get(timeout=60)[0] == "started"
     release, is_called, may_go_on = worker._store.release, threading.Event(), threading.Event()
 
     def slow_release(*args):
         is_called.set()
-        assert may_go_on.wait(20)
+        assert may_go_on.wait(60)
         return release(*args)
 
     monkeypatch.setattr(worker._store, "release", slow_release)
     assert worker.pipeline.release_batch_jobs(1) == 1
-    assert is_called.wait(20)
+    assert is_called.wait(60)
     worker.pipeline.release_batch_jobs(1)
     may_go_on.set()
     assert messages["second"].last_answer() == ("put back", None)

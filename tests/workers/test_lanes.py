@@ -45,7 +45,7 @@ def test_a_thousand_batch_jobs_delay_an_interactive_one_by_a_step(fleet):
     idle_s = sorted(first_token_s(fleet) for _ in range(5))[2]
     for index in range(1000):
         fleet.generate("x", lane="batch", priority=9, max_tokens=500, seed=index)
-    assert wait_until(lambda: num_running(fleet) == NUM_SEATS - NUM_RESERVED, 10)
+    assert wait_until(lambda: num_running(fleet) == NUM_SEATS - NUM_RESERVED, 60)
     busy_s = sorted(first_token_s(fleet, priority=0) for _ in range(5))[2]
     # The goal is one more step; the limit in a test is three times the goal.
     assert busy_s < idle_s + 3 * STEP_S
@@ -53,7 +53,7 @@ def test_a_thousand_batch_jobs_delay_an_interactive_one_by_a_step(fleet):
 
 def test_batch_gives_its_seats_to_interactive_work_and_ends_exactly(fleet):
     batch = [fleet.generate("b", lane="batch", max_tokens=60, seed=index) for index in range(NUM_SEATS)]
-    assert wait_until(lambda: num_running(fleet) == NUM_SEATS - NUM_RESERVED, 10)
+    assert wait_until(lambda: num_running(fleet) == NUM_SEATS - NUM_RESERVED, 60)
     begun_at = time.monotonic()
     urgent = [fleet.generate("i", max_tokens=20, seed=index) for index in range(NUM_SEATS)]
     for stream in urgent:
@@ -66,13 +66,13 @@ def test_batch_gives_its_seats_to_interactive_work_and_ends_exactly(fleet):
     for index, result in enumerate(results):
         assert result.token_ids == [null_token(index, 0, at) for at in range(60)]
     assert max(result.attempts for result in results) >= 2
-    assert wait_until(lambda: all(q.num_open == q.num_queued == 0 for q in fleet.status().queues), 10)
+    assert wait_until(lambda: all(q.num_open == q.num_queued == 0 for q in fleet.status().queues), 60)
 
 
 def test_priorities_within_a_lane(fleet):
     """9 is the most urgent of ten separate priorities."""
     blockers = [fleet.generate("x", max_tokens=15) for _ in range(NUM_SEATS)]
-    assert wait_until(lambda: num_running(fleet) == NUM_SEATS, 10)
+    assert wait_until(lambda: num_running(fleet) == NUM_SEATS, 60)
     waiting = {}
     for priority in (0, 3, 4, 5, 6, 9):
         waiting[priority] = [fleet.generate("x", max_tokens=1, priority=priority) for _ in range(NUM_SEATS)]

@@ -12,12 +12,12 @@ import logging, time
 from pagefleet.workers.threads.loop_thread import LoopThread
 logging.basicConfig()
 LoopThread("finisher", lambda: 1 / 0).start()
-time.sleep(30)
+time.sleep(90)
 """
 
 
 def test_an_unexpected_error_in_a_thread_ends_the_process_and_says_why():
-    done = subprocess.run([sys.executable, "-c", CRASHING], capture_output=True, text=True, timeout=20)
+    done = subprocess.run([sys.executable, "-c", CRASHING], capture_output=True, text=True, timeout=60)
     assert done.returncode == CRASH_EXIT_STATUS
     assert "thread pagefleet-finisher failed" in done.stderr
     assert "ZeroDivisionError" in done.stderr
@@ -26,5 +26,5 @@ def test_an_unexpected_error_in_a_thread_ends_the_process_and_says_why():
 def test_a_loop_that_returns_ends_quietly():
     thread = LoopThread("short", lambda: None)
     thread.start()
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive()

@@ -125,7 +125,7 @@ class TestOfJobsThatEnd:
         message = submit(store, worker, "j", max_tokens=3000, **fields)
         worker.put(message)
         if reason == "cancelled":
-            assert message.answers.get(timeout=10)[0] == "started"
+            assert message.answers.get(timeout=60)[0] == "started"
             store.cancel("j")
         assert message.last_answer()[0] == "ended"
         assert value(worker, "request_success_total", finished_reason=reason, lane="interactive") == 1
@@ -170,9 +170,9 @@ class TestOfFaults:
 
     def test_a_fenced_write(self, store, worker):
         message = run(store, worker, "j", max_tokens=3000)
-        assert message.answers.get(timeout=10)[0] == "started"
+        assert message.answers.get(timeout=60)[0] == "started"
         store.redis.hset("pf:job:j", "owner", "somebody-else")
-        assert wait_until(lambda: value(worker, "fenced_writes_total", reason="fenced") == 1, 10)
+        assert wait_until(lambda: value(worker, "fenced_writes_total", reason="fenced") == 1, 60)
 
     def test_a_dead_letter(self, store, worker):
         message = submit(store, worker, "j")
@@ -189,12 +189,12 @@ class TestOfFaults:
 class TestOfTheMoment:
     def test_running_sequences_and_blocks(self, store, worker):
         message = run(store, worker, "j", max_tokens=3000)
-        message.answers.get(timeout=10)
-        assert wait_until(lambda: value(worker, "num_requests_running") == 1, 10)
+        message.answers.get(timeout=60)
+        assert wait_until(lambda: value(worker, "num_requests_running") == 1, 60)
         assert 0 < value(worker, "kv_cache_usage_perc") < 1
         store.cancel("j")
         message.last_answer()
-        assert wait_until(lambda: value(worker, "num_requests_running") == 0, 10)
+        assert wait_until(lambda: value(worker, "num_requests_running") == 0, 60)
         assert value(worker, "kv_cache_usage_perc") == 0
 
     def test_prefix_cache(self, store, worker):
@@ -224,7 +224,7 @@ def process(redis_server, store, tmp_path):
         yield worker
     finally:
         worker.terminate()
-        worker.wait(20)
+        worker.wait(60)
 
 
 def log_of(process):
@@ -252,7 +252,7 @@ class TestOfAProcess:
             next(cancelled)
             cancelled.cancel()
             cancelled.result()
-        assert wait_until(lambda: len(ends_in(process)) == 2, 10)
+        assert wait_until(lambda: len(ends_in(process)) == 2, 60)
         done, second = ends_in(process)
         assert (done["job"], done["tenant"], done["attempt"]) == (stream.job_id, "acme", 1)
         assert (done["state"], done["finish_reason"], done["num_tokens"]) == ("done", "length", 10)

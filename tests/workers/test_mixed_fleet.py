@@ -49,7 +49,7 @@ def start(server_binary, tmp_path):
         for worker in started:
             if worker.exit_status is None:
                 worker.terminate()
-                worker.wait(20)
+                worker.wait(60)
 
 
 def tokens(seed):
@@ -64,7 +64,7 @@ def test_a_rolling_upgrade_with_jobs_in_flight(start):
             next(stream)
         start("--null-version", "0.1.0")
         old.terminate()
-        assert old.wait(20) == 0
+        assert old.wait(60) == 0
         for seed, stream in enumerate(streams):
             stream.result()
             result = fleet.attach(stream.job_id).result()
@@ -118,7 +118,7 @@ def test_an_old_producers_jobs_are_served(start):
         assert sent.get(timeout=30)["choices"][0]["token_ids"] == tokens(4)
         for seed, job_id in written.items():
             assert fleet.attach(job_id).result().token_ids == tokens(seed)
-            assert wait_until(lambda job_id=job_id: store.redis.ttl(f"pf:job:{job_id}") > 0, 10)
+            assert wait_until(lambda job_id=job_id: store.redis.ttl(f"pf:job:{job_id}") > 0, 60)
         assert not store.redis.keys("pf:open:*") + store.redis.keys("pf:tenant:*")
     app.close()
 
@@ -130,7 +130,7 @@ def test_other_weights_wait_for_their_own_kind(start):
         next(stream)
         start("--null-weights", "two")
         first.send_signal(signal.SIGKILL)
-        assert wait_until(lambda: fleet.status().refused, 20)
+        assert wait_until(lambda: fleet.status().refused, 60)
         (refused,) = fleet.status().refused
         assert refused.job_id == stream.job_id
         assert "other weights" in refused.reason
@@ -178,7 +178,7 @@ def test_hundreds_of_refused_jobs_hold_no_seat_and_wait_for_their_weights(start)
         assert time.monotonic() - begun_at < 10
 
         hashes = [keys.job(job_id) for job_id in old]
-        assert wait_until(lambda: all(int(store.redis.hget(name, "backoff")) >= 4000 for name in hashes), 30)
+        assert wait_until(lambda: all(int(store.redis.hget(name, "backoff")) >= 4000 for name in hashes), 60)
         asked = sum("is not taken" in line for line in worker.read_log())
         assert asked <= 4 * NUM_REFUSED
 
@@ -186,7 +186,7 @@ def test_hundreds_of_refused_jobs_hold_no_seat_and_wait_for_their_weights(start)
         given_up = list(old)[:2]
         for job_id in given_up:
             store.redis.hset(keys.job(job_id), "refused_until", "1")
-        assert wait_until(lambda: set(store.dead_letters()) == set(given_up), 20)
+        assert wait_until(lambda: set(store.dead_letters()) == set(given_up), 60)
         assert store.read(given_up[0]).state is JobState.DEAD
         with pytest.raises(JobDead, match="begun with other weights"):
             fleet.attach(given_up[1]).result()
@@ -194,7 +194,7 @@ def test_hundreds_of_refused_jobs_hold_no_seat_and_wait_for_their_weights(start)
         seeds = {new_id: old[given_up[0]], **{job_id: old[job_id] for job_id in list(old)[2:]}}
 
         worker.terminate()
-        assert worker.wait(20) == 0
+        assert worker.wait(60) == 0
         start("--null-weights", "one", *ON_FOUR_SEATS)
         for job_id, seed in seeds.items():
             assert fleet.attach(job_id).result().token_ids == tokens(seed)[:8]

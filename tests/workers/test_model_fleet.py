@@ -120,7 +120,7 @@ def test_a_call_of_a_tool_that_is_demanded_parses(model_stack):
             assert said["finish_reason"] == ("tool_calls" if choice == "required" else "stop")
     finally:
         gateway.terminate()
-        gateway.wait(20)
+        gateway.wait(60)
 
 
 def test_a_chat_that_the_template_refuses_is_refused_with_its_reason(own_environment, tmp_path):

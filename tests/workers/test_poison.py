@@ -62,7 +62,7 @@ def supervisor(redis_url, tmp_path):
     for worker in workers:
         worker.terminate()
     for worker in workers:
-        worker.wait(20)
+        worker.wait(60)
 
 
 def test_three_deaths_and_a_dead_letter(supervisor, redis_url):

@@ -40,7 +40,7 @@ def test_a_server_that_reads_its_data_is_waited_for(tmp_path, monkeypatch):
     with RedisServer(tmp_path / "data") as server, redis.Redis(port=server.port) as client:
         client.mset({f"key-{number}": "value" for number in range(800)})
         client.bgrewriteaof()
-        assert wait_until(lambda: not client.info("persistence")["aof_rewrite_in_progress"], 10)
+        assert wait_until(lambda: not client.info("persistence")["aof_rewrite_in_progress"], 60)
     # Longer than a server may take that says nothing.
     monkeypatch.setattr(redis_server, "_START_TIMEOUT_S", 0.5)
     slow = {"key-load-delay": "4000", "loading-process-events-interval-bytes": "1024"}

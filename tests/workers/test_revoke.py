@@ -15,7 +15,7 @@ def workers(store):
     message = submit(store, first, "job", max_tokens=100_000 // 64)
     first.start()
     first.put(message)
-    assert message.answers.get(timeout=20)[0] == "started"
+    assert message.answers.get(timeout=60)[0] == "started"
     yield second, message
     leave(first)
 

@@ -45,7 +45,7 @@ def test_another_worker_goes_on_in_the_middle(store):
     first.start()
     message = submit(store, first, "a", n=2, max_tokens=NUM_TOKENS)
     first.put(message)
-    assert wait_until(lambda: min(store.read("a", with_log=False).num_tokens) > 20, 10)
+    assert wait_until(lambda: min(store.read("a", with_log=False).num_tokens) > 20, 60)
     leave(first, num_held=1)
     assert store.read("a").state is JobState.QUEUED
     second = make_worker(store, "w2", null_period=PERIOD, speculate=0)

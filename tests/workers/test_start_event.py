@@ -19,7 +19,7 @@ def started(store):
         message = submit(store, worker, job_id, **fields)
         worker.start()
         worker.put(message)
-        kind, told = message.answers.get(timeout=20)
+        kind, told = message.answers.get(timeout=60)
         assert kind == "started"
         return told
 

@@ -61,7 +61,7 @@ def test_running_jobs_wait_for_room_and_end_exactly(stack, raw):
             tokens = stream.result().token_ids
             assert tokens == [null_token(seed, 0, position) for position in range(len(tokens))]
             assert len(tokens) == (NUM_TOKENS if seed < 100 else 5)
-        assert wait_until(lambda: all(queue.num_open == 0 for queue in fleet.status().queues), 15)
+        assert wait_until(lambda: all(queue.num_open == 0 for queue in fleet.status().queues), 60)
         assert stack.workers[0].exit_status is None
         assert [each.worker_id for each in fleet.status().workers] == [worker.worker_id]
         assert fleet.status().workers[0].num_bad_messages == 0

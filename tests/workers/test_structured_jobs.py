@@ -123,10 +123,10 @@ def test_others_go_on_while_a_grammar_is_compiled(store, worker, may_go_on):
 def test_batch_work_that_waits_for_its_grammar_has_no_seat_to_give_back(store, worker, may_go_on):
     running = submit(store, worker, "running", lane="batch", max_tokens=4000)
     worker.put(running)
-    assert running.answers.get(timeout=20)[0] == "started"
+    assert running.answers.get(timeout=60)[0] == "started"
     waiting = submit(store, worker, "waits", lane="batch", structured_outputs={"choice": COLOURS})
     worker.put(waiting)
-    assert wait_until(lambda: "waits" in worker.status().job_ids, 10)
+    assert wait_until(lambda: "waits" in worker.status().job_ids, 60)
     # One place is needed. The running job is released, although the other one came last.
     assert worker.pipeline.release_batch_jobs(1) == 1
     assert running.last_answer() == ("put back", None)
@@ -142,7 +142,7 @@ def test_a_drain_does_not_wait_for_grammars_and_gives_the_jobs_back(store, may_g
     job_ids = [f"job-{index}" for index in range(4)]
     for job_id in job_ids:
         first.put(submit(store, first, job_id, seed=3, structured_outputs={"choice": COLOURS}))
-    assert wait_until(lambda: set(job_ids) == set(first.status().job_ids), 10)
+    assert wait_until(lambda: set(job_ids) == set(first.status().job_ids), 60)
     begun_at = time.monotonic()
     leave(first, num_held=4)
     assert time.monotonic() - begun_at < 3
@@ -175,7 +175,7 @@ def test_another_worker_goes_on_in_the_middle_of_a_document(store):
     assert len(json.loads(whole.text)) == 5
     # When the worker stops in the middle of the same document
     first.put(submit(store, first, "moved", **fields))
-    assert wait_until(lambda: store.read("moved").num_tokens[0] > 20, 10)
+    assert wait_until(lambda: store.read("moved").num_tokens[0] > 20, 60)
     leave(first)
     num_tokens = store.read("moved").num_tokens[0]
     assert 20 < num_tokens < len(whole.token_ids)

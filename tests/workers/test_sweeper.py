@@ -85,7 +85,7 @@ def test_it_is_patient_and_more_so_each_time(store, app):
     patient = Sweeper(store, app, [QUEUE], grace_s=60.0)
     assert patient.sweep() == 0
     eager = Sweeper(store, app, [QUEUE], grace_s=1.0)
-    assert wait_until(lambda: eager.sweep() == 1, 10)
+    assert wait_until(lambda: eager.sweep() == 1, 60)
     store.redis.delete(*store.redis.keys("pagefleet.null.interactive*"))
     assert eager.sweep() == 0
 
@@ -101,11 +101,11 @@ def test_one_worker_sweeps_until_it_is_gone(store, app):
         first.sweep_if_elected()
         return num_queued(store, QUEUE) == 1
 
-    assert wait_until(sent_while_both_try, 5)
+    assert wait_until(sent_while_both_try, 60)
     assert second._resends == {}
     # The first one is gone. The other takes over when the lock has expired.
     store.redis.delete(*store.redis.keys("pagefleet.null.interactive*"))
-    assert wait_until(lambda: second.sweep_if_elected() or num_queued(store, QUEUE) == 1, 5)
+    assert wait_until(lambda: second.sweep_if_elected() or num_queued(store, QUEUE) == 1, 60)
 
 
 def test_ended_and_forgotten_jobs_leave_the_ledger(store, sweeper):

@@ -64,7 +64,7 @@ def readers(stack):
         ]
         for reader in readers:
             reader.start()
-        assert wait_until(lambda: all(len(reader.choices[0]) > 5 for reader in readers), 20)
+        assert wait_until(lambda: all(len(reader.choices[0]) > 5 for reader in readers), 60)
         yield readers
 
 
@@ -140,14 +140,14 @@ def test_a_frozen_worker_is_fenced_when_it_comes_back(stack, readers):
     finish(readers)
     assert max(reader.stream.result().attempts for reader in readers) == 2
     # It takes jobs again.
-    assert wait_until(lambda: len(status(stack).workers) == 2, 15)
+    assert wait_until(lambda: len(status(stack).workers) == 2, 60)
     assert books_are_closed(stack)
 
 
 def test_the_last_worker_dies_and_a_new_one_finishes(stack, readers):
     for worker in stack.workers:
         worker.send_signal(signal.SIGKILL)
-    stack.workers[0].wait(5)
+    stack.workers[0].wait(60)
     stack.workers[0].start()
     finish(readers)
     assert books_are_closed(stack)

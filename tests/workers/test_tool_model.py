@@ -86,7 +86,7 @@ def test_what_the_model_writes_is_a_call(stack):
             assert json.loads(call["function"]["arguments"])
     finally:
         gateway.terminate()
-        gateway.wait(20)
+        gateway.wait(60)
 
 
 def test_a_kill_in_the_middle_of_two_documents_gives_the_same_texts(stack):

@@ -15,7 +15,7 @@ def test_a_worker_writes_its_first_steps(server_binary, own_environment, tmp_pat
     with LocalStack(tmp_path / "stack", [*arguments, "--trace-file", str(file)]) as stack:
         with FleetClient(redis_url=stack.redis_url) as fleet:
             assert len(fleet.generate("x", max_tokens=20).result().token_ids) == 20
-        assert wait_until(file.exists, 10)
+        assert wait_until(file.exists, 60)
     trace = json.loads(file.read_text())["traceEvents"]
     assert sum(event["name"] == "step" for event in trace) == 5
     threads = {event["tid"]: event["args"]["name"] for event in trace if event["name"] == "thread_name"}

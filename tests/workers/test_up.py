@@ -97,15 +97,15 @@ def test_flower_and_metrics_come_with_it_and_nothing_outlives_it(up, tmp_path):
     password = Path(users).read_text().strip()
     assert password.startswith("admin:")
     assert len(password) > 20
-    assert wait_until(lambda: get(url)[0] == 401, 30, 0.1)
+    assert wait_until(lambda: get(url)[0] == 401, 60, 0.1)
     assert get(f"{url}/workers", password)[0] == 200
     # It hears of both workers.
     assert wait_until(
-        lambda: len(json.loads(get(f"{url}/workers?json=1", password)[1])["data"]) == 2, 20, 0.2
+        lambda: len(json.loads(get(f"{url}/workers?json=1", password)[1])["data"]) == 2, 60, 0.2
     )
     # So is the gateway, and it knows the workers.
     (line,) = [line for line in up.log_file.read_text().splitlines() if line.startswith("gateway ")]
-    assert wait_until(lambda: get(line.split()[1].replace("/v1", "/ready"))[0] == 200, 30, 0.1)
+    assert wait_until(lambda: get(line.split()[1].replace("/v1", "/ready"))[0] == 200, 60, 0.1)
     (line,) = [line for line in up.log_file.read_text().splitlines() if line.startswith("page ")]
     assert get(line.split()[1])[0] == 200
     # Each worker has a port of its own.
@@ -115,11 +115,11 @@ def test_flower_and_metrics_come_with_it_and_nothing_outlives_it(up, tmp_path):
     (flower,), (worker, _) = child_of(up, "flower"), child_of(up, "worker")
     flower.kill()
     worker.kill()
-    assert wait_until(lambda: any(each.pid != flower.pid for each in child_of(up, "flower")), 20, 0.1)
+    assert wait_until(lambda: any(each.pid != flower.pid for each in child_of(up, "flower")), 60, 0.1)
     assert f"flower pid {flower.pid} ended" in up.log_file.read_text()
     with FleetClient(FleetSettings()) as fleet:
         assert wait_until(
-            lambda: len({each.pid for each in fleet.status().workers} - {worker.pid}) == 2, 30, 0.1
+            lambda: len({each.pid for each in fleet.status().workers} - {worker.pid}) == 2, 60, 0.1
         )
         assert len(fleet.generate("x", max_tokens=3).result().token_ids) == 3
     # Nobody can catch SIGKILL, and all that was started ends all the same.
@@ -148,7 +148,7 @@ def test_a_users_own_password_file_is_left_alone(tmp_path):
     settings = FlowerSettings(home=tmp_path / "home", flower_auth_file=tmp_path / "mine")
     flower = FlowerProcess("redis://127.0.0.1:1/0", settings, 0).start()
     # There is none: it says so itself.
-    assert flower.wait(30) == 1
+    assert flower.wait(60) == 1
     assert "flower_auth_file" in flower.log_tail()
     assert not (tmp_path / "mine").exists()
 
