@@ -43,4 +43,10 @@ def indexed_paths(index: Path) -> list[Path]:
         raise ModelLoadError(
             f"{index} has no weight_map from tensors to file names; download the file again."
         )
-    return [index.parent / name for name in sorted(set(weight_map.values()))]
+    names = sorted(set(weight_map.values()))
+    # A path could lead out of the folder.
+    if elsewhere := [name for name in names if name != Path(name).name]:
+        raise ModelLoadError(
+            f"{index} lists {elsewhere[0]!r}, which is not a file name; download the file again."
+        )
+    return [index.parent / name for name in names]

@@ -20,6 +20,8 @@ from pagefleet.engine.files.weight_files import weight_paths
 logger = logging.getLogger(__name__)
 
 _NUM_NAMED = 3
+_CHECKED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Narrower dtypes are parts of quantised weights; some of them cannot express NaN."""
 
 
 class WeightReader:
@@ -56,30 +58,45 @@ class WeightReader:
                 "download the model again."
             )
 
-    def take(self, name: str) -> torch.Tensor:
-        """Return a tensor, on the CPU, in the dtype that it is stored in. Raises ModelLoadError if it is
-        missing."""
-        tensor = self.take_optional(name)
+    def take(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+        """Return a tensor, on the CPU, in the dtype that it is stored in.
+
+        Raises ModelLoadError if it is missing, contains NaN or infinity, or does not have the `shape`.
+        """
+        tensor = self.take_optional(name, shape)
         if tensor is None:
             raise ModelLoadError(f"{self._folder} has no tensor {name!r}; download the model again.")
         return tensor
 
-    def take_optional(self, name: str) -> torch.Tensor | None:
+    def take_optional(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor | None:
         """Like `take`, but return None if the tensor is missing."""
         if name not in self._owners:
             return None
         self._untaken.discard(name)
         tensor: torch.Tensor = self._owners[name].get_tensor(name)
+        self._check_shape(name, tuple(tensor.shape), shape)
+        if not _is_finite(tensor):
+            raise ModelLoadError(
+                f"{self._folder}: the tensor {name!r} contains NaN or infinity; download the model again, or "
+                "use a different one."
+            )
         return tensor
 
     def has_linear(self, name: str) -> bool:
         """Return whether the checkpoint has the linear layer `name`, which is without ".weight"."""
         return f"{name}.weight" in self._owners
 
-    def take_linear(self, name: str) -> LinearWeights:
-        """Return the weights of the linear layer `name`, and its bias if it has one. Raises ModelLoadError if
-        a tensor is missing."""
-        return LinearWeights.of(self.take(f"{name}.weight"), self.take_optional(f"{name}.bias"))
+    def take_linear(self, name: str, shape: tuple[int, int] | None = None) -> LinearWeights:
+        """Return the weights of the linear layer `name`, and its bias if it has one.
+
+        `shape` is (output features, input features). Raises ModelLoadError if a tensor is missing, contains
+        NaN or infinity, or does not match `shape`.
+        """
+        weights = LinearWeights.of(
+            self.take(f"{name}.weight"), self.take_optional(f"{name}.bias", shape and shape[:1])
+        )
+        self._check_shape(f"{name}.weight", weights.shape, shape)
+        return weights
 
     def assert_all_taken(self) -> None:
         """Raise ModelLoadError if a tensor was not taken: a part of the model would be left out silently."""
@@ -91,6 +108,21 @@ class WeightReader:
                 "such "
                 f"as {left[0]!r}: the model has a feature that is not supported."
             )
+
+    def _check_shape(self, name: str, found: tuple[int, ...], expected: tuple[int, ...] | None) -> None:
+        if expected is not None and found != expected:
+            raise ModelLoadError(
+                f"{self._folder}: the tensor {name!r} has the shape {found}, but config.json describes "
+                f"{expected}: the files belong to different models. Download the model again."
+            )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor has neither NaN nor infinity. Tensors of quantised weights are not checked."""
+    if tensor.dtype not in _CHECKED_DTYPES:
+        return True
+    # A finite sum needs one pass and no memory. If it is not finite, finite values may have overflowed it.
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _open(path: Path) -> Any:

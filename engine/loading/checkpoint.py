@@ -52,6 +52,8 @@ SLOW_TOKENIZER_FILES = (
 )
 GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """In GGUF's names; Mistral's files have the architecture llama."""
+MAX_CONFIG_BYTES = 16 * 2**20
+"""The largest config.json that is read; real ones have some kilobytes."""
 CONVERSION = "2"
 """The version of the conversion; to be increased if its output changes."""
 
@@ -153,18 +155,33 @@ def _check_config(name: str, folder: Path) -> None:
 
 
 def _read_config(name: str, folder: Path) -> dict[str, Any]:
-    if not (folder / "config.json").is_file():
+    path = folder / "config.json"
+    if not path.is_file():
         raise ModelLoadError(
             f"{folder} has no config.json; give the folder of a checkpoint in Hugging Face format."
         )
-    config = read_json_object(folder / "config.json")
-    if config.get("auto_map"):
-        raise UnsafeCheckpointError(
-            f"{name} needs custom modelling code (auto_map in config.json), which is never run; use a model "
-            "with a "
-            "supported architecture."
+    if (size := path.stat().st_size) > MAX_CONFIG_BYTES:
+        raise ModelLoadError(
+            f"{path} has {size / 2**20:.0f} MiB, and a config.json of more than {MAX_CONFIG_BYTES >> 20} MiB "
+            "is not read; download the model again."
         )
+    config = read_json_object(path)
+    if config.get("auto_map"):
+        _check_custom_code(name, config)
     return config
+
+
+def _check_custom_code(name: str, config: Mapping[str, Any]) -> None:
+    """Raise UnsafeCheckpointError if the engine cannot run a model that brings its own code. Many models of
+    supported architectures bring code for older versions of transformers, which is ignored."""
+    from pagefleet.engine.models.registry import check_supported
+
+    try:
+        check_supported(config)
+    except ModelLoadError as error:
+        raise UnsafeCheckpointError(
+            f"{name}: {str(error).rstrip('.')}; its own code (auto_map in config.json) is never run."
+        ) from error
 
 
 def _open_folder(name: str, folder: Path, cache_dir: Path) -> Checkpoint:

@@ -45,6 +45,7 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
         from pagefleet.engine.text.chat_template import read_template_file
         from pagefleet.engine.text.end_tokens import end_token_ids
         from pagefleet.engine.text.hf_tokenizer import HFTokenizer
+        from pagefleet.engine.text.vocabulary import check_vocabulary
     # A mistake in the template is reported before the model is downloaded.
     template = None if config.chat_template is None else read_template_file(Path(config.chat_template))
     if config.num_threads is not None:
@@ -61,6 +62,7 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
     with stages.time("weights"):
         source = ModelSource(checkpoint.folder, checkpoint.config, device, dtype)
         runner = ModelRunner(source, eos_token_ids)
+        check_vocabulary(tokenizer, runner.model_config.vocab_size)
     with stages.time("fingerprint"):
         fingerprint = Fingerprint(
             weights=fingerprint_weights(checkpoint.folder),

@@ -14,6 +14,7 @@ import torch
 
 from pagefleet.engine.backends.base import AttentionSpec, Backend
 from pagefleet.engine.errors import ModelLoadError
+from pagefleet.engine.files.linear_weights import LinearWeights
 from pagefleet.engine.files.weight_reader import WeightReader
 from pagefleet.engine.models.decoder_config import DecoderConfig
 
@@ -51,19 +52,12 @@ class Decoder:
         self.attention = AttentionSpec(
             config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim, config.inv_freq
         )
-        embedding = weights.take("model.embed_tokens.weight")
-        if embedding.shape != (config.vocab_size, config.hidden_size):
-            raise ModelLoadError(
-                f"model.embed_tokens.weight has the shape {tuple(embedding.shape)}, but config.json has "
-                f"{(config.vocab_size, config.hidden_size)}: the files belong to different models. Download "
-                "the "
-                "model again."
-            )
+        embedding = weights.take("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
         self.embedding = backend.pack_vector(embedding)
         self.layers = [self._load_layer(weights, index) for index in range(config.num_layers)]
-        self.norm = backend.pack_vector(weights.take("model.norm.weight"))
+        self.norm = backend.pack_vector(weights.take("model.norm.weight", (config.hidden_size,)))
         # Some checkpoints contain a copy of the tied head; it is taken, but not used.
-        head = weights.take_optional("lm_head.weight")
+        head = weights.take_optional("lm_head.weight", (config.vocab_size, config.hidden_size))
         tied = config.tie_word_embeddings or head is None
         self.head = backend.pack_linear([embedding if tied or head is None else head], None)
         weights.assert_all_taken()
@@ -111,32 +105,42 @@ class Decoder:
         return torch.cat([query, key, value], dim=1).view(len(qkv), -1)
 
     def _load_layer(self, weights: WeightReader, index: int) -> DecoderLayer:
-        prefix, backend = f"model.layers.{index}", self.backend
+        prefix, backend, config = f"model.layers.{index}", self.backend, self.config
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-        query_norm = weights.take_optional(f"{attention}.q_norm.weight")
+        hidden, inner, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
+        width, kv_width = config.num_heads * head_dim, config.num_kv_heads * head_dim
+        query_norm = weights.take_optional(f"{attention}.q_norm.weight", (head_dim,))
         head_norm = None
         if query_norm is not None:
-            key_norm = weights.take(f"{attention}.k_norm.weight")
+            key_norm = weights.take(f"{attention}.k_norm.weight", (head_dim,))
             head_norm = HeadNorm(backend.pack_vector(query_norm), backend.pack_vector(key_norm))
-        gate, up = weights.take(f"{mlp}.gate_proj.weight"), weights.take(f"{mlp}.up_proj.weight")
+        gate = weights.take_linear(f"{mlp}.gate_proj", (inner, hidden))
+        up = weights.take_linear(f"{mlp}.up_proj", (inner, hidden))
         return DecoderLayer(
-            input_norm=backend.pack_vector(weights.take(f"{prefix}.input_layernorm.weight")),
-            qkv=self._load_linear(weights, *(f"{attention}.{name}_proj" for name in "qkv")),
+            input_norm=backend.pack_vector(weights.take(f"{prefix}.input_layernorm.weight", (hidden,))),
+            qkv=self._packed(
+                weights.take_linear(f"{attention}.q_proj", (width, hidden)),
+                weights.take_linear(f"{attention}.k_proj", (kv_width, hidden)),
+                weights.take_linear(f"{attention}.v_proj", (kv_width, hidden)),
+            ),
             head_norm=head_norm,
-            output=self._load_linear(weights, f"{attention}.o_proj"),
-            mlp_norm=backend.pack_vector(weights.take(f"{prefix}.post_attention_layernorm.weight")),
-            gate_up=backend.pack_gated(gate, up, _biases(weights, f"{mlp}.gate_proj", f"{mlp}.up_proj")),
-            down=self._load_linear(weights, f"{mlp}.down_proj"),
+            output=self._packed(weights.take_linear(f"{attention}.o_proj", (hidden, width))),
+            mlp_norm=backend.pack_vector(
+                weights.take(f"{prefix}.post_attention_layernorm.weight", (hidden,))
+            ),
+            gate_up=backend.pack_gated(gate.dense(), up.dense(), _biases(gate, up)),
+            down=self._packed(weights.take_linear(f"{mlp}.down_proj", (hidden, inner))),
         )
 
-    def _load_linear(self, weights: WeightReader, *names: str) -> Any:
-        matrices = [weights.take(f"{name}.weight") for name in names]
-        return self.backend.pack_linear(matrices, _biases(weights, *names))
+    def _packed(self, *parts: LinearWeights) -> Any:
+        return self.backend.pack_linear([part.dense() for part in parts], _biases(*parts))
 
 
-def _biases(weights: WeightReader, *names: str) -> list[torch.Tensor] | None:
-    """Return the biases of all `names`, or None if the first has none: a checkpoint has all of them or
-    none."""
-    if f"{names[0]}.bias" not in weights:
-        return None
-    return [weights.take(f"{name}.bias") for name in names]
+def _biases(*parts: LinearWeights) -> list[torch.Tensor] | None:
+    """Return the biases of all `parts`, or None if they have none. Raises ModelLoadError if only some do."""
+    biases = [part.bias for part in parts if part.bias is not None]
+    if biases and len(biases) < len(parts):
+        raise ModelLoadError(
+            "Some projections of one layer have a bias and others do not; download the model again."
+        )
+    return biases or None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import itertools
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -154,7 +155,10 @@ class HFTokenizer(Tokenizer):
     def for_grammars(self, vocab_size: int, eos_token_ids: Sequence[int]) -> LLTokenizer:
         from llguidance import LLTokenizer
 
-        return LLTokenizer(str(self._path), n_vocab=vocab_size, eos_token=list(eos_token_ids) or None)
+        source = str(self._path)
+        if self.vocab_size > vocab_size:
+            source = _without_tokens_from(vocab_size, read_json_object(self._path))
+        return LLTokenizer(source, n_vocab=vocab_size, eos_token=list(eos_token_ids) or None)
 
     def decoder(
         self,
@@ -256,3 +260,12 @@ def _is_byte_level(decoder: Mapping[str, Any] | None) -> bool:
     if decoder["type"] == "Sequence":
         return all(_is_byte_level(part) for part in decoder["decoders"])
     return bool(decoder["type"] == "ByteLevel")
+
+
+def _without_tokens_from(vocab_size: int, content: Mapping[str, Any]) -> str:
+    """Return the content of tokenizer.json without the added tokens that have no row in the embedding."""
+    added = [token for token in content["added_tokens"] if token["id"] < vocab_size]
+    vocab = content["model"]["vocab"]
+    if isinstance(vocab, Mapping):
+        vocab = {name: token_id for name, token_id in vocab.items() if token_id < vocab_size}
+    return json.dumps({**content, "added_tokens": added, "model": {**content["model"], "vocab": vocab}})

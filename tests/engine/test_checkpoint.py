@@ -164,13 +164,6 @@ def test_pickle_weights_are_refused_with_the_command_that_converts_them(tmp_path
         compile(command, "command", "exec")
 
 
-def test_custom_code_is_refused(tmp_path):
-    config = {"model_type": "llama", "auto_map": {"AutoModelForCausalLM": "modeling_mine.Mine"}}
-    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(UnsafeCheckpointError, match="auto_map"):
-        resolve(str(tmp_path), tmp_path / "cache")
-
-
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [

@@ -21,6 +21,7 @@ LLAMA: dict[str, Any] = {
     "num_attention_heads": 6,
     "max_position_embeddings": 64,
 }
+CODE = {"auto_map": {"AutoModelForCausalLM": "m.M"}}
 INDEX = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
 SHARDS = {name: name.encode() for name in INDEX["weight_map"].values()}
 
@@ -41,7 +42,9 @@ MODELS = {
     | {"model.safetensors": b"w"},
     "o/quantised": files(LLAMA | {"quantization_config": {"quant_method": "awq"}})
     | {"model.safetensors": b"w"},
-    "o/custom": files(LLAMA | {"auto_map": {"AutoModel": "m.M"}}) | {"model.safetensors": b"w"},
+    "o/own-code": files(LLAMA | CODE) | {"model.safetensors": b"w", "m.py": b"raise SystemExit"},
+    "o/only-code": files({"architectures": ["MyModel"], "model_type": "mine"} | CODE)
+    | {"model.safetensors": b"w"},
     "o/empty": {"README.md": b"#"},
 }
 SCRIPT = """
@@ -78,11 +81,14 @@ def test_a_model_is_checked_before_its_weights_are_fetched_and_only_what_is_need
     assert "several weight files" in found["o/several"]
     assert "'MambaForCausalLM' (model_type 'mamba') is not supported" in found["o/foreign"]
     assert "quantization_config with method 'awq'" in found["o/quantised"]
-    assert found["o/custom"].startswith("UnsafeCheckpointError")
+    assert found["o/own-code"] == sorted([*small, "model.safetensors"])
+    assert found["o/only-code"].startswith("UnsafeCheckpointError: o/only-code: ")
+    assert "'MyModel'" in found["o/only-code"]
     assert "no config.json" in found["o/empty"]
     assert weights == {
         "o/whole/model.safetensors",
         "o/single/weights.safetensors",
+        "o/own-code/model.safetensors",
         *(f"o/sharded/{name}" for name in SHARDS),
     }
     assert fetched.count("o/whole/config.json") == 1
