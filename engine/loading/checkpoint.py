@@ -1,7 +1,8 @@
 """Resolves a model's name to a local folder with config.json, *.safetensors and tokenizer.json.
 
 A name is an alias, a GGUF file, a folder, or an id on the Hugging Face hub, tried in this order. GGUF files
-and older tokenizers are converted once, into the cache (model_cache.py), by a separate process (convert.py).
+(gguf/) and older tokenizers (convert.py, a separate process) are converted once, into the cache
+(model_cache.py).
 Nothing that could run code from a checkpoint is loaded: no pickle files and no custom modelling code.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import re
 import subprocess
 import sys
@@ -26,7 +28,6 @@ from pagefleet.engine.errors import (
 )
 from pagefleet.engine.files.gguf.header import GGUFHeader
 from pagefleet.engine.files.gguf.parts import read_gguf_parts
-from pagefleet.engine.files.gguf.tokenizer import check_gguf_tokenizer
 from pagefleet.engine.files.json_file import read_json_object
 from pagefleet.engine.loading.hub import download, find_downloaded
 from pagefleet.engine.loading.model_cache import (
@@ -37,6 +38,8 @@ from pagefleet.engine.loading.model_cache import (
     list_cached,
     stored_hash,
 )
+
+logger = logging.getLogger(__name__)
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -50,8 +53,6 @@ SLOW_TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
-GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
-"""In GGUF's names; Mistral's files have the architecture llama."""
 MAX_CONFIG_BYTES = 16 * 2**20
 """The largest config.json that is read; real ones have some kilobytes."""
 CONVERSION = "2"
@@ -145,11 +146,14 @@ def _unknown(model: str) -> UnknownModelError:
 
 def _check_config(name: str, folder: Path) -> None:
     """Raise ModelLoadError or UnsafeCheckpointError if the engine cannot run the model."""
-    # Imports torch: only needed to reject a model before its weights are downloaded.
+    _check_runnable(_read_config(name, folder))
+
+
+def _check_runnable(config: Mapping[str, Any]) -> None:
+    # Imports torch: only needed to reject a model before its weights are downloaded or converted.
     from pagefleet.engine.models.decoder_config import DecoderConfig
     from pagefleet.engine.models.registry import check_supported
 
-    config = _read_config(name, folder)
     check_supported(config)
     DecoderConfig.from_hf(config)
 
@@ -221,11 +225,17 @@ def _packaged_file(packaged: PackagedModel) -> Path:
 
 def _converted_gguf(path: Path, cache_dir: Path) -> Path:
     parts, header = read_gguf_parts(path)
-    _check_gguf(path, header)
+    if any(stored_hash(cache_dir, part) is None for part in parts):
+        # Refuse the model before its files, which may be large, are read.
+        _check_gguf(path, header)
     name = _gguf_entry(parts, [file_hash(cache_dir, part) for part in parts])
 
     def convert(target: Path) -> None:
-        _run_conversion(path, "gguf", str(target), header.dtype, *map(str, parts))
+        _check_gguf(path, header)
+        from pagefleet.engine.loading.gguf.conversion import convert_gguf
+
+        logger.info("Converting %s to %s; later starts use the result.", path, header.dtype)
+        convert_gguf(path, target)
 
     return get_or_convert(cache_dir, name, str(path), convert)
 
@@ -249,21 +259,14 @@ def _conversion_of(path: Path, cache_dir: Path | None) -> Path | None:
 
 
 def _check_gguf(path: Path, header: GGUFHeader) -> None:
-    if header.architecture not in GGUF_ARCHITECTURES:
-        raise ModelLoadError(
-            f"{path} has the architecture {header.architecture!r}, which is not supported; use a model with "
-            "one of "
-            f"{', '.join(GGUF_ARCHITECTURES)}."
-        )
-    scaling = header.scalars.get(f"{header.architecture}.rope.scaling.type", "none")
-    # transformers ignores both silently, and long texts would become nonsense.
-    if scaling != "none" or "rope_freqs.weight" in header.tensor_names:
-        raise ModelLoadError(
-            f"{path} uses RoPE scaling, which is not supported in GGUF; use the model's safetensors "
-            "checkpoint."
-        )
+    """Raise ModelLoadError if the file cannot be converted or the engine cannot run the model."""
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingDependencyError("gguf", install_command("gguf"))
+    from pagefleet.engine.loading.gguf.conversion import plan_conversion
+
     try:
-        check_gguf_tokenizer(header.scalars)
+        config = plan_conversion(header).config
+        _check_runnable(config)
     except ModelLoadError as error:
         raise ModelLoadError(f"{path}: {error}") from error
 
@@ -278,7 +281,7 @@ def _tokenizer_folder(folder: Path, cache_dir: Path) -> Path:
             digest.update(file.name.encode() + file.read_bytes())
 
     def convert(target: Path) -> None:
-        _run_conversion(folder, "tokenizer", str(target), str(folder))
+        _run_conversion(folder, str(target), str(folder))
 
     name = entry_name(f"{folder.name}-tokenizer", digest.hexdigest())
     return get_or_convert(cache_dir, name, str(folder), convert)
@@ -286,9 +289,8 @@ def _tokenizer_folder(folder: Path, cache_dir: Path) -> Path:
 
 def _run_conversion(source: Path, *arguments: str) -> None:
     """Convert in a separate process: its memory is freed, and the worker does not import transformers."""
-    for package in ("transformers", "gguf", "accelerate"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingDependencyError(package, install_command(package))
+    if importlib.util.find_spec("transformers") is None:
+        raise MissingDependencyError("transformers", install_command("transformers"))
     command = [sys.executable, "-m", "pagefleet.engine.loading.convert", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:

@@ -1,1 +1,4 @@
-"""Readers of GGUF files: header, split files, tokenizer, pre-tokenizers. Does not read the weights."""
+"""Readers of GGUF files: header, split files, weights, tokenizer, pre-tokenizers.
+
+Does not know model architectures.
+"""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -22,13 +21,15 @@ class GGUFParts(NamedTuple):
     header: GGUFHeader
 
 
-def read_gguf_parts(path: Path) -> GGUFParts:
+def read_gguf_parts(path: Path, *, with_vocabulary: bool = False) -> GGUFParts:
     """Return all files of the model that `path` is, or is one part of.
+
+    `with_vocabulary` as in `read_gguf_header`.
 
     Raises ModelLoadError if a file is not GGUF, is missing, or belongs to a different model.
     """
-    header = read_gguf_header(path)
-    count = int(header.scalars.get("split.count", 1))
+    header = read_gguf_header(path, with_vocabulary=with_vocabulary)
+    count = int(header.metadata.get("split.count", 1))
     if count <= 1:
         return GGUFParts([path], header)
     found = _PART.fullmatch(path.stem)
@@ -42,21 +43,22 @@ def read_gguf_parts(path: Path) -> GGUFParts:
         raise ModelLoadError(
             f"{path} is one of {count} files of a model; download {', '.join(missing)} to the same folder."
         )
-    return GGUFParts(paths, _joined(paths, [read_gguf_header(each) for each in paths]))
+    return GGUFParts(
+        paths, _joined(paths, [read_gguf_header(each, with_vocabulary=with_vocabulary) for each in paths])
+    )
 
 
 def _joined(paths: list[Path], headers: list[GGUFHeader]) -> GGUFHeader:
-    names = [name for header in headers for name in header.tensor_names]
     for number, (path, header) in enumerate(zip(paths, headers, strict=True)):
-        place = (header.scalars.get("split.no"), header.scalars.get("split.count"))
+        place = (header.metadata.get("split.no"), header.metadata.get("split.count"))
         if place != (number, len(paths)):
             raise ModelLoadError(
                 f"{path} is not part {number + 1} of {len(paths)}; download the files again."
             )
-    num_tensors = headers[0].scalars.get("split.tensors.count", len(names))
-    if len(set(names)) != num_tensors:
+    tensors = {name: tensor for header in headers for name, tensor in header.tensors.items()}
+    num_tensors = headers[0].metadata.get("split.tensors.count", len(tensors))
+    if len(tensors) != num_tensors:
         raise ModelLoadError(
-            f"{paths[0]}: the files have {len(set(names))} tensors, not {num_tensors}; download them again."
+            f"{paths[0]}: the files have {len(tensors)} tensors, not {num_tensors}; download them again."
         )
-    counts = sum((Counter(header.num_elements) for header in headers), Counter[int]())
-    return GGUFHeader(headers[0].scalars, frozenset(names), counts)
+    return GGUFHeader(headers[0].metadata, tensors)

@@ -1,0 +1,214 @@
+"""Each family's GGUF file becomes the checkpoint that it was made of: the same tensors, the same logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from hf_to_gguf import hf_to_gguf
+from safetensors.torch import load_file
+
+from pagefleet.engine.files.json_file import read_json_object
+from pagefleet.engine.loading.gguf.conversion import convert_gguf
+
+_TINY: dict[str, Any] = {
+    "vocab_size": 67,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
+_TIED = {"tie_word_embeddings": True}
+_BY_HEADS = {"head_dim": 8}
+"""The families whose heads are always hidden size / heads."""
+_WINDOW = {"sliding_window": 5}
+_IN_FILE = {"attention__sliding_window": 5}
+
+
+def rope(kind: str, theta: float = 10_000.0, **parameters: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **parameters}}
+
+
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+YARN = {"factor": 4.0, "original_max_position_embeddings": 16}
+
+
+@dataclass(frozen=True)
+class Case:
+    family: str
+    """The prefix of the classes in transformers."""
+    options: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    architecture: str = ""
+    """GGUF's name, if it is not the family's in lower case."""
+
+
+CASES = {
+    "llama": Case("Llama"),
+    "llama-tied-biased": Case("Llama", _TIED | {"attention_bias": True, "mlp_bias": True}),
+    "llama-linear": Case("Llama", rope("linear", factor=4.0)),
+    "llama-llama3": Case("Llama", rope("llama3", **LLAMA3)),
+    "llama-other-factors": Case("Llama", rope("llama3", **LLAMA3 | {"original_max_position_embeddings": 32})),
+    "llama-yarn": Case("Llama", rope("yarn", **YARN)),
+    "mixtral": Case("Mixtral", {"num_local_experts": 3}, architecture="llama"),
+    "qwen2": Case("Qwen2", _TIED | _BY_HEADS),
+    "qwen3": Case("Qwen3"),
+    "qwen3-yarn": Case("Qwen3", rope("yarn", theta=1e6, **YARN)),
+    "qwen2moe": Case(
+        "Qwen2Moe",
+        _BY_HEADS
+        | {
+            "num_experts": 3,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 24,
+        },
+        {"expert_feed_forward_length": 16, "expert_shared_feed_forward_length": 24},
+    ),
+    "qwen3moe": Case(
+        "Qwen3Moe",
+        {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True},
+        {"expert_feed_forward_length": 16},
+    ),
+    "phi3": Case("Phi3", _BY_HEADS | _WINDOW, _IN_FILE),
+    "phi3-longrope": Case(
+        "Phi3",
+        _TIED
+        | {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+        | rope(
+            "longrope",
+            partial_rotary_factor=0.75,
+            short_factor=[1.0, 1.25, 1.5, 2.0, 2.0, 3.0],
+            long_factor=[1.0, 2.5, 4.5, 6.0, 7.0, 8.0],
+            original_max_position_embeddings=32,
+        )
+        | {"original_max_position_embeddings": 32},
+        {"rope__scaling__original_context_length": 32, "rope__scaling__attn_factor": 1.0954451},
+    ),
+    "gemma": Case("Gemma", _TIED),
+    "gemma2": Case(
+        "Gemma2",
+        _TIED | _WINDOW | {"query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0},
+        _IN_FILE | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 30.0},
+    ),
+    "gemma3": Case(
+        "Gemma3",
+        _TIED
+        | _WINDOW
+        | {"num_hidden_layers": 7, "query_pre_attn_scalar": 16}
+        | {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            }
+        },
+        _IN_FILE,
+    ),
+    "granite": Case(
+        "Granite",
+        _TIED
+        | _BY_HEADS
+        | {
+            "attention_multiplier": 0.125,
+            "embedding_multiplier": 6.0,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 4.0,
+        },
+        {"attention__scale": 0.125, "embedding_scale": 6.0, "residual_scale": 0.22, "logit_scale": 4.0},
+    ),
+    "olmo2": Case("Olmo2", _BY_HEADS),
+    "olmo3": Case(
+        "Olmo3",
+        _BY_HEADS | _WINDOW | {"layer_types": ["sliding_attention", "full_attention"] * 2},
+        _IN_FILE | {"attention__sliding_window_pattern": [True, False] * 2},
+        "olmo2",
+    ),
+    "smollm3": Case("SmolLM3", _TIED | _BY_HEADS | {"no_rope_layer_interval": 4}),
+    "glm4": Case("Glm4", {"attention_bias": True}),
+    "cohere": Case("Cohere", _TIED | _BY_HEADS | {"logit_scale": 0.5}, {"logit_scale": 0.5}, "command-r"),
+    "cohere-head-norms": Case(
+        "Cohere", _TIED | _BY_HEADS | {"use_qk_norm": True}, {"logit_scale": 0.0625}, "command-r"
+    ),
+    "cohere2": Case("Cohere2", _TIED | _BY_HEADS | _WINDOW, _IN_FILE | {"logit_scale": 0.0625}),
+    "starcoder2": Case("Starcoder2", _TIED | _BY_HEADS | {"sliding_window": 4096}),
+    "gpt-oss": Case(
+        "GptOss",
+        _WINDOW
+        | {"num_local_experts": 3, "num_experts_per_tok": 2}
+        | rope("yarn", theta=150_000.0, truncate=False, **YARN),
+        _IN_FILE | {"expert_feed_forward_length": 48},
+    ),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+def random_model(transformers: Any, case: Case) -> Any:
+    torch.manual_seed(0)
+    name = "Gemma3Text" if case.family == "Gemma3" else case.family
+    config = getattr(transformers, f"{name}Config")(**(_TINY | case.options))
+    model = getattr(transformers, f"{case.family}ForCausalLM")(config).eval()
+    for parameter in model.parameters():
+        # Norms are made as ones and biases as zeros: one that is left out would not be noticed.
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def test_a_family_becomes_the_checkpoint_that_its_file_was_made_of(case, transformers, tmp_path):
+    model = random_model(transformers, case)
+    source, target = tmp_path / "source", tmp_path / "target"
+    model.save_pretrained(source)
+    target.mkdir()
+    architecture = case.architecture or {"GptOss": "gpt-oss"}.get(case.family, case.family.lower())
+    hf_to_gguf(source, tmp_path / "model.gguf", architecture, **case.metadata)
+    convert_gguf(tmp_path / "model.gguf", target)
+    original, found = load_file(source / "model.safetensors"), load_file(target / "model.safetensors")
+    assert found.keys() == original.keys()
+    shifted = case.family.startswith("Gemma")
+    for name, tensor in original.items():
+        # 1 was added to norms in float32, which rounds.
+        atol = 1.2e-7 if shifted and "norm" in name else 0
+        torch.testing.assert_close(
+            found[name], tensor, rtol=0, atol=atol, msg=lambda text, name=name: name + text
+        )
+    again = transformers.AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+    assert type(again) is type(model)
+    token_ids = torch.randint(0, 67, (1, 30), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected, logits = model(token_ids).logits, again(token_ids).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("llama-llama3", {"rope_type": "llama3", "rope_theta": 10_000.0, **LLAMA3}),
+        ("llama-other-factors", "longrope"),
+    ],
+)
+def test_the_factors_of_llama_3_are_written_as_its_parameters(name, expected, transformers, tmp_path):
+    case, target = CASES[name], tmp_path / "target"
+    random_model(transformers, case).save_pretrained(tmp_path / "source")
+    target.mkdir()
+    hf_to_gguf(tmp_path / "source", tmp_path / "model.gguf", "llama")
+    convert_gguf(tmp_path / "model.gguf", target)
+    found = read_json_object(target / "config.json")["rope_parameters"]
+    assert expected in (found, found["rope_type"])
