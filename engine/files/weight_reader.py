@@ -6,7 +6,8 @@ Files are memory-mapped: a tensor is read from disk when a backend packs it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from pagefleet.engine.errors import ModelLoadError
-from pagefleet.engine.files.linear_weights import LinearWeights
+from pagefleet.engine.files.expert_weights import ExpertWeights
+from pagefleet.engine.files.linear_weights import DENSE, LinearWeights, WeightScheme
+from pagefleet.engine.files.schemes.mxfp4 import MXFP4_SCHEME
+from pagefleet.engine.files.schemes.registry import read_quantization
 from pagefleet.engine.files.weight_files import weight_paths
 
 logger = logging.getLogger(__name__)
@@ -32,11 +36,7 @@ class WeightReader:
     """
 
     def __init__(self, folder: Path, quantization: Mapping[str, Any] | None = None) -> None:
-        if quantization is not None:
-            raise ModelLoadError(
-                f"config.json: quantization_config with method {quantization.get('quant_method')!r} is not "
-                "supported; use a checkpoint of the model in bfloat16 or float32."
-            )
+        self._quantization = read_quantization(quantization)
         self._folder = folder
         paths = weight_paths(folder)
         if ignored := [path.name for path in sorted(folder.glob("*.safetensors")) if path not in paths]:
@@ -84,24 +84,64 @@ class WeightReader:
 
     def has_linear(self, name: str) -> bool:
         """Return whether the checkpoint has the linear layer `name`, which is without ".weight"."""
-        return f"{name}.weight" in self._owners
+        scheme = self._quantization.scheme_of(name, self._owners)
+        return f"{name}.{scheme.required[0]}" in self._owners
 
     def take_linear(self, name: str, shape: tuple[int, int] | None = None) -> LinearWeights:
         """Return the weights of the linear layer `name`, and its bias if it has one.
 
         `shape` is (output features, input features). Raises ModelLoadError if a tensor is missing, contains
-        NaN or infinity, or does not match `shape`.
+        NaN or infinity, or does not match `shape` or the other tensors.
         """
-        weights = LinearWeights.of(
-            self.take(f"{name}.weight"), self.take_optional(f"{name}.bias", shape and shape[:1])
-        )
-        self._check_shape(f"{name}.weight", weights.shape, shape)
+        scheme = self._quantization.scheme_of(name, self._owners)
+        parts = self._take_parts(f"{name}.", scheme)
+        weights = LinearWeights(parts, scheme, self.take_optional(f"{name}.bias", shape and shape[:1]))
+        with self._naming(name):
+            found = weights.shape
+        self._check_shape(f"{name}.{scheme.required[0]}", found, shape)
         return weights
+
+    def take_experts(
+        self, name: str, shape: tuple[int, int, int] | None = None, *, transposed: bool = False
+    ) -> ExpertWeights:
+        """Return the experts' weights that are stored in one tensor `name`, dense or MXFP4, and their biases
+        `name`_bias if they have some.
+
+        `shape` is (experts, output features, input features). `transposed`: the dense tensor is [experts, in,
+        out]. Raises ModelLoadError like `take_linear`.
+        """
+        bias = self.take_optional(f"{name}_bias", shape and shape[:2])
+        if f"{name}_blocks" in self._owners:
+            experts = ExpertWeights(self._take_parts(f"{name}_", MXFP4_SCHEME), MXFP4_SCHEME, bias)
+        else:
+            weight = self.take(name)
+            experts = ExpertWeights({"weight": weight.mT if transposed else weight}, DENSE, bias)
+        with self._naming(name):
+            found = experts.shape
+        self._check_shape(name, found, shape)
+        return experts
+
+    def _take_parts(self, prefix: str, scheme: WeightScheme) -> dict[str, torch.Tensor]:
+        parts = {part: self.take(f"{prefix}{part}") for part in scheme.required}
+        optional = ((part, self.take_optional(f"{prefix}{part}")) for part in scheme.optional)
+        return parts | {part: tensor for part, tensor in optional if tensor is not None}
+
+    @contextmanager
+    def _naming(self, layer: str) -> Iterator[None]:
+        """Add the folder and the layer to errors."""
+        try:
+            yield
+        except ModelLoadError as error:
+            raise ModelLoadError(f"{self._folder}: {layer}: {error}") from error
 
     def assert_all_taken(self) -> None:
         """Raise ModelLoadError if a tensor was not taken: a part of the model would be left out silently."""
         # Old checkpoints contain the rotary frequencies, which are computed from config.json.
-        left = sorted(name for name in self._untaken if not name.endswith("rotary_emb.inv_freq"))
+        left = sorted(
+            name
+            for name in self._untaken
+            if not name.endswith("rotary_emb.inv_freq") and not self._quantization.is_unused(name)
+        )
         if left:
             raise ModelLoadError(
                 f"{self._folder} has {len(left)} tensors that the architecture in config.json does not use, "
