@@ -1,0 +1,57 @@
+"""Fixtures of the family modules: one `case` for each variant of a `FamilyChecks` class."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+pytest.register_assert_rewrite("family_harness", "family_checks")
+
+from family_harness import Case, Variant  # noqa: E402
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each check once for each variant, and the neighbour check once for each neighbour of a variant."""
+    variants: dict[str, Variant] | None = getattr(metafunc.cls, "variants", None)
+    if variants is None or "case" not in metafunc.fixturenames:
+        return
+    names = ["case"]
+    later = [pytest.mark.slow] if hasattr(metafunc.function, "slow_except_first") else []
+    rows = [
+        pytest.param(each, id=name, marks=[*each.marks, *(later if index else [])])
+        for index, (name, each) in enumerate(variants.items())
+    ]
+    if "neighbour" in metafunc.fixturenames:
+        names.append("neighbour")
+        rows = [
+            pytest.param(each, neighbour, id=f"{name}-as-{neighbour}", marks=each.marks)
+            for name, each in variants.items()
+            for neighbour in each.neighbours
+        ]
+        assert rows, f"{metafunc.cls.__name__}: no variant names a neighbour whose code must fail"
+    metafunc.parametrize(names, rows, indirect=["case"], scope="class")
+
+
+@pytest.fixture(scope="class")
+def case(
+    request: pytest.FixtureRequest, transformers: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Case]:
+    """The variant's checkpoint, its oracle and its loaded models, which the checks of the class share."""
+    with one_thread():
+        yield Case(transformers, request.cls, request.param, tmp_path_factory.mktemp("family"))
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: on matrices this small, more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,18 @@
+"""Mistral: with a sliding window, and without one as in later versions."""
+
+import pytest
+from family_checks import DIFFERS, FamilyChecks, Variant
+
+UNTIL_WINDOWS = pytest.mark.xfail(strict=True, reason="the context is cut to the window")
+
+
+class TestMistral(FamilyChecks):
+    prefix = "Mistral"
+    variants = {
+        "full": Variant(
+            {"sliding_window": None}, neighbours={"Qwen2": "q_proj.bias", "Qwen3": "q_norm.weight"}
+        ),
+        # Each text is several windows long.
+        "window": Variant({"sliding_window": 16}, neighbours={"Llama": DIFFERS}, marks=[UNTIL_WINDOWS]),
+        "head_dim": Variant({"sliding_window": None, "head_dim": 16}),
+    }

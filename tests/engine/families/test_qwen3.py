@@ -1,0 +1,13 @@
+"""Qwen3: a norm of each head of queries and keys."""
+
+from family_checks import FamilyChecks, Variant
+
+
+class TestQwen3(FamilyChecks):
+    prefix = "Qwen3"
+    options = {"head_dim": 12}
+    variants = {
+        "plain": Variant(neighbours={"Qwen2": "q_proj.bias"}),
+        "tied": Variant({"tie_word_embeddings": True}),
+        "biased": Variant({"attention_bias": True}),
+    }
