@@ -16,15 +16,16 @@ def write_gguf(
     *,
     architecture: str = "llama",
     half: str = "",
-    freqs: bool = False,
     pre: str | None = "gpt-2",
     num_parts: int = 1,
     without: str = "",
+    num_rows: int = 0,
     **extra: Any,
 ) -> dict[str, np.ndarray]:
     """A tiny float32 GGUF checkpoint (but float16 where `half`), its tokenizer byte-level; its tensors.
 
-    In several parts, the files are named as gguf-split names them.
+    In several parts, the files are named as gguf-split names them. With `num_rows` the embedding has this
+    many rows, all zero.
     """
     per_part = 0 if num_parts == 1 else -(-NUM_TENSORS // num_parts)
     writer = gguf.GGUFWriter(path, architecture, split_max_tensors=per_part)
@@ -64,14 +65,14 @@ def write_gguf(
         "ffn_down": (HIDDEN, 48),
     }.items():
         shapes[f"blk.0.{name}"] = shape
-    if freqs:
-        shapes["rope_freqs"] = (4,)
     generator = np.random.default_rng(0)
     tensors = {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    if num_rows:
+        tensors["token_embd"] = np.zeros((num_rows, HIDDEN), np.float16)
     for name, tensor in tensors.items():
         if name == without:
             continue
-        stored = tensor.astype(np.float16) if name == half else tensor
+        stored = tensor.astype(np.float16, copy=False) if name == half else tensor
         writer.add_tensor(f"{name}.weight", stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

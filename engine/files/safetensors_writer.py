@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 __all__ = ["StreamedTensor", "file_bytes", "write_safetensors"]
@@ -42,9 +43,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, StreamedTensor], dtype: 
         for name in sorted(tensors):
             written = 0
             for chunk in tensors[name].chunks():
-                encoded = _encoded(chunk, dtype)
-                file.write(encoded.tobytes())
-                written += encoded.size
+                file.write(_encoded(chunk, getattr(torch, dtype)))
+                written += chunk.size
             assert written == prod(tensors[name].shape), f"{name}: {written} elements"
 
 
@@ -64,13 +64,7 @@ def _header(tensors: Mapping[str, StreamedTensor], dtype: str) -> bytes:
     return len(content).to_bytes(8, "little") + content
 
 
-def _encoded(chunk: NDArray[np.float32], dtype: str) -> NDArray[Any]:
-    if dtype == "float32":
-        return chunk
-    if dtype == "float16":
-        with np.errstate(over="ignore"):
-            return chunk.astype(np.float16)
-    bits = np.ascontiguousarray(chunk).view(np.uint32)
-    # Adding half of the last place, less one if it is even, rounds half to even.
-    rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
-    return np.where(np.isnan(chunk), np.uint16(0x7FC0), rounded)
+def _encoded(chunk: NDArray[np.float32], dtype: torch.dtype) -> bytes:
+    # numpy has no bfloat16.
+    encoded = torch.from_numpy(chunk).to(dtype).contiguous()
+    return encoded.view(torch.uint8).numpy().tobytes()

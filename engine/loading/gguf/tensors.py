@@ -23,8 +23,8 @@ __all__ = ["streamed_tensors"]
 _TOP: Final = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _NAME: Final = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<module>\w+)\.(?P<kind>weight|bias)")
 _IGNORED: Final = (*ROPE_TENSORS, "attn_rot_embd.weight")
-_CHUNK_ELEMENTS: Final = 1 << 22
-"""The elements that are dequantised at once: 16 MiB in float32."""
+_CHUNK_ELEMENTS: Final = 1 << 20
+"""The elements that are dequantised at once: 4 MiB in float32."""
 
 
 def streamed_tensors(header: GGUFHeader, family: GGUFFamily, head_dim: int) -> dict[str, StreamedTensor]:
