@@ -81,7 +81,7 @@ imports: $(DEV_STAMP) build/types/pagefleet
 # Most tests wait more than they compute and run in parallel; tests that measure time run alone afterwards.
 PYTEST_JOBS ?= 3
 PYTEST := $(BIN)/python -m pytest --durations=10
-# Finds the files that have a marker; pytest would import all files for that.
+# Finds the files that have a marker; pytest would import all files for that. The model families inherit theirs.
 MARKED = $$(grep -rl --include='test_*.py' 'mark\.$(1)' tests)
 PYTEST_PARALLEL := $(PYTEST) -n $(PYTEST_JOBS) --dist loadfile --no-loadscope-reorder
 
@@ -109,7 +109,7 @@ pytest: $(DEV_STAMP) prometheus browser litellm
 	$(PYTEST) -m 'alone and not slow' $(call MARKED,alone) $(PYTEST_ARGS)
 
 pytest-slow: $(DEV_STAMP) prometheus browser litellm
-	$(PYTEST_PARALLEL) -m 'slow and not alone' $(call MARKED,slow) $(PYTEST_ARGS)
+	$(PYTEST_PARALLEL) -m 'slow and not alone' $(call MARKED,slow) tests/engine/families $(PYTEST_ARGS)
 	$(PYTEST) -m 'slow and alone' $(call MARKED,alone) $(PYTEST_ARGS)
 	$(PYTEST) -m containers $(call MARKED,containers) $(PYTEST_ARGS)
 

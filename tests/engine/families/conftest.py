@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +26,39 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = ["case"]
     later = [pytest.mark.slow] if hasattr(metafunc.function, "slow_except_first") else []
     rows = [
-        pytest.param(each, id=name, marks=[*each.marks, *(later if index else [])])
+        pytest.param(name, id=name, marks=[*each.marks, *(later if index else [])])
         for index, (name, each) in enumerate(variants.items())
     ]
     if "neighbour" in metafunc.fixturenames:
         names.append("neighbour")
         rows = [
-            pytest.param(each, neighbour, id=f"{name}-as-{neighbour}", marks=each.marks)
+            pytest.param(name, neighbour, id=f"{name}-as-{neighbour}", marks=each.marks)
             for name, each in variants.items()
             for neighbour in each.neighbours
         ]
         assert rows, f"{metafunc.cls.__name__}: no variant names a neighbour whose code must fail"
-    metafunc.parametrize(names, rows, indirect=["case"], scope="class")
+    metafunc.parametrize(names, rows, indirect=["case"])
 
 
 @pytest.fixture(scope="class")
-def case(
+def cases(
     request: pytest.FixtureRequest, transformers: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Case]:
-    """The variant's checkpoint, its oracle and its loaded models, which the checks of the class share."""
+) -> Iterator[Callable[[str], Case]]:
+    """Return the case of a variant: its checkpoint, its oracle and its loaded models, which the checks of the
+    class share."""
+
+    @cache
+    def case_of(name: str) -> Case:
+        variant = request.cls.variants[name]
+        return Case(transformers, request.cls, variant, tmp_path_factory.mktemp("family"))
+
     with one_thread():
-        yield Case(transformers, request.cls, request.param, tmp_path_factory.mktemp("family"))
+        yield case_of
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest, cases: Callable[[str], Case]) -> Case:
+    return cases(request.param)
 
 
 @contextlib.contextmanager

@@ -10,8 +10,9 @@ A family's module is a class with its variants. Each check runs for each of them
             "yarn": Variant({"rope_parameters": {...}}),
         }
 
-- The first variant is the usual one: `make test` runs all checks for it, and for the others the comparison of
-  logits and tokens alone. `make test-slow` runs the rest.
+- The first variant is the usual one: `make test` runs nearly all checks for it, and for the others only the
+  comparison of logits and tokens, half a second. `make test-slow` runs the rest. Give a variant of little
+  interest marks=[pytest.mark.slow].
 - `neighbours` shows that the checks need the family's own code: the code of another family loads the same
   checkpoint. It must refuse it with this sentence, or compute other logits than transformers (DIFFERS). Name
   the families whose code is most alike. At least one variant must have a neighbour.
