@@ -45,7 +45,7 @@ class LLMEngine:
         self._executor.tracer = self.tracer
         self._tokenizer = loaded.tokenizer
         self._info = info
-        self._block_manager = BlockManager(info.num_blocks, info.block_size, config.enable_prefix_caching)
+        self._block_manager = BlockManager(info.kv_groups, info.block_size, config.enable_prefix_caching)
         max_num_tokens = config.max_num_batched_tokens or loaded.max_num_batched_tokens
         self._budget = StepBudget(max_num_tokens, config.max_step_s, loaded.token_s)
         # Without a time limit, `max_num_batched_tokens` counts tokens, not their cost.
@@ -103,11 +103,13 @@ class LLMEngine:
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks of the KV cache that no sequence uses; cached blocks count as free."""
+        """Blocks of the first KV group that no sequence uses; cached blocks count as free."""
         return self._block_manager.num_free_blocks
 
     def num_required_blocks(self, num_tokens: int) -> int:
-        """Return how many blocks `num_tokens` tokens need without prefix cache hits."""
+        """Return how many blocks of the first KV group `num_tokens` tokens need without prefix cache hits.
+
+        If all layers have a window: how many they need at once."""
         return self._block_manager.num_required_blocks(num_tokens)
 
     @property
@@ -225,6 +227,7 @@ class LLMEngine:
             num_waiting=scheduler.num_waiting,
             num_free_blocks=self._block_manager.num_free_blocks,
             num_blocks=self._block_manager.num_blocks,
+            kv_groups=self._block_manager.stats(),
             kv_waste=scheduler.kv_waste,
             num_steps=self._num_steps,
             num_generation_tokens=self._num_generation_tokens,

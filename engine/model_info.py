@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -23,6 +23,15 @@ class Fingerprint:
 
 
 @dataclass(frozen=True, slots=True)
+class KVGroup:
+    """The layers of a model that attend to equally many tokens: they use the same KV cache blocks."""
+
+    window: int | None
+    """How many tokens a query attends to, itself included. None: all."""
+    num_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """The properties of a loaded model that the engine and its callers use."""
 
@@ -34,6 +43,15 @@ class ModelInfo:
     eos_token_ids: tuple[int, ...]
     block_size: int
     num_blocks: int
+    """Blocks of the first KV group, which has no window if any group has none."""
     fingerprint: Fingerprint
     default_sampling: Mapping[str, Any] = field(default_factory=dict)
     """The sampling parameters that generation_config.json recommends, by SamplingParams' names."""
+    kv_groups: tuple[KVGroup, ...] = ()
+    """Default: one group without a window. The first has `num_blocks` blocks, the others at most as many."""
+
+    def __post_init__(self) -> None:
+        first, *others = self.kv_groups or (KVGroup(None, self.num_blocks),)
+        sized = [replace(group, num_blocks=min(group.num_blocks, self.num_blocks)) for group in others]
+        groups = (replace(first, num_blocks=self.num_blocks), *sized)
+        object.__setattr__(self, "kv_groups", groups)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-__all__ = ["EngineStats", "FinishReason", "Sampled", "SequenceOutput", "TokenLogprobs"]
+__all__ = ["EngineStats", "FinishReason", "KVGroupStats", "Sampled", "SequenceOutput", "TokenLogprobs"]
 
 
 class FinishReason(StrEnum):
@@ -78,14 +78,26 @@ class SequenceOutput:
         return "".join(self.texts)
 
 
+class KVGroupStats(NamedTuple):
+    """The KV cache blocks of the layers with one attention window."""
+
+    window: int | None
+    """How many tokens a query attends to, itself included. None: all."""
+    num_blocks: int
+    num_free_blocks: int
+    """Blocks that no sequence uses, including cached ones."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Statistics of an engine: the first five fields are current values, the others count since its start."""
+    """Statistics of an engine: the first six fields are current values, the others count since its start."""
 
     num_running: int
     num_waiting: int
     num_free_blocks: int
+    """Like `num_blocks`, of the first KV group, which has no window if any group has none."""
     num_blocks: int
+    kv_groups: tuple[KVGroupStats, ...]
     kv_waste: float
     """The share of the slots in used blocks that have no token, 0 to 1."""
     num_steps: int

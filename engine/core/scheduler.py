@@ -101,12 +101,13 @@ class Scheduler:
         Can be read from any thread; exact between two steps.
         """
         block_size = self.block_manager.block_size
-        num_used = self.block_manager.num_blocks - self.block_manager.num_free_blocks
+        num_used = self.block_manager.num_used_slots
         num_unused = sum(
-            max(0, len(sequence.block_table) * block_size - sequence.num_tokens)
+            max(0, len(table.block_ids) * block_size - sequence.num_tokens)
             for sequence in list(self._running)
+            for table in sequence.block_tables
         )
-        return num_unused / (num_used * block_size) if num_used else 0.0
+        return num_unused / num_used if num_used else 0.0
 
     @property
     def has_unfinished_sequences(self) -> bool:
@@ -117,7 +118,8 @@ class Scheduler:
 
         Raises InvalidRequestError with code "exceeds_capacity" if the KV cache cannot hold this many.
         """
-        if not self._can_ever_fit(max_num_tokens):
+        # The last token is not an input of the model: its K/V are not stored.
+        if not self.block_manager.can_ever_fit(max_num_tokens - 1):
             num_slots = self.block_manager.num_blocks * self.block_manager.block_size
             raise InvalidRequestError(
                 f"Prompt and max_tokens need {max_num_tokens} tokens of KV cache, which has {num_slots}: "
@@ -180,7 +182,7 @@ class Scheduler:
         ):
             assert line == sorted(line, key=_priority_key)
             assert all(sequence.status is status for sequence in line)
-        assert not any(sequence.block_table for sequence in self._waiting)
+        assert not any(sequence.block_tables for sequence in self._waiting)
 
     def _update_sequence(self, entry: ScheduledSequence, token_ids: Collection[int]) -> None:
         sequence, block_size = entry.sequence, self.block_manager.block_size
@@ -196,16 +198,12 @@ class Scheduler:
         if before < sequence.num_prompt_tokens:
             self.num_prompt_tokens_computed += min(after, sequence.num_prompt_tokens) - before
         if before // block_size != after // block_size:
-            self.block_manager.cache_full_blocks(sequence, before)
+            self.block_manager.advance(sequence, before)
         if num_drafts:
             self._speculation.release_blocks(sequence)
             self.num_draft_tokens += num_drafts
             self.num_accepted_tokens += num_accepted
             sequence.num_wrong_drafts += num_drafts - num_accepted
-
-    def _can_ever_fit(self, num_tokens: int) -> bool:
-        # The last token is not an input of the model: its K/V are not stored.
-        return self.block_manager.num_required_blocks(num_tokens - 1) <= self.block_manager.num_blocks
 
     def _preempt_for_urgent(self, output: SchedulerOutput) -> None:
         """Preempt running sequences of lower priority if the first waiting one fits then.
@@ -251,7 +249,7 @@ class Scheduler:
                 continue
             # A chunk of a prompt leaves a token for each later sequence, so that their streams do not stall.
             max_cost = max(1, min(max_chunk, num_tokens_left), num_tokens_left - num_later)
-            num_new_tokens, cost = self._next_chunk(sequence, max_cost)
+            num_new_tokens, cost = self._next_chunk(sequence, max_cost, num_later)
             if self._allocate(sequence, sequence.num_computed_tokens + num_new_tokens, output):
                 self._add(sequence, num_new_tokens, output)
                 num_tokens_left = max(0, num_tokens_left - cost)
@@ -263,18 +261,27 @@ class Scheduler:
         """Admit and schedule waiting sequences; return the tokens left of the budget."""
         admitted = self._admit(output)
         while num_tokens_left > 0 and (sequence := next(admitted, None)) is not None:
-            num_new_tokens, cost = self._next_chunk(sequence, num_tokens_left)
+            num_new_tokens, cost = self._next_chunk(sequence, num_tokens_left, len(self._running))
+            fits = self._allocate(sequence, sequence.num_computed_tokens + num_new_tokens, output)
+            assert fits, sequence.request_id
             self._add(sequence, num_new_tokens, output)
             num_tokens_left = max(0, num_tokens_left - cost)
         return num_tokens_left
 
-    def _next_chunk(self, sequence: Sequence, max_cost: int) -> tuple[int, int]:
-        """Return how many of its next tokens cost at most `max_cost`, and their cost."""
+    def _next_chunk(self, sequence: Sequence, max_cost: int, num_reserved: int) -> tuple[int, int]:
+        """Return how many of its next tokens cost at most `max_cost`, and their cost.
+
+        A chunk does not preempt others: it has as many tokens, but at least one, as its blocks and the free
+        ones without `num_reserved` can hold.
+        """
         num_new_tokens = len(sequence.token_ids) - sequence.num_computed_tokens
         if num_new_tokens == 1:
             return 1, 1
+        num_slots = self.block_manager.max_num_tokens(sequence, num_reserved) - sequence.num_computed_tokens
         num_new_tokens = min(
-            num_new_tokens, self._cost.max_num_tokens(max_cost, sequence.num_computed_tokens)
+            num_new_tokens,
+            self._cost.max_num_tokens(max_cost, sequence.num_computed_tokens),
+            max(1, num_slots),
         )
         return num_new_tokens, self._cost.of(num_new_tokens, sequence.num_computed_tokens)
 
@@ -283,7 +290,7 @@ class Scheduler:
 
         Returns False if the sequence itself had to be preempted.
         """
-        if num_tokens <= len(sequence.block_table) * self.block_manager.block_size:
+        if num_tokens <= sequence.num_slots:
             return True
         while not self.block_manager.grow(sequence, num_tokens):
             if self._preempt_last(output) is sequence:

@@ -12,7 +12,7 @@ from pagefleet.engine.sampling.sampling_params import SamplingParams
 from pagefleet.engine.structured.grammar import Grammar
 from pagefleet.engine.text.detokenizer import IncrementalDetokenizer
 
-__all__ = ["Sequence", "SequenceStatus"]
+__all__ = ["BlockTable", "Sequence", "SequenceStatus"]
 
 
 class SequenceStatus(Enum):
@@ -21,6 +21,21 @@ class SequenceStatus(Enum):
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
+
+
+@dataclass(slots=True)
+class BlockTable:
+    """The KV cache blocks of a sequence in one KV group."""
+
+    block_ids: list[int] = field(default_factory=list)
+    """The i-th block holds the K/V of the tokens from i * block_size on; 0 for a passed one."""
+    num_passed: int = 0
+    """How many blocks at the start the window has passed: they are free, or never were allocated."""
+
+    @property
+    def used(self) -> list[int]:
+        """The ids of the blocks that are not passed."""
+        return self.block_ids[self.num_passed :]
 
 
 @dataclass(slots=True, eq=False)
@@ -82,8 +97,10 @@ class Sequence:
     """Draft tokens after `token_ids` in the scheduled step."""
 
     # Written by the block manager.
-    block_table: list[int] = field(default_factory=list)
-    """Ids of its blocks: the i-th holds the K/V of the tokens from i * block_size on."""
+    block_tables: list[BlockTable] = field(default_factory=list)
+    """One for each KV group; empty while it waits."""
+    num_slots: int = 0
+    """The number of tokens that all of its tables have blocks for."""
     block_hashes: list[bytes] = field(default_factory=list)
     """Hashes of its first full blocks, as far as needed; kept after a preemption."""
 

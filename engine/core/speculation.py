@@ -111,12 +111,10 @@ class Speculation:
         return drafted
 
     def _max_num_drafts_of(self, sequence: Sequence, num_tokens_left: int) -> int:
-        manager = self._block_manager
-        num_slots = (len(sequence.block_table) + manager.num_free_blocks) * manager.block_size
         return min(
             self._max_num_drafts,
             num_tokens_left,
-            num_slots - sequence.num_tokens,
+            self._block_manager.max_num_tokens(sequence) - sequence.num_tokens,
             # The step also samples the token after the drafts.
             sequence.max_num_tokens - sequence.num_tokens - 1,
         )

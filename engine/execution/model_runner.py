@@ -200,7 +200,7 @@ def ragged_batch(scheduled: list[ScheduledSequence]) -> RaggedBatch:
         start = entry.sequence.num_computed_tokens
         token_ids += entry.sequence.token_ids[start : start + entry.num_new_tokens]
         token_ids += entry.draft_token_ids
-    tables = [sequence.block_table for sequence, _ in scheduled]
+    tables = [sequence.block_tables[0].block_ids for sequence, _ in scheduled]
     block_tables = np.zeros((len(tables), max(map(len, tables))), dtype=np.int64)
     for row, table in zip(block_tables, tables, strict=True):
         row[: len(table)] = table

@@ -11,7 +11,7 @@ from zlib import crc32
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pagefleet.engine.core.block_manager import BlockManager
 from pagefleet.engine.core.ngram_proposer import NgramProposer
@@ -20,6 +20,7 @@ from pagefleet.engine.core.scheduler_output import ScheduledSequence, SchedulerO
 from pagefleet.engine.core.sequence import Sequence, SequenceStatus
 from pagefleet.engine.core.speculation import num_verified
 from pagefleet.engine.errors import InvalidRequestError
+from pagefleet.engine.model_info import KVGroup
 from pagefleet.engine.outputs import FinishReason
 from pagefleet.engine.sampling.sampling_params import SamplingParams
 
@@ -30,12 +31,20 @@ PROMPTS = st.builds(
     st.integers(1, 24),
     st.lists(st.integers(0, 1), max_size=6),
 )
+# Windows of each KV group, shorter and longer than a block.
+WINDOWS = st.sampled_from([(None,), (None,), (6,), (None, 5), (None, 9, 1), (4, 13)])
 
 
 def make_scheduler(
-    *, num_blocks: int = 100, max_num_seqs: int = 8, token_budget: int = 32, max_num_drafts: int = 0
+    *,
+    num_blocks: int = 100,
+    max_num_seqs: int = 8,
+    token_budget: int = 32,
+    max_num_drafts: int = 0,
+    kv_groups: tuple[KVGroup, ...] = (),
 ) -> Scheduler:
-    return Scheduler(BlockManager(num_blocks, BLOCK_SIZE), max_num_seqs, token_budget, max_num_drafts)
+    manager = BlockManager(kv_groups or [KVGroup(None, num_blocks)], BLOCK_SIZE)
+    return Scheduler(manager, max_num_seqs, token_budget, max_num_drafts)
 
 
 def add(
@@ -143,7 +152,7 @@ def test_without_blocks_the_lowest_priority_and_latest_gives_way_and_comes_back_
     assert [sequence.request_id for sequence in output.preempted] == ["c"]
     assert sequences["c"].status is SequenceStatus.WAITING
     assert sequences["c"].num_output_tokens == 6
-    assert sequences["c"].block_table == []
+    assert sequences["c"].block_tables == []
     assert scheduler.num_preemptions == 1
     run(scheduler, output)
 
@@ -260,7 +269,7 @@ def test_slots_without_a_token_are_the_ends_of_last_blocks():
 def test_less_than_four_percent_of_the_kv_cache_is_waste_while_jobs_come_and_go():
     """Prompts of 64 to 512 tokens and answers of 32 to 256, in blocks of 16."""
     draw = random.Random(7).randint
-    scheduler = Scheduler(BlockManager(2000, 16), 64, 512)
+    scheduler = Scheduler(BlockManager([KVGroup(None, 2000)], 16), 64, 512)
     wastes = []
     for index in range(1500):
         while scheduler.num_waiting < 4:
@@ -379,6 +388,11 @@ def test_the_core_imports_no_torch():
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def smallest_pool(window: int) -> int:
+    """The blocks of a pool that can hold one sequence of any length."""
+    return (window - 2) // BLOCK_SIZE + 3
+
+
 def token_at(position: int) -> int:
     """What every sequence of the machine goes on with: it repeats itself, but never for long."""
     return position.bit_count() % 2
@@ -401,10 +415,21 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = make_scheduler(num_blocks=12, max_num_seqs=4, token_budget=9, max_num_drafts=6)
         self.sequences: list[Sequence] = []
-        self.kv: dict[tuple[int, int], tuple[int, ...]] = {}
+        self.kv: dict[tuple[int, int, int], tuple[int, ...]] = {}
         self.first_prefills: list[Sequence] = []
+
+    @initialize(windows=WINDOWS, num_more=st.integers(0, 7))
+    def start(self, windows: tuple[int | None, ...], num_more: int) -> None:
+        self.windows = windows
+        # Pools with a window have the smallest size that holds it, or a little more.
+        sizes = [12 if window is None else smallest_pool(window) + num_more for window in windows]
+        self.scheduler = make_scheduler(
+            max_num_seqs=4,
+            token_budget=9,
+            max_num_drafts=6,
+            kv_groups=tuple(map(KVGroup, windows, sizes)),
+        )
 
     @rule(
         token_ids=PROMPTS,
@@ -422,7 +447,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             proposer=NgramProposer(len(token_ids)),
         )
         num_slots = 12 * BLOCK_SIZE
-        if len(token_ids) + max_tokens - 1 > num_slots:
+        # With windows alone, any length fits.
+        if None in self.windows and len(token_ids) + max_tokens - 1 > num_slots:
             with pytest.raises(InvalidRequestError):
                 self.scheduler.add(sequence, len(token_ids) + max_tokens)
         else:
@@ -466,12 +492,16 @@ class SchedulerMachine(RuleBasedStateMachine):
             for position in range(
                 sequence.num_computed_tokens, sequence.num_computed_tokens + num_new_tokens
             ):
-                self.kv[self.slot(sequence, position)] = tuple(text[: position + 1])
+                for table in range(len(self.windows)):
+                    self.kv[self.slot(sequence, table, position)] = tuple(text[: position + 1])
         # Only now: no sequence of the step may have written over another one's K/V.
         for sequence, num_new_tokens in entries:
             text = sequence.token_ids + sequence.draft_token_ids
-            for position in range(sequence.num_computed_tokens + num_new_tokens):
-                assert self.kv[self.slot(sequence, position)] == tuple(text[: position + 1])
+            for table, window in enumerate(self.windows):
+                # What the first token of the step reads, and all later ones.
+                first = 0 if window is None else max(0, sequence.num_computed_tokens + 1 - window)
+                for position in range(first, sequence.num_computed_tokens + num_new_tokens):
+                    assert self.kv[self.slot(sequence, table, position)] == tuple(text[: position + 1])
         sampled = [found(entry) for entry in entries]
         self.scheduler.update(output._replace(scheduled=entries), sampled)
         for sequence, _ in entries:
@@ -480,16 +510,18 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.scheduler.finish(sequence, FinishReason.LENGTH)
 
     @staticmethod
-    def slot(sequence: Sequence, position: int) -> tuple[int, int]:
-        return sequence.block_table[position // BLOCK_SIZE], position % BLOCK_SIZE
+    def slot(sequence: Sequence, table: int, position: int) -> tuple[int, int, int]:
+        index, offset = divmod(position, BLOCK_SIZE)
+        return table, sequence.block_tables[table].block_ids[index], offset
 
     @invariant()
     def books_balance(self) -> None:
         self.scheduler.check_integrity()
         # Drafts take their blocks with them.
-        manager = self.scheduler.block_manager
         for sequence in self.scheduler._running:
-            assert len(sequence.block_table) <= manager.num_required_blocks(sequence.num_tokens)
+            for table, window in zip(sequence.block_tables, self.windows, strict=True):
+                assert len(table.block_ids) <= -(-sequence.num_tokens // BLOCK_SIZE)
+                assert window is None or len(table.used) <= smallest_pool(window)
 
     def unfinished(self) -> list[Sequence]:
         return [sequence for sequence in self.sequences if sequence.status is not SequenceStatus.FINISHED]
@@ -509,7 +541,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             if sequence.finish_reason is FinishReason.LENGTH:
                 expected = [token_at(position) for position in range(sequence.sampling_params.max_tokens)]
                 assert sequence.output_token_ids == expected
-        assert self.scheduler.block_manager.num_free_blocks == 12
+        assert all(
+            group.num_free_blocks == group.num_blocks for group in self.scheduler.block_manager.stats()
+        )
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase

@@ -11,6 +11,7 @@ from pagefleet.engine.core.block_manager import BlockManager
 from pagefleet.engine.core.ngram_proposer import Draft, NgramProposer
 from pagefleet.engine.core.scheduler import Scheduler
 from pagefleet.engine.core.sequence import Sequence
+from pagefleet.engine.model_info import KVGroup
 from pagefleet.engine.sampling.sampling_params import SamplingParams
 
 BLOCK_SIZE = 4
@@ -24,7 +25,8 @@ class Sure(NgramProposer):
 
 
 def make_scheduler(*, num_blocks: int = 20, token_budget: int = 32, max_num_seqs: int = 4) -> Scheduler:
-    return Scheduler(BlockManager(num_blocks, BLOCK_SIZE), max_num_seqs, token_budget, max_num_drafts=6)
+    manager = BlockManager([KVGroup(None, num_blocks)], BLOCK_SIZE)
+    return Scheduler(manager, max_num_seqs, token_budget, max_num_drafts=6)
 
 
 def add(scheduler: Scheduler, prompt: list[int], *, max_tokens: int = 40, is_sure: bool = True) -> Sequence:
@@ -57,7 +59,7 @@ def test_what_comes_true_stays_and_the_rest_is_computed_again():
     assert sequence.num_computed_tokens == 5
     assert (scheduler.num_draft_tokens, scheduler.num_accepted_tokens) == (6, 2)
     # The blocks of three drafts that were wrong are free again.
-    assert len(sequence.block_table) == 2
+    assert len(sequence.block_tables[0].block_ids) == 2
     assert scheduler.block_manager.num_free_blocks == 18
 
     entry = scheduler.schedule().scheduled[0]
@@ -71,7 +73,7 @@ def test_only_tokens_that_came_true_are_known_to_the_prefix_cache():
     step(scheduler, [7, 8])
     assert scheduler.block_manager.num_cached_blocks == 1
     other = add(scheduler, [1, 2, 3, 7, 7, 7, 7, 7, 7], is_sure=False)
-    assert len(scheduler.block_manager.match_prefix(other)) == 1
+    assert scheduler.block_manager.match_prefix(other) == 1
     assert sequence.num_computed_tokens == 4
 
 

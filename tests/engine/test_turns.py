@@ -12,6 +12,7 @@ from pagefleet.engine.core.block_manager import BlockManager
 from pagefleet.engine.core.scheduler import Scheduler
 from pagefleet.engine.core.scheduler_output import SchedulerOutput
 from pagefleet.engine.core.sequence import Sequence, SequenceStatus
+from pagefleet.engine.model_info import KVGroup
 from pagefleet.engine.outputs import FinishReason
 from pagefleet.engine.sampling.sampling_params import SamplingParams
 
@@ -20,7 +21,7 @@ MANY = 100_000
 
 
 def make_scheduler(*, num_blocks: int = 1000, token_budget: int = MANY, max_num_seqs: int = 64) -> Scheduler:
-    return Scheduler(BlockManager(num_blocks, BLOCK_SIZE), max_num_seqs, token_budget)
+    return Scheduler(BlockManager([KVGroup(None, num_blocks)], BLOCK_SIZE), max_num_seqs, token_budget)
 
 
 def add(
