@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +32,31 @@ def model_size(folder: Path, dtype: str = "auto") -> ModelSize:
     config = read_json_object(folder / "config.json")
     stored = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
     num_bytes = _DTYPE_BYTES[stored if dtype == "auto" else dtype]
-    on_disk = sum(path.stat().st_size for path in weight_paths(folder))
     return ModelSize(
-        weight_bytes=on_disk * num_bytes // _DTYPE_BYTES[stored],
+        weight_bytes=_weight_bytes(folder, config, num_bytes, _DTYPE_BYTES[stored]),
         kv_bytes_per_token=_kv_elements(config) * num_bytes,
         max_model_len=int(config["max_position_embeddings"]),
     )
+
+
+def _weight_bytes(folder: Path, config: Mapping[str, Any], num_bytes: int, stored_bytes: int) -> int:
+    """Return the size of the weights with `num_bytes` for each element. Quantised ones are dequantised."""
+    paths = weight_paths(folder)
+    if config.get("quantization_config") is None and config.get("compression_config") is None:
+        return sum(path.stat().st_size for path in paths) * num_bytes // stored_bytes
+    # Imports torch.
+    from pagefleet.engine.files.schemes.registry import quantization_config, read_quantization
+
+    quantization = read_quantization(quantization_config(config))
+    shapes = (item for path in paths for item in _shapes(path).items())
+    return num_bytes * sum(quantization.num_dense(name, shape) for name, shape in shapes)
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    """Return the shapes of the tensors in a safetensors file, by their names."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
 
 
 def _kv_elements(config: Mapping[str, Any]) -> int:

@@ -30,9 +30,9 @@ def random_integers(rng: np.random.Generator, limit: int, *shape: int) -> np.nda
     return rng.integers(0, limit, shape, dtype=np.int64)
 
 
-def random_scales(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """Scales that float16 stores exactly, so that the expected matrix has one rounding."""
-    return rng.uniform(0.01, 0.04, shape).astype(np.float16).astype(np.float32)
+def random_scales(rng: np.random.Generator, largest: float, *shape: int) -> np.ndarray:
+    """Scales for values up to `largest`. float16 stores them exactly: the expected matrix is rounded once."""
+    return (rng.uniform(0.3, 0.9, shape) / largest).astype(np.float16).astype(np.float32)
 
 
 def words(values: np.ndarray) -> torch.Tensor:
@@ -88,7 +88,7 @@ def gptq(bits: int, group_size: int, act_order: bool, zero_offset: int) -> Calla
         values = random_integers(rng, 2**bits, num_in, num_out)
         # A zero point of 0 is stored as -1, which the first format cuts to the largest number.
         zeros = random_integers(rng, 2**bits, num_groups, num_out)
-        scales = random_scales(rng, num_groups, num_out)
+        scales = random_scales(rng, 2**bits, num_groups, num_out)
         stored_zeros = (zeros - zero_offset) % 2**bits
         parts = {
             "qweight": words(pack_gptq(values, bits)),
@@ -131,7 +131,7 @@ def awq(group_size: int) -> Callable[..., Layer]:
         size = num_in if group_size == -1 else group_size
         values = random_integers(rng, 16, num_in, num_out)
         zeros = random_integers(rng, 16, num_in // size, num_out)
-        scales = random_scales(rng, num_in // size, num_out)
+        scales = random_scales(rng, 16, num_in // size, num_out)
         parts = {
             "qweight": pack(values),
             "qzeros": pack(zeros),
@@ -151,7 +151,7 @@ def awq_format(group_size: int) -> Format:
         "version": "gemm",
         "zero_point": True,
     }
-    return Format(config, awq(group_size), (24, 36))
+    return Format(config, awq(group_size), (24, 48))
 
 
 # -- float8: E4M3 of OCP 8-bit Floating Point Specification 1.0 ------------------------------------------
@@ -184,18 +184,19 @@ def scaled_blocks(
 
 
 def float8(
-    scale_name: str, rows: int | None, columns: int | None, **extra: torch.Tensor
+    scale_name: str, rows: int | None, columns: int | None, static: bool = False
 ) -> Callable[..., Layer]:
-    """One scale for each `rows` x `columns`; None: for all of them."""
+    """One scale for each `rows` x `columns`; None: for all of them. `static`: activations have one too."""
 
     def write(rng: np.random.Generator, num_out: int, num_in: int) -> Layer:
         height, width = rows or num_out, columns or num_in
         tensor, values = random_float8(rng, num_out, num_in)
-        scales = random_scales(rng, -(-num_out // height), -(-num_in // width))
+        scales = random_scales(rng, 2, -(-num_out // height), -(-num_in // width))
         stored = torch.from_numpy(scales)
         if rows is columns is None:
             stored = stored.reshape(1)
         expected = scaled_blocks(values, np.zeros_like(scales), scales, height, width)
+        extra = {"input_scale": torch.tensor([0.5])} if static else {}
         return {"weight": tensor, scale_name: stored} | extra, expected
 
     return write
@@ -219,7 +220,7 @@ def integers8(rows: int | None, columns: int | None, symmetric: bool) -> Callabl
     def write(rng: np.random.Generator, num_out: int, num_in: int) -> Layer:
         height, width = rows or num_out, columns or num_in
         values = random_integers(rng, 256, num_out, num_in) - 128
-        scales = random_scales(rng, -(-num_out // height), -(-num_in // width)) / 8
+        scales = random_scales(rng, 256, -(-num_out // height), -(-num_in // width))
         zeros = np.zeros(scales.shape, np.int64)
         parts = {"weight": torch.from_numpy(values.astype(np.int8)), "weight_scale": torch.from_numpy(scales)}
         if not symmetric:
@@ -245,7 +246,7 @@ def packed(
         size, half = group_size or num_in, 2 ** (bits - 1)
         group_of = np.array([column // size for column in range(num_in)])
         values = random_integers(rng, 2**bits, num_out, num_in) - half
-        scales = random_scales(rng, num_out, num_in // size)
+        scales = random_scales(rng, 2**bits, num_out, num_in // size)
         zeros = np.zeros(scales.shape, np.int64)
         parts = {
             "weight_packed": words(np.array([pack_bits(row, bits) for row in values])),
@@ -290,7 +291,6 @@ def mxfp4(rng: np.random.Generator, num_out: int, num_in: int) -> Layer:
 _FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
 _INT8 = {"num_bits": 8, "type": "int"}
 _FLOAT8 = {"num_bits": 8, "type": "float"}
-_INPUT_SCALE = {"input_scale": torch.tensor([0.5])}
 
 FORMATS: dict[str, Format] = {
     "gptq-2": gptq_format(2, 32),
@@ -299,13 +299,13 @@ FORMATS: dict[str, Format] = {
     "gptq-4-act-order": gptq_format(4, 40, act_order=True),
     "gptq-8-one-group": gptq_format(8, -1),
     "gptq-v2": gptq_format(4, 32, checkpoint_format="gptq_v2"),
-    "awq": awq_format(12),
+    "awq": awq_format(16),
     "awq-one-group": awq_format(-1),
     "fp8-blocks": Format(
         _FP8 | {"weight_block_size": [16, 24]}, float8("weight_scale_inv", 16, 24), (37, 53)
     ),
     "fp8-tensor": Format(
-        _FP8 | {"activation_scheme": "static"}, float8("weight_scale", None, None, **_INPUT_SCALE), (37, 53)
+        _FP8 | {"activation_scheme": "static"}, float8("weight_scale", None, None, static=True), (37, 53)
     ),
     "fbgemm-fp8": Format({"quant_method": "fbgemm_fp8"}, float8("weight_scale", 1, None), (37, 53)),
     "int8-channel": Format(
@@ -319,7 +319,7 @@ FORMATS: dict[str, Format] = {
     "int8-tensor": Format(compressed("int-quantized", **_INT8), integers8(None, None, True), (19, 37)),
     "float8-tensor": Format(
         compressed("float-quantized", **_FLOAT8, strategy="tensor"),
-        float8("weight_scale", None, None, **_INPUT_SCALE),
+        float8("weight_scale", None, None, static=True),
         (19, 37),
     ),
     "float8-channel": Format(
@@ -333,13 +333,15 @@ FORMATS: dict[str, Format] = {
         (37, 53),
     ),
     "naive-int8-group": Format(
-        compressed("naive-quantized", **_INT8, group_size=9), integers8(1, 9, False), (19, 36)
+        compressed("naive-quantized", **_INT8, group_size=16), integers8(1, 16, False), (19, 48)
     ),
     "w4a16-group": Format(
-        compressed("pack-quantized", num_bits=4, group_size=9), packed(4, 9, True), (19, 45)
+        compressed("pack-quantized", num_bits=4, group_size=16), packed(4, 16, True), (19, 48)
     ),
     "w4a16-group-asymmetric": Format(
-        compressed("pack-quantized", num_bits=4, group_size=9, symmetric=False), packed(4, 9, False), (19, 45)
+        compressed("pack-quantized", num_bits=4, group_size=16, symmetric=False),
+        packed(4, 16, False),
+        (19, 48),
     ),
     "w4a16-act-order": Format(
         compressed("pack-quantized", num_bits=4, group_size=16, actorder="group"),

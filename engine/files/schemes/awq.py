@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -84,5 +85,5 @@ class AWQ(Quantization):
     def scheme_of(self, linear: str, stored: Container[str]) -> WeightScheme:
         return self._scheme if f"{linear}.qweight" in stored else DENSE
 
-    def _packing(self, tensor: str) -> int:
-        return _PER_WORD if tensor.endswith(".qweight") else 1
+    def _packing(self, tensor: str) -> Fraction:
+        return Fraction(_PER_WORD if tensor.endswith(".qweight") else 1)

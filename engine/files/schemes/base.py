@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Container, Sequence
+from fractions import Fraction
 
 from pagefleet.engine.files.linear_weights import DENSE, WeightScheme
 
@@ -48,11 +49,11 @@ class Quantization(ABC):
         """Return how many elements a stored tensor has when it is dequantised; 0 for parameters."""
         if tensor.endswith(self.parameters) or self.is_unused(tensor):
             return 0
-        return math.prod(shape) * self._packing(tensor)
+        return int(math.prod(shape) * self._packing(tensor))
 
-    def _packing(self, tensor: str) -> int:
+    def _packing(self, tensor: str) -> Fraction:
         """Return how many numbers one element of a stored tensor contains."""
-        return 1
+        return Fraction(1)
 
 
 class NoQuantization(Quantization):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 from pagefleet.engine.errors import ModelLoadError
@@ -65,10 +66,12 @@ class CompressedTensors(Quantization):
                     return group.scheme
         return DENSE
 
-    def _packing(self, tensor: str) -> int:
+    def _packing(self, tensor: str) -> Fraction:
         linear, _, part = tensor.rpartition(".")
         scheme = self._quantised(linear)
-        return 32 // scheme.bits if part == "weight_packed" and isinstance(scheme, PackedScheme) else 1
+        if part == "weight_packed" and isinstance(scheme, PackedScheme):
+            return Fraction(32, scheme.bits)
+        return Fraction(1)
 
 
 def _matches(target: str, linear: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -111,9 +112,9 @@ class GPTQ(Quantization):
             )
         return GPTQScheme(bits, check_group_size(group_size), self._zero_offset)
 
-    def _packing(self, tensor: str) -> int:
+    def _packing(self, tensor: str) -> Fraction:
         linear, _, part = tensor.rpartition(".")
-        return 32 // self._quantised(linear).bits if part == "qweight" else 1
+        return Fraction(32, self._quantised(linear).bits) if part == "qweight" else Fraction(1)
 
 
 def check_group_size(group_size: Any) -> int:

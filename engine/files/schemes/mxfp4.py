@@ -7,6 +7,7 @@ Source: OCP Microscaling Formats (MX) Specification 1.0, sections 5.3.3 (E2M1) a
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
+from fractions import Fraction
 
 import torch
 
@@ -61,5 +62,5 @@ class MXFP4(Quantization):
     def scheme_of(self, linear: str, stored: Container[str]) -> WeightScheme:
         return DENSE
 
-    def _packing(self, tensor: str) -> int:
-        return 2 if tensor.endswith("_blocks") else 1
+    def _packing(self, tensor: str) -> Fraction:
+        return Fraction(2 if tensor.endswith("_blocks") else 1)
