@@ -18,8 +18,8 @@ GUIDES = [
     *(ROOT / "docs").glob("*.md"),
     *(ROOT / "ops").glob("*.md"),
 ]
-UNBOUNDED = {"api/cli", "workers/cli"}
-"""One file for each command."""
+UNBOUNDED = {"api/cli", "engine/models/families", "workers/cli"}
+"""One file for each command, or for each family of models."""
 
 
 def folders():

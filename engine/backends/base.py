@@ -1,11 +1,12 @@
 """Backend: the interface between a model and the code that computes its operations.
 
-A model is written once, with the eight operations of `Backend`, over a ragged batch: the tokens of all
-scheduled sequences laid end to end, without padding. The backend decides how weights are packed, how the KV
-cache is laid out, and which kernels run.
+A model is written once, with the operations of `Backend`, over a ragged batch: the tokens of all scheduled
+sequences laid end to end, without padding. The backend decides how weights are packed, how the KV cache is
+laid out, and which kernels run.
 
-Does not know requests, sampling or scheduling. Shapes below: T tokens in the step, S sequences, H query
-heads, K key/value heads, D elements per head.
+Does not know requests, sampling or scheduling. Shapes below: T tokens in the step, S sequences, G KV groups
+(layers with the same window), H query heads, K key/value heads, D elements per head, V elements per value
+head.
 """
 
 from __future__ import annotations
@@ -19,24 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pagefleet.engine.files.linear_weights import LinearWeights
+from pagefleet.engine.model_spec import MlpSpec, ModelSpec, MoeSpec, NormSpec
+
 PlanT = TypeVar("PlanT")
 WeightT = TypeVar("WeightT")
-
-
-@dataclass(frozen=True)
-class AttentionSpec:
-    """The properties of a model's attention that determine the KV cache and the rotation of heads."""
-
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    inv_freq: torch.Tensor
-    """Rotary frequencies, float32 [D / 2], in radians per position."""
-
-    def __post_init__(self) -> None:
-        assert self.num_heads % self.num_kv_heads == 0
-        assert self.inv_freq.shape == (self.head_dim // 2,)
 
 
 @dataclass(frozen=True)
@@ -50,8 +38,8 @@ class RaggedBatch:
     context_lens: NDArray[np.int64]
     """[S]: number of tokens of each sequence whose keys and values are already in the cache."""
     block_tables: NDArray[np.int64]
-    """[S, blocks of the longest sequence]: the cache blocks of each sequence, in order; unused entries are
-    0."""
+    """[G, S, blocks of the longest sequence]: the cache blocks of each sequence in each KV group, in order;
+    unused entries, and those of blocks that the group's window has passed, are 0."""
 
     @property
     def positions(self) -> NDArray[np.int64]:
@@ -64,10 +52,42 @@ class RaggedBatch:
 
 
 class Normed(NamedTuple):
-    """The result of `add_rms_norm`: the normalised sum, and the sum itself, which is the next residual."""
+    """The result of `add_norm`: the normalised sum, and the sum itself, which is the next residual."""
 
     hidden: torch.Tensor
     residual: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class NormWeights:
+    """A norm's weight, [...] or with a leading axis of heads, and its bias if it has one, in float32 or the
+    dtype of the backend."""
+
+    spec: NormSpec
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionWeights:
+    """What `Backend.attend` needs besides queries, keys and values."""
+
+    query_norm: NormWeights | None = None
+    key_norm: NormWeights | None = None
+    sinks: torch.Tensor | None = None
+    """[H], in float32 or wider."""
+
+
+@dataclass(frozen=True, slots=True)
+class MoeWeights(Generic[WeightT]):
+    """The weights of a mixture of experts."""
+
+    spec: MoeSpec
+    router: WeightT
+    correction: torch.Tensor | None
+    """[experts], see `route`."""
+    gate_up: Sequence[WeightT]
+    down: Sequence[WeightT]
 
 
 class Backend(ABC, Generic[PlanT, WeightT]):
@@ -82,33 +102,55 @@ class Backend(ABC, Generic[PlanT, WeightT]):
 
     # -- loading the model ---------------------------------------------------------------
 
-    def pack_vector(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return norm weights or an embedding table on the device, in the dtype."""
-        return weight.to(device=self.device, dtype=self.dtype).contiguous()
+    def pack_table(self, table: torch.Tensor) -> torch.Tensor:
+        """Return an embedding table [rows, hidden] on the device, in the dtype."""
+        return table.to(device=self.device, dtype=self.dtype).contiguous()
+
+    def pack_norm(self, spec: NormSpec, weight: torch.Tensor, bias: torch.Tensor | None) -> NormWeights:
+        """Return a norm's weights. Those stored as a difference from 1 stay in float32, which is how the
+        models that have them compute."""
+        dtype = torch.promote_types(self.dtype, torch.float32) if spec.unit_offset else self.dtype
+        weight = weight.to(device=self.device, dtype=dtype)
+        if spec.unit_offset:
+            weight = weight + 1
+        return NormWeights(
+            spec,
+            weight.contiguous(),
+            None if bias is None else bias.to(device=self.device, dtype=dtype).contiguous(),
+        )
 
     @abstractmethod
-    def pack_linear(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None) -> WeightT:
-        """Pack matrices [out_i, in] with the same input into one; their outputs are concatenated in order."""
+    def pack_linear(self, matrices: Sequence[LinearWeights]) -> WeightT:
+        """Pack matrices [out_i, in] with the same input into one; their outputs are concatenated in order.
+
+        A missing bias is zero. The gate comes before `up` in a gated MLP, for `gated_linear`.
+        """
 
     @abstractmethod
-    def pack_gated(
-        self, gate: torch.Tensor, up: torch.Tensor, biases: Sequence[torch.Tensor] | None
-    ) -> WeightT:
-        """Pack the two matrices [intermediate, hidden] of a gated MLP for `gated_linear`."""
+    def pack_tied_head(self, table: torch.Tensor) -> WeightT:
+        """Return an embedding that `pack_table` returned as the weights of `logits`."""
 
     @abstractmethod
-    def allocate_kv_cache(self, spec: AttentionSpec, num_blocks: int, block_size: int) -> None:
-        """Allocate `num_blocks` blocks of `block_size` tokens for each layer; a previous cache is dropped."""
+    def allocate_kv_cache(self, spec: ModelSpec, num_blocks: Sequence[int], block_size: int) -> None:
+        """Allocate blocks of `block_size` tokens for each layer; a previous cache is dropped.
 
-    def kv_bytes_per_block(self, spec: AttentionSpec, block_size: int) -> int:
-        """Return the bytes of one block, over all layers."""
-        return 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * block_size * self.dtype.itemsize
+        Args:
+            num_blocks: [G], for each of `spec.kv_windows`.
+        """
+
+    def kv_bytes_per_block(self, spec: ModelSpec, block_size: int) -> list[int]:
+        """Return the bytes of one block, over all layers of each KV group."""
+        sizes = [0] * len(spec.kv_windows)
+        for index, layer in enumerate(spec.layers):
+            num_elements = layer.attention.num_elements if layer.attention.causal else 0
+            sizes[spec.kv_group(index)] += num_elements * block_size * self.dtype.itemsize
+        return sizes
 
     # -- once per step ----------------------------------------------------------------------------------
 
     @abstractmethod
     def begin_step(self, batch: RaggedBatch) -> PlanT:
-        """Return what all layers of a step share: positions, slots, gather indices, masks, angles."""
+        """Return what the layers of a step share: positions, slots, gather indices, masks, angles."""
 
     # -- the operations -------------------------------------------------------------------------------
 
@@ -117,36 +159,51 @@ class Backend(ABC, Generic[PlanT, WeightT]):
         """Return the rows of `table` [vocab, hidden] for the tokens of the step: [T, hidden]."""
 
     @abstractmethod
-    def rms_norm(self, hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """Return `hidden / sqrt(mean(hidden^2) + eps) * weight` over the last axis; the mean in float32 or
-        wider."""
+    def position_embedding(self, plan: PlanT, table: torch.Tensor, offset: int) -> torch.Tensor:
+        """Return the rows of `table` for the positions of the tokens, plus `offset`: [T, hidden]."""
 
     @abstractmethod
-    def add_rms_norm(
-        self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    def norm(self, hidden: torch.Tensor, norm: NormWeights) -> torch.Tensor:
+        """Return `hidden` normalised over the last axis; mean and variance in float32 or wider."""
+
+    @abstractmethod
+    def add_norm(
+        self, hidden: torch.Tensor, residual: torch.Tensor, norm: NormWeights | None, scale: float = 1.0
     ) -> Normed:
-        """Return `rms_norm(hidden + residual)` and `hidden + residual`."""
+        """Return `norm(residual + scale * hidden)`, or the sum if there is no norm, and the sum."""
 
     @abstractmethod
     def linear(self, x: torch.Tensor, weight: WeightT) -> torch.Tensor:
         """Multiply x [T, in] with the packed matrices and add the biases: [T, sum of outputs]."""
 
     @abstractmethod
-    def gated_linear(self, x: torch.Tensor, weight: WeightT) -> torch.Tensor:
-        """Return `silu(gate(x)) * up(x)`: [T, hidden] -> [T, intermediate]."""
+    def activate(self, x: torch.Tensor, activation: str) -> torch.Tensor:
+        """Return the activation of x."""
 
     @abstractmethod
-    def rope_and_cache(self, plan: PlanT, layer: int, qkv: torch.Tensor) -> torch.Tensor:
-        """Rotate queries and keys, write keys and values to the cache; return the rotated queries [T, H, D].
+    def gated_linear(self, x: torch.Tensor, weight: WeightT, activation: str) -> torch.Tensor:
+        """Return `act(gate(x)) * up(x)`: [T, hidden] -> [T, width]."""
 
-        qkv is [T, (H + 2K) * D], with heads in the order q, k, v. Rotation pairs the first half of a head
-        with its second half (RoFormer, Su et al. 2021, in the layout of Hugging Face checkpoints).
+    def mlp(self, x: torch.Tensor, up: WeightT, down: WeightT, spec: MlpSpec) -> torch.Tensor:
+        """Return the output of a feed-forward network: [T, hidden] -> [T, hidden]. `up` includes the gate."""
+        if spec.gated:
+            return self.linear(self.gated_linear(x, up, spec.activation), down)
+        return self.linear(self.activate(self.linear(x, up), spec.activation), down)
+
+    @abstractmethod
+    def attend(self, plan: PlanT, layer: int, qkv: torch.Tensor, weights: AttentionWeights) -> torch.Tensor:
+        """Normalise and rotate queries and keys, write keys and values to the cache, and return the attention
+        of each query over the cached tokens of its sequence: [T, H * V].
+
+        qkv is [T, H * D + K * D + K * V], with heads in the order q, k, v.
         """
 
     @abstractmethod
-    def paged_attention(self, plan: PlanT, layer: int, query: torch.Tensor) -> torch.Tensor:
-        """Return the causal attention of each query [T, H, D] over the cached tokens of its sequence: [T, H
-        * D]."""
+    def experts(self, x: torch.Tensor, weights: MoeWeights[WeightT]) -> torch.Tensor:
+        """Return the weighted sum of the outputs of each token's experts: [T, hidden] -> [T, hidden].
+
+        The result of a token does not depend on the order of the other tokens.
+        """
 
     @abstractmethod
     def logits(self, hidden: torch.Tensor, weight: WeightT) -> torch.Tensor:

@@ -3,11 +3,10 @@ it.
 
 KV cache layout, one tensor per layer: [2 (keys, values), K, num_blocks, block_size, D]. Seen as rows of
 block_size * D, one `index_select` gathers the pages of a whole group of sequences, keys and values at
-once, in the order that a batched matrix product needs: [2, K, B, length, D].
+once, in the order that a batched matrix product needs: [2, K, B, length, D]. Values of fewer elements are
+padded with zeros.
 
-Sequences with one new token, or a few (drafts), are attended to in groups, with one batched product over
-their gathered pages; longer chunks one by one with torch's scaled_dot_product_attention. On a CPU, weights
-are packed once by oneDNN, which is 2-3 times faster than F.linear in bfloat16.
+On a CPU, weights are packed once by oneDNN, which is 2-3 times faster than F.linear in bfloat16.
 """
 
 from __future__ import annotations
@@ -19,8 +18,26 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from pagefleet.engine.backends.base import AttentionSpec, Backend, Normed, RaggedBatch
-from pagefleet.engine.backends.reference_plan import DecodeGroup, PrefillChunk, ReferencePlan, StepPlanner
+from pagefleet.engine.backends.activations import activation, gated_activation
+from pagefleet.engine.backends.base import (
+    AttentionWeights,
+    Backend,
+    MoeWeights,
+    Normed,
+    NormWeights,
+    RaggedBatch,
+)
+from pagefleet.engine.backends.reference_attention import (
+    Pages,
+    attend_chunk,
+    attend_group,
+    attend_whole,
+    rotate,
+)
+from pagefleet.engine.backends.reference_plan import AttentionPlan, ReferencePlan, StepPlanner
+from pagefleet.engine.backends.routing import route
+from pagefleet.engine.files.linear_weights import LinearWeights
+from pagefleet.engine.model_spec import AttentionSpec, ModelSpec
 
 PACKED_ROWS = 16
 """The number of rows that oneDNN chooses the weight layout for; the layout works with any number."""
@@ -41,27 +58,31 @@ class ReferenceBackend(Backend[ReferencePlan, PackedLinear]):
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(device, dtype)
         self._prepacks = device.type == "cpu" and _onednn_supports(dtype)
-        self._gathered = torch.empty(0, dtype=dtype, device=device)
 
-    def pack_linear(
-        self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None
-    ) -> PackedLinear:
-        weight = self.pack_vector(torch.cat(list(weights)))
-        bias = None if biases is None else self.pack_vector(torch.cat(list(biases)))
-        if self._prepacks:
-            weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
-        return PackedLinear(weight, bias, self._prepacks)
+    def pack_linear(self, matrices: Sequence[LinearWeights]) -> PackedLinear:
+        parts = [self._cast(matrix.dense()) for matrix in matrices]
+        weight = parts[0] if len(parts) == 1 else torch.cat(parts)
+        biases = (
+            [_bias(matrix) for matrix in matrices] if any(each.bias is not None for each in matrices) else []
+        )
+        return self._pack(weight.contiguous(), self._cast(torch.cat(biases)) if biases else None)
 
-    def pack_gated(
-        self, gate: torch.Tensor, up: torch.Tensor, biases: Sequence[torch.Tensor] | None
-    ) -> PackedLinear:
-        return self.pack_linear([gate, up], biases)
+    def pack_tied_head(self, table: torch.Tensor) -> PackedLinear:
+        # oneDNN's layout is a copy. The table itself then costs no memory if it is the checkpoint's file,
+        # mapped.
+        if self._prepacks and table.untyped_storage().filename is not None:
+            return self._pack(table, None)
+        return PackedLinear(table, None, is_prepacked=False)
 
-    def allocate_kv_cache(self, spec: AttentionSpec, num_blocks: int, block_size: int) -> None:
-        self._spec, self._block_size = spec, block_size
+    def allocate_kv_cache(self, spec: ModelSpec, num_blocks: Sequence[int], block_size: int) -> None:
+        self._attention = [layer.attention for layer in spec.layers]
         self._planner = StepPlanner(spec, num_blocks, block_size, self.device, self.dtype)
-        shape = (2 * spec.num_kv_heads, num_blocks, block_size, spec.head_dim)
-        self._layers = [self._zeros(shape) for _ in range(spec.num_layers)]
+        layers = [
+            self._zeros((2 * each.num_kv_heads, num_blocks[spec.kv_group(index)], block_size, each.head_dim))
+            for index, each in enumerate(self._attention)
+            if each.causal
+        ]
+        self._pages = Pages(layers, block_size)
 
     def begin_step(self, batch: RaggedBatch) -> ReferencePlan:
         return self._planner.plan(batch)
@@ -69,14 +90,26 @@ class ReferenceBackend(Backend[ReferencePlan, PackedLinear]):
     def embedding(self, plan: ReferencePlan, table: torch.Tensor) -> torch.Tensor:
         return F.embedding(plan.token_ids, table)
 
-    def rms_norm(self, hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        return F.rms_norm(hidden, weight.shape, weight, eps)
+    def position_embedding(self, plan: ReferencePlan, table: torch.Tensor, offset: int) -> torch.Tensor:
+        return F.embedding(plan.positions + offset, table)
 
-    def add_rms_norm(
-        self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    def norm(self, hidden: torch.Tensor, norm: NormWeights) -> torch.Tensor:
+        spec, weight = norm.spec, norm.weight
+        wide = hidden.to(weight.dtype)
+        if weight.ndim > 1:
+            # Each head has its own weights.
+            normed = F.layer_norm(wide, wide.shape[-1:], eps=spec.eps) if spec.centred else None
+            normed = F.rms_norm(wide, wide.shape[-1:], eps=spec.eps) if normed is None else normed
+            return (normed * weight).to(hidden.dtype)
+        if spec.centred:
+            return F.layer_norm(wide, weight.shape, weight, norm.bias, spec.eps).to(hidden.dtype)
+        return F.rms_norm(wide, weight.shape, weight, spec.eps).to(hidden.dtype)
+
+    def add_norm(
+        self, hidden: torch.Tensor, residual: torch.Tensor, norm: NormWeights | None, scale: float = 1.0
     ) -> Normed:
-        residual = residual + hidden
-        return Normed(self.rms_norm(residual, weight, eps), residual)
+        residual = torch.add(residual, hidden, alpha=scale)
+        return Normed(residual if norm is None else self.norm(residual, norm), residual)
 
     def linear(self, x: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
         if weight.is_prepacked:
@@ -85,103 +118,95 @@ class ReferenceBackend(Backend[ReferencePlan, PackedLinear]):
             return output
         return F.linear(x, weight.weight, weight.bias)
 
-    def gated_linear(self, x: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
+    def activate(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        return activation(x, name)
+
+    def gated_linear(self, x: torch.Tensor, weight: PackedLinear, name: str) -> torch.Tensor:
         gate, up = self.linear(x, weight).chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
+        return gated_activation(gate, up, name)
 
-    def rope_and_cache(self, plan: ReferencePlan, layer: int, qkv: torch.Tensor) -> torch.Tensor:
-        spec = self._spec
-        heads = qkv.view(len(qkv), -1, spec.head_dim)
-        rotated = heads[:, : spec.num_heads + spec.num_kv_heads]
-        first, second = rotated.chunk(2, dim=-1)
-        rotated.copy_(
-            torch.cat([first * plan.cos - second * plan.sin, second * plan.cos + first * plan.sin], dim=-1)
-        )
-        new = heads[:, spec.num_heads :].reshape(-1, spec.head_dim)
-        self._layers[layer].view(-1, spec.head_dim).index_copy_(0, plan.slots, new)
-        return heads[:, : spec.num_heads]
+    def attend(
+        self, plan: ReferencePlan, layer: int, qkv: torch.Tensor, weights: AttentionWeights
+    ) -> torch.Tensor:
+        spec = self._attention[layer]
+        heads, value = self._split_heads(qkv, spec, weights)
+        if spec.rope is not None:
+            heads = rotate(heads, plan.angles[spec.rope], spec.rope)
+        query, key = heads[:, : spec.num_heads], heads[:, spec.num_heads :]
+        if spec.causal:
+            step = plan.attention[layer]
+            self._pages.write(layer, step.slots, key, value)
+            output = self._attend_paged(step, layer, query, weights.sinks)
+        else:
+            output = attend_whole(query, key, value, spec, plan.lens)
+        if spec.value_dim is not None:
+            output = output[..., : spec.value_dim]
+        return output.reshape(len(qkv), -1)
 
-    def paged_attention(self, plan: ReferencePlan, layer: int, query: torch.Tensor) -> torch.Tensor:
-        output = torch.empty_like(query, memory_format=torch.contiguous_format)
-        for group in plan.groups:
-            output.index_copy_(0, group.rows, self._attend_group(group, layer, query[group.rows]))
-        for chunk in plan.chunks:
-            output[chunk.rows] = self._attend_chunk(chunk, layer, query[chunk.rows])
-        return output.view(len(query), -1)
+    def experts(self, x: torch.Tensor, weights: MoeWeights[PackedLinear]) -> torch.Tensor:
+        spec = weights.spec
+        routes = route(self.linear(x, weights.router), spec, weights.correction)
+        # Grouped by expert, in the order of the experts: a token adds its experts in the same order in any
+        # batch.
+        order = routes.experts.flatten().argsort(stable=True)
+        rows, factors = order // spec.top_k, routes.weights.flatten()[order].to(x.dtype)
+        counts = routes.experts.flatten().bincount(minlength=spec.num_experts).tolist()
+        output, start = torch.zeros_like(x), 0
+        for expert, count in enumerate(counts):
+            if count:
+                chosen = slice(start, start + count)
+                hidden = self.mlp(x[rows[chosen]], weights.gate_up[expert], weights.down[expert], spec.expert)
+                output.index_add_(0, rows[chosen], hidden * factors[chosen, None])
+                start += count
+        return output
 
     def logits(self, hidden: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
         return self.linear(hidden, weight)
 
     # -- attention ------------------------------------------------------------------------------------
 
-    def _attend_group(self, group: DecodeGroup, layer: int, query: torch.Tensor) -> torch.Tensor:
-        """query [B * Q, H, D] -> [B * Q, H, D].
+    def _split_heads(
+        self, qkv: torch.Tensor, spec: AttentionSpec, weights: AttentionWeights
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return normalised query and key heads [T, H + K, D], and value heads [T, K, D]."""
+        num_heads, dim, value_dim = spec.num_heads, spec.head_dim, spec.value_dim or spec.head_dim
+        num_rotated = (num_heads + spec.num_kv_heads) * dim
+        heads, value = qkv[:, :num_rotated].reshape(len(qkv), -1, dim), qkv[:, num_rotated:]
+        if spec.qk_norm is not None:
+            assert weights.query_norm is not None, spec
+            assert weights.key_norm is not None, spec
+            pairs = [(heads[:, :num_heads], weights.query_norm), (heads[:, num_heads:], weights.key_norm)]
+            if spec.qk_norm.across_heads:
+                normed = [self.norm(part.flatten(1), norm).view(part.shape) for part, norm in pairs]
+            else:
+                normed = [self.norm(part, norm) for part, norm in pairs]
+            heads = torch.cat(normed, dim=1)
+        return heads, F.pad(value.reshape(len(qkv), -1, value_dim), (0, dim - value_dim))
 
-        The queries of a sequence, for all query heads that share a key head, are the rows of one product.
-        """
-        num_queries, num_kv_heads, head_dim = group.num_queries, self._spec.num_kv_heads, self._spec.head_dim
-        num_seqs = len(query) // num_queries
-        keys, values = self._gather(layer, group.pages).view(2, num_kv_heads * num_seqs, -1, head_dim)
-        grouped = query.view(num_seqs, num_queries, num_kv_heads, -1, head_dim).permute(2, 0, 1, 3, 4)
-        shape = grouped.shape
-        grouped = grouped.reshape(num_kv_heads * num_seqs, -1, head_dim)
-        scores = torch.baddbmm(group.mask, grouped, keys.transpose(1, 2), alpha=head_dim**-0.5)
-        attended = torch.bmm(_softmax(scores), values)
-        return attended.view(shape).permute(1, 2, 0, 3, 4).reshape(query.shape)
-
-    def _attend_chunk(self, chunk: PrefillChunk, layer: int, query: torch.Tensor) -> torch.Tensor:
-        """query [L, H, D] -> [L, H, D]"""
-        gathered = self._gather(layer, chunk.pages).view(
-            2, 1, self._spec.num_kv_heads, -1, self._spec.head_dim
-        )
-        keys, values = gathered[:, :, :, : chunk.num_keys]
-        queries = query.transpose(0, 1)[None]
-        if chunk.num_context and chunk.mask is None:
-            return self._attend_in_parts(query, keys, values, chunk.num_context)
-        attended = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=chunk.mask, is_causal=chunk.mask is None, enable_gqa=True
-        )
-        return attended[0].transpose(0, 1)
-
-    def _attend_in_parts(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, num_context: int
+    def _attend_paged(
+        self, step: AttentionPlan, layer: int, query: torch.Tensor, sinks: torch.Tensor | None
     ) -> torch.Tensor:
-        """query [L, H, D] over keys and values [1, K, num_context + L, D] -> [L, H, D].
+        """Return the attention of queries [T, H, D] over the cached tokens of their sequences: [T, H, D]."""
+        spec = self._attention[layer]
+        output = torch.empty_like(query, memory_format=torch.contiguous_format)
+        for group in step.groups:
+            gathered = self._pages.gather(layer, group.pages)
+            attended = attend_group(group, query[group.rows], gathered, spec, sinks)
+            output.index_copy_(0, group.rows, attended)
+        for chunk in step.chunks:
+            gathered = self._pages.gather(layer, chunk.pages)
+            output[chunk.rows] = attend_chunk(chunk, query[chunk.rows], gathered, spec, sinks)
+        return output
 
-        All queries attend to the whole context, so that part needs no mask, and the query heads of a key
-        head are rows of one product; attention within the chunk is causal. The two results are combined by
-        their sums of exponentials (FlashAttention, Dao et al. 2022). With a mask, a chunk after 7,000 tokens
-        took 1.4 times as long.
-        """
-        length, num_heads, head_dim = query.shape
-        num_kv_heads = keys.shape[1]
-        size = num_heads // num_kv_heads
-        grouped = query.view(length, num_kv_heads, size, head_dim).permute(1, 2, 0, 3)
-        context, context_sum = _flash_attention(
-            grouped.reshape(1, num_kv_heads, size * length, head_dim),
-            keys[:, :, :num_context],
-            values[:, :, :num_context],
-            is_causal=False,
-        )
-        own, own_sum = _flash_attention(
-            query.transpose(0, 1)[None],
-            keys[:, :, num_context:].repeat_interleave(size, 1),
-            values[:, :, num_context:].repeat_interleave(size, 1),
-            is_causal=True,
-        )
-        share = torch.sigmoid(context_sum.reshape(num_heads, length) - own_sum[0])[:, :, None]
-        context = context.view(num_heads, length, head_dim)
-        joined = torch.lerp(own[0].to(share.dtype), context.to(share.dtype), share)
-        return joined.to(query.dtype).transpose(0, 1)
+    # -- memory -----------------------------------------------------------------------------------------
 
-    def _gather(self, layer: int, pages: torch.Tensor) -> torch.Tensor:
-        """Return [len(pages), block_size * D], valid until the next call: the memory is reused to avoid page
-        faults."""
-        row = self._block_size * self._spec.head_dim
-        if self._gathered.numel() < len(pages) * row:
-            self._gathered = torch.empty(len(pages) * row * 5 // 4, dtype=self.dtype, device=self.device)
-        out = self._gathered[: len(pages) * row].view(len(pages), row)
-        return torch.index_select(self._layers[layer].view(-1, row), 0, pages, out=out)
+    def _pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
+        if self._prepacks:
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
+        return PackedLinear(weight, bias, self._prepacks)
+
+    def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(device=self.device, dtype=self.dtype)
 
     def _zeros(self, shape: tuple[int, ...]) -> torch.Tensor:
         """Return zeros, not uninitialised memory: a masked slot has the weight 0, and 0 * NaN is NaN."""
@@ -192,19 +217,9 @@ class ReferenceBackend(Backend[ReferencePlan, PackedLinear]):
         return torch.from_numpy(bytes_).view(self.dtype)[..., 0]
 
 
-def _flash_attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, is_causal: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the attention, and the logarithm of each query's sum of exponentials [1, H, L]. CPU only."""
-    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    attended, log_sums = attend(query, keys, values, 0.0, is_causal)
-    return attended, log_sums
-
-
-def _softmax(scores: torch.Tensor) -> torch.Tensor:
-    """Return the softmax over the last axis, computed in float32 or wider, in the dtype of the scores."""
-    wide = torch.promote_types(scores.dtype, torch.float32)
-    return torch.softmax(scores, dim=-1, dtype=wide).to(scores.dtype)
+def _bias(matrix: LinearWeights) -> torch.Tensor:
+    """Return the bias [out]: zeros if there is none."""
+    return torch.zeros(matrix.shape[0]) if matrix.bias is None else matrix.bias.float()
 
 
 def _onednn_supports(dtype: torch.dtype) -> bool:

@@ -19,8 +19,8 @@ from pagefleet.engine.execution.executor import Executor
 from pagefleet.engine.execution.logprobs import PromptRows, prompt_rows, token_logprobs
 from pagefleet.engine.execution.token_masks import TokenMasks
 from pagefleet.engine.execution.verification import logit_rows, sampling_rows, verify
+from pagefleet.engine.model_spec import ModelSpec
 from pagefleet.engine.models.decoder import Decoder
-from pagefleet.engine.models.decoder_config import DecoderConfig
 from pagefleet.engine.models.model_source import ModelSource
 from pagefleet.engine.outputs import Sampled, TokenLogprobs
 from pagefleet.engine.sampling.sampler import Sampler
@@ -47,31 +47,32 @@ class ModelRunner(Executor):
         self._loaded: Decoder | None = source.load()
         self._num_blocks = self._block_size = 0
         self.sampler = Sampler()
-        self._masks = TokenMasks(self.model_config.vocab_size, eos_token_ids)
+        self._masks = TokenMasks(self.spec.vocab_size, eos_token_ids)
 
     @property
     def device(self) -> torch.device:
         return self._source.device
 
     @property
-    def model_config(self) -> DecoderConfig:
-        return self._model.config
+    def spec(self) -> ModelSpec:
+        return self._model.spec
 
     def kv_bytes_per_block(self, block_size: int) -> int:
         """Return the bytes of a block of `block_size` tokens, over all layers."""
-        return self._model.backend.kv_bytes_per_block(self._model.attention, block_size)
+        return sum(self._model.backend.kv_bytes_per_block(self.spec, block_size))
 
     @torch.inference_mode()
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
         """Allocate an empty KV cache, which replaces the previous one."""
         self._num_blocks, self._block_size = num_blocks, block_size
-        self._model.backend.allocate_kv_cache(self._model.attention, num_blocks, block_size)
+        counts = [num_blocks] * len(self.spec.kv_windows)
+        self._model.backend.allocate_kv_cache(self.spec, counts, block_size)
 
     @torch.inference_mode()
     def execute(self, scheduled: list[ScheduledSequence]) -> list[Sampled]:
         """See `Executor.execute`."""
         with self.tracer.span("prepare"):
-            batch = ragged_batch(scheduled)
+            batch = ragged_batch(scheduled, len(self.spec.kv_windows))
             prompts = prompt_rows(scheduled)
         # Computed in parallel with the forward pass.
         masks = self._masks.start(scheduled)
@@ -113,7 +114,10 @@ class ModelRunner(Executor):
     def warm_up(self, query_lens: list[int]) -> None:
         """Compute one step of sequences with these lengths. All write to block 0, which is not in use yet."""
         lens = np.array(query_lens, dtype=np.int64)
-        tokens, blocks = int(lens.sum()), np.zeros((len(lens), int(lens.max())), dtype=np.int64)
+        tokens, blocks = (
+            int(lens.sum()),
+            np.zeros((len(self.spec.kv_windows), len(lens), int(lens.max())), dtype=np.int64),
+        )
         batch = RaggedBatch(np.zeros(tokens, dtype=np.int64), lens, np.zeros_like(lens), blocks)
         logits = self._model.logits(self._forward(batch, np.cumsum(lens) - 1))
         self.sampler.sample(logits, [SamplingRow(SamplingParams(), 0, 0, 0)] * len(lens))
@@ -193,7 +197,7 @@ class ModelRunner(Executor):
             start += length
 
 
-def ragged_batch(scheduled: list[ScheduledSequence]) -> RaggedBatch:
+def ragged_batch(scheduled: list[ScheduledSequence], num_groups: int = 1) -> RaggedBatch:
     """Return the tokens of a step laid end to end, with the blocks of each sequence."""
     token_ids: list[int] = []
     for entry in scheduled:
@@ -208,5 +212,5 @@ def ragged_batch(scheduled: list[ScheduledSequence]) -> RaggedBatch:
         token_ids=np.array(token_ids, dtype=np.int64),
         query_lens=np.array([num_new_tokens for _, num_new_tokens in scheduled], dtype=np.int64),
         context_lens=np.array([sequence.num_computed_tokens for sequence, _ in scheduled], dtype=np.int64),
-        block_tables=block_tables,
+        block_tables=np.repeat(block_tables[None], num_groups, axis=0),
     )

@@ -6,7 +6,7 @@ Files are memory-mapped: a tensor is read from disk when a backend packs it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -134,12 +134,14 @@ class WeightReader:
         except ModelLoadError as error:
             raise ModelLoadError(f"{self._folder}: {layer}: {error}") from error
 
-    def assert_all_taken(self) -> None:
-        """Raise ModelLoadError if a tensor was not taken: a part of the model would be left out silently."""
+    def assert_all_taken(self, ignored: Sequence[str] = ()) -> None:
+        """Raise ModelLoadError if a tensor was not taken, unless its name begins with one of `ignored`: a
+        part of the model would be left out silently."""
         # Old checkpoints contain the rotary frequencies, which are computed from config.json.
+        unused = (name for name in self._untaken if not name.startswith(tuple(ignored)))
         left = sorted(
             name
-            for name in self._untaken
+            for name in unused
             if not name.endswith("rotary_emb.inv_freq") and not self._quantization.is_unused(name)
         )
         if left:

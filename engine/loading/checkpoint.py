@@ -151,11 +151,9 @@ def _check_config(name: str, folder: Path) -> None:
 
 def _check_runnable(config: Mapping[str, Any]) -> None:
     # Imports torch: only needed to reject a model before its weights are downloaded or converted.
-    from pagefleet.engine.models.decoder_config import DecoderConfig
     from pagefleet.engine.models.registry import check_supported
 
     check_supported(config)
-    DecoderConfig.from_hf(config)
 
 
 def _read_config(name: str, folder: Path) -> dict[str, Any]:

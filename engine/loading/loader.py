@@ -60,18 +60,18 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
     generation = read_generation_config(checkpoint.folder)
     eos_token_ids = end_token_ids(generation, checkpoint.config, tokenizer)
     with stages.time("weights"):
-        source = ModelSource(checkpoint.folder, checkpoint.config, device, dtype)
+        source = ModelSource(checkpoint.folder, checkpoint.config, device, dtype, config.max_model_len)
         runner = ModelRunner(source, eos_token_ids)
-        check_vocabulary(tokenizer, runner.model_config.vocab_size)
+        check_vocabulary(tokenizer, runner.spec.vocab_size)
     with stages.time("fingerprint"):
         fingerprint = Fingerprint(
-            weights=fingerprint_weights(checkpoint.folder),
+            weights=" ".join(filter(None, [fingerprint_weights(checkpoint.folder), runner.spec.variant])),
             tokenizer=fingerprint_tokenizer(checkpoint.tokenizer_folder, template),
             dtype=str(dtype).removeprefix("torch."),
             backend=config.backend,
             version=version("pagefleet"),
         )
-    longest = runner.model_config.max_model_len
+    longest = runner.spec.max_model_len
     max_model_len = min(config.max_model_len or longest, longest)
     with stages.time("warm_up"):
         warmed = warm_up(runner, config, max_model_len)
@@ -81,7 +81,7 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
     info = ModelInfo(
         name=checkpoint.name,
         max_model_len=max_model_len,
-        vocab_size=runner.model_config.vocab_size,
+        vocab_size=runner.spec.vocab_size,
         eos_token_ids=eos_token_ids,
         block_size=config.block_size,
         num_blocks=num_blocks,
@@ -94,7 +94,7 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
         info=info,
         max_num_batched_tokens=warmed.max_num_batched_tokens,
         token_s=warmed.token_s,
-        context_weight=runner.model_config.context_weight,
+        context_weight=runner.spec.context_weight,
     )
 
 
@@ -129,7 +129,7 @@ def _dtype(name: str, config: Mapping[str, Any], device: torch.device) -> torch.
     slow: bfloat16 replaces it."""
     import torch
 
-    from pagefleet.engine.models.decoder_config import checkpoint_dtype
+    from pagefleet.engine.models.config_reader import checkpoint_dtype
 
     if name == "auto":
         dtype = checkpoint_dtype(config)

@@ -1,66 +1,28 @@
-"""Decoder: the model of all Llama-like families, written with the operations of a backend.
+"""Decoder: runs the model that a ModelSpec describes, with the operations of a backend.
 
-The checkpoint's tensors decide what a layer has: biases are applied if they exist, and queries and keys are
-normalised per head if `q_norm` and `k_norm` exist (Qwen3). Does not know KV cache blocks, attention masks or
-kernels.
+Does not know families, KV cache blocks, attention masks or kernels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from pagefleet.engine.backends.base import AttentionSpec, Backend
-from pagefleet.engine.errors import ModelLoadError
-from pagefleet.engine.files.linear_weights import LinearWeights
-from pagefleet.engine.files.weight_reader import WeightReader
-from pagefleet.engine.models.decoder_config import DecoderConfig
+from pagefleet.engine.backends.base import Backend, MoeWeights, Normed, NormWeights
+from pagefleet.engine.model_spec import ModelSpec
+from pagefleet.engine.models.decoder_loader import DecoderLayer, DecoderWeights, LatentWeights
 
-
-@dataclass(frozen=True)
-class HeadNorm:
-    """RMS norm weights [D] applied to every query head and every key head before rotation."""
-
-    query: torch.Tensor
-    key: torch.Tensor
-
-
-@dataclass(frozen=True)
-class DecoderLayer:
-    """The weights of one layer. Only the backend knows the format of packed weights."""
-
-    input_norm: torch.Tensor
-    qkv: Any
-    head_norm: HeadNorm | None
-    output: Any
-    mlp_norm: torch.Tensor
-    gate_up: Any
-    down: Any
+__all__ = ["Decoder"]
 
 
 class Decoder:
-    """A loaded model: computes hidden states and logits from token ids. The backend owns the KV cache.
+    """A loaded model: computes hidden states and logits from token ids. The backend owns the KV cache."""
 
-    Raises ModelLoadError if the checkpoint lacks a tensor, or has one that the decoder does not use.
-    """
-
-    def __init__(self, config: DecoderConfig, weights: WeightReader, backend: Backend[Any, Any]) -> None:
-        self.config = config
+    def __init__(self, spec: ModelSpec, weights: DecoderWeights, backend: Backend[Any, Any]) -> None:
+        self.spec = spec
         self.backend = backend
-        self.attention = AttentionSpec(
-            config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim, config.inv_freq
-        )
-        embedding = weights.take("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
-        self.embedding = backend.pack_vector(embedding)
-        self.layers = [self._load_layer(weights, index) for index in range(config.num_layers)]
-        self.norm = backend.pack_vector(weights.take("model.norm.weight", (config.hidden_size,)))
-        # Some checkpoints contain a copy of the tied head; it is taken, but not used.
-        head = weights.take_optional("lm_head.weight", (config.vocab_size, config.hidden_size))
-        tied = config.tie_word_embeddings or head is None
-        self.head = backend.pack_linear([embedding if tied or head is None else head], None)
-        weights.assert_all_taken()
+        self._weights = weights
 
     def forward(self, plan: Any, rows: torch.Tensor) -> torch.Tensor:
         """Compute one step; return the hidden states of `rows` of the ragged batch, [len(rows), hidden].
@@ -68,79 +30,110 @@ class Decoder:
         `plan` is the result of the backend's `begin_step`. The keys and values of all tokens are written to
         the KV cache.
         """
-        backend, eps = self.backend, self.config.rms_norm_eps
-        residual = backend.embedding(plan, self.embedding)
-        hidden = backend.rms_norm(residual, self.layers[0].input_norm, eps)
-        for index, layer in enumerate(self.layers):
-            if index > 0:
-                hidden, residual = backend.add_rms_norm(hidden, residual, layer.input_norm, eps)
-            hidden = self._attend(plan, index, layer, hidden)
-            hidden, residual = backend.add_rms_norm(hidden, residual, layer.mlp_norm, eps)
-            hidden = backend.linear(backend.gated_linear(hidden, layer.gate_up), layer.down)
+        backend, weights = self.backend, self._weights
+        residual = self._embed(plan)
+        hidden: torch.Tensor | None = None
+        for index, layer in enumerate(weights.layers):
+            normed, residual = self._join(hidden, residual, layer.pre_attention, layer.spec.residual_scale)
+            attended = self._attend(plan, index, layer, normed)
+            if layer.spec.norm_after_add:
+                residual, hidden = self._layer_norm_after_add(layer, attended, residual), None
+            elif layer.spec.parallel:
+                hidden = attended + self._mlp(layer, self._parallel_input(layer, normed, residual))
+            else:
+                attended = self._norm(attended, layer.post_attention)
+                normed, residual = self._join(attended, residual, layer.pre_mlp, layer.spec.residual_scale)
+                hidden = self._norm(self._mlp(layer, normed), layer.post_mlp)
         if len(rows) == 0:
-            return hidden[:0]
-        hidden, _ = backend.add_rms_norm(hidden[rows], residual[rows], self.norm, eps)
-        return hidden
+            return residual[:0]
+        hidden = None if hidden is None else hidden[rows]
+        scale = self.spec.layers[-1].residual_scale
+        hidden, _ = self._join(hidden, residual[rows], weights.final_norm, scale)
+        return hidden if weights.project_out is None else backend.linear(hidden, weights.project_out)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits [N, vocab] of hidden states [N, hidden] that `forward` returned, N >= 1."""
-        return self.backend.logits(hidden, self.head)
+        logits = self.backend.logits(hidden, self._weights.head)
+        if self.spec.logit_scale != 1.0:
+            logits = logits * self.spec.logit_scale
+        cap = self.spec.logit_soft_cap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def _embed(self, plan: Any) -> torch.Tensor:
+        spec, weights, backend = self.spec, self._weights, self.backend
+        hidden = backend.embedding(plan, weights.embedding)
+        if spec.embed_scale != 1.0:
+            hidden = hidden * spec.embed_scale
+        if weights.project_in is not None:
+            hidden = backend.linear(hidden, weights.project_in)
+        if spec.positions is not None:
+            assert weights.positions is not None
+            hidden = hidden + backend.position_embedding(plan, weights.positions, spec.positions.offset)
+        return hidden
+
+    def _join(
+        self, hidden: torch.Tensor | None, residual: torch.Tensor, norm: NormWeights | None, scale: float
+    ) -> Normed:
+        """Add `hidden`, if there is one, to the residual; return the normalised sum and the sum."""
+        if hidden is None:
+            return Normed(self._norm(residual, norm), residual)
+        return self.backend.add_norm(hidden, residual, norm, scale)
+
+    def _norm(self, hidden: torch.Tensor, norm: NormWeights | None) -> torch.Tensor:
+        return hidden if norm is None else self.backend.norm(hidden, norm)
+
+    def _parallel_input(
+        self, layer: DecoderLayer, normed: torch.Tensor, residual: torch.Tensor
+    ) -> torch.Tensor:
+        return normed if layer.pre_mlp is None else self.backend.norm(residual, layer.pre_mlp)
+
+    def _layer_norm_after_add(
+        self, layer: DecoderLayer, attended: torch.Tensor, residual: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the result of a layer of the original Transformer (Vaswani et al. 2017)."""
+        normed, _ = self._join(attended, residual, layer.post_attention, layer.spec.residual_scale)
+        added = self._mlp(layer, normed)
+        return self._join(added, normed, layer.post_mlp, layer.spec.residual_scale).hidden
 
     def _attend(self, plan: Any, index: int, layer: DecoderLayer, hidden: torch.Tensor) -> torch.Tensor:
         backend = self.backend
-        qkv = backend.linear(hidden, layer.qkv)
-        if layer.head_norm is not None:
-            qkv = self._normalise_heads(qkv, layer.head_norm)
-        query = backend.rope_and_cache(plan, index, qkv)
-        return backend.linear(backend.paged_attention(plan, index, query), layer.output)
-
-    def _normalise_heads(self, qkv: torch.Tensor, norm: HeadNorm) -> torch.Tensor:
-        config = self.config
-        heads = qkv.view(len(qkv), -1, config.head_dim)
-        query, key, value = torch.split(
-            heads, [config.num_heads, config.num_kv_heads, config.num_kv_heads], dim=1
+        qkv = (
+            self._latent_qkv(layer, layer.qkv, hidden)
+            if isinstance(layer.qkv, LatentWeights)
+            else backend.linear(hidden, layer.qkv)
         )
-        query = self.backend.rms_norm(query, norm.query, config.rms_norm_eps)
-        key = self.backend.rms_norm(key, norm.key, config.rms_norm_eps)
-        return torch.cat([query, key, value], dim=1).view(len(qkv), -1)
+        return backend.linear(backend.attend(plan, index, qkv, layer.attention), layer.output)
 
-    def _load_layer(self, weights: WeightReader, index: int) -> DecoderLayer:
-        prefix, backend, config = f"model.layers.{index}", self.backend, self.config
-        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-        hidden, inner, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
-        width, kv_width = config.num_heads * head_dim, config.num_kv_heads * head_dim
-        query_norm = weights.take_optional(f"{attention}.q_norm.weight", (head_dim,))
-        head_norm = None
-        if query_norm is not None:
-            key_norm = weights.take(f"{attention}.k_norm.weight", (head_dim,))
-            head_norm = HeadNorm(backend.pack_vector(query_norm), backend.pack_vector(key_norm))
-        gate = weights.take_linear(f"{mlp}.gate_proj", (inner, hidden))
-        up = weights.take_linear(f"{mlp}.up_proj", (inner, hidden))
-        return DecoderLayer(
-            input_norm=backend.pack_vector(weights.take(f"{prefix}.input_layernorm.weight", (hidden,))),
-            qkv=self._packed(
-                weights.take_linear(f"{attention}.q_proj", (width, hidden)),
-                weights.take_linear(f"{attention}.k_proj", (kv_width, hidden)),
-                weights.take_linear(f"{attention}.v_proj", (kv_width, hidden)),
-            ),
-            head_norm=head_norm,
-            output=self._packed(weights.take_linear(f"{attention}.o_proj", (hidden, width))),
-            mlp_norm=backend.pack_vector(
-                weights.take(f"{prefix}.post_attention_layernorm.weight", (hidden,))
-            ),
-            gate_up=backend.pack_gated(gate.dense(), up.dense(), _biases(gate, up)),
-            down=self._packed(weights.take_linear(f"{mlp}.down_proj", (hidden, inner))),
-        )
+    def _latent_qkv(self, layer: DecoderLayer, weights: LatentWeights, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the decompressed queries, keys and values of latent attention: [T, H * (2 * D + V)].
 
-    def _packed(self, *parts: LinearWeights) -> Any:
-        return self.backend.pack_linear([part.dense() for part in parts], _biases(*parts))
+        The rotated part of a key is one for all heads, and is projected without compression.
+        """
+        backend, attention = self.backend, layer.spec.attention
+        latent, num_heads = attention.latent, attention.num_heads
+        assert latent is not None
+        value_dim = attention.value_dim or attention.head_dim
+        query_input = hidden
+        if weights.query_down is not None:
+            assert weights.query_norm is not None
+            query_input = backend.norm(backend.linear(hidden, weights.query_down), weights.query_norm)
+        query = backend.linear(query_input, weights.query)
+        down = backend.linear(hidden, weights.kv_down)
+        compressed, rotated = down[:, : latent.kv_rank], down[:, latent.kv_rank :]
+        normed = backend.norm(compressed, weights.kv_norm)
+        plain = attention.head_dim - latent.rope_dim
+        heads = backend.linear(normed, weights.kv).view(-1, num_heads, plain + value_dim)
+        key = torch.cat([heads[:, :, :plain], rotated[:, None].expand(-1, num_heads, -1)], dim=-1)
+        return torch.cat([query, key.flatten(1), heads[:, :, plain:].flatten(1)], dim=-1)
 
-
-def _biases(*parts: LinearWeights) -> list[torch.Tensor] | None:
-    """Return the biases of all `parts`, or None if they have none. Raises ModelLoadError if only some do."""
-    biases = [part.bias for part in parts if part.bias is not None]
-    if biases and len(biases) < len(parts):
-        raise ModelLoadError(
-            "Some projections of one layer have a bias and others do not; download the model again."
-        )
-    return biases or None
+    def _mlp(self, layer: DecoderLayer, hidden: torch.Tensor) -> torch.Tensor:
+        backend, mlp = self.backend, layer.mlp
+        if not isinstance(mlp, MoeWeights):
+            return backend.mlp(hidden, mlp.up, mlp.down, mlp.spec)
+        output = backend.experts(hidden, mlp)
+        if layer.shared is None:
+            return output
+        shared = backend.mlp(hidden, layer.shared.up, layer.shared.down, layer.shared.spec)
+        if layer.shared_gate is not None:
+            shared = shared * torch.sigmoid(backend.linear(hidden, layer.shared_gate))
+        return output + shared

@@ -23,8 +23,16 @@ class ModelSource:
     config: Mapping[str, Any]
     device: torch.device
     dtype: torch.dtype
+    max_model_len: int | None = None
+    """The context length that the user wants, in tokens. None: the model's."""
 
     @torch.inference_mode()
     def load(self) -> Decoder:
         """Load the weights; return the decoder. Raises ModelLoadError."""
-        return load_model(self.config, WeightReader(self.folder), ReferenceBackend(self.device, self.dtype))
+        backend = ReferenceBackend(self.device, self.dtype)
+        return load_model(
+            self.config,
+            WeightReader(self.folder, self.config.get("quantization_config")),
+            backend,
+            self.max_model_len,
+        )

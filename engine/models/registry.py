@@ -1,48 +1,81 @@
-"""The supported architectures, and the function that builds a model of one of them. A new Llama-like family
-is one line here."""
+"""The families that the engine knows, and the functions that read config.json and load a model of one of
+them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 from pagefleet.engine.backends.base import Backend
 from pagefleet.engine.errors import ModelLoadError
 from pagefleet.engine.files.weight_reader import WeightReader
+from pagefleet.engine.model_spec import ModelSpec
+from pagefleet.engine.models import families
+from pagefleet.engine.models.config_reader import ConfigReader
 from pagefleet.engine.models.decoder import Decoder
-from pagefleet.engine.models.decoder_config import DecoderConfig
-from pagefleet.engine.models.required_tensors import required_tensors
+from pagefleet.engine.models.decoder_loader import DecoderLoader
+from pagefleet.engine.models.family import Family
 
-_DECODERS: Mapping[str, str] = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
-"""model_type -> architecture, in the spelling of config.json."""
+__all__ = ["check_supported", "find_family", "load_model", "native_families", "read_spec"]
+
+
+@cache
+def native_families() -> Mapping[str, Family]:
+    """Return the families of models/families/ by the names of their files."""
+    names = sorted(module.name for module in iter_modules(families.__path__))
+    return {name: import_module(f"{families.__name__}.{name}").FAMILY for name in names}
+
+
+def find_family(config: Mapping[str, Any]) -> Family:
+    """Return the family of a config.json. Raises ModelLoadError if there is none."""
+    architectures = config.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise ModelLoadError(f"config.json: architectures must be a list of names, not {architectures!r}.")
+    model_type = config.get("model_type")
+    for family in native_families().values():
+        if (
+            set(architectures) & set(family.architectures)
+            if architectures
+            else model_type in family.model_types
+        ):
+            return family
+    supported = sorted(name for family in native_families().values() for name in family.architectures)
+    raise ModelLoadError(
+        f"config.json: architecture {(architectures or ['unknown'])[0]!r} (model_type {model_type!r}) is not "
+        f"supported; use a model with one of {', '.join(supported)}."
+    )
+
+
+def read_spec(config: Mapping[str, Any], max_model_len: int | None = None) -> ModelSpec:
+    """Return the description of the model in config.json.
+
+    Args:
+        max_model_len: the context length that the user wants, in tokens. None: the model's.
+
+    Raises ModelLoadError if the architecture or a feature is not supported, or a value is missing or invalid.
+    """
+    family = find_family(config)
+    reader = ConfigReader(config, max_model_len)
+    return family.read(reader.part(family.text_config) if family.text_config else reader)
 
 
 def check_supported(config: Mapping[str, Any]) -> None:
-    """Raise ModelLoadError if the architecture in config.json is not supported."""
-    architectures = config.get("architectures") or [_DECODERS.get(str(config.get("model_type")), "unknown")]
-    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
-        raise ModelLoadError(f"config.json: architectures must be a list of names, not {architectures!r}.")
-    if not set(architectures) & set(_DECODERS.values()):
-        raise ModelLoadError(
-            f"config.json: architecture {architectures[0]!r} (model_type {config.get('model_type')!r}) is "
-            "not "
-            f"supported; use a model with one of {', '.join(_DECODERS.values())}."
-        )
+    """Raise ModelLoadError if the engine cannot run the model in config.json."""
+    read_spec(config)
 
 
-def load_model(config: Mapping[str, Any], weights: WeightReader, backend: Backend[Any, Any]) -> Decoder:
+def load_model(
+    config: Mapping[str, Any],
+    weights: WeightReader,
+    backend: Backend[Any, Any],
+    max_model_len: int | None = None,
+) -> Decoder:
     """Return the model that config.json describes, with weights packed by `backend`.
 
     Raises ModelLoadError if the architecture or a feature is not supported, or the weights do not match.
     """
-    check_supported(config)
-    architectures = config.get("architectures") or [_DECODERS[config["model_type"]]]
-    family = next(family for family, name in _DECODERS.items() if name in architectures)
-    decoder = DecoderConfig.from_hf(config)
-    weights.assert_complete(required_tensors(family, config, decoder))
-    return Decoder(decoder, weights, backend)
+    spec = read_spec(config, max_model_len)
+    return Decoder(spec, DecoderLoader(spec, find_family(config).names, weights, backend).load(), backend)

@@ -54,7 +54,7 @@ TINY_CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e3, "factor": 4.0}},
     ),
     "llama-llama3-rope": ("Llama", {"rope_parameters": _LLAMA3_ROPE}),
-    "mistral": ("Mistral", {"sliding_window": 128, "head_dim": 16}),
+    "mistral": ("Mistral", {"sliding_window": 12, "head_dim": 16}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"head_dim": 24}),
 }

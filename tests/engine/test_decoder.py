@@ -18,8 +18,7 @@ from pagefleet.engine.errors import ModelLoadError
 from pagefleet.engine.files.weight_reader import WeightReader
 from pagefleet.engine.loading.fingerprint import fingerprint_weights
 from pagefleet.engine.models.decoder import Decoder
-from pagefleet.engine.models.decoder_config import DecoderConfig
-from pagefleet.engine.models.registry import load_model
+from pagefleet.engine.models.registry import load_model, read_spec
 
 BLOCK_SIZE = 4
 LENGTHS = (60, 1, 17)
@@ -35,7 +34,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def load_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     backend = ReferenceBackend(torch.device("cpu"), dtype)
     model = load_model(read_json(folder / "config.json"), WeightReader(folder), backend)
-    backend.allocate_kv_cache(model.attention, 64, BLOCK_SIZE)
+    backend.allocate_kv_cache(model.spec, [64] * len(model.spec.kv_windows), BLOCK_SIZE)
     return model
 
 
@@ -53,7 +52,7 @@ def logits_of(model: Decoder, chunk_sizes: tuple[int, ...]) -> list[torch.Tensor
             return [torch.cat(parts) for parts in logits]
         tokens = torch.cat([PROMPTS[i][done[i] : done[i] + lens[i]] for i in active])
         batch = RaggedBatch(
-            tokens.numpy(), np.array(lens)[active], np.array(done)[active], tables[active].copy()
+            tokens.numpy(), np.array(lens)[active], np.array(done)[active], tables[None, active]
         )
         output = model.logits(model.forward(model.backend.begin_step(batch), torch.arange(len(tokens))))
         for i, part in zip(active, output.split([lens[i] for i in active]), strict=True):
@@ -79,24 +78,14 @@ def test_float64_is_float64_throughout(tiny_checkpoints):
         torch.testing.assert_close(whole, pieces, rtol=1e-11, atol=1e-11)
 
 
-def test_a_sliding_window_caps_the_context(tiny_checkpoints):
-    config = read_json(tiny_checkpoints["mistral"] / "config.json")
-    assert DecoderConfig.from_hf(config).max_model_len == 128
-    assert DecoderConfig.from_hf(config | {"sliding_window": None}).max_model_len == 256
-    assert DecoderConfig.from_hf(config | {"use_sliding_window": False}).max_model_len == 256
-    assert DecoderConfig.from_hf(config | {"layer_types": ["full_attention"] * 3}).max_model_len == 256
-
-
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ({"architectures": ["MixtralForCausalLM"]}, "MixtralForCausalLM"),
         ({"architectures": None, "model_type": "bert"}, "bert"),
-        ({"hidden_act": "gelu"}, "gelu"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
-        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "part of each head"),
-        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "different rotary"),
+        ({"hidden_act": "mish"}, "hidden_act 'mish' is not supported, only gelu, "),
+        ({"rope_parameters": {"rope_type": "spiral"}}, "RoPE scaling 'spiral' is not supported"),
+        ({"rope_scaling": {"rope_type": "linear"}, "rope_parameters": None}, "has no 'factor'"),
         ({"dtype": "int8"}, "int8"),
         ({"vocab_size": 96}, "different models"),
         ({"num_hidden_layers": 4}, "model.layers.3"),
@@ -104,8 +93,8 @@ def test_a_sliding_window_caps_the_context(tiny_checkpoints):
         ({"architectures": [7]}, "architectures must be a list of names"),
         ({"num_attention_heads": 0}, "num_attention_heads must be at least 1, not 0"),
         ({"head_dim": -8}, "head_dim must be at least 1, not -8"),
-        ({"hidden_size": "wide"}, "a value of the wrong type"),
-        ({"max_position_embeddings": None}, "a value of the wrong type"),
+        ({"hidden_size": "wide"}, "hidden_size must be an integer, not 'wide'"),
+        ({"max_position_embeddings": None}, "has no 'max_position_embeddings'"),
         ({"num_hidden_layers": 2}, "feature that is not supported"),
     ],
 )
@@ -120,7 +109,7 @@ def test_a_config_without_a_needed_field_is_refused(tiny_checkpoints):
     config = read_json(tiny_checkpoints["llama"] / "config.json")
     del config["intermediate_size"]
     with pytest.raises(ModelLoadError, match="intermediate_size"):
-        DecoderConfig.from_hf(config)
+        read_spec(config)
 
 
 def test_rope_is_read_in_both_spellings(tiny_checkpoints):
@@ -128,7 +117,10 @@ def test_rope_is_read_in_both_spellings(tiny_checkpoints):
     new = read_json(tiny_checkpoints["llama-linear-rope"] / "config.json")
     old = {key: value for key, value in new.items() if key != "rope_parameters"}
     old |= {"rope_theta": 5e3, "rope_scaling": {"type": "linear", "factor": 4.0}}
-    assert torch.equal(DecoderConfig.from_hf(new).inv_freq, DecoderConfig.from_hf(old).inv_freq)
+    new_rope, old_rope = (read_spec(config).layers[0].attention.rope for config in (new, old))
+    assert new_rope is not None
+    assert old_rope is not None
+    assert torch.equal(new_rope.inv_freq, old_rope.inv_freq)
 
 
 def test_fingerprints_tell_weights_apart(tiny_checkpoints, tmp_path):

@@ -87,7 +87,7 @@ def test_the_kv_cache_leaves_the_largest_step_its_room(tiny_model, monkeypatch):
     monkeypatch.setattr(warm_up, "_free_memory", lambda device: 100 * MIB)
     monkeypatch.setattr(warm_up, "peak_memory", lambda device, compute: compute() or 60 * MIB)
     per_block = 4096
-    monkeypatch.setattr(Backend, "kv_bytes_per_block", lambda *arguments: per_block)
+    monkeypatch.setattr(Backend, "kv_bytes_per_block", lambda *arguments: [per_block])
     engine = LLMEngine.from_config(EngineConfig(model=tiny_model, max_num_seqs=10_000))
     assert engine.info.num_blocks == int(40 * MIB * CPU_MEMORY_SHARE) // per_block
     engine.close()

@@ -12,20 +12,36 @@ import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pagefleet.engine.backends.base import AttentionSpec, RaggedBatch
+from pagefleet.engine.backends.base import AttentionWeights, RaggedBatch
 from pagefleet.engine.backends.grouping import group_by_length
 from pagefleet.engine.backends.reference import ReferenceBackend
+from pagefleet.engine.files.linear_weights import LinearWeights
+from pagefleet.engine.model_spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec, RopeSpec
 
 BLOCK_SIZE, NUM_BLOCKS = 4, 64
-SPEC = AttentionSpec(
-    num_layers=2, num_heads=6, num_kv_heads=2, head_dim=8, inv_freq=torch.tensor([1.0, 0.3, 0.1, 0.01])
-)
+ROPE = RopeSpec(torch.tensor([1.0, 0.3, 0.1, 0.01]))
+SPEC = AttentionSpec(num_heads=6, num_kv_heads=2, head_dim=8, scale=8**-0.5, rope=ROPE)
+
+
+def model_of(*attentions: AttentionSpec) -> ModelSpec:
+    return ModelSpec(
+        vocab_size=1,
+        hidden_size=1,
+        layers=tuple(LayerSpec(each, MlpSpec(width=1)) for each in attentions),
+        final_norm=None,
+        tied=True,
+        max_model_len=100,
+        dtype=torch.float32,
+    )
+
+
+MODEL = model_of(SPEC, SPEC)
 CPU = torch.device("cpu")
 
 
 def new_backend(dtype: torch.dtype = torch.float64) -> ReferenceBackend:
     backend = ReferenceBackend(CPU, dtype)
-    backend.allocate_kv_cache(SPEC, NUM_BLOCKS, BLOCK_SIZE)
+    backend.allocate_kv_cache(MODEL, [NUM_BLOCKS], BLOCK_SIZE)
     return backend
 
 
@@ -46,11 +62,11 @@ def attend(backend: ReferenceBackend, pieces: list[tuple[Text, int]], layer: int
         token_ids=np.zeros(sum(n for _, n in pieces), dtype=np.int64),
         query_lens=np.array([n for _, n in pieces]),
         context_lens=np.array([text.num_done for text, _ in pieces]),
-        block_tables=np.array([text.blocks + [0] * (width - len(text.blocks)) for text, _ in pieces]),
+        block_tables=np.array([[text.blocks + [0] * (width - len(text.blocks)) for text, _ in pieces]]),
     )
     plan = backend.begin_step(batch)
     qkv = torch.cat([text.qkv[text.num_done : text.num_done + n] for text, n in pieces]).to(backend.dtype)
-    output = backend.paged_attention(plan, layer, backend.rope_and_cache(plan, layer, qkv))
+    output = backend.attend(plan, layer, qkv, AttentionWeights())
     for text, n in pieces:
         text.num_done += n
     return list(output.split([n for _, n in pieces]))
@@ -59,7 +75,7 @@ def attend(backend: ReferenceBackend, pieces: list[tuple[Text, int]], layer: int
 def dense_attention(text: Text) -> torch.Tensor:
     """Softmax attention over the whole text at once, with complex numbers for the rotation."""
     heads = text.qkv.view(len(text.qkv), -1, SPEC.head_dim)
-    angles = torch.outer(torch.arange(len(heads)).float(), SPEC.inv_freq)
+    angles = torch.outer(torch.arange(len(heads)).float(), ROPE.inv_freq)
     turn = torch.polar(torch.ones_like(angles), angles).to(torch.complex128)[:, None]
     first, second = heads[:, : SPEC.num_heads + SPEC.num_kv_heads].chunk(2, dim=-1)
     turned = torch.complex(first, second) * turn
@@ -132,7 +148,8 @@ def test_packed_linears_compute_the_matrices_side_by_side(dtype, num_rows, with_
     biases = [torch.randn(n, generator=generator) for n in (32, 16)]
     x = torch.randn(num_rows, 48, generator=generator)
     backend = new_backend(dtype)
-    packed = backend.pack_linear(matrices, biases if with_bias else None)
+    parts = zip(matrices, biases if with_bias else (None, None), strict=True)
+    packed = backend.pack_linear([LinearWeights.of(*part) for part in parts])
     expected = x.double() @ torch.cat(matrices).double().T + (torch.cat(biases).double() if with_bias else 0)
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.15}[dtype]
     torch.testing.assert_close(
@@ -144,7 +161,9 @@ def test_gated_linear_is_silu_of_the_gate_times_up():
     generator = torch.Generator().manual_seed(0)
     gate, up, x = (torch.randn(n, 12, generator=generator, dtype=torch.float64) for n in (20, 20, 3))
     backend = new_backend()
-    output = backend.gated_linear(x, backend.pack_gated(gate, up, None))
+    output = backend.gated_linear(
+        x, backend.pack_linear([LinearWeights.of(gate), LinearWeights.of(up)]), "silu"
+    )
     torch.testing.assert_close(output, F.silu(x @ gate.T) * (x @ up.T))
 
 
@@ -152,7 +171,8 @@ def test_norm_of_a_sum_returns_the_sum_as_the_next_residual():
     hidden, residual, weight = torch.randn(
         3, 7, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )
-    normed, total = new_backend().add_rms_norm(hidden, residual, weight[0], 1e-5)
+    backend = new_backend()
+    normed, total = backend.add_norm(hidden, residual, backend.pack_norm(NormSpec(1e-5), weight[0], None))
     torch.testing.assert_close(total, hidden + residual)
     scale = (total.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     torch.testing.assert_close(normed, total / scale * weight[0])
@@ -160,8 +180,8 @@ def test_norm_of_a_sum_returns_the_sum_as_the_next_residual():
 
 def test_a_block_takes_as_many_bytes_as_are_allocated():
     backend = new_backend(torch.bfloat16)
-    allocated = sum(layer.numel() * layer.element_size() for layer in backend._layers)
-    assert backend.kv_bytes_per_block(SPEC, BLOCK_SIZE) * NUM_BLOCKS == allocated
+    allocated = sum(layer.numel() * layer.element_size() for layer in backend._pages._layers)
+    assert sum(backend.kv_bytes_per_block(MODEL, BLOCK_SIZE)) * NUM_BLOCKS == allocated
 
 
 @settings(deadline=None)

@@ -1,9 +1,6 @@
 """Llama 1 to 3.x, and what has its tensors and options (SmolLM2)."""
 
-import pytest
 from family_checks import FamilyChecks, Variant
-
-UNTIL_ROPE = pytest.mark.xfail(strict=True, reason="the RoPE kind is refused")
 
 
 def rope(kind, **parameters):
@@ -32,18 +29,16 @@ class TestLlama(FamilyChecks):
         "head_dim": Variant({"head_dim": 16}),
         "linear": Variant(rope("linear", factor=4.0)),
         "llama3": Variant(LLAMA3),
-        "yarn": Variant(rope("yarn", **YARN), marks=[UNTIL_ROPE]),
+        "yarn": Variant(rope("yarn", **YARN)),
         "yarn-mscale": Variant(
             rope("yarn", **YARN, mscale=1.5, mscale_all_dim=0.8, beta_fast=16, beta_slow=2, truncate=False),
-            marks=[UNTIL_ROPE],
         ),
         "dynamic": Variant(
             rope("dynamic", factor=4.0) | {"max_position_embeddings": 64},
             prompt_lengths=(90, 65, 71),
             max_model_len=200,
-            marks=[UNTIL_ROPE],
         ),
         # transformers changes the factors when a text gets longer than 64 tokens, the engine never does.
-        "longrope-short": Variant(LONGROPE, prompt_lengths=(20, 1, 17), max_model_len=64, marks=[UNTIL_ROPE]),
-        "longrope-long": Variant(LONGROPE, prompt_lengths=(90, 65, 71), marks=[UNTIL_ROPE]),
+        "longrope-short": Variant(LONGROPE, prompt_lengths=(20, 1, 17), max_model_len=64),
+        "longrope-long": Variant(LONGROPE, prompt_lengths=(90, 65, 71)),
     }

@@ -1,9 +1,6 @@
 """Mistral: with a sliding window, and without one as in later versions."""
 
-import pytest
 from family_checks import DIFFERS, FamilyChecks, Variant
-
-UNTIL_WINDOWS = pytest.mark.xfail(strict=True, reason="the context is cut to the window")
 
 
 class TestMistral(FamilyChecks):
@@ -13,6 +10,6 @@ class TestMistral(FamilyChecks):
             {"sliding_window": None}, neighbours={"Qwen2": "q_proj.bias", "Qwen3": "q_norm.weight"}
         ),
         # Each text is several windows long.
-        "window": Variant({"sliding_window": 16}, neighbours={"Llama": DIFFERS}, marks=[UNTIL_WINDOWS]),
+        "window": Variant({"sliding_window": 16}, neighbours={"Llama": DIFFERS}),
         "head_dim": Variant({"sliding_window": None, "head_dim": 16}),
     }

@@ -1,0 +1,35 @@
+"""Qwen3: Llama with norms of queries and keys for each head."""
+
+from __future__ import annotations
+
+from pagefleet.engine.model_spec import AttentionSpec, ModelSpec, QkNormSpec
+from pagefleet.engine.models.config_reader import ConfigReader
+from pagefleet.engine.models.families.qwen2 import upper_windows
+from pagefleet.engine.models.family import Family
+from pagefleet.engine.models.parts import attention, gated_mlp, model, pre_norm_layers, rms_norm
+from pagefleet.engine.models.rope import read_rope
+
+HEAD_DIM = 128
+
+
+def read(config: ConfigReader) -> ModelSpec:
+    norm = rms_norm(config)
+    layers = pre_norm_layers(config, attentions(config), gated_mlp(config), norm)
+    return model(config, layers, norm)
+
+
+def attentions(config: ConfigReader) -> list[AttentionSpec]:
+    head_dim = config.integer("head_dim", HEAD_DIM)
+    bias = config.flag("attention_bias")
+    usual = attention(
+        config,
+        read_rope(config, head_dim=head_dim),
+        head_dim=head_dim,
+        qk_norm=QkNormSpec(rms_norm(config)),
+        qkv_bias=bias,
+        output_bias=bias,
+    )
+    return upper_windows(config, usual)
+
+
+FAMILY = Family(model_types=("qwen3",), architectures=("Qwen3ForCausalLM",), read=read)
