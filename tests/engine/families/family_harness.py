@@ -55,12 +55,13 @@ SIZES: Mapping[str, Any] = {
 STD = 0.3
 """Of weights: with these sizes, logits have a standard deviation of about 2."""
 MIN_LEAD = 1e-3
-"""By how much the best logit must lead in every greedy text, so that rounding cannot choose another token."""
+"""By how much the best logit must lead in every greedy text, in standard deviations of the logits, so that
+rounding cannot choose another token."""
 MIN_DISTINCT = 6
 """The smallest number of different tokens in a greedy text: a text that repeats one token shows little."""
 TOLERANCE = 1e-4
-"""The largest difference of a logit from transformers', in units of the logits' standard deviation if that is
-above 1."""
+"""The largest difference of a logit from transformers', and in standard deviations of the logits if that is
+less."""
 
 DIFFERS = "differs"
 """A neighbour's code loads the checkpoint, but the tokens or logits are different."""
@@ -92,6 +93,8 @@ class Family:
     options: Mapping[str, Any] = {}
     """Arguments of the config class in all variants."""
     variants: Mapping[str, Variant]
+    embedding_std: float = STD
+    """Smaller, such as 0.02, for families that scale embeddings (Gemma): a tied head would repeat tokens."""
 
     @classmethod
     def make_config(cls, transformers: Any, options: Mapping[str, Any]) -> Any:
@@ -106,20 +109,21 @@ def make_config(config_class: Any, options: Mapping[str, Any]) -> Any:
     """
     known = {*config_class.__dataclass_fields__, *config_class.attribute_map}
     if "rope_parameters" in known:
-        known.add("rope_theta")
+        # Of every class with RoPE, also if it does not declare them.
+        known |= {"rope_theta", "head_dim"}
     assert set(options) <= known, f"{config_class.__name__} has no {sorted(set(options) - known)}"
     sizes = {name: value for name, value in SIZES.items() if name in known}
     return config_class(**sizes | dict(options))
 
 
-def make_model(transformers: Any, config: Any, seed: int) -> torch.nn.Module:
+def make_model(transformers: Any, config: Any, seed: int, embedding_std: float = STD) -> Any:
     """Return transformers' float32 model with random weights.
 
     Freshly made, norms are all 1 and biases, sinks and router biases all 0, and a decoder that left them out
     would pass: a random number is added to each element of these.
     """
     model = transformers.AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32, attn_implementation="eager"
+        config, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
     ).eval()
     generator = torch.Generator().manual_seed(seed)
     for tensor in model.state_dict().values():
@@ -127,12 +131,14 @@ def make_model(transformers: Any, config: Any, seed: int) -> torch.nn.Module:
             noise = torch.randn(tensor.shape, generator=generator) * STD
             is_constant = tensor.ndim == 1 or bool((tensor == tensor.flatten()[0]).all())
             tensor.copy_(tensor + noise if is_constant else noise)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(embedding_std / STD)
     # The texts have a fixed length.
     model.generation_config.eos_token_id = None
     return model
 
 
-def make_checkpoint(transformers: Any, config: Any, folder: Path, seed: int = 0) -> torch.nn.Module:
+def make_checkpoint(transformers: Any, config: Any, folder: Path, seed: int = 0) -> Any:
     """Save a tiny random checkpoint with a tokenizer of bytes; return its float32 model."""
     model = make_model(transformers, config, seed)
     save(model, folder)
@@ -164,7 +170,7 @@ def byte_tokenizer() -> Tokenizer:
 
 @dataclass(frozen=True)
 class Text:
-    """A prompt, its greedy continuation by transformers, and the logits of all its tokens but the last."""
+    """A prompt, its continuation, and transformers' logits of all tokens but the last."""
 
     prompt: list[int]
     tokens: list[int]
@@ -172,9 +178,14 @@ class Text:
 
     @property
     def lead(self) -> float:
-        """By how much the best logit leads over the second, where its lead is smallest."""
+        """By how much the best logit leads over the second, where its lead is smallest, in standard
+        deviations."""
         best = self.logits[len(self.prompt) - 1 :].topk(2).values
-        return float((best[:, 0] - best[:, 1]).min())
+        return float((best[:, 0] - best[:, 1]).min() / self.logits.std())
+
+    @property
+    def tolerance(self) -> float:
+        return TOLERANCE * min(1.0, float(self.logits.std()))
 
 
 class Oracle:
@@ -257,7 +268,7 @@ class Case:
             for length in self.variant.prompt_lengths
         ]
         for seed in range(NUM_SEEDS):
-            model = make_model(self.transformers, self.config(self.variant), seed)
+            model = make_model(self.transformers, self.config(self.variant), seed, self.family.embedding_std)
             if self.variant.max_model_len is not None:
                 Oracle(model, []).logits([0] * self.variant.max_model_len)
             oracle = Oracle(model, prompts)
@@ -277,7 +288,9 @@ class Case:
         model.load_state_dict(self.oracle.model.state_dict())
         text = self.texts[0]
         others = Oracle(model, []).logits([*text.prompt, *text.tokens[:-1]])
-        assert float((others - text.logits).abs().max()) > 100 * TOLERANCE, "the variant's options do nothing"
+        assert float((others - text.logits).abs().max()) > 100 * text.tolerance, (
+            "the variant's options do nothing"
+        )
 
     @cached_property
     def oracle_float64(self) -> Oracle:
@@ -319,8 +332,9 @@ class Case:
         shutil.copytree(self.folder, folder)
         path = folder / "config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
-        config["architectures"] = [f"{neighbour}ForCausalLM"]
         config["model_type"] = getattr(self.transformers, f"{neighbour}Config").model_type
+        names = self.transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        config["architectures"] = [names[config["model_type"]]]
         path.write_text(json.dumps(config), encoding="utf-8")
         return folder
 
