@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -22,6 +22,8 @@ from pagefleet.engine.model_spec import (
     QkNormSpec,
 )
 from pagefleet.engine.models.tensor_names import Linear, TensorNames, required_tensors
+
+_MAX_MORE_LAYERS: Final = 8
 
 __all__ = ["DecoderLayer", "DecoderLoader", "DecoderWeights", "LatentWeights", "MlpWeights"]
 
@@ -128,8 +130,14 @@ class DecoderLoader:
             final_norm=self._norm(names.final_norm, spec.final_norm, spec.hidden_size),
             head=self._head(embedding, width),
         )
-        self._reader.assert_all_taken(self._names.ignored)
+        self._reader.assert_all_taken(self._ignored())
         return weights
+
+    def _ignored(self) -> list[str]:
+        """Return the beginnings of the names of tensors that are not used."""
+        names, num_layers = self._names, len(self._spec.layers)
+        more = range(num_layers, num_layers + _MAX_MORE_LAYERS) if names.ignores_more_layers else ()
+        return [*names.ignored, *(f"{self._full(names.layer.format(index))}." for index in more)]
 
     def _head(self, embedding: torch.Tensor, width: int) -> Any:
         if self._spec.tied:

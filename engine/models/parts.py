@@ -22,8 +22,13 @@ from pagefleet.engine.models.rope import longest_context
 __all__ = ["attention", "gated_mlp", "model", "pre_norm_layers", "rms_norm", "windows", "with_windows"]
 
 
-def rms_norm(config: ConfigReader, *, unit_offset: bool = False) -> NormSpec:
-    return NormSpec(config.number("rms_norm_eps", 1e-6), unit_offset=unit_offset)
+def rms_norm(config: ConfigReader, *, default: float = 1e-6, unit_offset: bool = False) -> NormSpec:
+    """Return an RMS norm.
+
+    Args:
+        default: the epsilon, unless config.json has it.
+    """
+    return NormSpec(config.number("rms_norm_eps", default), unit_offset=unit_offset)
 
 
 def attention(

@@ -21,7 +21,7 @@ from pagefleet.engine.errors import ModelLoadError
 from pagefleet.engine.model_spec import RopeSpec
 from pagefleet.engine.models.config_reader import ConfigReader
 
-__all__ = ["longest_context", "read_rope", "rope_parameters"]
+__all__ = ["longest_context", "read_rope", "rope_parameters", "temperature"]
 
 DEFAULT_THETA = 10_000.0
 
@@ -51,6 +51,7 @@ def read_rope(
     layer_type: str | None = None,
     head_dim: int | None = None,
     partial: float = 1.0,
+    theta: float = DEFAULT_THETA,
     interleaved: bool = False,
     start: int = 0,
 ) -> RopeSpec:
@@ -60,6 +61,7 @@ def read_rope(
         layer_type: the kind of layer, if `rope_parameters` has different values for each.
         head_dim: elements of a head. None: from config.json.
         partial: the rotated share of a head, unless config.json has it.
+        theta: the base of the frequencies, unless config.json has it.
 
     Raises ModelLoadError if the kind is unknown or a value is missing.
     """
@@ -75,7 +77,7 @@ def read_rope(
     longest = config.integer("max_position_embeddings")
     size = int((head_dim or config.head_dim) * reader.number("partial_rotary_factor", partial))
     rope = _Rope(
-        theta=reader.number("rope_theta", DEFAULT_THETA),
+        theta=reader.number("rope_theta", theta),
         size=size - size % 2,
         parameters=reader,
         trained_len=_trained_len(config, parameters),
@@ -189,11 +191,12 @@ def _yarn_scaling(parameters: ConfigReader, factor: float) -> float:
         return parameters.number("attention_factor")
     scale, scale_all = (parameters.content.get(key) for key in ("mscale", "mscale_all_dim"))
     if scale and scale_all:
-        return _temperature(factor, scale) / _temperature(factor, scale_all)
-    return _temperature(factor, 1.0)
+        return temperature(factor, scale) / temperature(factor, scale_all)
+    return temperature(factor, 1.0)
 
 
-def _temperature(factor: float, scale: float) -> float:
+def temperature(factor: float, scale: float) -> float:
+    """Return YaRN's factor of the scores' square root for a context that is `factor` times as long."""
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 

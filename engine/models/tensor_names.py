@@ -37,6 +37,9 @@ class TensorNames:
     which the embedding is found holds for all names."""
     ignored: tuple[str, ...] = ()
     """The beginnings of tensors that are not part of the decoder, such as "model.vision_tower."."""
+    ignores_more_layers: bool = False
+    """Whether a checkpoint may have layers after the last one, which predict further tokens and are not
+    used."""
 
     pre_attention: str = "input_layernorm"
     post_attention: str = ""

@@ -14,14 +14,14 @@ HEAD_DIM = 128
 
 def read(config: ConfigReader) -> ModelSpec:
     norm = rms_norm(config)
-    layers = pre_norm_layers(config, attentions(config), gated_mlp(config), norm)
-    return model(config, layers, norm)
+    attentions = upper_windows(config, usual_attention(config, config.integer("head_dim", HEAD_DIM)))
+    return model(config, pre_norm_layers(config, attentions, gated_mlp(config), norm), norm)
 
 
-def attentions(config: ConfigReader) -> list[AttentionSpec]:
-    head_dim = config.integer("head_dim", HEAD_DIM)
+def usual_attention(config: ConfigReader, head_dim: int) -> AttentionSpec:
+    """Return the attention of a layer without a window."""
     bias = config.flag("attention_bias")
-    usual = attention(
+    return attention(
         config,
         read_rope(config, head_dim=head_dim),
         head_dim=head_dim,
@@ -29,7 +29,6 @@ def attentions(config: ConfigReader) -> list[AttentionSpec]:
         qkv_bias=bias,
         output_bias=bias,
     )
-    return upper_windows(config, usual)
 
 
 FAMILY = Family(model_types=("qwen3",), architectures=("Qwen3ForCausalLM",), read=read)

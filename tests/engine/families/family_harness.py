@@ -122,6 +122,8 @@ def make_model(transformers: Any, config: Any, seed: int, embedding_std: float =
     Freshly made, norms are all 1 and biases, sinks and router biases all 0, and a decoder that left them out
     would pass: a random number is added to each element of these.
     """
+    # The other implementations of experts cannot compute in float64.
+    config._experts_implementation = "eager"
     model = transformers.AutoModelForCausalLM.from_config(
         config, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
     ).eval()
