@@ -240,7 +240,7 @@ def pack_bits(row: np.ndarray, bits: int) -> list[int]:
 
 
 def packed(
-    bits: int, group_size: int | None, symmetric: bool, act_order: bool = False
+    bits: int, group_size: int | None, symmetric: bool, act_order: bool = False, int8_zeros: bool = False
 ) -> Callable[..., Layer]:
     def write(rng: np.random.Generator, num_out: int, num_in: int) -> Layer:
         size, half = group_size or num_in, 2 ** (bits - 1)
@@ -256,6 +256,8 @@ def packed(
         scales = parts["weight_scale"].float().numpy()
         if not symmetric:
             zeros = random_integers(rng, 2**bits, *scales.shape) - half
+            parts["weight_zero_point"] = torch.from_numpy(zeros.astype(np.int8))
+        if not symmetric and not int8_zeros:
             columns = np.array([pack_bits(column, bits) for column in zeros.T])
             parts["weight_zero_point"] = words(np.ascontiguousarray(columns.T))
         if act_order:
@@ -341,6 +343,11 @@ FORMATS: dict[str, Format] = {
     "w4a16-group-asymmetric": Format(
         compressed("pack-quantized", num_bits=4, group_size=16, symmetric=False),
         packed(4, 16, False),
+        (19, 48),
+    ),
+    "w4a16-group-int8-zeros": Format(
+        compressed("pack-quantized", num_bits=4, group_size=16, symmetric=False),
+        packed(4, 16, False, int8_zeros=True),
         (19, 48),
     ),
     "w4a16-act-order": Format(

@@ -145,8 +145,9 @@ def test_fp8_blocks_equal_transformers(transformers):
     [
         name
         for name, form in FORMATS.items()
-        # The library has removed groups in the order of activations.
-        if form.config["quant_method"] == "compressed-tensors" and name != "w4a16-act-order"
+        # The library has removed groups in the order of activations, and zero points that are not packed.
+        if form.config["quant_method"] == "compressed-tensors"
+        and name not in ("w4a16-act-order", "w4a16-group-int8-zeros")
     ],
 )
 def test_compressed_tensors_equals_its_own_library(name):
@@ -303,3 +304,13 @@ def test_quantised_weights_without_scales_are_refused(name, tmp_path):
     for config in (FORMATS[name].config, None):
         with pytest.raises(ModelLoadError, match=r"up: weight has the shape .* not quantised"):
             WeightReader(tmp_path, config).take_linear("up")
+
+
+def test_the_page_has_every_method():
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    rows = set(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE))
+    with pytest.raises(ModelLoadError) as refusal:
+        check_quantization({"quantization_config": {"quant_method": "none"}})
+    assert rows - {"quant_method"} == set(
+        re.findall(r"[\w-]+", str(refusal.value).split("the method ")[2].split(", or")[0])
+    )

@@ -88,7 +88,7 @@ class PlainScheme(WeightScheme):
 @dataclass(frozen=True)
 class PackedScheme(WeightScheme):
     """weight_packed int32 [out, in * bits / 32], packed along the input; weight_scale [out, groups];
-    weight_zero_point int32 [out * bits / 32, groups], packed along the output; weight_shape [2];
+    weight_zero_point int32 [out * bits / 32, groups], packed along the output, or int8; weight_shape [2];
     weight_g_idx int32 [in], the group of each input feature. The format pack-quantized.
     """
 
@@ -107,7 +107,8 @@ class PackedScheme(WeightScheme):
         rows, columns = self.granularity.grid(out_features, in_features)
         _check_grids({"weight_scale": parts["weight_scale"]}, (rows, columns))
         if "weight_zero_point" in parts:
-            check_shape(parts, "weight_zero_point", num_words(rows, self.bits), columns)
+            packed = parts["weight_zero_point"].dtype == torch.int32
+            check_shape(parts, "weight_zero_point", num_words(rows, self.bits) if packed else rows, columns)
         if "weight_g_idx" in parts:
             check_shape(parts, "weight_g_idx", in_features)
         return out_features, in_features
@@ -116,15 +117,23 @@ class PackedScheme(WeightScheme):
         out_features, in_features = self.shape(parts)
         grid = self.granularity.grid(out_features, in_features)
         values = unpack(parts["weight_packed"], self.bits, in_features)
-        # Weights and zero points are stored with the same offset. A symmetric zero point is the offset.
-        zeros = torch.tensor([[1 << (self.bits - 1)]])
-        if "weight_zero_point" in parts:
-            zeros = unpack(parts["weight_zero_point"].t(), self.bits, grid[0]).t()
+        zeros = self._zeros(parts, grid[0])
         groups = parts.get("weight_g_idx")
         if groups is not None:
             # The library writes -1 if the groups are consecutive.
             groups = None if bool((groups < 0).any()) else groups.long()
         return self.granularity.dequantize(values, parts["weight_scale"].view(grid), zeros, groups)
+
+    def _zeros(self, parts: Mapping[str, torch.Tensor], num_rows: int) -> torch.Tensor:
+        """Return zero points with the offset that packed weights have too."""
+        offset = 1 << (self.bits - 1)
+        zeros = parts.get("weight_zero_point")
+        if zeros is None:
+            return torch.tensor([[offset]])
+        if zeros.dtype == torch.int32:
+            return unpack(zeros.t(), self.bits, num_rows).t()
+        # Versions before 0.10 store them as int8, without the offset.
+        return zeros.to(torch.int32) + offset
 
 
 def _check_grids(parts: Mapping[str, torch.Tensor], grid: tuple[int, int]) -> None:
