@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pagefleet.engine.backends.reference import ReferenceBackend
+from pagefleet.engine.files.schemes.registry import quantization_config
 from pagefleet.engine.files.weight_reader import WeightReader
 from pagefleet.engine.models.decoder import Decoder
 from pagefleet.engine.models.registry import load_model
@@ -32,7 +33,7 @@ class ModelSource:
         backend = ReferenceBackend(self.device, self.dtype)
         return load_model(
             self.config,
-            WeightReader(self.folder, self.config.get("quantization_config")),
+            WeightReader(self.folder, quantization_config(self.config)),
             backend,
             self.max_model_len,
         )

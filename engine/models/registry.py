@@ -11,6 +11,7 @@ from typing import Any
 
 from pagefleet.engine.backends.base import Backend
 from pagefleet.engine.errors import ModelLoadError
+from pagefleet.engine.files.schemes.registry import check_quantization
 from pagefleet.engine.files.weight_reader import WeightReader
 from pagefleet.engine.model_spec import ModelSpec
 from pagefleet.engine.models import families
@@ -63,8 +64,9 @@ def read_spec(config: Mapping[str, Any], max_model_len: int | None = None) -> Mo
 
 
 def check_supported(config: Mapping[str, Any]) -> None:
-    """Raise ModelLoadError if the engine cannot run the model in config.json."""
+    """Raise ModelLoadError if the engine cannot run the model in config.json, or read its weights."""
     read_spec(config)
+    check_quantization(config)
 
 
 def load_model(

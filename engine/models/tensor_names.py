@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from pagefleet.engine.files.linear_weights import LinearWeights
+from pagefleet.engine.files.linear_weights import DENSE, LinearWeights
 from pagefleet.engine.model_spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec, NormSpec
 
 __all__ = ["Convert", "Linear", "TensorNames", "Vector", "required_tensors"]
@@ -160,8 +160,8 @@ def _norm(name: str, spec: NormSpec | None) -> Iterator[Linear | Vector]:
 
 
 def transposed(weights: LinearWeights, _layer: LayerSpec) -> LinearWeights:
-    """Return weights that are stored [in, out] (GPT-2)."""
-    return LinearWeights.of(weights.dense().T, weights.bias)
+    """Return weights that are stored [in, out] (GPT-2). Quantisers store them [out, in]."""
+    return LinearWeights.of(weights.dense().T, weights.bias) if weights.scheme is DENSE else weights
 
 
 def split_heads(weights: LinearWeights, layer: LayerSpec) -> LinearWeights:

@@ -40,7 +40,7 @@ MODELS = {
     "o/several": files(LLAMA) | {"a.safetensors": b"w", "b.safetensors": b"w"},
     "o/foreign": files({"architectures": ["MambaForCausalLM"], "model_type": "mamba"})
     | {"model.safetensors": b"w"},
-    "o/quantised": files(LLAMA | {"quantization_config": {"quant_method": "awq"}})
+    "o/quantised": files(LLAMA | {"quantization_config": {"quant_method": "bitsandbytes"}})
     | {"model.safetensors": b"w"},
     "o/own-code": files(LLAMA | CODE) | {"model.safetensors": b"w", "m.py": b"raise SystemExit"},
     "o/only-code": files({"architectures": ["MyModel"], "model_type": "mine"} | CODE)
@@ -80,7 +80,7 @@ def test_a_model_is_checked_before_its_weights_are_fetched_and_only_what_is_need
     assert found["o/single"] == [*small, "weights.safetensors"]
     assert "several weight files" in found["o/several"]
     assert "'MambaForCausalLM' (model_type 'mamba') is not supported" in found["o/foreign"]
-    assert "quantization_config with method 'awq'" in found["o/quantised"]
+    assert "quantization_config with the method 'bitsandbytes' is not" in found["o/quantised"]
     assert found["o/own-code"] == sorted([*small, "model.safetensors"])
     assert found["o/only-code"].startswith("UnsafeCheckpointError: o/only-code: ")
     assert "'MyModel'" in found["o/only-code"]
