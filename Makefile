@@ -49,7 +49,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/pip
 	@touch $@
 
 $(DEV_STAMP): pyproject.toml $(CONSTRAINTS) $(STAMP)
-	$(BIN)/pip $(PIP_INSTALL) -e '.[worker,local,gateway,monitor,dev]'
+	$(BIN)/pip $(PIP_INSTALL) -e '.[worker,local,gateway,monitor,mistral,dev]'
 	@touch $@
 
 demo: $(STAMP)

@@ -18,6 +18,7 @@ _MODULES: Final[Mapping[str, Sequence[str]]] = {
         "accelerate",
         "filelock",
         "gguf",
+        "google",  # protobuf
         "huggingface_hub",
         "jinja2",
         "llguidance",
@@ -26,6 +27,7 @@ _MODULES: Final[Mapping[str, Sequence[str]]] = {
         "psutil",
         "pythonjsonlogger",
         "safetensors",
+        "sentencepiece",
         "tokenizers",
         "transformers",
     ),

@@ -12,8 +12,6 @@ import hashlib
 import importlib.util
 import logging
 import re
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,21 +36,12 @@ from pagefleet.engine.loading.model_cache import (
     list_cached,
     stored_hash,
 )
+from pagefleet.engine.loading.tokenizer_folder import tokenizer_folder
 
 logger = logging.getLogger(__name__)
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-SLOW_TOKENIZER_FILES = (
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
 MAX_CONFIG_BYTES = 16 * 2**20
 """The largest config.json that is read; real ones have some kilobytes."""
 CONVERSION = "2"
@@ -194,7 +183,7 @@ def _open_folder(name: str, folder: Path, cache_dir: Path) -> Checkpoint:
         raise ModelLoadError(
             f"{name} has no *.safetensors files; pickle files (.bin) are not downloaded or read."
         )
-    return Checkpoint(name, folder, _tokenizer_folder(folder, cache_dir), config)
+    return Checkpoint(name, folder, tokenizer_folder(folder, cache_dir), config)
 
 
 def _unsafe(name: str, source: str) -> UnsafeCheckpointError:
@@ -267,30 +256,3 @@ def _check_gguf(path: Path, header: GGUFHeader) -> None:
         _check_runnable(config)
     except ModelLoadError as error:
         raise ModelLoadError(f"{path}: {error}") from error
-
-
-def _tokenizer_folder(folder: Path, cache_dir: Path) -> Path:
-    """Return the folder itself if it has a tokenizer.json, else a converted copy of its older tokenizer."""
-    if (folder / "tokenizer.json").is_file():
-        return folder
-    digest = hashlib.sha256()
-    for file in (folder / name for name in SLOW_TOKENIZER_FILES):
-        if file.is_file():
-            digest.update(file.name.encode() + file.read_bytes())
-
-    def convert(target: Path) -> None:
-        _run_conversion(folder, str(target), str(folder))
-
-    name = entry_name(f"{folder.name}-tokenizer", digest.hexdigest())
-    return get_or_convert(cache_dir, name, str(folder), convert)
-
-
-def _run_conversion(source: Path, *arguments: str) -> None:
-    """Convert in a separate process: its memory is freed, and the worker does not import transformers."""
-    if importlib.util.find_spec("transformers") is None:
-        raise MissingDependencyError("transformers", install_command("transformers"))
-    command = [sys.executable, "-m", "pagefleet.engine.loading.convert", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ModelLoadError(f"{source} cannot be converted: {reason}")
