@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from pagefleet.engine.dependencies import install_command
 from pagefleet.engine.errors import (
+    ConfigError,
     MissingDependencyError,
     ModelLoadError,
     UnknownModelError,
@@ -78,12 +79,16 @@ class Checkpoint:
     """The content of config.json."""
 
 
-def resolve(model: str, cache_dir: Path | None = None) -> Checkpoint:
+def resolve(model: str, cache_dir: Path | None = None, revision: str | None = None) -> Checkpoint:
     """Return the files of `model`; download and convert what is missing.
 
-    Raises UnknownModelError if the model is not found, UnsafeCheckpointError for pickle files and custom
-    code, MissingDependencyError, and ModelLoadError for any other reason.
+    `revision` is the branch, tag or commit of a model on the hub.
+
+    Raises ConfigError if there is a revision but the model is not on the hub, UnknownModelError if the model
+    is not found, UnsafeCheckpointError for pickle files and custom code, MissingDependencyError, and
+    ModelLoadError for any other reason.
     """
+    _check_revision(model, revision)
     cache_dir = cache_dir or default_cache_dir()
     if model in ALIASES:
         return _open_folder(model, _converted_gguf(_packaged_file(ALIASES[model]), cache_dir), cache_dir)
@@ -95,7 +100,7 @@ def resolve(model: str, cache_dir: Path | None = None) -> Checkpoint:
     if path.is_dir():
         return _open_folder(path.resolve().name, path, cache_dir)
     if HUB_ID.fullmatch(model):
-        folder = download(model, lambda folder: _check_config(model, folder))
+        folder = download(model, lambda folder: _check_config(model, folder), revision)
         return _open_folder(model, folder, cache_dir)
     raise _unknown(model)
 
@@ -109,11 +114,13 @@ class LocatedModel(NamedTuple):
     """The folder that is loaded: `source`, or its conversion; None if it is not converted yet."""
 
 
-def locate(model: str, cache_dir: Path | None = None) -> LocatedModel:
+def locate(model: str, cache_dir: Path | None = None, revision: str | None = None) -> LocatedModel:
     """Find `model` like `resolve`, without downloading or converting anything.
 
-    Raises UnknownModelError, also for a hub id that was not downloaded before, or MissingDependencyError.
+    Raises UnknownModelError, also for a hub id that was not downloaded before, ConfigError, or
+    MissingDependencyError.
     """
+    _check_revision(model, revision)
     path = _packaged_file(ALIASES[model]) if model in ALIASES else Path(model).expanduser()
     if path.is_dir():
         return LocatedModel(path, path)
@@ -121,8 +128,15 @@ def locate(model: str, cache_dir: Path | None = None) -> LocatedModel:
         return LocatedModel(path, _conversion_of(path, cache_dir))
     if not HUB_ID.fullmatch(model):
         raise _unknown(model)
-    folder = find_downloaded(model)
+    folder = find_downloaded(model, revision)
     return LocatedModel(folder, folder)
+
+
+def _check_revision(model: str, revision: str | None) -> None:
+    if revision is not None and (model in ALIASES or Path(model).expanduser().exists()):
+        raise ConfigError(
+            f"revision {revision!r} is given, but {model} is not a model on the hub; remove it."
+        )
 
 
 def _unknown(model: str) -> UnknownModelError:
