@@ -15,7 +15,6 @@ from urllib.parse import unquote, urlsplit
 _MODULES: Final[Mapping[str, Sequence[str]]] = {
     "worker": (
         "torch",
-        "accelerate",
         "filelock",
         "gguf",
         "google",  # protobuf
