@@ -31,6 +31,8 @@ class NullOptions:
     vocab_size: int = MIN_NULL_VOCAB_SIZE
     max_model_len: int = 4096
     num_blocks: int = 4096
+    kv_windows: tuple[int | None, ...] = (None,)
+    """The windows of its KV groups, in tokens; None for a group without a window."""
     period: int | None = None
     """Its outputs repeat after this many tokens. None: they do not repeat."""
     recites: bool = False
@@ -49,6 +51,9 @@ class NullOptions:
             raise ConfigError(f"null.vocab_size must be >= {MIN_NULL_VOCAB_SIZE}, not {self.vocab_size}.")
         _require_positive("null.max_model_len", self.max_model_len)
         _require_positive("null.num_blocks", self.num_blocks)
+        for window in self.kv_windows:
+            if window is not None:
+                _require_positive("null.kv_windows", window)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +65,6 @@ class EngineConfig:
 
     model: str
     """A folder, a GGUF file, the id of a model on the Hugging Face hub, or an alias."""
-    revision: str | None = None
-    """The branch, tag or commit of a model on the hub. None: the default branch."""
     dtype: str = "auto"
     """One of `DTYPES`. "auto": the dtype of the checkpoint, but bfloat16 instead of float16 on a CPU."""
     device: str = "cpu"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -48,10 +48,12 @@ class ModelInfo:
     default_sampling: Mapping[str, Any] = field(default_factory=dict)
     """The sampling parameters that generation_config.json recommends, by SamplingParams' names."""
     kv_groups: tuple[KVGroup, ...] = ()
-    """Default: one group without a window. The first has `num_blocks` blocks, the others at most as many."""
+    """Default: one group without a window. `replace(info, num_blocks=...)` lowers all of them."""
 
     def __post_init__(self) -> None:
-        first, *others = self.kv_groups or (KVGroup(None, self.num_blocks),)
-        sized = [replace(group, num_blocks=min(group.num_blocks, self.num_blocks)) for group in others]
-        groups = (replace(first, num_blocks=self.num_blocks), *sized)
+        groups = self.kv_groups or (KVGroup(None, self.num_blocks),)
+        if groups[0].num_blocks != self.num_blocks:
+            assert self.num_blocks < groups[0].num_blocks, self.num_blocks
+            sizes = [min(group.num_blocks, self.num_blocks) for group in groups]
+            groups = tuple(map(KVGroup, (group.window for group in groups), sizes))
         object.__setattr__(self, "kv_groups", groups)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pagefleet.engine.core.sequence import BlockTable
 from pagefleet.engine.model_info import KVGroup
 
-__all__ = ["Block", "BlockPool"]
+__all__ = ["Block", "BlockPool", "num_required_blocks"]
 
 
 @dataclass(slots=True)
@@ -23,6 +23,17 @@ class Block:
     ref_count: int = 0
     hash: bytes | None = None
     """Its hash in the prefix cache: set while it is full and computed."""
+
+
+def num_required_blocks(num_tokens: int, window: int | None, block_size: int) -> int:
+    """Return how many blocks a sequence needs at once, so that `num_tokens` tokens can be computed.
+
+    With a window, they are computed in chunks, and passed blocks are freed between them. The tokens that a
+    query reads, itself included, lie in at most (window - 2) // block_size + 2 blocks. With one more, every
+    chunk can have at least `block_size` tokens.
+    """
+    num_blocks = -(-num_tokens // block_size)
+    return num_blocks if window is None else min(num_blocks, (window - 2) // block_size + 3)
 
 
 class BlockPool:
@@ -67,16 +78,8 @@ class BlockPool:
         return max(0, position + 1 - self.window) // self._block_size
 
     def num_required(self, num_tokens: int) -> int:
-        """Return how many blocks a sequence needs at once, so that `num_tokens` tokens can be computed.
-
-        With a window, they are computed in chunks, and passed blocks are freed between them. The tokens that
-        a query reads, itself included, lie in at most (window - 2) // block_size + 2 blocks. With one more,
-        every chunk can have at least `block_size` tokens.
-        """
-        num_blocks = -(-num_tokens // self._block_size)
-        if self.window is None:
-            return num_blocks
-        return min(num_blocks, (self.window - 2) // self._block_size + 3)
+        """See `num_required_blocks`."""
+        return num_required_blocks(num_tokens, self.window, self._block_size)
 
     def num_matching(self, hashes: list[bytes], num_blocks: int) -> int:
         """Return the largest n <= `num_blocks` so that the blocks which a query after the first n reads are

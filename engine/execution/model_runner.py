@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -45,7 +46,8 @@ class ModelRunner(Executor):
     def __init__(self, source: ModelSource, eos_token_ids: tuple[int, ...] = ()) -> None:
         self._source = source
         self._loaded: Decoder | None = source.load()
-        self._num_blocks = self._block_size = 0
+        self._num_blocks: Sequence[int] = ()
+        self._block_size = 0
         self.sampler = Sampler()
         self._masks = TokenMasks(self.spec.vocab_size, eos_token_ids)
 
@@ -57,22 +59,25 @@ class ModelRunner(Executor):
     def spec(self) -> ModelSpec:
         return self._model.spec
 
-    def kv_bytes_per_block(self, block_size: int) -> int:
-        """Return the bytes of a block of `block_size` tokens, over all layers."""
-        return sum(self._model.backend.kv_bytes_per_block(self.spec, block_size))
+    def kv_bytes_per_block(self, block_size: int) -> list[int]:
+        """Return the bytes of a block of `block_size` tokens, over all layers of each KV group."""
+        return self._model.backend.kv_bytes_per_block(self.spec, block_size)
 
     @torch.inference_mode()
-    def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
-        """Allocate an empty KV cache, which replaces the previous one."""
+    def allocate_kv_cache(self, num_blocks: Sequence[int], block_size: int) -> None:
+        """Allocate an empty KV cache, which replaces the previous one.
+
+        Args:
+            num_blocks: for each KV group.
+        """
         self._num_blocks, self._block_size = num_blocks, block_size
-        counts = [num_blocks] * len(self.spec.kv_windows)
-        self._model.backend.allocate_kv_cache(self.spec, counts, block_size)
+        self._model.backend.allocate_kv_cache(self.spec, num_blocks, block_size)
 
     @torch.inference_mode()
     def execute(self, scheduled: list[ScheduledSequence]) -> list[Sampled]:
         """See `Executor.execute`."""
         with self.tracer.span("prepare"):
-            batch = ragged_batch(scheduled, len(self.spec.kv_windows))
+            batch = ragged_batch(scheduled)
             prompts = prompt_rows(scheduled)
         # Computed in parallel with the forward pass.
         masks = self._masks.start(scheduled)
@@ -114,11 +119,9 @@ class ModelRunner(Executor):
     def warm_up(self, query_lens: list[int]) -> None:
         """Compute one step of sequences with these lengths. All write to block 0, which is not in use yet."""
         lens = np.array(query_lens, dtype=np.int64)
-        tokens, blocks = (
-            int(lens.sum()),
-            np.zeros((len(self.spec.kv_windows), len(lens), int(lens.max())), dtype=np.int64),
-        )
-        batch = RaggedBatch(np.zeros(tokens, dtype=np.int64), lens, np.zeros_like(lens), blocks)
+        token_ids = np.zeros(int(lens.sum()), dtype=np.int64)
+        blocks = np.zeros((len(self.spec.kv_windows), len(lens), int(lens.max())), dtype=np.int64)
+        batch = RaggedBatch(token_ids, lens, np.zeros_like(lens), blocks)
         logits = self._model.logits(self._forward(batch, np.cumsum(lens) - 1))
         self.sampler.sample(logits, [SamplingRow(SamplingParams(), 0, 0, 0)] * len(lens))
 
@@ -197,20 +200,22 @@ class ModelRunner(Executor):
             start += length
 
 
-def ragged_batch(scheduled: list[ScheduledSequence], num_groups: int = 1) -> RaggedBatch:
-    """Return the tokens of a step laid end to end, with the blocks of each sequence."""
+def ragged_batch(scheduled: list[ScheduledSequence]) -> RaggedBatch:
+    """Return the tokens of a step laid end to end, with the blocks of each sequence in each KV group."""
     token_ids: list[int] = []
     for entry in scheduled:
         start = entry.sequence.num_computed_tokens
         token_ids += entry.sequence.token_ids[start : start + entry.num_new_tokens]
         token_ids += entry.draft_token_ids
-    tables = [sequence.block_tables[0].block_ids for sequence, _ in scheduled]
-    block_tables = np.zeros((len(tables), max(map(len, tables))), dtype=np.int64)
-    for row, table in zip(block_tables, tables, strict=True):
-        row[: len(table)] = table
+    tables = [sequence.block_tables for sequence, _ in scheduled]
+    num_blocks = max(len(table.block_ids) for groups in tables for table in groups)
+    block_tables = np.zeros((len(tables[0]), len(tables), num_blocks), dtype=np.int64)
+    for index, groups in enumerate(tables):
+        for group, table in enumerate(groups):
+            block_tables[group, index, table.num_passed : len(table.block_ids)] = table.used
     return RaggedBatch(
         token_ids=np.array(token_ids, dtype=np.int64),
         query_lens=np.array([num_new_tokens for _, num_new_tokens in scheduled], dtype=np.int64),
         context_lens=np.array([sequence.num_computed_tokens for sequence, _ in scheduled], dtype=np.int64),
-        block_tables=np.repeat(block_tables[None], num_groups, axis=0),
+        block_tables=block_tables,
     )

@@ -42,7 +42,7 @@ def warm_up(runner: ModelRunner, config: EngineConfig, max_model_len: int) -> Wa
     """
     free = _free_memory(runner.device)
     # All tokens are written to the same block: the results are not used.
-    runner.allocate_kv_cache(1, config.block_size)
+    runner.allocate_kv_cache([1] * len(runner.spec.kv_windows), config.block_size)
     measured = [(0, 0.0)]
     step = peak_memory(runner.device, lambda: measured.append(_compute_steps(runner, config, max_model_len)))
     logger.info("%d MiB of memory are free; the largest step needs %d of them", free >> 20, step >> 20)

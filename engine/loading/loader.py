@@ -35,7 +35,7 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
     with stages.time("import"):
         import torch
 
-        from pagefleet.engine.execution.kv_sizing import num_kv_blocks
+        from pagefleet.engine.execution.kv_sizing import fitting_kv_groups
         from pagefleet.engine.execution.model_runner import ModelRunner
         from pagefleet.engine.execution.warm_up import warm_up
         from pagefleet.engine.loading.checkpoint import resolve
@@ -51,7 +51,7 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     with stages.time("resolve"):
-        checkpoint = resolve(config.model, config.cache_dir, config.revision)
+        checkpoint = resolve(config.model, config.cache_dir)
         check_supported(checkpoint.config)
     device = _device(config.device)
     dtype = _dtype(config.dtype, checkpoint.config, device)
@@ -76,15 +76,16 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
     with stages.time("warm_up"):
         warmed = warm_up(runner, config, max_model_len)
     with stages.time("kv_cache"):
-        num_blocks = num_kv_blocks(runner, config, max_model_len, warmed.spare)
-        runner.allocate_kv_cache(num_blocks, config.block_size)
+        groups = fitting_kv_groups(runner, config, max_model_len, warmed)
+        runner.allocate_kv_cache([group.num_blocks for group in groups], config.block_size)
     info = ModelInfo(
         name=checkpoint.name,
         max_model_len=max_model_len,
         vocab_size=runner.spec.vocab_size,
         eos_token_ids=eos_token_ids,
         block_size=config.block_size,
-        num_blocks=num_blocks,
+        num_blocks=groups[0].num_blocks,
+        kv_groups=groups,
         fingerprint=fingerprint,
         default_sampling=default_sampling(generation) if config.use_generation_config else {},
     )

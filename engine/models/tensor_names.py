@@ -36,8 +36,7 @@ class TensorNames:
     """Other beginnings of all names, as pairs (the name's beginning, its replacement). The first pair with
     which the embedding is found holds for all names."""
     ignored: tuple[str, ...] = ()
-    """The beginnings of tensors that are not part of the decoder, such as "model.vision_tower."; "*" stands
-    for any text."""
+    """The beginnings of tensors that are not part of the decoder, such as "model.vision_tower."."""
     ignores_more_layers: bool = False
     """Whether a checkpoint may have layers after the last one, which predict further tokens and are not
     used."""
@@ -154,7 +153,7 @@ def _mlp(up: tuple[str, ...], down: str, spec: MlpSpec | None) -> Iterator[Linea
 
 
 def _norm(name: str, spec: NormSpec | None) -> Iterator[Linear | Vector]:
-    if spec is not None and spec.weight:
+    if spec is not None:
         yield Vector(f"{name}.weight")
         if spec.bias:
             yield Vector(f"{name}.bias")

@@ -158,7 +158,7 @@ def _in_float64(folder: Path) -> LoadedModel:
     config = json.loads((folder / "config.json").read_text())
     ends = (config["eos_token_id"],)
     runner = ModelRunner(ModelSource(folder, config, torch.device("cpu"), torch.float64), ends)
-    runner.allocate_kv_cache(64, 4)
+    runner.allocate_kv_cache([64] * len(runner.spec.kv_windows), 4)
     fingerprint = Fingerprint("tiny", "bytes", "float64", "reference", "0")
     info = ModelInfo("tiny", 256, config["vocab_size"], ends, 4, 64, fingerprint)
     return LoadedModel(runner, ByteTokenizer(), info)

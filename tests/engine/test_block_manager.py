@@ -302,6 +302,23 @@ def test_a_hit_is_what_all_groups_have():
     assert manager.match_prefix(make_sequence([*range(24), 7])) == 0
 
 
+def test_a_hit_that_one_group_makes_shorter_is_looked_up_again_in_the_others():
+    # Given a text of 10 blocks, cached in both groups
+    manager = windowed(12, 20, KVGroup(4, 20))
+    text = make_sequence(list(range(40)))
+    manager.allocate(text)
+    for _ in range(10):
+        compute(manager, text, BLOCK_SIZE)
+    manager.free(text)
+    longer = make_sequence([*range(40), 7])
+    assert manager.match_prefix(longer) == 10
+    # When the second group loses the last block, and the first one the block before it
+    short, long = manager._pools
+    del long._cached[text.block_hashes[9]], short._cached[text.block_hashes[8]]
+    # Then the second group alone would have a hit of 9 blocks, whose last block the first one lacks
+    assert manager.match_prefix(longer) == 8
+
+
 @pytest.mark.parametrize("breakage", ["too early", "too late"])
 def test_the_integrity_check_finds_a_window_with_wrong_blocks(breakage: str):
     manager = windowed(8, 8)

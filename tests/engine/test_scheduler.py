@@ -207,6 +207,20 @@ def test_a_more_urgent_request_takes_the_blocks_of_a_less_urgent_one():
     assert list(step(scheduler)) == ["interactive"]
 
 
+def test_an_urgent_request_takes_as_many_places_as_the_scarcest_group_needs():
+    # Given three short batch requests, and a group with a window that has only six blocks
+    scheduler = make_scheduler(kv_groups=(KVGroup(None, 100), KVGroup(8, 6)))
+    for name in ("batch 1", "batch 2", "batch 3"):
+        add(scheduler, name, 2)
+    step(scheduler)
+    # When an urgent one needs four of them at once
+    add(scheduler, "urgent", 20, priority=1)
+    output = scheduler.schedule()
+    # Then two give way, though the other group has blocks for all
+    assert [sequence.request_id for sequence in output.preempted] == ["batch 3", "batch 2"]
+    assert [entry.sequence.request_id for entry in output.scheduled] == ["urgent", "batch 1"]
+
+
 def test_who_gave_way_does_not_come_back_in_the_same_step():
     # Given twins that were computed side by side, each in blocks of its own, and one block left
     scheduler = make_scheduler(num_blocks=7)

@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 @setting_options(
     WorkerSettings,
     "model",
-    "revision",
     "served_name",
     "aliases",
     "backend",
