@@ -12,7 +12,7 @@ PIP_INSTALL := install --quiet --disable-pip-version-check $(addprefix --constra
 # Waiting OpenMP threads sleep, because the cores are shared (ops/decisions/0003).
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo tool-model test test-slow test-newest constraints check lint types imports pytest pytest-slow prometheus
+.PHONY: help demo tool-model tool-model-test test test-slow test-newest constraints check lint types imports pytest pytest-slow prometheus
 .PHONY: release-check browser litellm screenshots protocol-check bench chaos chaos-model chaos-gateway soak garbage structured
 .PHONY: compose-test clean
 
@@ -33,6 +33,7 @@ help:
 	@echo "make garbage send 10,000 bad messages to a real worker"
 	@echo "make screenshots  make the pictures of docs/images again, in a browser (about 2 minutes)"
 	@echo "make tool-model  fetch a tool-calling model (491 MB) for the tests that skip without it"
+	@echo "make tool-model-test  run these tests (about 3 minutes)"
 	@echo "make structured  check the model's output for 126 JSON schemas, greedy and at temperature 1.5"
 	@echo "make compose-test  test the images and compose.yaml on a real container engine (about 5 minutes)"
 	@echo "make release-check  install wheel and sdist into empty environments and run jobs (about 5 minutes)"
@@ -49,7 +50,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/pip
 	@touch $@
 
 $(DEV_STAMP): pyproject.toml $(CONSTRAINTS) $(STAMP)
-	$(BIN)/pip $(PIP_INSTALL) -e '.[worker,local,gateway,monitor,dev]'
+	$(BIN)/pip $(PIP_INSTALL) -e '.[worker,local,gateway,monitor,mistral,dev]'
 	@touch $@
 
 demo: $(STAMP)
@@ -113,9 +114,13 @@ pytest-slow: $(DEV_STAMP) prometheus browser litellm
 	$(PYTEST) -m 'slow and alone' $(call MARKED,alone) $(PYTEST_ARGS)
 	$(PYTEST) -m containers $(call MARKED,containers) $(PYTEST_ARGS)
 
-# A real tool-calling model for tests/workers/test_tool_model.py: 491 MB; those tests skip without it.
+# A real tool-calling model: 491 MB; tests/*/test_*tool_model.py skip without it.
 tool-model: $(DEV_STAMP)
 	$(BIN)/python -m ops.tool_model
+
+# Its answers against transformers', and real tool calls through the gateway.
+tool-model-test: tool-model
+	$(PYTEST) tests/engine/test_gguf_tool_model.py tests/workers/test_tool_model.py $(PYTEST_ARGS)
 
 NEWEST := build/newest
 

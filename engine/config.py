@@ -65,6 +65,8 @@ class EngineConfig:
 
     model: str
     """A folder, a GGUF file, the id of a model on the Hugging Face hub, or an alias."""
+    revision: str | None = None
+    """The branch, tag or commit of a model on the hub. None: the default branch."""
     dtype: str = "auto"
     """One of `DTYPES`. "auto": the dtype of the checkpoint, but bfloat16 instead of float16 on a CPU."""
     device: str = "cpu"

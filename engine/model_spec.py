@@ -20,6 +20,7 @@ __all__ = [
     "NormSpec",
     "PositionSpec",
     "QkNormSpec",
+    "QueryGrowthSpec",
     "RopeSpec",
     "RouterSpec",
 ]
@@ -33,6 +34,8 @@ class NormSpec:
     centred: bool = False
     """Whether the mean is subtracted: layer norm instead of RMS norm."""
     bias: bool = False
+    weight: bool = True
+    """Whether the norm has learned weights."""
     unit_offset: bool = False
     """Whether the stored weight is the difference from 1 (Gemma)."""
 
@@ -63,6 +66,15 @@ class QkNormSpec:
     """Whether the mean is over all heads of a token, not over each head."""
     per_head: bool = False
     """Whether each head has its own weights: [H, D] and [K, D] instead of [D]."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueryGrowthSpec:
+    """Rotated queries grow with their position p, by the factor 1 + beta * log(1 + floor(p / length))."""
+
+    beta: float
+    length: int
+    """Tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +111,7 @@ class AttentionSpec:
     sinks: bool = False
     """Whether each query head has a learned score that takes weight from all values (gpt-oss)."""
     qk_norm: QkNormSpec | None = None
+    query_growth: QueryGrowthSpec | None = None
     latent: LatentSpec | None = None
     causal: bool = True
     """Whether a query attends to its own token and those before only. False: an encoder."""

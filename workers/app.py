@@ -62,6 +62,7 @@ class AdmissionStep(bootsteps.StartStopStep):  # type: ignore[misc]
 def engine_config(settings: WorkerSettings) -> EngineConfig:
     return EngineConfig(
         model=settings.model,
+        revision=settings.revision,
         dtype=settings.dtype,
         device=settings.device,
         backend=settings.backend,

@@ -30,6 +30,11 @@ class WorkerSettings(FleetSettings):
         min_length=1,
         description="Model to serve: a checkpoint folder, a GGUF file, a Hugging Face id, or an alias.",
     )
+    revision: str | None = Field(
+        None,
+        min_length=1,
+        description="Branch, tag or commit of a model on the Hugging Face hub. Default: its default branch.",
+    )
     served_name: str | None = Field(
         None, description="Name of the model in requests. Default: derived from `model`."
     )

@@ -15,9 +15,9 @@ from urllib.parse import unquote, urlsplit
 _MODULES: Final[Mapping[str, Sequence[str]]] = {
     "worker": (
         "torch",
-        "accelerate",
         "filelock",
         "gguf",
+        "google",  # protobuf
         "huggingface_hub",
         "jinja2",
         "llguidance",
@@ -26,6 +26,7 @@ _MODULES: Final[Mapping[str, Sequence[str]]] = {
         "psutil",
         "pythonjsonlogger",
         "safetensors",
+        "sentencepiece",
         "tokenizers",
         "transformers",
     ),

@@ -32,6 +32,7 @@ from pagefleet.engine.backends.reference_attention import (
     attend_chunk,
     attend_group,
     attend_whole,
+    growth,
     rotate,
 )
 from pagefleet.engine.backends.reference_plan import AttentionPlan, ReferencePlan, StepPlanner
@@ -133,6 +134,8 @@ class ReferenceBackend(Backend[ReferencePlan, PackedLinear]):
         if spec.rope is not None:
             heads = rotate(heads, plan.angles[spec.rope], spec.rope)
         query, key = heads[:, : spec.num_heads], heads[:, spec.num_heads :]
+        if spec.query_growth is not None:
+            query = query * growth(plan.positions, spec.query_growth, self.dtype)
         if spec.causal:
             step = plan.attention[layer]
             self._pages.write(layer, step.slots, key, value)

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from pagefleet.engine.backends.reference_plan import Angles, DecodeGroup, PrefillChunk
-from pagefleet.engine.model_spec import AttentionSpec, RopeSpec
+from pagefleet.engine.model_spec import AttentionSpec, QueryGrowthSpec, RopeSpec
 
-__all__ = ["Pages", "attend_chunk", "attend_group", "attend_whole", "rotate"]
+__all__ = ["Pages", "attend_chunk", "attend_group", "attend_whole", "growth", "rotate"]
 
 
 class Pages:
@@ -51,6 +51,13 @@ def rotate(heads: torch.Tensor, angles: Angles, rope: RopeSpec) -> torch.Tensor:
     if size == heads.shape[-1]:
         return rotated
     return torch.cat([heads[..., : rope.start], rotated, heads[..., rope.start + size :]], dim=-1)
+
+
+def growth(positions: torch.Tensor, spec: QueryGrowthSpec, dtype: torch.dtype) -> torch.Tensor:
+    """Return the factors of the queries at these positions [T]: [T, 1, 1]."""
+    steps = torch.div(positions, spec.length, rounding_mode="floor")
+    factors = 1 + spec.beta * torch.log1p(steps.to(torch.promote_types(dtype, torch.float32)))
+    return factors.to(dtype)[:, None, None]
 
 
 def attend_group(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +136,12 @@ class WeightReader:
             raise ModelLoadError(f"{self._folder}: {layer}: {error}") from error
 
     def assert_all_taken(self, ignored: Sequence[str] = ()) -> None:
-        """Raise ModelLoadError if a tensor was not taken, unless its name begins with one of `ignored`: a
-        part of the model would be left out silently."""
+        """Raise ModelLoadError if a tensor was not taken, unless its name begins with one of `ignored`, in
+        which "*" stands for any text: a part of the model would be left out silently."""
         # Old checkpoints contain the rotary frequencies, which are computed from config.json.
-        unused = (name for name in self._untaken if not name.startswith(tuple(ignored)))
+        unused = (
+            name for name in self._untaken if not any(fnmatchcase(name, f"{each}*") for each in ignored)
+        )
         left = sorted(
             name
             for name in unused

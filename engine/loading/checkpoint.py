@@ -12,8 +12,6 @@ import hashlib
 import importlib.util
 import logging
 import re
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any, NamedTuple
 
 from pagefleet.engine.dependencies import install_command
 from pagefleet.engine.errors import (
+    ConfigError,
     MissingDependencyError,
     ModelLoadError,
     UnknownModelError,
@@ -38,21 +37,12 @@ from pagefleet.engine.loading.model_cache import (
     list_cached,
     stored_hash,
 )
+from pagefleet.engine.loading.tokenizer_folder import tokenizer_folder
 
 logger = logging.getLogger(__name__)
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-SLOW_TOKENIZER_FILES = (
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
 MAX_CONFIG_BYTES = 16 * 2**20
 """The largest config.json that is read; real ones have some kilobytes."""
 CONVERSION = "2"
@@ -89,12 +79,16 @@ class Checkpoint:
     """The content of config.json."""
 
 
-def resolve(model: str, cache_dir: Path | None = None) -> Checkpoint:
+def resolve(model: str, cache_dir: Path | None = None, revision: str | None = None) -> Checkpoint:
     """Return the files of `model`; download and convert what is missing.
 
-    Raises UnknownModelError if the model is not found, UnsafeCheckpointError for pickle files and custom
-    code, MissingDependencyError, and ModelLoadError for any other reason.
+    `revision` is the branch, tag or commit of a model on the hub.
+
+    Raises ConfigError if there is a revision but the model is not on the hub, UnknownModelError if the model
+    is not found, UnsafeCheckpointError for pickle files and custom code, MissingDependencyError, and
+    ModelLoadError for any other reason.
     """
+    _check_revision(model, revision)
     cache_dir = cache_dir or default_cache_dir()
     if model in ALIASES:
         return _open_folder(model, _converted_gguf(_packaged_file(ALIASES[model]), cache_dir), cache_dir)
@@ -106,7 +100,7 @@ def resolve(model: str, cache_dir: Path | None = None) -> Checkpoint:
     if path.is_dir():
         return _open_folder(path.resolve().name, path, cache_dir)
     if HUB_ID.fullmatch(model):
-        folder = download(model, lambda folder: _check_config(model, folder))
+        folder = download(model, lambda folder: _check_config(model, folder), revision)
         return _open_folder(model, folder, cache_dir)
     raise _unknown(model)
 
@@ -120,11 +114,13 @@ class LocatedModel(NamedTuple):
     """The folder that is loaded: `source`, or its conversion; None if it is not converted yet."""
 
 
-def locate(model: str, cache_dir: Path | None = None) -> LocatedModel:
+def locate(model: str, cache_dir: Path | None = None, revision: str | None = None) -> LocatedModel:
     """Find `model` like `resolve`, without downloading or converting anything.
 
-    Raises UnknownModelError, also for a hub id that was not downloaded before, or MissingDependencyError.
+    Raises UnknownModelError, also for a hub id that was not downloaded before, ConfigError, or
+    MissingDependencyError.
     """
+    _check_revision(model, revision)
     path = _packaged_file(ALIASES[model]) if model in ALIASES else Path(model).expanduser()
     if path.is_dir():
         return LocatedModel(path, path)
@@ -132,8 +128,15 @@ def locate(model: str, cache_dir: Path | None = None) -> LocatedModel:
         return LocatedModel(path, _conversion_of(path, cache_dir))
     if not HUB_ID.fullmatch(model):
         raise _unknown(model)
-    folder = find_downloaded(model)
+    folder = find_downloaded(model, revision)
     return LocatedModel(folder, folder)
+
+
+def _check_revision(model: str, revision: str | None) -> None:
+    if revision is not None and (model in ALIASES or Path(model).expanduser().exists()):
+        raise ConfigError(
+            f"revision {revision!r} is given, but {model} is not a model on the hub; remove it."
+        )
 
 
 def _unknown(model: str) -> UnknownModelError:
@@ -194,7 +197,7 @@ def _open_folder(name: str, folder: Path, cache_dir: Path) -> Checkpoint:
         raise ModelLoadError(
             f"{name} has no *.safetensors files; pickle files (.bin) are not downloaded or read."
         )
-    return Checkpoint(name, folder, _tokenizer_folder(folder, cache_dir), config)
+    return Checkpoint(name, folder, tokenizer_folder(folder, cache_dir), config)
 
 
 def _unsafe(name: str, source: str) -> UnsafeCheckpointError:
@@ -267,30 +270,3 @@ def _check_gguf(path: Path, header: GGUFHeader) -> None:
         _check_runnable(config)
     except ModelLoadError as error:
         raise ModelLoadError(f"{path}: {error}") from error
-
-
-def _tokenizer_folder(folder: Path, cache_dir: Path) -> Path:
-    """Return the folder itself if it has a tokenizer.json, else a converted copy of its older tokenizer."""
-    if (folder / "tokenizer.json").is_file():
-        return folder
-    digest = hashlib.sha256()
-    for file in (folder / name for name in SLOW_TOKENIZER_FILES):
-        if file.is_file():
-            digest.update(file.name.encode() + file.read_bytes())
-
-    def convert(target: Path) -> None:
-        _run_conversion(folder, str(target), str(folder))
-
-    name = entry_name(f"{folder.name}-tokenizer", digest.hexdigest())
-    return get_or_convert(cache_dir, name, str(folder), convert)
-
-
-def _run_conversion(source: Path, *arguments: str) -> None:
-    """Convert in a separate process: its memory is freed, and the worker does not import transformers."""
-    if importlib.util.find_spec("transformers") is None:
-        raise MissingDependencyError("transformers", install_command("transformers"))
-    command = [sys.executable, "-m", "pagefleet.engine.loading.convert", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ModelLoadError(f"{source} cannot be converted: {reason}")

@@ -2,7 +2,7 @@
 
     python -m pagefleet.engine.loading.convert <folder> <source folder>
 
-checkpoint.py runs it as a process. The target folder exists and is empty.
+tokenizer_folder.py runs it as a process. The target folder exists and is empty.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     with stages.time("resolve"):
-        checkpoint = resolve(config.model, config.cache_dir)
+        checkpoint = resolve(config.model, config.cache_dir, config.revision)
         check_supported(checkpoint.config)
     device = _device(config.device)
     dtype = _dtype(config.dtype, checkpoint.config, device)

@@ -36,6 +36,12 @@ class ConfigReader:
         shared = {key: self.content[key] for key in ("dtype", "torch_dtype") if self.content.get(key)}
         return ConfigReader({**shared, **nested}, self.max_model_len)
 
+    def renamed(self, names: Mapping[str, str]) -> ConfigReader:
+        """Return a reader in which values have the usual names too, given as {usual name: name of the
+        family}."""
+        usual = {name: self.content[other] for name, other in names.items() if other in self.content}
+        return ConfigReader({**self.content, **usual}, self.max_model_len)
+
     def has(self, name: str) -> bool:
         """Return whether the value exists and is not null."""
         return self.content.get(name) is not None

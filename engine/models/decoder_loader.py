@@ -311,7 +311,7 @@ class DecoderLoader:
         return (names,) if isinstance(names, str) else names
 
     def _required_norm(self, name: str, spec: NormSpec, *shape: int) -> NormWeights:
-        weight = self._tensor(f"{name}.weight", *shape)
+        weight = self._tensor(f"{name}.weight", *shape) if spec.weight else torch.ones(shape)
         bias = self._tensor(f"{name}.bias", *shape) if spec.bias else None
         return self._backend.pack_norm(spec, weight, bias)
 

@@ -19,7 +19,16 @@ from pagefleet.engine.model_spec import (
 from pagefleet.engine.models.config_reader import ConfigReader
 from pagefleet.engine.models.rope import longest_context
 
-__all__ = ["attention", "gated_mlp", "model", "pre_norm_layers", "rms_norm", "windows", "with_windows"]
+__all__ = [
+    "attention",
+    "gated_mlp",
+    "layer_norm",
+    "model",
+    "pre_norm_layers",
+    "rms_norm",
+    "windows",
+    "with_windows",
+]
 
 
 def rms_norm(config: ConfigReader, *, default: float = 1e-6, unit_offset: bool = False) -> NormSpec:
@@ -60,24 +69,36 @@ def gated_mlp(config: ConfigReader, *, bias: bool = False) -> MlpSpec:
     return MlpSpec(config.integer("intermediate_size"), config.activation(), bias=bias)
 
 
-def windows(config: ConfigReader) -> list[int | None]:
+def windows(config: ConfigReader, default: int | None = None) -> list[int | None]:
     """Return the sliding window of each layer, in tokens, or None for a layer that attends to all tokens.
 
     `layer_types` names the layers with a window; without it, all layers have it.
+
+    Args:
+        default: the window, unless config.json has it, perhaps as null.
     """
     num_layers = config.integer("num_hidden_layers")
-    if not config.has("sliding_window") or not config.flag("use_sliding_window", default=True):
+    window = config.integer("sliding_window") if config.has("sliding_window") else None
+    if "sliding_window" not in config.content:
+        window = default
+    if window is None or not config.flag("use_sliding_window", default=True):
         return [None] * num_layers
-    window = config.integer("sliding_window")
     if not config.has("layer_types"):
         return [window] * num_layers
     types = config.items("layer_types", num_layers)
     return [window if kind == "sliding_attention" else None for kind in types]
 
 
-def with_windows(config: ConfigReader, usual: AttentionSpec) -> list[AttentionSpec]:
-    """Return the attention of each layer, which differs in its window only."""
-    return [replace(usual, window=window) for window in windows(config)]
+def with_windows(
+    config: ConfigReader, usual: AttentionSpec, default: int | None = None
+) -> list[AttentionSpec]:
+    """Return the attention of each layer, which differs in its window only; see `windows`."""
+    return [replace(usual, window=window) for window in windows(config, default)]
+
+
+def layer_norm(config: ConfigReader, name: str = "layer_norm_eps", *, bias: bool = True) -> NormSpec:
+    """Return a layer norm whose epsilon has this name in config.json."""
+    return NormSpec(config.number(name, 1e-5), centred=True, bias=bias)
 
 
 def pre_norm_layers(

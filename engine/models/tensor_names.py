@@ -36,7 +36,8 @@ class TensorNames:
     """Other beginnings of all names, as pairs (the name's beginning, its replacement). The first pair with
     which the embedding is found holds for all names."""
     ignored: tuple[str, ...] = ()
-    """The beginnings of tensors that are not part of the decoder, such as "model.vision_tower."."""
+    """The beginnings of tensors that are not part of the decoder, such as "model.vision_tower."; "*" stands
+    for any text."""
     ignores_more_layers: bool = False
     """Whether a checkpoint may have layers after the last one, which predict further tokens and are not
     used."""
@@ -153,7 +154,7 @@ def _mlp(up: tuple[str, ...], down: str, spec: MlpSpec | None) -> Iterator[Linea
 
 
 def _norm(name: str, spec: NormSpec | None) -> Iterator[Linear | Vector]:
-    if spec is not None:
+    if spec is not None and spec.weight:
         yield Vector(f"{name}.weight")
         if spec.bias:
             yield Vector(f"{name}.bias")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,13 @@ import torch
 from hf_to_gguf import hf_to_gguf
 from safetensors.torch import load_file
 
+from pagefleet.engine.backends.reference import ReferenceBackend
 from pagefleet.engine.files.json_file import read_json_object
+from pagefleet.engine.files.weight_reader import WeightReader
+from pagefleet.engine.llm import LLM
 from pagefleet.engine.loading.gguf.conversion import convert_gguf
+from pagefleet.engine.models.registry import load_model, native_families
+from pagefleet.engine.sampling.sampling_params import SamplingParams
 
 _TINY: dict[str, Any] = {
     "vocab_size": 67,
@@ -161,6 +167,10 @@ def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
 
+def architecture_of(case: Case) -> str:
+    return case.architecture or {"GptOss": "gpt-oss"}.get(case.family, case.family.lower())
+
+
 def random_model(transformers: Any, case: Case) -> Any:
     torch.manual_seed(0)
     name = "Gemma3Text" if case.family == "Gemma3" else case.family
@@ -177,8 +187,7 @@ def test_a_family_becomes_the_checkpoint_that_its_file_was_made_of(case, transfo
     source, target = tmp_path / "source", tmp_path / "target"
     model.save_pretrained(source)
     target.mkdir()
-    architecture = case.architecture or {"GptOss": "gpt-oss"}.get(case.family, case.family.lower())
-    hf_to_gguf(source, tmp_path / "model.gguf", architecture, **case.metadata)
+    hf_to_gguf(source, tmp_path / "model.gguf", architecture_of(case), **case.metadata)
     convert_gguf(tmp_path / "model.gguf", target)
     original, found = load_file(source / "model.safetensors"), load_file(target / "model.safetensors")
     assert found.keys() == original.keys()
@@ -195,6 +204,31 @@ def test_a_family_becomes_the_checkpoint_that_its_file_was_made_of(case, transfo
     with torch.no_grad():
         expected, logits = model(token_ids).logits, again(token_ids).logits
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    assert_loads(target)
+
+
+def assert_loads(folder: Path) -> None:
+    """The engine finds all tensors, and no others, if it has the family."""
+    config = read_json_object(folder / "config.json")
+    natives = {each for family in native_families().values() for each in family.model_types}
+    if config["model_type"] in natives:
+        load_model(config, WeightReader(folder), ReferenceBackend(torch.device("cpu"), torch.float32))
+
+
+@pytest.mark.parametrize("name", ["llama-llama3", "llama-other-factors", "mixtral", "gpt-oss"])
+def test_the_engine_generates_what_transformers_generates(name, transformers, tmp_path):
+    case = CASES[name]
+    model = random_model(transformers, case)
+    model.save_pretrained(tmp_path / "source")
+    hf_to_gguf(tmp_path / "source", tmp_path / "m.gguf", architecture_of(case), **case.metadata)
+    options = {"dtype": "float32", "cache_dir": tmp_path / "cache", "num_blocks": 16, "block_size": 4}
+    llm = LLM(model=str(tmp_path / "m.gguf"), **options)
+    prompt = list(range(7, 27))
+    [found] = llm.generate([prompt], SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True))
+    expected = model.generate(
+        torch.tensor([prompt]), do_sample=False, max_new_tokens=16, min_new_tokens=16, eos_token_id=None
+    )
+    assert list(found.token_ids) == expected[0, 20:].tolist()
 
 
 @pytest.mark.parametrize(

@@ -158,3 +158,15 @@ def test_the_flags_of_a_sentencepiece_vocabulary_count(tmp_path, flags, text, ex
     token_ids = tokenizer.encode(text)
     assert [tokenizer.token_name(each) for each in token_ids] == expected
     assert tokenizer.decode(token_ids) == text.replace("<s>", "")
+
+
+def test_runs_of_spaces_are_found_before_words(tmp_path):
+    """Gemma's vocabulary has user-defined pieces of spaces and line ends, which are never merged."""
+    added = dict.fromkeys(["▁▁", "▁▁▁", "\n\n", "<turn>"], USER_DEFINED)
+    vocabulary = {**SENTENCEPIECE, **added}
+    scores = [PIECE_SCORES.get(token, 0.0) for token in vocabulary]
+    tokenizer = built(tmp_path, vocabulary, model="llama", scores=scores, add_space_prefix=False)
+    names = [tokenizer.token_name(each) for each in tokenizer.encode("<turn>a  ab    b\n\na <0x41>")]
+    letters = [f"<0x{ord(letter):02X}>" for letter in "<0x41>"]
+    assert names == ["<turn>", "a", "▁▁", "ab", "▁▁▁", "▁", "b", "\n\n", "a", "▁", *letters]
+    assert [tokenizer.token_name(each) for each in tokenizer.encode("\n\n<0x41>\n\n")][1:-1] == letters

@@ -19,7 +19,7 @@ def test_a_model_is_converted_once(tmp_path):
     done = prepare("--model", file, "--cache-dir", cache)
     assert done.exit_code == 0, done.output
     (model,) = list_cached(cache)
-    assert done.output == f"tiny is ready in {model.path}\n"
+    assert done.stdout == f"tiny is ready in {model.path}\n"
     before = (model.path / "config.json").stat().st_mtime_ns
     assert prepare("--model", file, "--cache-dir", cache).exit_code == 0
     assert (model.path / "config.json").stat().st_mtime_ns == before

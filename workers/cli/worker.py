@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 @setting_options(
     WorkerSettings,
     "model",
+    "revision",
     "served_name",
     "aliases",
     "backend",

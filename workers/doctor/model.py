@@ -34,12 +34,12 @@ def settings(target: Target) -> Iterable[Finding]:
 
 def model_files(target: Target) -> Iterable[Finding]:
     chosen = WorkerSettings.from_files(model=target.model)
-    check, prepare = "model files", f"pagefleet prepare --model {chosen.model}"
+    check, prepare = "model files", _prepare_command(chosen)
     if chosen.backend == "null":
         yield Finding.skipped(check, "the null backend does not need any")
         return
     try:
-        source, folder = locate(chosen.model, chosen.cache_dir)
+        source, folder = locate(chosen.model, chosen.cache_dir, chosen.revision)
     except EngineError as error:
         yield Finding.error(check, str(error).rstrip("."), prepare)
         return
@@ -61,15 +61,20 @@ def memory(target: Target) -> Iterable[Finding]:
         return
     free = min(psutil.virtual_memory().available, memory_limit() or 2**63)
     try:
-        folder = locate(chosen.model, chosen.cache_dir).folder
+        folder = locate(chosen.model, chosen.cache_dir, chosen.revision).folder
         size = None if folder is None else model_size(folder, chosen.dtype)
     except (EngineError, OSError, ValueError, KeyError, TypeError):
         size = None
     if size is None:
         message = f"{free / _GIB:.1f} GiB free; what the model needs is unknown until it is converted"
-        yield Finding.skipped("memory", message, f"pagefleet prepare --model {chosen.model}")
+        yield Finding.skipped("memory", message, _prepare_command(chosen))
         return
     yield _fits(chosen, size, free)
+
+
+def _prepare_command(chosen: WorkerSettings) -> str:
+    revision = "" if chosen.revision is None else f" --revision {chosen.revision}"
+    return f"pagefleet prepare --model {chosen.model}{revision}"
 
 
 def _fits(chosen: WorkerSettings, size: ModelSize, free: int) -> Finding:

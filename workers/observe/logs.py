@@ -25,6 +25,9 @@ def configure_logging(settings: WorkerSettings) -> None:
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
     # Celery logs each received message at level info. `job_log.log_end` already logs one line per job.
     logging.getLogger("celery").setLevel(logging.WARNING)
+    # huggingface_hub's HTTP client logs each request.
+    for name in ("httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _json_formatter() -> logging.Formatter:

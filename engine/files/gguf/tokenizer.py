@@ -7,15 +7,21 @@ GPT-2's, and ignores the flags for spaces, so the tokens would differ.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from enum import IntEnum
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
 from pagefleet.engine.errors import ModelLoadError
 from pagefleet.engine.files.gguf.pre_tokenizers import PreTokenizer, pre_tokenizer
+from pagefleet.engine.files.vocabularies.sentencepiece import (
+    BLANK,
+    Piece,
+    PieceType,
+    SentencePieceModel,
+    build_sentencepiece,
+)
 
 __all__ = ["check_gguf_tokenizer", "write_gguf_tokenizer"]
 
@@ -29,18 +35,6 @@ _SPECIAL_TOKENS: Final = {
     "mask_token": "mask_token_id",
 }
 """The names in transformers and in GGUF (which spells `seperator`)."""
-_BLANK: Final = "\u2581"
-
-
-class _Type(IntEnum):
-    """The token types of tokenizer.ggml.token_type."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
 
 
 def check_gguf_tokenizer(scalars: Mapping[str, Any]) -> None:
@@ -116,48 +110,32 @@ def _byte_level(ggml: Mapping[str, Any], family: PreTokenizer) -> Tokenizer:
 
 
 def _sentencepiece(ggml: Mapping[str, Any]) -> Tokenizer:
-    """Return a SentencePiece BPE tokenizer: two pieces are merged if their text is a piece, best score
-    first."""
     tokens: list[str] = ggml["tokens"]
-    types = ggml.get("token_type") or [_Type.NORMAL] * len(tokens)
-    vocab = {token: token_id for token_id, token in enumerate(tokens)}
-    unknown = ggml.get("unknown_token_id", 0)
-    model = models.BPE(
-        vocab,
-        _merges(tokens, types, ggml["scores"]),
-        unk_token=tokens[unknown],
-        fuse_unk=True,
-        byte_fallback=_Type.BYTE in types,
+    types = ggml.get("token_type") or [PieceType.NORMAL] * len(tokens)
+    model = SentencePieceModel(
+        pieces=[Piece(*each) for each in zip(tokens, ggml["scores"], types, strict=True)],
+        unknown_id=ggml.get("unknown_token_id", 0),
+        has_prefix=ggml.get("add_space_prefix", True),
+        whole=_runs_of_blanks(ggml),
     )
-    tokenizer = Tokenizer(model)
-    blanks = normalizers.Replace(" ", _BLANK)
-    has_prefix = ggml.get("add_space_prefix", True)
-    tokenizer.normalizer = (
-        normalizers.Sequence([normalizers.Prepend(_BLANK), blanks]) if has_prefix else blanks
-    )
-    readers = [decoders.Replace(_BLANK, " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*readers, decoders.Strip(" ", 1, 0)] if has_prefix else readers)
-    return tokenizer
+    return build_sentencepiece(model)
 
 
-def _merges(tokens: Sequence[str], types: Sequence[int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """Return all pairs of pieces that make a piece, sorted by its score, then by the ids of its halves."""
-    text = (_Type.NORMAL, _Type.USER_DEFINED, _Type.UNUSED)
-    ids = {token: token_id for token_id, token in enumerate(tokens) if types[token_id] in text}
-    ranked = sorted(ids, key=lambda token: -scores[ids[token]])
-    merges: list[tuple[str, str]] = []
-    for token in ranked:
-        halves = [(token[:at], token[at:]) for at in range(1, len(token))]
-        known = [pair for pair in halves if pair[0] in ids and pair[1] in ids]
-        merges += sorted(known, key=lambda pair: (ids[pair[0]], ids[pair[1]]))
-    return merges
+def _runs_of_blanks(ggml: Mapping[str, Any]) -> list[str]:
+    """Return the user-defined pieces that cannot be added tokens: these are matched in the text, which has
+    spaces instead of blanks."""
+    if ggml["model"] != "llama":
+        return []
+    types = zip(ggml["tokens"], ggml.get("token_type") or (), strict=False)
+    return [token for token, kind in types if kind == PieceType.USER_DEFINED and BLANK in token]
 
 
 def _add_tokens(tokenizer: Tokenizer, ggml: Mapping[str, Any]) -> None:
     """Add the tokens that are matched in a text before BPE: special and user-defined ones."""
     types = list(zip(ggml["tokens"], ggml.get("token_type") or (), strict=False))
-    special = [token for token, kind in types if kind in (_Type.CONTROL, _Type.UNKNOWN)]
-    added = [token for token, kind in types if kind == _Type.USER_DEFINED]
+    special = [token for token, kind in types if kind in (PieceType.CONTROL, PieceType.UNKNOWN)]
+    blanks = set(_runs_of_blanks(ggml))
+    added = [token for token, kind in types if kind == PieceType.USER_DEFINED and token not in blanks]
     tokenizer.add_special_tokens([AddedToken(each, normalized=False, special=True) for each in special])
     tokenizer.add_tokens([AddedToken(each, normalized=False, special=False) for each in added])
 

@@ -1,4 +1,4 @@
-"""Mistral 7B and its successors: Llama with a sliding window."""
+"""Mistral 7B and its successors, and Ministral: Llama with sliding windows."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ from pagefleet.engine.models.family import Family
 from pagefleet.engine.models.parts import attention, gated_mlp, model, pre_norm_layers, rms_norm, with_windows
 from pagefleet.engine.models.rope import read_rope
 
+WINDOW = 4096
+
 
 def read(config: ConfigReader) -> ModelSpec:
     norm = rms_norm(config)
-    attentions = with_windows(config, attention(config, read_rope(config)))
+    attentions = with_windows(config, attention(config, read_rope(config)), WINDOW)
     return model(config, pre_norm_layers(config, attentions, gated_mlp(config), norm), norm)
 
 
-FAMILY = Family(model_types=("mistral",), architectures=("MistralForCausalLM",), read=read)
+FAMILY = Family(
+    model_types=("mistral", "ministral"),
+    architectures=("MistralForCausalLM", "MinistralForCausalLM"),
+    read=read,
+)

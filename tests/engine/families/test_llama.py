@@ -26,6 +26,7 @@ class TestLlama(FamilyChecks):
         "plain": Variant(neighbours={"Qwen2": "q_proj.bias", "Qwen3": "q_norm.weight"}),
         "tied": Variant({"tie_word_embeddings": True}),
         "biased": Variant({"attention_bias": True, "mlp_bias": True}),
+        # Falcon 3: heads wider than usual.
         "head_dim": Variant({"head_dim": 16}),
         "linear": Variant(rope("linear", factor=4.0)),
         "llama3": Variant(LLAMA3),

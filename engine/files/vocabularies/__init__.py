@@ -1,0 +1,4 @@
+"""Tokenizers of vocabularies that are not a tokenizer.json: SentencePiece, tekken and tiktoken files.
+
+Does not know checkpoints, chat templates or the configuration of transformers.
+"""
