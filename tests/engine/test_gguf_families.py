@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from hf_to_gguf import hf_to_gguf
 from safetensors.torch import load_file
 
 from pagefleet.engine.backends.reference import ReferenceBackend
+from pagefleet.engine.errors import ModelLoadError
 from pagefleet.engine.files.json_file import read_json_object
 from pagefleet.engine.files.weight_reader import WeightReader
 from pagefleet.engine.llm import LLM
 from pagefleet.engine.loading.gguf.conversion import convert_gguf
+from pagefleet.engine.loading.gguf.families import FAMILIES
 from pagefleet.engine.models.registry import load_model, native_families
 from pagefleet.engine.sampling.sampling_params import SamplingParams
 
@@ -215,13 +218,23 @@ def assert_loads(folder: Path) -> None:
         load_model(config, WeightReader(folder), ReferenceBackend(torch.device("cpu"), torch.float32))
 
 
-@pytest.mark.parametrize("name", ["llama-llama3", "llama-other-factors", "mixtral", "gpt-oss"])
+IN_MAKE_TEST = ("llama-llama3", "gpt-oss")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=[] if each in IN_MAKE_TEST else [pytest.mark.slow]) for each in CASES]
+)
 def test_the_engine_generates_what_transformers_generates(name, transformers, tmp_path):
     case = CASES[name]
     model = random_model(transformers, case)
     model.save_pretrained(tmp_path / "source")
     hf_to_gguf(tmp_path / "source", tmp_path / "m.gguf", architecture_of(case), **case.metadata)
     options = {"dtype": "float32", "cache_dir": tmp_path / "cache", "num_blocks": 16, "block_size": 4}
+    natives = {each for family in native_families().values() for each in family.architectures}
+    if type(model).__name__ not in natives:
+        with pytest.raises(ModelLoadError, match="not supported"):
+            LLM(model=str(tmp_path / "m.gguf"), **options)
+        return
     llm = LLM(model=str(tmp_path / "m.gguf"), **options)
     prompt = list(range(7, 27))
     [found] = llm.generate([prompt], SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True))
@@ -246,3 +259,10 @@ def test_the_factors_of_llama_3_are_written_as_its_parameters(name, expected, tr
     convert_gguf(tmp_path / "model.gguf", target)
     found = read_json_object(target / "config.json")["rope_parameters"]
     assert expected in (found, found["rope_type"])
+
+
+def test_the_page_lists_all_architectures():
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    [table] = re.findall(r"\| architecture \|.*?\n\n", page, re.DOTALL)
+    names = re.findall(r"`(.*?)`", table)
+    assert sorted(names) == sorted(FAMILIES)

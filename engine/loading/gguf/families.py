@@ -12,7 +12,7 @@ from typing import Any, Final
 from pagefleet.engine.errors import ModelLoadError
 from pagefleet.engine.files.gguf.header import GGUFHeader
 
-__all__ = ["EXPERT", "GGUFFamily", "family_of"]
+__all__ = ["EXPERT", "FAMILIES", "GGUFFamily", "family_of"]
 
 EXPERT: Final = "{expert}"
 """The place of the expert's number in a name: the tensor has one matrix for each expert."""
@@ -229,7 +229,7 @@ _GPT_OSS: Final = GGUFFamily(
     constants={"hidden_act": "silu", "swiglu_limit": 7.0},
     full_attention_interval=2,
 )
-_FAMILIES: Final[Mapping[str, GGUFFamily]] = {
+FAMILIES: Final[Mapping[str, GGUFFamily]] = {
     "llama": _LLAMA,
     "qwen2": _QWEN2,
     "qwen3": _QWEN3,
@@ -253,11 +253,11 @@ _FAMILIES: Final[Mapping[str, GGUFFamily]] = {
 
 def family_of(header: GGUFHeader) -> GGUFFamily:
     """Return the family of a file. Raises ModelLoadError if its architecture is not known."""
-    family = _FAMILIES.get(header.architecture)
+    family = FAMILIES.get(header.architecture)
     if family is None:
         raise ModelLoadError(
             f"The GGUF architecture {header.architecture!r} is not supported; use a model with one of "
-            f"{', '.join(_FAMILIES)}, or the model's safetensors checkpoint."
+            f"{', '.join(FAMILIES)}, or the model's safetensors checkpoint."
         )
     if family is _LLAMA and header.get("expert_count"):
         return _MIXTRAL
