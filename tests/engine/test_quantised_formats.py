@@ -206,6 +206,15 @@ def test_groups_of_compressed_tensors_apply_by_target(tmp_path):
     assert torch.equal(reader.take_linear("a.mlp.gate").dense(), gate)
 
 
+def test_a_single_group_holds_for_names_that_no_target_has(tmp_path):
+    config = compressed("pack-quantized", num_bits=4, group_size=16)
+    config["config_groups"]["group_0"]["targets"] = ["re:model.language_model.layers.*"]
+    parts, expected = written("w4a16-group")
+    save_layers(tmp_path, {"language_model.model.layers.0.up": parts})
+    layer = WeightReader(tmp_path, config).take_linear("language_model.model.layers.0.up")
+    assert np.array_equal(layer.dense().numpy(), expected)
+
+
 def test_gptqs_dynamic_bits_apply_by_name(tmp_path):
     rng = np.random.default_rng(6)
     config = FORMATS["gptq-4"].config | {

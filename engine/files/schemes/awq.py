@@ -19,9 +19,7 @@ from pagefleet.engine.files.schemes.gptq import check_group_size
 from pagefleet.engine.files.schemes.unpacking import (
     check_matrix,
     check_shape,
-    column_groups,
     dequantize,
-    unpack,
 )
 
 _BITS = 4
@@ -51,18 +49,19 @@ class AWQScheme(WeightScheme):
     def dense(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         _, in_features = self.shape(parts)
         values, zeros = _unpack(parts["qweight"]), _unpack(parts["qzeros"])
-        groups = column_groups(in_features, self._size(in_features))
-        return dequantize(values.t(), parts["scales"].t(), zeros.t(), groups)
+        return dequantize(values, parts["scales"].t(), zeros, group_size=self._size(in_features))
 
     def _size(self, in_features: int) -> int:
         return in_features if self.group_size == -1 else self.group_size
 
 
 def _unpack(packed: torch.Tensor) -> torch.Tensor:
-    """Return uint8 [rows, out] of an int32 matrix [rows, out / 8]."""
-    rows, words = packed.shape
-    numbers = unpack(packed, _BITS, words * _PER_WORD).view(rows, words, _PER_WORD)
-    return numbers[:, :, list(_PLACES)].view(rows, words * _PER_WORD)
+    """Return uint8 [out, rows] of an int32 matrix [rows, out / 8]."""
+    words = packed.t().contiguous()
+    numbers = torch.empty(len(words), _PER_WORD, len(packed), dtype=torch.uint8)
+    for feature, place in enumerate(_PLACES):
+        numbers[:, feature] = (words >> (place * _BITS)) & ((1 << _BITS) - 1)
+    return numbers.flatten(0, 1)
 
 
 class AWQ(Quantization):

@@ -36,7 +36,6 @@ class CompressedTensors(Quantization):
     def __init__(self, config: Mapping[str, Any]) -> None:
         for key in ("sparsity_config", "transform_config"):
             _refuse_extension(key, config.get(key))
-        self._ignore = [str(name) for name in config.get("ignore") or ()]
         groups = config.get("config_groups") or {}
         if not isinstance(groups, Mapping) or not all(isinstance(each, Mapping) for each in groups.values()):
             raise ModelLoadError(
@@ -51,11 +50,7 @@ class CompressedTensors(Quantization):
         ]
 
     def scheme_of(self, linear: str, stored: Container[str]) -> WeightScheme:
-        if any(_matches(name, linear) for name in self._ignore):
-            return DENSE
-        scheme = self._quantised(linear)
-        # A layer without scales was skipped by the quantiser.
-        return scheme if f"{linear}.weight_scale" in stored else DENSE
+        return self._quantised(linear) if f"{linear}.weight_scale" in stored else DENSE
 
     def _quantised(self, linear: str) -> WeightScheme:
         """Return the scheme of the most specific target: a name, then a regular expression, then the
@@ -64,7 +59,8 @@ class CompressedTensors(Quantization):
             for group in self._groups:
                 if any(matches(target, linear) for target in group.targets):
                     return group.scheme
-        return DENSE
+        # The targets of multimodal models name modules of transformers, whose tensors have other prefixes.
+        return self._groups[0].scheme if len(self._groups) == 1 else DENSE
 
     def _packing(self, tensor: str) -> Fraction:
         linear, _, part = tensor.rpartition(".")

@@ -17,7 +17,6 @@ from pagefleet.engine.files.schemes.unpacking import (
     block_rows,
     check_matrix,
     check_shape,
-    column_groups,
     dequantize,
     num_words,
     unpack,
@@ -44,15 +43,13 @@ class Granularity:
         zeros: torch.Tensor | None,
         groups: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Return the matrix, float32 [out, in]. `groups` overrides the consecutive groups of input
-        features."""
-        out_features, in_features = values.shape
-        if self.columns is not None and groups is None:
-            groups = column_groups(in_features, self.columns)
+        """Return the matrix, float32 [out, in]. `groups` are those of input features that are not
+        consecutive."""
+        out_features = len(values)
         if self.rows is not None and self.rows > 1:
             scales = block_rows(scales, self.rows, out_features)
             zeros = None if zeros is None else block_rows(zeros, self.rows, out_features)
-        return dequantize(values, scales, zeros, groups)
+        return dequantize(values, scales, zeros, group_size=self.columns, groups=groups)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from pagefleet.engine.files.schemes.unpacking import (
     block_rows,
     check_matrix,
     check_shape,
-    column_groups,
     dequantize,
 )
 
@@ -50,13 +49,13 @@ class FP8Scheme(WeightScheme):
         return out_features, in_features
 
     def dense(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        out_features, in_features = self.shape(parts)
+        out_features, _ = self.shape(parts)
         scales = parts[self.required[1]]
         if self.block is None or not self._has_blocks(parts):
             return dequantize(parts["weight"], scales.reshape(-1, 1))
         rows, columns = self.block
         scales = block_rows(scales, rows, out_features)
-        return dequantize(parts["weight"], scales, groups=column_groups(in_features, columns))
+        return dequantize(parts["weight"], scales, group_size=columns)
 
     def _has_blocks(self, parts: Mapping[str, torch.Tensor]) -> bool:
         scales, out_features = parts[self.required[1]], len(parts["weight"])

@@ -20,7 +20,6 @@ from pagefleet.engine.files.schemes.base import Quantization
 from pagefleet.engine.files.schemes.unpacking import (
     check_matrix,
     check_shape,
-    column_groups,
     dequantize,
     num_words,
     unpack,
@@ -61,13 +60,15 @@ class GPTQScheme(WeightScheme):
         zeros = unpack(parts["qzeros"], self.bits, out_features).t()
         # A zero point of 0 is stored as the largest number.
         zeros = (zeros + self.zero_offset) & ((1 << self.bits) - 1)
-        return dequantize(values, parts["scales"].t(), zeros, self._groups(parts, in_features))
-
-    def _groups(self, parts: Mapping[str, torch.Tensor], in_features: int) -> torch.Tensor:
         # Some writers leave g_idx at zero if the groups are consecutive.
-        if "g_idx" in parts and parts["g_idx"].any():
-            return parts["g_idx"].long()
-        return column_groups(in_features, self._size(in_features))
+        ordered = "g_idx" in parts and bool(parts["g_idx"].any())
+        return dequantize(
+            values,
+            parts["scales"].t(),
+            zeros,
+            group_size=self._size(in_features),
+            groups=parts["g_idx"] if ordered else None,
+        )
 
     def _size(self, in_features: int) -> int:
         return in_features if self.group_size == -1 else self.group_size

@@ -43,10 +43,8 @@ class MXFP4Scheme(WeightScheme):
     def dense(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         out_features, in_features = self.shape(parts)
         blocks = parts["blocks"]
-        values = torch.tensor(_E2M1)
-        dense = torch.empty(*blocks.shape[:2], _BLOCK)
-        dense[:, :, 0::2] = values[(blocks & 15).int()]
-        dense[:, :, 1::2] = values[(blocks >> 4).int()]
+        pairs = torch.tensor([(_E2M1[byte & 15], _E2M1[byte >> 4]) for byte in range(256)])
+        dense = torch.nn.functional.embedding(blocks.int(), pairs).flatten(2)
         scales = parts["scales"].contiguous().view(torch.float8_e8m0fnu).to(torch.float32)
         return dense.mul_(scales.unsqueeze(-1)).view(out_features, in_features)
 

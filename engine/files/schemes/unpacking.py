@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -16,20 +16,32 @@ def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     Number i has the bits from i * bits to (i + 1) * bits - 1 of the row; bit 0 is the lowest of the first
     word.
     """
-    period_words = bits // math.gcd(bits, 32)
-    period = period_words * 32 // bits
-    missing = -packed.shape[1] % period_words
-    words = torch.nn.functional.pad(packed, (0, missing)) if missing else packed
+    numbers = _unpack_words(packed, bits) if 8 % bits else _unpack_bytes(packed, bits)
+    return numbers[:, :count]
+
+
+def _unpack_bytes(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """Each byte contains whole numbers, the first in its lowest bits. Words are little-endian."""
+    row_bytes = packed.contiguous().view(torch.uint8)
+    numbers = torch.empty(*row_bytes.shape, 8 // bits, dtype=torch.uint8)
+    for index in range(8 // bits):
+        numbers[:, :, index] = (row_bytes >> (index * bits)) & ((1 << bits) - 1)
+    return numbers.flatten(1)
+
+
+def _unpack_words(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """32 numbers are in `bits` words. A number may begin in one word and end in the next."""
+    words = torch.nn.functional.pad(packed, (0, -packed.shape[1] % bits))
     numbers = torch.empty(words.shape[0], words.shape[1] * 32 // bits, dtype=torch.uint8)
-    for index in range(period):
+    for index in range(32):
         word, shift = divmod(index * bits, 32)
         # The shift of a negative word fills its upper bits with ones, so they are masked.
-        number = (words[:, word::period_words] >> shift) & ((1 << min(bits, 32 - shift)) - 1)
+        number = (words[:, word::bits] >> shift) & ((1 << min(bits, 32 - shift)) - 1)
         if shift + bits > 32:
-            rest = words[:, word + 1 :: period_words] & ((1 << (shift + bits - 32)) - 1)
+            rest = words[:, word + 1 :: bits] & ((1 << (shift + bits - 32)) - 1)
             number = number | (rest << (32 - shift))
-        numbers[:, index::period] = number.to(torch.uint8)
-    return numbers[:, :count]
+        numbers[:, index::32] = number.to(torch.uint8)
+    return numbers
 
 
 def num_words(count: int, bits: int) -> int:
@@ -37,15 +49,12 @@ def num_words(count: int, bits: int) -> int:
     return math.ceil(count * bits / 32)
 
 
-def column_groups(in_features: int, group_size: int) -> torch.Tensor:
-    """Return the group of each input feature, int64 [in], for groups of consecutive features."""
-    return torch.arange(in_features) // group_size
-
-
 def dequantize(
     values: torch.Tensor,
     scales: torch.Tensor,
     zeros: torch.Tensor | None = None,
+    *,
+    group_size: int | None = None,
     groups: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return (values - zeros) * scales, float32 [out, in].
@@ -53,17 +62,37 @@ def dequantize(
     Args:
         values: integers or float8 [out, in].
         scales, zeros: a row for each output feature or one for all, a column for each group or one for all.
-        groups: the group of each input feature, int64 [in]; None if there is one group.
+        group_size: the input features of a group, which are consecutive; None if there is one group.
+        groups: the group of each input feature [in], if they are not consecutive.
     """
-    dense = values.to(torch.float32)
+    dense = values.to(torch.float32, memory_format=torch.contiguous_format)
+    if groups is not None:
+        consecutive = torch.arange(dense.shape[1]) // (group_size or dense.shape[1])
+        groups = None if torch.equal(groups.long(), consecutive) else groups.long()
     if zeros is not None:
-        dense -= _of_columns(zeros, groups)
-    return dense.mul_(_of_columns(scales, groups))
+        for part, of_part in _grouped(dense, zeros, group_size, groups):
+            part -= of_part
+    for part, of_part in _grouped(dense, scales, group_size, groups):
+        part *= of_part
+    return dense
 
 
-def _of_columns(parameters: torch.Tensor, groups: torch.Tensor | None) -> torch.Tensor:
+def _grouped(
+    dense: torch.Tensor, parameters: torch.Tensor, group_size: int | None, groups: torch.Tensor | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield views of a matrix with the parameters that are broadcast to them."""
     parameters = parameters.to(torch.float32)
-    return parameters if groups is None or parameters.shape[1] == 1 else parameters[:, groups]
+    if group_size is None or parameters.shape[1] == 1:
+        yield dense, parameters
+    elif groups is not None:
+        yield dense, parameters.index_select(1, groups)
+    else:
+        num_groups = dense.shape[1] // group_size
+        whole = num_groups * group_size
+        if num_groups > 0:
+            yield dense[:, :whole].view(len(dense), num_groups, group_size), parameters[:, :num_groups, None]
+        if whole < dense.shape[1]:
+            yield dense[:, whole:], parameters[:, num_groups:]
 
 
 def block_rows(parameters: torch.Tensor, block_size: int, out_features: int) -> torch.Tensor:
@@ -71,9 +100,9 @@ def block_rows(parameters: torch.Tensor, block_size: int, out_features: int) -> 
 
     A single row is for all output features.
     """
-    return (
-        parameters if len(parameters) == 1 else parameters.repeat_interleave(block_size, dim=0)[:out_features]
-    )
+    if len(parameters) == 1:
+        return parameters
+    return parameters.repeat_interleave(block_size, dim=0)[:out_features]
 
 
 def check_shape(parts: Mapping[str, torch.Tensor], name: str, *expected: int) -> None:
