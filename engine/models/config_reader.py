@@ -42,6 +42,13 @@ class ConfigReader:
         usual = {name: self.content[other] for name, other in names.items() if other in self.content}
         return ConfigReader({**self.content, **usual}, self.max_model_len)
 
+    def with_defaults(self, **values: Any) -> ConfigReader:
+        """Return a reader that has `values` for what config.json leaves out.
+
+        Checkpoints leave out what transformers' config class has as a default. A null is kept.
+        """
+        return ConfigReader({**values, **self.content}, self.max_model_len)
+
     def has(self, name: str) -> bool:
         """Return whether the value exists and is not null."""
         return self.content.get(name) is not None

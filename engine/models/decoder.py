@@ -23,6 +23,8 @@ class Decoder:
         self.spec = spec
         self.backend = backend
         self._weights = weights
+        # Models that scale their embeddings are trained with a factor in the dtype of these (Gemma).
+        self._embed_scale = torch.tensor(spec.embed_scale, dtype=backend.dtype).item()
 
     def forward(self, plan: Any, rows: torch.Tensor) -> torch.Tensor:
         """Compute one step; return the hidden states of `rows` of the ragged batch, [len(rows), hidden].
@@ -62,8 +64,8 @@ class Decoder:
     def _embed(self, plan: Any) -> torch.Tensor:
         spec, weights, backend = self.spec, self._weights, self.backend
         hidden = backend.embedding(plan, weights.embedding)
-        if spec.embed_scale != 1.0:
-            hidden = hidden * spec.embed_scale
+        if self._embed_scale != 1.0:
+            hidden = hidden * self._embed_scale
         if weights.project_in is not None:
             hidden = backend.linear(hidden, weights.project_in)
         if spec.positions is not None:

@@ -327,7 +327,7 @@ class DecoderLoader:
     @staticmethod
     def _replaced(name: str, prefix: tuple[str, str]) -> str:
         begin, replacement = prefix
-        return replacement + name.removeprefix(begin) if begin and name.startswith(begin) else name
+        return replacement + name.removeprefix(begin) if name.startswith(begin) else name
 
 
 def _up_rows(spec: MlpSpec) -> list[int]:

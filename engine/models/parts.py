@@ -20,6 +20,9 @@ from pagefleet.engine.models.config_reader import ConfigReader
 from pagefleet.engine.models.rope import longest_context
 
 __all__ = [
+    "FULL",
+    "SLIDING",
+    "alternating",
     "attention",
     "gated_mlp",
     "layer_norm",
@@ -29,6 +32,9 @@ __all__ = [
     "windows",
     "with_windows",
 ]
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""The kinds of `layer_types`."""
 
 
 def rms_norm(config: ConfigReader, *, default: float = 1e-6, unit_offset: bool = False) -> NormSpec:
@@ -65,8 +71,9 @@ def attention(
     return replace(usual, **changes)
 
 
-def gated_mlp(config: ConfigReader, *, bias: bool = False) -> MlpSpec:
-    return MlpSpec(config.integer("intermediate_size"), config.activation(), bias=bias)
+def gated_mlp(config: ConfigReader, *, activation: str | None = None, bias: bool = False) -> MlpSpec:
+    width = config.integer("intermediate_size")
+    return MlpSpec(width, config.activation() if activation is None else activation, bias=bias)
 
 
 def windows(config: ConfigReader, default: int | None = None) -> list[int | None]:
@@ -87,6 +94,30 @@ def windows(config: ConfigReader, default: int | None = None) -> list[int | None
         return [window] * num_layers
     types = config.items("layer_types", num_layers)
     return [window if kind == "sliding_attention" else None for kind in types]
+
+
+def alternating(
+    config: ConfigReader, *, period: int, sliding: AttentionSpec, full: AttentionSpec
+) -> list[AttentionSpec]:
+    """Return the attention of each layer: `sliding` with the sliding window, or `full`.
+
+    Without `layer_types`, every layer whose number is a multiple of the period is full. Older checkpoints
+    give the period as `sliding_window_pattern`.
+    """
+    num_layers = config.integer("num_hidden_layers")
+    period = config.integer("sliding_window_pattern", period)
+    types = [FULL if number % period == 0 else SLIDING for number in range(1, num_layers + 1)]
+    if config.has("layer_types"):
+        types = config.items("layer_types", num_layers)
+    unknown = [each for each in types if each not in (FULL, SLIDING)]
+    if unknown:
+        raise ModelLoadError(
+            f"config.json: the layer type {unknown[0]!r} is not supported, only {FULL} and {SLIDING}; use a "
+            "different model."
+        )
+    if SLIDING in types:
+        sliding = replace(sliding, window=config.integer("sliding_window"))
+    return [sliding if each == SLIDING else full for each in types]
 
 
 def with_windows(

@@ -58,7 +58,7 @@ def read_rope(
     """Return the rotation that config.json describes.
 
     Args:
-        layer_type: the kind of layer, if `rope_parameters` has different values for each.
+        layer_type: the kind of layer, if `rope_parameters` has different values for each kind.
         head_dim: elements of a head. None: from config.json.
         partial: the rotated share of a head, unless config.json has it.
         theta: the base of the frequencies, unless config.json has it.
@@ -108,8 +108,7 @@ def rope_parameters(config: ConfigReader, layer_type: str | None = None) -> dict
     found = content.get("rope_parameters") or content.get("rope_scaling") or {}
     if not isinstance(found, Mapping):
         raise ModelLoadError(f"config.json: rope_scaling must be an object, not {found!r}.")
-    nested = layer_type is not None and isinstance(found.get(layer_type), Mapping)
-    parameters = dict(found[layer_type] if nested else found)
+    parameters = dict(_of_layer_type(found, layer_type))
     parameters.setdefault("rope_type", parameters.get("type", "default"))
     if parameters["rope_type"] == "su":
         # The name of longrope in the first checkpoints of Phi-3.
@@ -118,6 +117,16 @@ def rope_parameters(config: ConfigReader, layer_type: str | None = None) -> dict
         if content.get(key) is not None:
             parameters.setdefault(key, content[key])
     return parameters
+
+
+def _of_layer_type(found: Mapping[str, Any], layer_type: str | None) -> Mapping[str, Any]:
+    """Return the values for one kind of layers. Older checkpoints have one set, for layers without a
+    window."""
+    if layer_type is None:
+        return found
+    if any(isinstance(each, Mapping) for each in found.values()):
+        return found.get(layer_type) or {}
+    return found if layer_type == "full_attention" else {}
 
 
 def _trained_len(config: ConfigReader, parameters: Mapping[str, Any]) -> int:

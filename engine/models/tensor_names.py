@@ -33,8 +33,8 @@ class TensorNames:
     head: str = "lm_head"
     layer: str = "model.layers.{}"
     prefixes: tuple[tuple[str, str], ...] = ()
-    """Other beginnings of all names, as pairs (the name's beginning, its replacement). The first pair with
-    which the embedding is found holds for all names."""
+    """Other beginnings of names, as pairs (the name's beginning, its replacement); "" is the beginning of
+    all. The first pair with which the embedding is found holds for all names."""
     ignored: tuple[str, ...] = ()
     """The beginnings of tensors that are not part of the decoder, such as "model.vision_tower."; "*" stands
     for any text."""

@@ -1,0 +1,28 @@
+"""Gemma 3: Gemma 2 with norms of queries and keys and other rotations in layers with a window; multimodal
+checkpoints."""
+
+import json
+
+import torch
+from family_checks import DIFFERS, FamilyChecks, Variant
+from family_harness import make_config
+from safetensors.torch import load_file, save_file
+
+SLIDING = {"rope_type": "default", "rope_theta": 5e2}
+
+
+def ropes(**full):
+    return {"rope_parameters": {"full_attention": {"rope_theta": 5e3, **full}, "sliding_attention": SLIDING}}
+
+
+class TestGemma3(FamilyChecks):
+    prefix = "Gemma3Text"
+    # Each text is several windows long. Tied models this small repeat one token.
+    options = {"tie_word_embeddings": False, "head_dim": 12, "query_pre_attn_scalar": 5, "sliding_window": 16}
+    variants = {
+        "plain": Variant(
+            {"layer_types": ["sliding_attention", "full_attention"]} | ropes(rope_type="default"),
+            neighbours={"Gemma2": "does not use", "Qwen3": "does not use"},
+        ),
+        "linear": Variant(ropes(rope_type="linear", factor=4.0)),
+    }
