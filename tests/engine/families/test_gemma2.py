@@ -1,6 +1,6 @@
 """Gemma 2: four norms a layer, alternating windows, capped scores and logits."""
 
-from family_checks import DIFFERS, FamilyChecks, Variant
+from family_checks import FamilyChecks, Variant
 
 
 class TestGemma2(FamilyChecks):
@@ -16,7 +16,7 @@ class TestGemma2(FamilyChecks):
         "final_logit_softcapping": 8.0,
     }
     variants = {
-        "plain": Variant(neighbours={"Gemma": "unused", "Gemma3": "q_norm"}),
+        "plain": Variant(neighbours={"Gemma": "does not use", "Gemma3": "q_norm"}),
         "uncapped": Variant({"attn_logit_softcapping": None, "final_logit_softcapping": None}),
         "layer_types": Variant({"layer_types": ["full_attention", "sliding_attention"]}),
         "biased": Variant({"attention_bias": True}),

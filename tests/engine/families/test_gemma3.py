@@ -1,12 +1,8 @@
 """Gemma 3: Gemma 2 with norms of queries and keys and other rotations in layers with a window; multimodal
 checkpoints."""
 
-import json
 
-import torch
-from family_checks import DIFFERS, FamilyChecks, Variant
-from family_harness import make_config
-from safetensors.torch import load_file, save_file
+from family_checks import FamilyChecks, Variant
 
 SLIDING = {"rope_type": "default", "rope_theta": 5e2}
 
