@@ -36,8 +36,8 @@ class TensorNames:
     """Other beginnings of names, as pairs (the name's beginning, its replacement); "" is the beginning of
     all. The first pair with which the embedding is found holds for all names."""
     ignored: tuple[str, ...] = ()
-    """The beginnings of tensors that are not part of the decoder, such as "model.vision_tower."; "*" stands
-    for any text."""
+    """The beginnings of tensors that are not part of the decoder, such as "model.vision_tower."; "*" means
+    any text."""
     ignores_more_layers: bool = False
     """Whether a checkpoint may have layers after the last one, which predict further tokens and are not
     used."""

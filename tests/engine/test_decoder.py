@@ -81,7 +81,7 @@ def test_float64_is_float64_throughout(tiny_checkpoints):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"architectures": ["MixtralForCausalLM"]}, "MixtralForCausalLM"),
+        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM"),
         ({"architectures": None, "model_type": "bert"}, "bert"),
         ({"hidden_act": "mish"}, "hidden_act 'mish' is not supported, only gelu, "),
         ({"rope_parameters": {"rope_type": "spiral"}}, "RoPE scaling 'spiral' is not supported"),
