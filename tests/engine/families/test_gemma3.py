@@ -1,7 +1,6 @@
 """Gemma 3: Gemma 2 with norms of queries and keys and other rotations in layers with a window; multimodal
 checkpoints."""
 
-
 from family_checks import FamilyChecks, Variant
 
 SLIDING = {"rope_type": "default", "rope_theta": 5e2}
