@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 
 from pagefleet.engine.errors import ModelLoadError, UnknownModelError
 from pagefleet.engine.files.weight_files import WEIGHT_FILE, WEIGHT_INDEX, indexed_paths, weight_paths
-from pagefleet.engine.loading.hub_transfer import RemoteFile, fetch_files
+from pagefleet.engine.loading.hub_transfer import RemoteFile, fetch_files, first_line
 
 __all__ = ["download", "find_downloaded"]
 
@@ -48,10 +48,12 @@ def find_downloaded(hub_id: str, revision: str | None = None) -> Path:
     """Return the folder of a model that was downloaded before. Raises UnknownModelError if it was not."""
     folder = _snapshot(hub_id, revision, _SMALL_FILES, local_files_only=True)
     if not _has_weights(folder):
-        raise UnknownModelError(
-            f"{hub_id} has not been downloaded completely; start again, and the download continues."
-        )
+        raise UnknownModelError(_not_downloaded(hub_id))
     return folder
+
+
+def _not_downloaded(hub_id: str) -> str:
+    return f"{hub_id} has not been downloaded, or not completely."
 
 
 def _has_weights(folder: Path) -> bool:
@@ -79,12 +81,26 @@ def _snapshot(
             )
         )
     except LocalEntryNotFoundError as error:
+        if local_files_only:
+            raise UnknownModelError(_not_downloaded(hub_id)) from error
         raise UnknownModelError(
             f"{hub_id} has not been downloaded, and the hub cannot be reached: check the network and "
             "HF_HUB_OFFLINE."
         ) from error
     except (HfHubHTTPError, HFValidationError) as error:
         raise UnknownModelError(_refusal(hub_id, revision, error)) from error
+    # Errors of the disk and of the HTTP client, which differs between versions of huggingface_hub.
+    except Exception as error:
+        raise ModelLoadError(
+            f"{hub_id} cannot be downloaded to {_cache()} ({first_line(error)}): set HF_HOME to a directory "
+            "that this user can write to, and check the network."
+        ) from error
+
+
+def _cache() -> str:
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_CACHE
 
 
 def _no_bar() -> Any:
@@ -107,7 +123,7 @@ def _refusal(hub_id: str, revision: str | None, error: Exception) -> str:
         return f"{hub_id} is not on the hub, or it is private: check the name, or set HF_TOKEN."
     if isinstance(error, RevisionNotFoundError):
         return f"{hub_id} has no revision {revision!r}: give a branch, tag or commit of its repository."
-    return f"{hub_id} cannot be downloaded from the hub: {str(error).splitlines()[0]}"
+    return f"{hub_id} cannot be downloaded from the hub: {first_line(error)}"
 
 
 def _needed_weights(hub_id: str, folder: Path) -> list[RemoteFile]:
@@ -137,7 +153,7 @@ def _list_weights(hub_id: str, commit: str) -> list[RemoteFile]:
 
     try:
         entries = list(HfApi().list_repo_tree(hub_id, revision=commit))
-    # The library raises errors of its HTTP client, which is not the same in all its versions.
+    # Errors of the HTTP client, which differs between versions of huggingface_hub.
     except Exception as error:
         raise UnknownModelError(
             f"{hub_id} has not been downloaded completely, and the hub cannot be reached: check the network "

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from pagefleet.engine.errors import ModelLoadError
 from pagefleet.engine.loading.download_progress import DownloadProgress
 
-__all__ = ["RemoteFile", "fetch_files"]
+__all__ = ["RemoteFile", "fetch_files", "first_line"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,22 +53,21 @@ def fetch_files(hub_id: str, folder: Path, files: Sequence[RemoteFile]) -> None:
     Raises ModelLoadError if the disk is too small or the download fails; what is complete or partial is kept.
     """
     blobs = folder.parents[1] / "blobs"
-    with _only_process(hub_id, blobs):
-        missing = [file for file in files if not (blobs / file.etag).exists()]
-        if not missing:
-            return
-        _check_disk(hub_id, blobs, missing)
-        try:
-            with DownloadProgress(hub_id, sum(file.size for file in missing)) as progress:
-                _fetch_all(_Repository(hub_id, folder.name, blobs), missing, progress)
-        except ModelLoadError:
-            raise
-        # Errors of the disk and of the HTTP client, which differs between versions of huggingface_hub.
-        except Exception as error:
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise ModelLoadError(
-                f"{hub_id} was not downloaded completely ({reason}); start again, and the download continues."
-            ) from error
+    try:
+        with _only_process(hub_id, blobs):
+            _fetch_missing(_Repository(hub_id, folder.name, blobs), files)
+    except ModelLoadError:
+        raise
+    # Errors of the disk and of the HTTP client, which differs between versions of huggingface_hub.
+    except Exception as error:
+        raise ModelLoadError(
+            f"{hub_id} was not downloaded completely ({first_line(error)}); start again, and the download "
+            "continues."
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 @contextmanager
@@ -86,20 +85,29 @@ def _only_process(hub_id: str, blobs: Path) -> Iterator[None]:
         lock.release()
 
 
-def _check_disk(hub_id: str, blobs: Path, files: Sequence[RemoteFile]) -> None:
-    needed = sum(file.size - _size(_partial(blobs, file)) for file in files)
-    free = shutil.disk_usage(blobs).free
-    if needed > free:
-        raise ModelLoadError(
-            f"{hub_id} needs {needed / 1e9:.1f} GB more in {blobs.parents[1]}, which has {free / 1e9:.1f} GB "
-            "free: free disk space, or set HF_HOME to a directory on a larger disk."
-        )
-
-
 class _Repository(NamedTuple):
     hub_id: str
     commit: str
     blobs: Path
+
+
+def _fetch_missing(repository: _Repository, files: Sequence[RemoteFile]) -> None:
+    missing = [file for file in files if not (repository.blobs / file.etag).exists()]
+    if missing:
+        _check_disk(repository, missing)
+        with DownloadProgress(repository.hub_id, sum(file.size for file in missing)) as progress:
+            _fetch_all(repository, missing, progress)
+
+
+def _check_disk(repository: _Repository, files: Sequence[RemoteFile]) -> None:
+    needed = sum(file.size - _size(_partial(repository.blobs, file)) for file in files)
+    free = shutil.disk_usage(repository.blobs).free
+    if needed > free:
+        cache = repository.blobs.parents[1]
+        raise ModelLoadError(
+            f"{repository.hub_id} needs {needed / 1e9:.1f} GB more in {cache}, which has {free / 1e9:.1f} GB "
+            "free: free disk space, or set HF_HOME to a directory on a larger disk."
+        )
 
 
 def _fetch_all(repository: _Repository, files: Sequence[RemoteFile], progress: DownloadProgress) -> None:

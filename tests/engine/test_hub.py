@@ -57,6 +57,7 @@ MODELS = {
 }
 SCRIPT = """
 import json, sys
+from pagefleet.engine.errors import EngineError
 from pagefleet.engine.loading.checkpoint import locate, resolve
 found = []
 for name in sys.argv[1:]:
@@ -67,6 +68,10 @@ for name in sys.argv[1:]:
         found.append([str(path) for path in sorted(folder.iterdir())])
     except Exception as error:
         found.append(f"{type(error).__name__}: {error}")
+        try:
+            found[-1] = str(locate(model, None, revision or None))
+        except EngineError:
+            pass  # What cannot be resolved is not located either.
 print(json.dumps(found))
 """
 NUM_MEGABYTES = 24
@@ -124,9 +129,13 @@ def test_a_model_is_checked_before_its_weights_are_fetched_and_only_what_is_need
     known = ["o/whole", "o/sharded", "o/single"]
     again = file_names(known, tmp_path, HF_ENDPOINT=hub.address)
     assert [again[name] for name in known] == [found[name] for name in known]
+    [weights_of_single] = tmp_path.rglob("weights.safetensors")
+    weights_of_single.unlink()
     offline = file_names([*known, "o/never"], tmp_path, HF_HUB_OFFLINE="1")
-    assert [offline[name] for name in known] == [found[name] for name in known]
-    assert offline["o/never"].startswith("UnknownModelError")
+    assert [offline[name] for name in known[:2]] == [found[name] for name in known[:2]]
+    reason = ", and the hub cannot be reached: check the network and HF_HUB_OFFLINE."
+    assert offline["o/single"] == f"UnknownModelError: o/single has not been downloaded completely{reason}"
+    assert offline["o/never"] == f"UnknownModelError: o/never has not been downloaded{reason}"
 
 
 def test_a_revision_selects_branch_tag_or_commit(tmp_path):
@@ -178,6 +187,15 @@ def test_a_continued_download_is_compared_with_its_checksum(tmp_path):
     assert [Path(found[1]).read_bytes() for found in complete] == [content] * 4
     ranges = [each for name, each in zip(hub.fetched, hub.ranges, strict=True) if name.endswith("tensors")]
     assert ranges == ["bytes=50-", None, None, "bytes=50-"], "o/whole needs no request"
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path):
+    home = tmp_path / "file" / "home"
+    home.parent.write_bytes(b"not a directory")
+    with fake_hub(MODELS) as hub:
+        [error] = resolved(["o/whole"], home, HF_ENDPOINT=hub.address)
+    assert error.startswith(f"ModelLoadError: o/whole cannot be downloaded to {home}/hub ([Errno 20]")
+    assert error.endswith("set HF_HOME to a directory that this user can write to, and check the network.")
 
 
 # -- a download that is killed -------------------------------------------------------------------------
