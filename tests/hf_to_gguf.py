@@ -18,7 +18,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+)\.weight")
-PERMUTED = ("llama", "granite", "smollm3")
+PERMUTED = ("llama", "granite", "mistral3", "smollm3")
 SHIFTED = ("gemma", "gemma2", "gemma3")
 Quantised = dict[str, tuple[np.ndarray, gguf.GGMLQuantizationType]]
 

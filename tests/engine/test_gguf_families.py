@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pagefleet.engine.errors import ModelLoadError
 from pagefleet.engine.files.json_file import read_json_object
 from pagefleet.engine.files.weight_reader import WeightReader
 from pagefleet.engine.llm import LLM
+from pagefleet.engine.loading.gguf import config, families
 from pagefleet.engine.loading.gguf.conversion import convert_gguf
 from pagefleet.engine.loading.gguf.families import FAMILIES
 from pagefleet.engine.models.registry import load_model, native_families
@@ -74,6 +75,12 @@ CASES = {
     "llama-llama3": Case("Llama", rope("llama3", **LLAMA3)),
     "llama-other-factors": Case("Llama", rope("llama3", **LLAMA3 | {"original_max_position_embeddings": 32})),
     "llama-yarn": Case("Llama", rope("yarn", **YARN)),
+    "ministral3": Case(
+        "Ministral3",
+        rope("yarn", **YARN, mscale=1.0, mscale_all_dim=0.5, llama_4_scaling_beta=0.5),
+        {"rope__scaling__yarn_log_multiplier": 0.5, "attention__temperature_scale": 0.5},
+        "mistral3",
+    ),
     "mixtral": Case("Mixtral", {"num_local_experts": 3}, architecture="llama"),
     "qwen2": Case("Qwen2", _TIED | _BY_HEADS),
     "qwen3": Case("Qwen3"),
@@ -177,8 +184,8 @@ def architecture_of(case: Case) -> str:
 def random_model(transformers: Any, case: Case) -> Any:
     torch.manual_seed(0)
     name = "Gemma3Text" if case.family == "Gemma3" else case.family
-    config = getattr(transformers, f"{name}Config")(**(_TINY | case.options))
-    model = getattr(transformers, f"{case.family}ForCausalLM")(config).eval()
+    options = getattr(transformers, f"{name}Config")(**(_TINY | case.options))
+    model = getattr(transformers, f"{case.family}ForCausalLM")(options).eval()
     for parameter in model.parameters():
         # Norms are made as ones and biases as zeros: one that is left out would not be noticed.
         torch.nn.init.normal_(parameter, std=0.3)
@@ -186,6 +193,46 @@ def random_model(transformers: Any, case: Case) -> Any:
 
 
 def test_a_family_becomes_the_checkpoint_that_its_file_was_made_of(case, transformers, tmp_path):
+    check(case, transformers, tmp_path)
+
+
+NEIGHBOURS = {
+    "llama": "qwen2",
+    "ministral3": "llama",
+    "qwen2": "llama",
+    "qwen3": "qwen2",
+    "qwen2moe": "qwen3moe",
+    "qwen3moe": "qwen2moe",
+    "phi3": "glm4",
+    "gemma": "llama",
+    "gemma2": "gemma3",
+    "gemma3": "gemma2",
+    "granite": "llama",
+    "olmo2": "gemma2",
+    "glm4": "phi3",
+    "cohere": "cohere2",
+    "cohere2": "command-r",
+    "starcoder2": "llama",
+    "gpt-oss": "qwen3moe",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NEIGHBOURS)
+def test_a_neighbours_entry_does_not_pass(name, transformers, tmp_path, monkeypatch):
+    """Only the class in transformers is the file's own, the only difference of SmolLM3's entry to Llama's."""
+    architecture = architecture_of(CASES[name])
+    own, neighbour = FAMILIES[architecture], FAMILIES[NEIGHBOURS[name]]
+    named = replace(neighbour, model_type=own.model_type, architecture=own.architecture)
+    monkeypatch.setattr(families, "FAMILIES", {architecture: named})
+    monkeypatch.setattr(
+        config, "_ADJUSTMENTS", {own.model_type: config._ADJUSTMENTS.get(neighbour.model_type)}
+    )
+    with pytest.raises((AssertionError, AttributeError, ModelLoadError, TypeError)):
+        check(CASES[name], transformers, tmp_path)
+
+
+def check(case: Case, transformers: Any, tmp_path: Path) -> None:
     model = random_model(transformers, case)
     source, target = tmp_path / "source", tmp_path / "target"
     model.save_pretrained(source)
@@ -212,10 +259,10 @@ def test_a_family_becomes_the_checkpoint_that_its_file_was_made_of(case, transfo
 
 def assert_loads(folder: Path) -> None:
     """The engine finds all tensors, and no others, if it has the family."""
-    config = read_json_object(folder / "config.json")
+    content = read_json_object(folder / "config.json")
     natives = {each for family in native_families().values() for each in family.model_types}
-    if config["model_type"] in natives:
-        load_model(config, WeightReader(folder), ReferenceBackend(torch.device("cpu"), torch.float32))
+    if content["model_type"] in natives:
+        load_model(content, WeightReader(folder), ReferenceBackend(torch.device("cpu"), torch.float32))
 
 
 IN_MAKE_TEST = ("llama-llama3", "gpt-oss")

@@ -142,6 +142,11 @@ def _cohere(header: GGUFHeader, _config: dict[str, Any]) -> dict[str, Any]:
     return {"use_qk_norm": "blk.0.attn_q_norm.weight" in header.tensors}
 
 
+def _ministral3(header: GGUFHeader, config: dict[str, Any]) -> dict[str, Any]:
+    growth = {"llama_4_scaling_beta": header.get("attention.temperature_scale")}
+    return {"rope_parameters": config["rope_parameters"] | growth}
+
+
 def _gpt_oss(_header: GGUFHeader, config: dict[str, Any]) -> dict[str, Any]:
     return {"rope_parameters": config["rope_parameters"] | {"truncate": False}}
 
@@ -153,4 +158,5 @@ _ADJUSTMENTS: Final[Mapping[str, Callable[[GGUFHeader, dict[str, Any]], dict[str
     "smollm3": _smollm3,
     "cohere": _cohere,
     "gpt_oss": _gpt_oss,
+    "ministral3": _ministral3,
 }

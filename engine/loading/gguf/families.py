@@ -89,6 +89,7 @@ _MIXTRAL: Final = replace(
     },
     keys={"num_local_experts": "expert_count", "num_experts_per_tok": "expert_used_count"},
 )
+_MINISTRAL3: Final = replace(_LLAMA, model_type="ministral3", architecture="Ministral3ForCausalLM")
 _QWEN2: Final = GGUFFamily(
     "qwen2",
     "Qwen2ForCausalLM",
@@ -231,6 +232,7 @@ _GPT_OSS: Final = GGUFFamily(
 )
 FAMILIES: Final[Mapping[str, GGUFFamily]] = {
     "llama": _LLAMA,
+    "mistral3": _MINISTRAL3,
     "qwen2": _QWEN2,
     "qwen3": _QWEN3,
     "qwen2moe": _QWEN2_MOE,
@@ -261,6 +263,9 @@ def family_of(header: GGUFHeader) -> GGUFFamily:
         )
     if family is _LLAMA and header.get("expert_count"):
         return _MIXTRAL
+    if family is _MINISTRAL3 and not header.get("attention.temperature_scale"):
+        # Mistral Small 3, whose text model is Mistral's.
+        return _LLAMA
     if family is _OLMO2 and header.get("attention.sliding_window"):
         return _OLMO3
     return family

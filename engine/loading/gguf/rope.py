@@ -113,6 +113,10 @@ def _yarn(header: GGUFHeader, factor: float) -> dict[str, Any]:
         ),
         "beta_fast": header.get("rope.scaling.yarn_beta_fast"),
         "beta_slow": header.get("rope.scaling.yarn_beta_slow"),
+        "mscale_all_dim": header.get("rope.scaling.yarn_log_multiplier"),
     }
+    if optional["mscale_all_dim"] is not None:
+        # llama.cpp assumes the numerator.
+        optional["mscale"] = 1.0
     found = {key: value for key, value in optional.items() if value is not None}
     return {"rope_type": "yarn", "factor": factor, **found}
