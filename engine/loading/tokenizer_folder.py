@@ -27,10 +27,12 @@ from pagefleet.engine.files.vocabularies.sentencepiece import (
     build_sentencepiece,
 )
 from pagefleet.engine.files.vocabularies.sentencepiece_file import read_sentencepiece
+from pagefleet.engine.files.vocabularies.tekken import read_tekken, tekken_chat_template
 from pagefleet.engine.loading.model_cache import entry_name, get_or_convert
 from pagefleet.engine.text.added_tokens import (
     ADDED_TOKENS,
     add_sequence_ends,
+    begins_with_bos,
     read_added_tokens,
     sequence_ends,
 )
@@ -39,11 +41,13 @@ from pagefleet.engine.text.template_files import (
     TEMPLATE,
     TEMPLATE_FOLDER,
     TOKENIZER_CONFIG,
+    read_chat_templates,
     read_special_tokens,
 )
 
 __all__ = ["tokenizer_folder"]
 
+TEKKEN: Final = "tekken.json"
 SENTENCEPIECE: Final = "tokenizer.model"
 _CONVERSION: Final = "1"
 """The version of the conversions; to be increased if their output changes."""
@@ -69,6 +73,8 @@ def tokenizer_folder(folder: Path, cache_dir: Path) -> Path:
 
 def _conversion(folder: Path) -> tuple[tuple[str, ...], Callable[[Path], None]]:
     """Return the names of the vocabulary's files, and the function that writes the converted folder."""
+    if (folder / TEKKEN).is_file():
+        return (TEKKEN,), lambda target: _write_tekken(folder, target)
     if (folder / SENTENCEPIECE).is_file():
         return (SENTENCEPIECE,), lambda target: _write_sentencepiece(folder, target)
     names = ("vocab.json", "merges.txt")
@@ -89,6 +95,19 @@ def _convert_with_transformers(folder: Path, target: Path) -> None:
     if result.returncode != 0:
         reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
         raise ModelLoadError(f"{folder} cannot be converted: {reason}")
+
+
+def _write_tekken(folder: Path, target: Path) -> None:
+    """Convert tekken.json. If the folder has no chat template, it gets that of mistral-common."""
+    file = read_tekken(folder / TEKKEN)
+    config = read_optional_json_object(folder / TOKENIZER_CONFIG)
+    defaults = {name: token for name, token in file.special_tokens.items() if name not in config}
+    named = {**defaults, **read_special_tokens(folder)}
+    add_sequence_ends(file.tokenizer, *sequence_ends(config, named, with_bos=True))
+    file.tokenizer.save(str(target / "tokenizer.json"))
+    if not read_chat_templates(folder, {}) and (template := tekken_chat_template(folder / TEKKEN)):
+        defaults["chat_template"] = template
+    _write_configuration(folder, target, defaults)
 
 
 def _write_sentencepiece(folder: Path, target: Path) -> None:
@@ -117,7 +136,8 @@ def _write_sentencepiece(folder: Path, target: Path) -> None:
     _add_tokens(tokenizer, model, added)
     defaults = {name: token for name, token in file.special_tokens.items() if name not in config}
     named = {**defaults, **read_special_tokens(folder)}
-    add_sequence_ends(tokenizer, *sequence_ends(config, named))
+    ends = sequence_ends(config, named, with_bos=begins_with_bos(config))
+    add_sequence_ends(tokenizer, *ends)
     tokenizer.save(str(target / "tokenizer.json"))
     _write_configuration(folder, target, defaults)
 

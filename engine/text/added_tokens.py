@@ -12,7 +12,7 @@ from pagefleet.engine.errors import ModelLoadError
 from pagefleet.engine.files.json_file import read_optional_json_object
 from pagefleet.engine.text.template_files import SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG, read_special_tokens
 
-__all__ = ["ADDED_TOKENS", "add_sequence_ends", "read_added_tokens", "sequence_ends"]
+__all__ = ["ADDED_TOKENS", "add_sequence_ends", "begins_with_bos", "read_added_tokens", "sequence_ends"]
 
 ADDED_TOKENS: Final = "added_tokens.json"
 _FLAGS: Final = ("lstrip", "rstrip", "single_word")
@@ -42,15 +42,22 @@ def read_added_tokens(folder: Path) -> dict[int, AddedToken]:
         ) from error
 
 
-def sequence_ends(config: Mapping[str, Any], named: Mapping[str, str]) -> tuple[str | None, str | None]:
+def begins_with_bos(config: Mapping[str, Any]) -> bool:
+    """Return whether the tokenizer class begins a text with BOS if `add_bos_token` is not given."""
+    name = config.get("tokenizer_class")
+    return (name.removesuffix("Fast") if isinstance(name, str) else None) in _CLASSES_WITH_BOS
+
+
+def sequence_ends(
+    config: Mapping[str, Any], named: Mapping[str, str], *, with_bos: bool
+) -> tuple[str | None, str | None]:
     """Return the tokens before and after each text, for a vocabulary that does not say so.
 
     Args:
-        config: the content of tokenizer_config.json: `add_bos_token`, `add_eos_token`, `tokenizer_class`.
+        config: the content of tokenizer_config.json: `add_bos_token` and `add_eos_token`.
         named: the special tokens by name.
+        with_bos: whether a text begins with BOS if `config` does not say so.
     """
-    name = config.get("tokenizer_class")
-    with_bos = (name.removesuffix("Fast") if isinstance(name, str) else None) in _CLASSES_WITH_BOS
     return (
         named.get("bos_token") if config.get("add_bos_token", with_bos) else None,
         named.get("eos_token") if config.get("add_eos_token", False) else None,

@@ -16,9 +16,15 @@ from typing import TYPE_CHECKING, Any, Final
 import tokenizers
 
 from pagefleet.engine.errors import InvalidRequestError, ModelLoadError
-from pagefleet.engine.files.json_file import read_json_object
+from pagefleet.engine.files.json_file import read_json_object, read_optional_json_object
+from pagefleet.engine.files.vocabularies.byte_ranks import byte_alphabet
+from pagefleet.engine.text.added_tokens import add_sequence_ends, sequence_ends
 from pagefleet.engine.text.chat_template import ChatTemplate
-from pagefleet.engine.text.template_files import read_chat_templates, read_special_tokens
+from pagefleet.engine.text.template_files import (
+    TOKENIZER_CONFIG,
+    read_chat_templates,
+    read_special_tokens,
+)
 from pagefleet.engine.text.tokenizer import TokenDecoder, Tokenizer
 
 if TYPE_CHECKING:
@@ -60,6 +66,7 @@ class HFTokenizer(Tokenizer):
         self._added = {token_id: token.content.encode("utf-8") for token_id, token in added.items()}
         self._is_byte_level = _is_byte_level(read_json_object(path).get("decoder"))
         special_tokens = read_special_tokens(folder)
+        self._add_sequence_ends(folder, special_tokens)
         self._eos_token = special_tokens.get("eos_token")
         if chat_template is None:
             templates = read_chat_templates(folder, special_tokens)
@@ -67,6 +74,12 @@ class HFTokenizer(Tokenizer):
             templates = {"default": ChatTemplate(chat_template, special_tokens)}
         self._chat_template = templates.get("default")
         self._tool_template = templates.get("tool_use", self._chat_template)
+
+    def _add_sequence_ends(self, folder: Path, special_tokens: Mapping[str, str]) -> None:
+        """Honour `add_bos_token` and `add_eos_token` if tokenizer.json adds no tokens to a text."""
+        if self._tokenizer.num_special_tokens_to_add(False) == 0:
+            config = read_optional_json_object(folder / TOKENIZER_CONFIG)
+            add_sequence_ends(self._tokenizer, *sequence_ends(config, special_tokens, with_bos=False))
 
     @property
     def vocab_size(self) -> int:
@@ -236,14 +249,7 @@ class _WindowDecoder(TokenDecoder):
         return self._tokenizer.decode(self._window, skip_special_tokens=False)[len(context) :]
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """Return GPT-2's alphabet: printable bytes are themselves, the others follow in order from U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(0x100) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTES = _byte_alphabet()
+_BYTES = byte_alphabet()
 
 
 def _bytes_of(token: str) -> bytes:

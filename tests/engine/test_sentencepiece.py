@@ -284,7 +284,7 @@ from pathlib import Path
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name == {missing!r}:
-            raise ModuleNotFoundError(name)
+            raise ModuleNotFoundError(name, name=name)
 sys.meta_path.insert(0, Blocker())
 from pagefleet.engine.errors import MissingDependencyError
 from pagefleet.engine.loading.tokenizer_folder import tokenizer_folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -55,16 +54,12 @@ def read_sentencepiece(path: Path) -> SentencePieceFile:
 
 
 def _parse(path: Path) -> Any:
-    for module, package in (("sentencepiece", "sentencepiece"), ("google.protobuf", "protobuf")):
-        try:
-            found = importlib.util.find_spec(module)
-        except ModuleNotFoundError:
-            found = None
-        if found is None:
-            raise MissingDependencyError(package, install_command(package))
-    from google.protobuf.message import DecodeError
-    from sentencepiece import sentencepiece_model_pb2
-
+    try:
+        from google.protobuf.message import DecodeError
+        from sentencepiece import sentencepiece_model_pb2
+    except ModuleNotFoundError as error:
+        package = "sentencepiece" if error.name == "sentencepiece" else "protobuf"
+        raise MissingDependencyError(package, install_command(package)) from error
     proto = sentencepiece_model_pb2.ModelProto()
     try:
         proto.ParseFromString(path.read_bytes())
