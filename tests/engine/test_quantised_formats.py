@@ -305,6 +305,28 @@ def test_parts_that_do_not_match_are_refused(name, part, reason, tmp_path):
         WeightReader(tmp_path, FORMATS[name].config).take_linear("up")
 
 
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("gptq-4", "scales"), ("fp8-blocks", "weight_scale_inv"), ("w4a16-group", "weight_scale")],
+)
+def test_scales_that_are_integers_are_refused(name, part, tmp_path):
+    """As some versions of fp8 have: exponents in bytes."""
+    parts, _ = written(name)
+    parts[part] = parts[part].to(torch.uint8)
+    save_layers(tmp_path, {"up": parts})
+    with pytest.raises(ModelLoadError, match=f"up: {part} has the dtype torch.uint8"):
+        WeightReader(tmp_path, FORMATS[name].config).take_linear("up")
+
+
+@pytest.mark.parametrize(("name", "part"), [("gptq-4", "g_idx"), ("w4a16-act-order", "weight_g_idx")])
+def test_a_group_that_does_not_exist_is_refused(name, part, tmp_path):
+    parts, _ = written(name)
+    parts[part][5] = 7
+    save_layers(tmp_path, {"up": parts})
+    with pytest.raises(ModelLoadError, match=f"up: {part} contains the group 7, but there are 3 groups"):
+        WeightReader(tmp_path, FORMATS[name].config).take_linear("up")
+
+
 @pytest.mark.parametrize("name", ["fp8-tensor", "int8-channel"])
 def test_quantised_weights_without_scales_are_refused(name, tmp_path):
     """Read as they are, they would be weights a hundred times too large."""
@@ -317,7 +339,8 @@ def test_quantised_weights_without_scales_are_refused(name, tmp_path):
 
 def test_the_page_has_every_method():
     page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
-    rows = set(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE))
+    section = page.split("## Quantised safetensors")[1].split("\n## ")[0]
+    rows = set(re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE))
     with pytest.raises(ModelLoadError) as refusal:
         check_quantization({"quantization_config": {"quant_method": "none"}})
     assert rows - {"quant_method"} == set(

@@ -17,6 +17,7 @@ from pagefleet.engine.files.linear_weights import DENSE, WeightScheme
 from pagefleet.engine.files.schemes.base import Quantization
 from pagefleet.engine.files.schemes.gptq import check_group_size
 from pagefleet.engine.files.schemes.unpacking import (
+    check_floats,
     check_matrix,
     check_shape,
     dequantize,
@@ -43,6 +44,7 @@ class AWQScheme(WeightScheme):
         in_features, words = check_matrix(parts, "qweight", torch.int32).shape
         num_groups = -(-in_features // self._size(in_features))
         check_shape(parts, "qzeros", num_groups, words)
+        check_floats(parts, "scales")
         check_shape(parts, "scales", num_groups, words * _PER_WORD)
         return words * _PER_WORD, in_features
 

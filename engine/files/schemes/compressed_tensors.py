@@ -15,6 +15,8 @@ from pagefleet.engine.files.linear_weights import WeightScheme
 from pagefleet.engine.files.schemes.fp8 import FLOAT8
 from pagefleet.engine.files.schemes.unpacking import (
     block_rows,
+    check_floats,
+    check_groups,
     check_matrix,
     check_shape,
     dequantize,
@@ -107,7 +109,7 @@ class PackedScheme(WeightScheme):
             packed = parts["weight_zero_point"].dtype == torch.int32
             check_shape(parts, "weight_zero_point", num_words(rows, self.bits) if packed else rows, columns)
         if "weight_g_idx" in parts:
-            check_shape(parts, "weight_g_idx", in_features)
+            check_groups(parts, "weight_g_idx", in_features, columns)
         return out_features, in_features
 
     def dense(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -136,6 +138,7 @@ class PackedScheme(WeightScheme):
 def _check_grids(parts: Mapping[str, torch.Tensor], grid: tuple[int, int]) -> None:
     """Raise ModelLoadError if scales or zero points do not fit the matrix. One-dimensional ones may be
     [rows]."""
+    check_floats(parts, "weight_scale")
     for name in ("weight_scale", "weight_zero_point"):
         if name not in parts:
             continue

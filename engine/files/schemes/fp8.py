@@ -17,6 +17,7 @@ from pagefleet.engine.files.linear_weights import DENSE, WeightScheme
 from pagefleet.engine.files.schemes.base import Quantization
 from pagefleet.engine.files.schemes.unpacking import (
     block_rows,
+    check_floats,
     check_matrix,
     check_shape,
     dequantize,
@@ -42,6 +43,7 @@ class FP8Scheme(WeightScheme):
 
     def shape(self, parts: Mapping[str, torch.Tensor]) -> tuple[int, int]:
         out_features, in_features = check_matrix(parts, "weight", *FLOAT8).shape
+        check_floats(parts, self.required[1])
         if not self._has_blocks(parts):
             return out_features, in_features
         rows, columns = self.block or (1, in_features)

@@ -18,6 +18,8 @@ from pagefleet.engine.errors import ModelLoadError
 from pagefleet.engine.files.linear_weights import DENSE, WeightScheme
 from pagefleet.engine.files.schemes.base import Quantization
 from pagefleet.engine.files.schemes.unpacking import (
+    check_floats,
+    check_groups,
     check_matrix,
     check_shape,
     dequantize,
@@ -48,10 +50,11 @@ class GPTQScheme(WeightScheme):
         words, out_features = check_matrix(parts, "qweight", torch.int32).shape
         in_features = words * 32 // self.bits
         num_groups = -(-in_features // self._size(in_features))
+        check_floats(parts, "scales")
         check_shape(parts, "scales", num_groups, out_features)
         check_shape(parts, "qzeros", num_groups, num_words(out_features, self.bits))
         if "g_idx" in parts:
-            check_shape(parts, "g_idx", in_features)
+            check_groups(parts, "g_idx", in_features, num_groups)
         return out_features, in_features
 
     def dense(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -61,7 +64,7 @@ class GPTQScheme(WeightScheme):
         # A zero point of 0 is stored as the largest number.
         zeros = (zeros + self.zero_offset) & ((1 << self.bits) - 1)
         # Some writers leave g_idx at zero if the groups are consecutive.
-        ordered = "g_idx" in parts and bool(parts["g_idx"].any())
+        ordered = "g_idx" in parts and bool((parts["g_idx"] > 0).any())
         return dequantize(
             values,
             parts["scales"].t(),

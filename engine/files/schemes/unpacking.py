@@ -114,6 +114,25 @@ def check_shape(parts: Mapping[str, torch.Tensor], name: str, *expected: int) ->
         )
 
 
+def check_floats(parts: Mapping[str, torch.Tensor], name: str) -> None:
+    """Raise ModelLoadError if a stored tensor does not contain floating point numbers."""
+    if not parts[name].is_floating_point():
+        raise ModelLoadError(
+            f"{name} has the dtype {parts[name].dtype}, but scales must be floating point numbers; use a "
+            "different checkpoint."
+        )
+
+
+def check_groups(parts: Mapping[str, torch.Tensor], name: str, num_features: int, num_groups: int) -> None:
+    """Raise ModelLoadError if a stored tensor does not have a group for each input feature."""
+    check_shape(parts, name, num_features)
+    if (largest := int(parts[name].max())) >= num_groups:
+        raise ModelLoadError(
+            f"{name} contains the group {largest}, but there are {num_groups} groups; download the model "
+            "again."
+        )
+
+
 def check_matrix(parts: Mapping[str, torch.Tensor], name: str, *dtypes: torch.dtype) -> torch.Tensor:
     """Return a stored matrix. Raise ModelLoadError if it has another number of dimensions or dtype."""
     tensor = parts[name]
