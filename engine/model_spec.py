@@ -231,6 +231,8 @@ class ModelSpec:
     logit_scale: float = 1.0
     """The factor of the logits."""
     logit_soft_cap: float | None = None
+    source: str = ""
+    """The library whose code computes everything but the attention, with its version; "" for the engine."""
 
     @property
     def kv_windows(self) -> tuple[int | None, ...]:
@@ -244,9 +246,10 @@ class ModelSpec:
 
     @property
     def variant(self) -> str:
-        """What `max_model_len` chose in the model, for the fingerprint; "" if nothing."""
+        """What else the tokens depend on, for the fingerprint: what `max_model_len` chose, and `source`."""
         ropes = (layer.attention.rope for layer in self.layers)
-        return " ".join(sorted({rope.variant for rope in ropes if rope is not None and rope.variant}))
+        chosen = sorted({rope.variant for rope in ropes if rope is not None and rope.variant})
+        return " ".join(filter(None, [self.source, *chosen]))
 
     @property
     def context_weight(self) -> float:

@@ -152,6 +152,10 @@ class Backend(ABC, Generic[PlanT, WeightT]):
     def begin_step(self, batch: RaggedBatch) -> PlanT:
         """Return what the layers of a step share: positions, slots, gather indices, masks, angles."""
 
+    @abstractmethod
+    def tokens(self, plan: PlanT) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the token ids and the positions of the step, each int64 [T]."""
+
     # -- the operations -------------------------------------------------------------------------------
 
     @abstractmethod

@@ -88,6 +88,9 @@ class ReferenceBackend(Backend[ReferencePlan, PackedLinear]):
     def begin_step(self, batch: RaggedBatch) -> ReferencePlan:
         return self._planner.plan(batch)
 
+    def tokens(self, plan: ReferencePlan) -> tuple[torch.Tensor, torch.Tensor]:
+        return plan.token_ids, plan.positions
+
     def embedding(self, plan: ReferencePlan, table: torch.Tensor) -> torch.Tensor:
         return F.embedding(plan.token_ids, table)
 

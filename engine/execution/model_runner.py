@@ -21,7 +21,7 @@ from pagefleet.engine.execution.logprobs import PromptRows, prompt_rows, token_l
 from pagefleet.engine.execution.token_masks import TokenMasks
 from pagefleet.engine.execution.verification import logit_rows, sampling_rows, verify
 from pagefleet.engine.model_spec import ModelSpec
-from pagefleet.engine.models.decoder import Decoder
+from pagefleet.engine.models.model import Model
 from pagefleet.engine.models.model_source import ModelSource
 from pagefleet.engine.outputs import Sampled, TokenLogprobs
 from pagefleet.engine.sampling.sampler import Sampler
@@ -45,7 +45,7 @@ class ModelRunner(Executor):
 
     def __init__(self, source: ModelSource, eos_token_ids: tuple[int, ...] = ()) -> None:
         self._source = source
-        self._loaded: Decoder | None = source.load()
+        self._loaded: Model | None = source.load()
         self._num_blocks: Sequence[int] = ()
         self._block_size = 0
         self.sampler = Sampler()
@@ -140,12 +140,12 @@ class ModelRunner(Executor):
         self._loaded = None
 
     @property
-    def _model(self) -> Decoder:
+    def _model(self) -> Model:
         assert self._loaded is not None, "closed or asleep"
         return self._loaded
 
     def _forward(self, batch: RaggedBatch, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Return the hidden states of these rows of the batch, for `Decoder.logits`: [len(rows), hidden]."""
+        """Return the hidden states of these rows of the batch, for `Model.logits`: [len(rows), hidden]."""
         plan = self._model.backend.begin_step(batch)
         return self._model.forward(plan, torch.from_numpy(rows).to(self.device))
 

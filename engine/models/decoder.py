@@ -12,12 +12,13 @@ import torch
 from pagefleet.engine.backends.base import Backend, MoeWeights, Normed, NormWeights
 from pagefleet.engine.model_spec import ModelSpec
 from pagefleet.engine.models.decoder_loader import DecoderLayer, DecoderWeights, LatentWeights
+from pagefleet.engine.models.model import Model
 
 __all__ = ["Decoder"]
 
 
-class Decoder:
-    """A loaded model: computes hidden states and logits from token ids. The backend owns the KV cache."""
+class Decoder(Model):
+    """The model of all native families."""
 
     def __init__(self, spec: ModelSpec, weights: DecoderWeights, backend: Backend[Any, Any]) -> None:
         self.spec = spec
@@ -27,11 +28,7 @@ class Decoder:
         self._embed_scale = torch.tensor(spec.embed_scale, dtype=backend.dtype).item()
 
     def forward(self, plan: Any, rows: torch.Tensor) -> torch.Tensor:
-        """Compute one step; return the hidden states of `rows` of the ragged batch, [len(rows), hidden].
-
-        `plan` is the result of the backend's `begin_step`. The keys and values of all tokens are written to
-        the KV cache.
-        """
+        """See `Model.forward`. The states are the last hidden ones: [len(rows), hidden]."""
         backend, weights = self.backend, self._weights
         residual = self._embed(plan)
         hidden: torch.Tensor | None = None
@@ -54,7 +51,6 @@ class Decoder:
         return hidden if weights.project_out is None else backend.linear(hidden, weights.project_out)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the logits [N, vocab] of hidden states [N, hidden] that `forward` returned, N >= 1."""
         logits = self.backend.logits(hidden, self._weights.head)
         if self.spec.logit_scale != 1.0:
             logits = logits * self.spec.logit_scale

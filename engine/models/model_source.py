@@ -10,9 +10,7 @@ from typing import Any
 import torch
 
 from pagefleet.engine.backends.reference import ReferenceBackend
-from pagefleet.engine.files.schemes.registry import quantization_config
-from pagefleet.engine.files.weight_reader import WeightReader
-from pagefleet.engine.models.decoder import Decoder
+from pagefleet.engine.models.model import Model
 from pagefleet.engine.models.registry import load_model
 
 
@@ -28,12 +26,7 @@ class ModelSource:
     """The context length that the user wants, in tokens. None: the model's."""
 
     @torch.inference_mode()
-    def load(self) -> Decoder:
-        """Load the weights; return the decoder. Raises ModelLoadError."""
+    def load(self) -> Model:
+        """Load the weights; return the model. Raises ModelLoadError."""
         backend = ReferenceBackend(self.device, self.dtype)
-        return load_model(
-            self.config,
-            WeightReader(self.folder, quantization_config(self.config)),
-            backend,
-            self.max_model_len,
-        )
+        return load_model(self.config, self.folder, backend, self.max_model_len)

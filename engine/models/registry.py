@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
 from pagefleet.engine.backends.base import Backend
 from pagefleet.engine.errors import ModelLoadError
-from pagefleet.engine.files.schemes.registry import check_quantization
+from pagefleet.engine.files.schemes.registry import check_quantization, quantization_config
 from pagefleet.engine.files.weight_reader import WeightReader
 from pagefleet.engine.model_spec import ModelSpec
 from pagefleet.engine.models import families
@@ -19,6 +20,7 @@ from pagefleet.engine.models.config_reader import ConfigReader
 from pagefleet.engine.models.decoder import Decoder
 from pagefleet.engine.models.decoder_loader import DecoderLoader
 from pagefleet.engine.models.family import Family
+from pagefleet.engine.models.model import Model
 
 __all__ = ["check_supported", "find_family", "load_model", "native_families", "read_spec"]
 
@@ -30,24 +32,23 @@ def native_families() -> Mapping[str, Family]:
     return {name: import_module(f"{families.__name__}.{name}").FAMILY for name in names}
 
 
-def find_family(config: Mapping[str, Any]) -> Family:
-    """Return the family of a config.json. Raises ModelLoadError if there is none."""
+def find_family(config: Mapping[str, Any]) -> Family | None:
+    """Return the native family of a config.json, or None. Raises ModelLoadError if it names no
+    architecture."""
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise ModelLoadError(f"config.json: architectures must be a list of names, not {architectures!r}.")
     model_type = config.get("model_type")
+    if not architectures and not isinstance(model_type, str):
+        raise ModelLoadError(
+            "config.json has neither architectures nor model_type; use the checkpoint of a decoder model."
+        )
     for family in native_families().values():
-        if (
-            set(architectures) & set(family.architectures)
-            if architectures
-            else model_type in family.model_types
-        ):
+        if set(architectures) & set(family.architectures):
             return family
-    supported = sorted(name for family in native_families().values() for name in family.architectures)
-    raise ModelLoadError(
-        f"config.json: architecture {(architectures or ['unknown'])[0]!r} (model_type {model_type!r}) is not "
-        f"supported; use a model with one of {', '.join(supported)}."
-    )
+        if not architectures and model_type in family.model_types:
+            return family
+    return None
 
 
 def read_spec(config: Mapping[str, Any], max_model_len: int | None = None) -> ModelSpec:
@@ -59,6 +60,11 @@ def read_spec(config: Mapping[str, Any], max_model_len: int | None = None) -> Mo
     Raises ModelLoadError if the architecture or a feature is not supported, or a value is missing or invalid.
     """
     family = find_family(config)
+    if family is None:
+        # Imports transformers, which takes seconds.
+        from pagefleet.engine.models.fallback_probe import probe
+
+        return probe(config, max_model_len)
     reader = ConfigReader(config, max_model_len)
     return family.read(reader.part(family.text_config) if family.text_config else reader)
 
@@ -71,13 +77,23 @@ def check_supported(config: Mapping[str, Any]) -> None:
 
 def load_model(
     config: Mapping[str, Any],
-    weights: WeightReader,
+    folder: Path,
     backend: Backend[Any, Any],
     max_model_len: int | None = None,
-) -> Decoder:
-    """Return the model that config.json describes, with weights packed by `backend`.
+) -> Model:
+    """Return the model in `folder` that `config` describes, with weights packed by `backend`.
 
     Raises ModelLoadError if the architecture or a feature is not supported, or the weights do not match.
     """
-    spec = read_spec(config, max_model_len)
-    return Decoder(spec, DecoderLoader(spec, find_family(config).names, weights, backend).load(), backend)
+    family, quantization = find_family(config), quantization_config(config)
+    if family is None:
+        if quantization is not None:
+            raise ModelLoadError(
+                f"config.json: quantised weights are not supported for {config.get('architectures')}, which "
+                "runs with the code of transformers; use its weights in bfloat16."
+            )
+        from pagefleet.engine.models.fallback import TransformersModel
+
+        return TransformersModel(config, folder, backend, max_model_len)
+    spec, reader = read_spec(config, max_model_len), WeightReader(folder, quantization)
+    return Decoder(spec, DecoderLoader(spec, family.names, reader, backend).load(), backend)

@@ -33,7 +33,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def load_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     backend = ReferenceBackend(torch.device("cpu"), dtype)
-    model = load_model(read_json(folder / "config.json"), WeightReader(folder), backend)
+    model = load_model(read_json(folder / "config.json"), folder, backend)
     backend.allocate_kv_cache(model.spec, [64] * len(model.spec.kv_windows), BLOCK_SIZE)
     return model
 
@@ -81,7 +81,11 @@ def test_float64_is_float64_throughout(tiny_checkpoints):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM"),
+        (
+            {"architectures": ["UnknownForCausalLM"], "model_type": "unknown"},
+            "UnknownForCausalLM.* does not know model_type",
+        ),
+        ({"architectures": ["MambaForCausalLM"]}, "model_type 'llama' has the architecture LlamaForCausalLM"),
         ({"architectures": None, "model_type": "bert"}, "bert"),
         ({"hidden_act": "mish"}, "hidden_act 'mish' is not supported, only gelu, "),
         ({"rope_parameters": {"rope_type": "spiral"}}, "RoPE scaling 'spiral' is not supported"),
@@ -102,7 +106,7 @@ def test_what_the_decoder_cannot_do_is_refused_in_a_sentence(tiny_checkpoints, c
     folder = tiny_checkpoints["llama"]
     config = read_json(folder / "config.json") | change
     with pytest.raises(ModelLoadError, match=sentence):
-        load_model(config, WeightReader(folder), ReferenceBackend(torch.device("cpu"), torch.float32))
+        load_model(config, folder, ReferenceBackend(torch.device("cpu"), torch.float32))
 
 
 def test_a_config_without_a_needed_field_is_refused(tiny_checkpoints):
@@ -200,4 +204,4 @@ def test_a_tensor_that_is_missing_is_named(tiny_checkpoints, tmp_path, checkpoin
     with pytest.raises(
         ModelLoadError, match=rf"has no tensor .*{kind}.*\({len(weights) - len(left)} tensors"
     ):
-        load_model(config, WeightReader(tmp_path), ReferenceBackend(torch.device("cpu"), torch.float32))
+        load_model(config, tmp_path, ReferenceBackend(torch.device("cpu"), torch.float32))

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from pagefleet.engine.backends.reference import ReferenceBackend
 from pagefleet.engine.errors import ModelLoadError
 from pagefleet.engine.files.json_file import read_json_object
-from pagefleet.engine.files.weight_reader import WeightReader
 from pagefleet.engine.llm import LLM
 from pagefleet.engine.loading.gguf import config, families
 from pagefleet.engine.loading.gguf.conversion import convert_gguf
@@ -262,7 +261,7 @@ def assert_loads(folder: Path) -> None:
     content = read_json_object(folder / "config.json")
     natives = {each for family in native_families().values() for each in family.model_types}
     if content["model_type"] in natives:
-        load_model(content, WeightReader(folder), ReferenceBackend(torch.device("cpu"), torch.float32))
+        load_model(content, folder, ReferenceBackend(torch.device("cpu"), torch.float32))
 
 
 IN_MAKE_TEST = ("llama-llama3", "gpt-oss")

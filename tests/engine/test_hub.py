@@ -111,7 +111,10 @@ def test_a_model_is_checked_before_its_weights_are_fetched_and_only_what_is_need
     assert found["o/sharded"] == sorted([*small, *SHARDS, "model.safetensors.index.json"])
     assert found["o/single"] == [*small, "weights.safetensors"]
     assert "several weight files" in found["o/several"]
-    assert "'MambaForCausalLM' (model_type 'mamba') is not supported" in found["o/foreign"]
+    assert (
+        "'MambaForCausalLM' is not supported: it has layers of the kind linear_attention"
+        in found["o/foreign"]
+    )
     assert "quantization_config with the method 'bitsandbytes' is not" in found["o/quantised"]
     assert found["o/own-code"] == sorted([*small, "model.safetensors"])
     assert found["o/only-code"].startswith("UnsafeCheckpointError: o/only-code: ")

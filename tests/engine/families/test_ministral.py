@@ -21,7 +21,7 @@ class TestMinistral(FamilyChecks):
             {"sliding_window": 16, "layer_types": ["full_attention", "sliding_attention"]},
             neighbours={"Llama": DIFFERS},
         ),
-        "full": Variant({"sliding_window": None}),
+        "full": Variant({"layer_types": ["full_attention", "full_attention"]}),
     }
 
 
