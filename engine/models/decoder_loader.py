@@ -255,12 +255,14 @@ class DecoderLoader:
     def _stacked_experts(
         self, root: str, field: str, layer: LayerSpec, rows: Sequence[int], num_columns: int
     ) -> list[Any]:
-        """Pack one field of the experts, which are stored in one tensor [experts, in, out]."""
+        """Pack one field of the experts, which are stored in one tensor."""
         assert isinstance(layer.mlp, MoeSpec), layer
         (name,) = self._names_of(field)
         num_experts = layer.mlp.num_experts
         stored = self._reader.take_experts(
-            self._full(f"{root}.{name}"), (num_experts, sum(rows), num_columns), transposed=True
+            self._full(f"{root}.{name}"),
+            (num_experts, sum(rows), num_columns),
+            transposed=self._names.transposed_experts,
         )
         matrices = (stored.expert(index) for index in range(num_experts))
         return [self._backend.pack_linear([self._converted(field, each, layer)]) for each in matrices]

@@ -74,7 +74,10 @@ class TensorNames:
     expert_gate_up: tuple[str, ...] = ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj")
     expert_down: str = "mlp.experts.{}.down_proj"
     stacked_experts: bool = False
-    """Whether one tensor, named without the number, has the weights of all experts: [experts, in, out]."""
+    """Whether one tensor has the weights of all experts: [experts, out, in]. The names above are then whole
+    names, without a number."""
+    transposed_experts: bool = False
+    """Whether this tensor is [experts, in, out]."""
     shared_gate_up: tuple[str, ...] = ("mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj")
     shared_down: str = "mlp.shared_experts.down_proj"
     shared_gate: str = "mlp.shared_expert_gate"

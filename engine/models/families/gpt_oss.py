@@ -70,6 +70,7 @@ FAMILY = Family(
         expert_gate_up=("mlp.experts.gate_up_proj",),
         expert_down="mlp.experts.down_proj",
         stacked_experts=True,
+        transposed_experts=True,
         convert={"expert_gate_up": gate_before_up},
     ),
 )
