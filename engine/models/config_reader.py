@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -11,6 +11,10 @@ from pagefleet.engine.backends.activations import ACTIVATIONS
 from pagefleet.engine.errors import ModelLoadError
 
 __all__ = ["ConfigReader", "checkpoint_dtype"]
+
+_MAX_INTEGER: Final = 2**31 - 1
+_MAX_LAYERS: Final = 10_000
+"""The description of a model has an entry for each layer."""
 
 
 class ConfigReader:
@@ -62,6 +66,11 @@ class ConfigReader:
             )
         if value < 1:
             raise ModelLoadError(f"config.json: {name} must be at least 1, not {value!r}.")
+        largest = _MAX_LAYERS if name == "num_hidden_layers" else _MAX_INTEGER
+        if value > largest:
+            raise ModelLoadError(
+                f"config.json: {name} must be at most {largest}, not {value!r}; download the file again."
+            )
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -87,13 +96,13 @@ class ConfigReader:
     def activation(self, name: str = "hidden_act", default: str = "silu") -> str:
         """Return the name of an activation function that the backends have."""
         value = self._get(name, default)
-        if value not in ACTIVATIONS:
+        if not isinstance(value, str) or value not in ACTIVATIONS:
             raise ModelLoadError(
                 f"config.json: {name} {value!r} is not supported, only "
                 f"{', '.join(sorted(ACTIVATIONS))}; use a "
                 "different model."
             )
-        return str(value)
+        return value
 
     def refuse(self, name: str, reason: str) -> None:
         """Raise ModelLoadError if the value exists and is true: the family's file does not support it."""

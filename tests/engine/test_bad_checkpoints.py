@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import decoders, models, pre_tokenizers
 
+from pagefleet.engine.backends.activations import ACTIVATIONS
 from pagefleet.engine.config import EngineConfig
 from pagefleet.engine.errors import InvalidRequestError, ModelLoadError, UnsafeCheckpointError
 from pagefleet.engine.llm import LLM
@@ -228,6 +229,15 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         enlarge_the_vocabulary,
         "The tokenizer has the token 'word264' with id 264, but the model has embeddings of ids below 264 "
         "only: " + BELONG,
+    ),
+    "layers": (
+        lambda folder: change_json(folder / "config.json", num_hidden_layers=10**9),
+        "config.json: num_hidden_layers must be at most 10000, not 1000000000; download the file again.",
+    ),
+    "activation": (
+        lambda folder: change_json(folder / "config.json", hidden_act=["silu"]),
+        f"config.json: hidden_act ['silu'] is not supported, only {', '.join(sorted(ACTIVATIONS))}; use a "
+        "different model.",
     ),
     "200 MB config": (
         inflate_the_config,
