@@ -79,8 +79,9 @@ types: $(DEV_STAMP) build/types/pagefleet
 imports: $(DEV_STAMP) build/types/pagefleet
 	PYTHONPATH=build/types $(BIN)/lint-imports
 
-# Most tests wait more than they compute and run in parallel; tests that measure time run alone afterwards.
-PYTEST_JOBS ?= 3
+# Half of the tests wait more than they compute, so four processes keep two cores busy; tests that measure time
+# run alone afterwards.
+PYTEST_JOBS ?= 4
 PYTEST := $(BIN)/python -m pytest --durations=10
 # Finds the files that have a marker; pytest would import all files for that. The model families inherit theirs.
 MARKED = $$(grep -rl --include='test_*.py' 'mark\.$(1)' tests)

@@ -60,7 +60,7 @@ class Reference:
         return first - second
 
 
-@pytest.fixture(scope="module", params=[(4, 32), pytest.param((8, 64), marks=pytest.mark.slow)], ids=str)
+@pytest.fixture(scope="module", params=[(3, 24), pytest.param((8, 64), marks=pytest.mark.slow)], ids=str)
 def reference(request: pytest.FixtureRequest, transformers: Any, smollm2_folder: Path) -> Reference:
     return Reference(transformers, smollm2_folder, "float32", *request.param)
 
@@ -138,7 +138,7 @@ def test_after_preemption(engine_with, smollm2_float32, reference, assert_equal)
         smollm2_float32, num_blocks=needed // 2, enable_prefix_caching=False, num_speculative_tokens=0
     )
     outputs = run(engine, reference.requests())
-    assert engine.stats().num_preemptions > 1
+    assert engine.stats().num_preemptions >= 1
     assert_equal(list(outputs.values()))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+import trustme
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parent))
@@ -20,6 +21,20 @@ from pagefleet.workers.local.gateway_process import GatewayProcess
 from pagefleet.workers.local.local_stack import LocalStack
 
 NULL = ["--model", "null", "--backend", "null", "--null-step-time", "0.005", "--lease-seconds", "1"]
+
+
+@pytest.fixture(scope="session")
+def one_authority(tmp_path_factory):
+    """A file with one certificate authority, which has signed nothing."""
+    path = tmp_path_factory.mktemp("authority") / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def cheap_http_clients(monkeypatch, one_authority):
+    """Let each new HTTP client read one authority in 1 ms instead of the usual list in 25 ms."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(one_authority))
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """The scripts' promises, in every order of events: the subset that every test run can afford.
 
 Exhaustive: one job and any one fault but a pause and a rollback (those by ``make protocol-check``), the caps
-on deaths, two jobs in one first prefill. A pause and a rollback, two faults, two jobs: sampled.
+on deaths, two jobs in one first prefill; a death there is slow. A pause and a rollback, two faults, two
+jobs: sampled.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from protocol.explorer import Explorer, World, walk
 from protocol.scenarios import CAPS, MIXED, ONE_FAULT, SAMPLED, SCHEDULED, Scenario, begun_pair, unattended
 from protocol.script_server import ScriptServer
 
-QUICK = [*ONE_FAULT, *CAPS, *SCHEDULED, *MIXED, begun_pair(), begun_pair("death")]
+QUICK = [
+    *ONE_FAULT, *CAPS, *SCHEDULED, *MIXED, begun_pair(),
+    pytest.param(begun_pair("death"), marks=pytest.mark.slow),
+]  # fmt: skip
 WALKED = [Scenario(("pause",)), Scenario(("rollback",)), *SAMPLED]
 
 

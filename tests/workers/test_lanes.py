@@ -52,19 +52,19 @@ def test_a_thousand_batch_jobs_delay_an_interactive_one_by_a_step(fleet):
 
 
 def test_batch_gives_its_seats_to_interactive_work_and_ends_exactly(fleet):
-    batch = [fleet.generate("b", lane="batch", max_tokens=60, seed=index) for index in range(NUM_SEATS)]
+    batch = [fleet.generate("b", lane="batch", max_tokens=30, seed=index) for index in range(NUM_SEATS)]
     assert wait_until(lambda: num_running(fleet) == NUM_SEATS - NUM_RESERVED, 60)
     begun_at = time.monotonic()
-    urgent = [fleet.generate("i", max_tokens=20, seed=index) for index in range(NUM_SEATS)]
+    urgent = [fleet.generate("i", max_tokens=10, seed=index) for index in range(NUM_SEATS)]
     for stream in urgent:
         next(stream)
-    # Without preemption the last one would wait 6 s, until the batch jobs end.
-    assert time.monotonic() - begun_at < 4
+    # Without preemption the last one would wait 3 s, until the batch jobs end.
+    assert time.monotonic() - begun_at < 2
     for index, stream in enumerate(urgent):
-        assert stream.result().token_ids == [null_token(index, 0, at) for at in range(20)]
+        assert stream.result().token_ids == [null_token(index, 0, at) for at in range(10)]
     results = [stream.result() for stream in batch]
     for index, result in enumerate(results):
-        assert result.token_ids == [null_token(index, 0, at) for at in range(60)]
+        assert result.token_ids == [null_token(index, 0, at) for at in range(30)]
     assert max(result.attempts for result in results) >= 2
     assert wait_until(lambda: all(q.num_open == q.num_queued == 0 for q in fleet.status().queues), 60)
 

@@ -28,7 +28,10 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def model_stack(server_binary, own_environment, tmp_path_factory):
-    with LocalStack(tmp_path_factory.mktemp("model"), ["--model", MODEL, "--dtype", "float32"]) as stack:
+    with LocalStack(
+        tmp_path_factory.mktemp("model"),
+        ["--model", MODEL, "--dtype", "float32", "--max-num-batched-tokens", "256"],
+    ) as stack:
         yield stack
 
 
@@ -43,7 +46,7 @@ def test_greedy_tokens_equal_the_engines_own(model_fleet):
 
     streams = [model_fleet.generate(prompt, max_tokens=24, temperature=0.0) for prompt in PROMPTS]
     results = [stream.result() for stream in streams]
-    llm = LLM(model=MODEL, dtype="float32", num_blocks=256)
+    llm = LLM(model=MODEL, dtype="float32", num_blocks=256, max_num_batched_tokens=256)
     outputs = llm.generate(PROMPTS, SamplingParams(max_tokens=24, temperature=0.0))
     for result, output in zip(results, outputs, strict=True):
         assert result.token_ids == list(output.token_ids)
