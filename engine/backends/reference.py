@@ -99,15 +99,15 @@ class ReferenceBackend(Backend[ReferencePlan, PackedLinear]):
 
     def norm(self, hidden: torch.Tensor, norm: NormWeights) -> torch.Tensor:
         spec, weight = norm.spec, norm.weight
-        wide = hidden.to(weight.dtype)
+        if hidden.dtype != weight.dtype:
+            return self.norm(hidden.to(weight.dtype), norm).to(hidden.dtype)
         if weight.ndim > 1:
             # Each head has its own weights.
-            normed = F.layer_norm(wide, wide.shape[-1:], eps=spec.eps) if spec.centred else None
-            normed = F.rms_norm(wide, wide.shape[-1:], eps=spec.eps) if normed is None else normed
-            return (normed * weight).to(hidden.dtype)
+            normalise = F.layer_norm if spec.centred else F.rms_norm
+            return normalise(hidden, hidden.shape[-1:], eps=spec.eps) * weight
         if spec.centred:
-            return F.layer_norm(wide, weight.shape, weight, norm.bias, spec.eps).to(hidden.dtype)
-        return F.rms_norm(wide, weight.shape, weight, spec.eps).to(hidden.dtype)
+            return F.layer_norm(hidden, weight.shape, weight, norm.bias, spec.eps)
+        return F.rms_norm(hidden, weight.shape, weight, spec.eps)
 
     def add_norm(
         self, hidden: torch.Tensor, residual: torch.Tensor, norm: NormWeights | None, scale: float = 1.0
@@ -187,7 +187,8 @@ class ReferenceBackend(Backend[ReferencePlan, PackedLinear]):
             else:
                 normed = [self.norm(part, norm) for part, norm in pairs]
             heads = torch.cat(normed, dim=1)
-        return heads, F.pad(value.reshape(len(qkv), -1, value_dim), (0, dim - value_dim))
+        value = value.reshape(len(qkv), -1, value_dim)
+        return heads, value if value_dim == dim else F.pad(value, (0, dim - value_dim))
 
     def _attend_paged(
         self, step: AttentionPlan, layer: int, query: torch.Tensor, sinks: torch.Tensor | None
