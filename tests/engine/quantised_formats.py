@@ -279,7 +279,7 @@ def e2m1(code: int) -> float:
 
 def mxfp4(rng: np.random.Generator, num_out: int, num_in: int) -> Layer:
     blocks = random_integers(rng, 256, num_out, num_in // 32, 16).astype(np.uint8)
-    scales = (random_integers(rng, 12, num_out, num_in // 32) + 118).astype(np.uint8)
+    scales = (random_integers(rng, 6, num_out, num_in // 32) + 119).astype(np.uint8)
     result = np.empty((num_out, num_in), np.float32)
     for row in range(num_out):
         for column in range(num_in):
