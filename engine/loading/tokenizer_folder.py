@@ -21,6 +21,7 @@ from tokenizers import AddedToken, Tokenizer
 from pagefleet.engine.dependencies import install_command
 from pagefleet.engine.errors import MissingDependencyError, ModelLoadError
 from pagefleet.engine.files.json_file import read_optional_json_object
+from pagefleet.engine.files.vocabularies.byte_ranks import RankedVocabulary
 from pagefleet.engine.files.vocabularies.sentencepiece import (
     PieceType,
     SentencePieceModel,
@@ -28,6 +29,7 @@ from pagefleet.engine.files.vocabularies.sentencepiece import (
 )
 from pagefleet.engine.files.vocabularies.sentencepiece_file import read_sentencepiece
 from pagefleet.engine.files.vocabularies.tekken import read_tekken, tekken_chat_template
+from pagefleet.engine.files.vocabularies.tiktoken_file import is_tiktoken, read_tiktoken
 from pagefleet.engine.loading.model_cache import entry_name, get_or_convert
 from pagefleet.engine.text.added_tokens import (
     ADDED_TOKENS,
@@ -75,7 +77,10 @@ def _conversion(folder: Path) -> tuple[tuple[str, ...], Callable[[Path], None]]:
     """Return the names of the vocabulary's files, and the function that writes the converted folder."""
     if (folder / TEKKEN).is_file():
         return (TEKKEN,), lambda target: _write_tekken(folder, target)
-    if (folder / SENTENCEPIECE).is_file():
+    model = folder / SENTENCEPIECE
+    if model.is_file() and is_tiktoken(model):
+        return (SENTENCEPIECE,), lambda target: _write_ranked(folder, target, read_tiktoken(model))
+    if model.is_file():
         return (SENTENCEPIECE,), lambda target: _write_sentencepiece(folder, target)
     names = ("vocab.json", "merges.txt")
     return names, lambda target: _convert_with_transformers(folder, target)
@@ -100,13 +105,20 @@ def _convert_with_transformers(folder: Path, target: Path) -> None:
 def _write_tekken(folder: Path, target: Path) -> None:
     """Convert tekken.json. If the folder has no chat template, it gets that of mistral-common."""
     file = read_tekken(folder / TEKKEN)
+    has_template = bool(read_chat_templates(folder, {}))
+    _write_ranked(folder, target, file, None if has_template else tekken_chat_template(folder / TEKKEN))
+
+
+def _write_ranked(
+    folder: Path, target: Path, file: RankedVocabulary, chat_template: str | None = None
+) -> None:
     config = read_optional_json_object(folder / TOKENIZER_CONFIG)
     defaults = {name: token for name, token in file.special_tokens.items() if name not in config}
     named = {**defaults, **read_special_tokens(folder)}
     add_sequence_ends(file.tokenizer, *sequence_ends(config, named, with_bos=True))
     file.tokenizer.save(str(target / "tokenizer.json"))
-    if not read_chat_templates(folder, {}) and (template := tekken_chat_template(folder / TEKKEN)):
-        defaults["chat_template"] = template
+    if chat_template is not None:
+        defaults["chat_template"] = chat_template
     _write_configuration(folder, target, defaults)
 
 

@@ -80,7 +80,20 @@ def models() -> dict[str, bytes]:
 
 def texts(seed: int, num_texts: int) -> Iterator[str]:
     chance = random.Random(seed)
-    yield from ("", " ", "a", " a", "a ", "▁", "▁a", "\n", "  \n\n   b", "x\u0000y", "a" * 5000)
+    yield from (
+        "<mark>a<mark> <mar",
+        "",
+        " ",
+        "a",
+        " a",
+        "a ",
+        "▁",
+        "▁a",
+        "\n",
+        "  \n\n   b",
+        "x\u0000y",
+        "a" * 5000,
+    )
     for _ in range(num_texts):
         line = chance.choice(CORPUS)
         yield "".join(chance.choices(LETTERS, k=chance.randrange(30)))

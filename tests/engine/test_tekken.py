@@ -1,7 +1,8 @@
-"""Checkpoints that have a tekken.json alone, against mistral-common: tokens, texts and conversations."""
+"""Checkpoints with a tekken.json or a tiktoken file alone, against mistral-common and tiktoken."""
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import shutil
@@ -19,6 +20,7 @@ from pagefleet.engine.loading.tokenizer_folder import tokenizer_folder
 from pagefleet.engine.text.hf_tokenizer import HFTokenizer
 
 mistral_common = pytest.importorskip("mistral_common", reason="pip install '.[mistral]'")
+tiktoken = pytest.importorskip("tiktoken")
 TEKKEN = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
 
 NUM_PIECES, NUM_SPECIAL = 3000, 100
@@ -59,9 +61,10 @@ CONVERSATIONS: list[list[dict[str, Any]]] = [
 
 @pytest.fixture(scope="module")
 def content() -> dict[str, Any]:
-    """The real file, cut down to its first pieces."""
+    """The real file, cut down to its first pieces. No merges lead to the last one."""
     content: dict[str, Any] = json.loads(TEKKEN.read_text(encoding="utf-8"))
     content["vocab"] = content["vocab"][: NUM_PIECES + 50]
+    content["vocab"][NUM_PIECES - 1]["token_bytes"] = base64.b64encode(b" qzjqzj").decode()
     content["config"] |= {
         "default_vocab_size": NUM_PIECES + NUM_SPECIAL,
         "default_num_special_tokens": NUM_SPECIAL,
@@ -94,7 +97,14 @@ def mistral(path: Path) -> Any:
 def texts(num_texts: int) -> Iterator[str]:
     chance = random.Random(5)
     letters = [chr(code) for first, end in SCRIPTS for code in range(first, end)]
-    yield from ("", " ", "\n \r\n\t x", "I'M 12345 cafés,あ世 ²{a}HTMLParser\r\n\n   x (!", "x\u0000y" * 400)
+    yield from (
+        "a qzjqzj b",
+        "",
+        " ",
+        "\n \r\n\t x",
+        "I'M 12345 cafés,あ世 ²{a}HTMLParser\r\n\n   x (!",
+        "x\u0000y" * 400,
+    )
     for _ in range(num_texts):
         yield "".join(chance.choices(letters, k=chance.randrange(30)))
         yield "".join(chance.choices("aAbB 'sS\n\r/.é1 ", k=chance.randrange(30)))
@@ -120,9 +130,8 @@ def test_tokens_equal_those_of_mistral_common(tokenizer, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["tekken_240718.json", "tekken_240911.json"])
-def test_the_real_vocabularies_give_its_tokens(tmp_path, file):
-    shutil.copy(TEKKEN.with_name(file), tmp_path / "tekken.json")
+def test_the_real_vocabulary_gives_its_tokens(tmp_path):
+    shutil.copy(TEKKEN, tmp_path / "tekken.json")
     check(loaded(tmp_path), tmp_path / "tekken.json", 2000)
 
 
@@ -199,3 +208,45 @@ except MissingDependencyError as error:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     sentence = "The package mistral-common is not installed: run `pip install 'mistral-common<2,>=1.13'`."
     assert done.stdout.strip() == sentence, done.stderr
+
+
+def tiktoken_file(path: Path, num_pieces: int) -> None:
+    """All bytes, all pairs of bytes, and some of three: in the ranks of a random order."""
+    pairs = [bytes([first, second]) for first in range(256) for second in range(256)]
+    random.Random(8).shuffle(pairs)
+    longer = [pair + bytes([last]) for pair in pairs for last in b"e "]
+    pieces = [*(bytes([byte]) for byte in range(256)), *pairs, *longer][:num_pieces]
+    lines = [b"%s %d\n" % (base64.b64encode(piece), rank) for rank, piece in enumerate(pieces)]
+    path.write_bytes(b"".join(lines))
+
+
+@pytest.mark.slow
+def test_llama_3s_own_file_gives_the_tokens_of_tiktoken(tmp_path):
+    """Its vocabulary is not in any package that the tests install; the pieces here are made up."""
+    from pagefleet.engine.files.vocabularies import tiktoken_file as reader
+
+    tiktoken_file(tmp_path / "tokenizer.model", 128_000)
+    tokenizer = loaded(tmp_path)
+    pieces = {tokenizer.token_bytes(token_id): token_id for token_id in range(128_000)}
+    expected = tiktoken.Encoding(
+        "made-up", pat_str=reader._PATTERN, mergeable_ranks=pieces, special_tokens={"<|eot_id|>": 128_009}
+    )
+    for text in [*texts(300), "a<|eot_id|> b"]:
+        assert tokenizer.encode(text)[1:] == expected.encode(text, allowed_special="all"), text
+    names = [tokenizer.token_name(128_000 + each) for each in (0, 1, 2, 5, 9, 11, 255)]
+    reserved = [f"<|reserved_special_token_{each}|>" for each in (0, 2, 3, 247)]
+    assert names == [
+        *("<|begin_of_text|>", "<|end_of_text|>", reserved[0], reserved[1], "<|eot_id|>"),
+        *reserved[2:],
+    ]
+    assert tokenizer.encode("")[0] == 128_000
+
+
+def test_a_tiktoken_file_without_a_known_pattern_is_refused(tmp_path):
+    tiktoken_file(tmp_path / "tokenizer.model", 1000)
+    with pytest.raises(ModelLoadError, match=r"tokenizer\.model is a tiktoken vocabulary of 1000 pieces"):
+        loaded(tmp_path)
+    with (tmp_path / "tokenizer.model").open("ab") as file:
+        file.write(b"IQ==\n")
+    with pytest.raises(ModelLoadError, match="is not a tiktoken vocabulary"):
+        loaded(tmp_path)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-__all__ = ["build_byte_ranks", "byte_alphabet"]
+__all__ = ["RankedVocabulary", "build_byte_ranks", "byte_alphabet"]
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -16,17 +17,27 @@ def byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
-def build_byte_ranks(pieces: Sequence[bytes], pattern: str, first: Sequence[str]) -> Tokenizer:
+class RankedVocabulary(NamedTuple):
+    """The content of a vocabulary file."""
+
+    tokenizer: Tokenizer
+    special_tokens: dict[str, str]
+    """By transformers' names, such as `bos_token`."""
+
+
+def build_byte_ranks(
+    pieces: Sequence[bytes], pattern: str, first: Sequence[str] = (), last: Sequence[str] = ()
+) -> Tokenizer:
     """Return a tokenizer that splits texts as tiktoken does.
 
     Args:
         pieces: the ordinary tokens. An earlier one is merged first.
         pattern: the regular expression whose matches are split into pieces one by one.
-        first: the special tokens, whose ids come before those of the pieces.
+        first, last: the special tokens, whose ids come before and after those of the pieces.
     """
     letters = {byte: letter for letter, byte in byte_alphabet().items()}
     names = ["".join(letters[byte] for byte in piece) for piece in pieces]
-    vocab = {name: token_id for token_id, name in enumerate([*first, *names])}
+    vocab = {name: token_id for token_id, name in enumerate([*first, *names, *last])}
     # tiktoken looks up a whole match before it merges.
     tokenizer = Tokenizer(models.BPE(vocab, _merges(names), ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -36,7 +47,9 @@ def build_byte_ranks(pieces: Sequence[bytes], pattern: str, first: Sequence[str]
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(each, normalized=False, special=True) for each in first])
+    tokenizer.add_special_tokens(
+        [AddedToken(each, normalized=False, special=True) for each in [*first, *last]]
+    )
     return tokenizer
 
 

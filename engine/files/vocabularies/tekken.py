@@ -4,41 +4,31 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
-
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING, Final
 
 from pagefleet.engine.dependencies import install_command
 from pagefleet.engine.errors import MissingDependencyError, ModelLoadError
 from pagefleet.engine.files.json_file import read_json_object
-from pagefleet.engine.files.vocabularies.byte_ranks import build_byte_ranks
+from pagefleet.engine.files.vocabularies.byte_ranks import RankedVocabulary, build_byte_ranks
 
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
-__all__ = ["TekkenFile", "read_tekken", "tekken_chat_template"]
+__all__ = ["read_tekken", "tekken_chat_template"]
 
 logger = logging.getLogger(__name__)
 
 _NAMES: Final = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
 
-class TekkenFile(NamedTuple):
-    """The content of the file."""
-
-    tokenizer: Tokenizer
-    special_tokens: dict[str, str]
-    """By transformers' names, such as `bos_token`."""
-
-
-def read_tekken(path: Path) -> TekkenFile:
+def read_tekken(path: Path) -> RankedVocabulary:
     """Raise MissingDependencyError, or ModelLoadError if the file is damaged or of an unknown version."""
     vocabulary = _tekkenizer(path)
     num_special = vocabulary.num_special_tokens
     special = [vocabulary.id_to_piece(token_id) for token_id in range(num_special)]
     pieces = [vocabulary.id_to_byte_piece(each) for each in range(num_special, vocabulary.n_words)]
     tokenizer = build_byte_ranks(pieces, read_json_object(path)["config"]["pattern"], special)
-    return TekkenFile(tokenizer, {name: token for name, token in _NAMES.items() if token in special})
+    return RankedVocabulary(tokenizer, {name: token for name, token in _NAMES.items() if token in special})
 
 
 def tekken_chat_template(path: Path) -> str | None:
