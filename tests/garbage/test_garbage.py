@@ -84,7 +84,7 @@ messages = st.one_of(
 
 def is_served(fleet, seed=7):
     """A good job ends exactly."""
-    result = fleet.generate("x", max_tokens=4, seed=seed, idle_timeout=20).result()
+    result = fleet.generate("x", max_tokens=4, seed=seed, idle_timeout=60).result()
     return result.token_ids == [null_token(seed, 0, position) for position in range(4)]
 
 
@@ -206,7 +206,7 @@ def test_nonsense_on_the_control_channel_changes_nothing(payload, stack, fleet, 
 def test_a_key_of_another_type_ends_its_own_job_alone(which, stack, fleet, raw):
     ids = []
     for write in (lambda pipe, key: pipe.set(key, "x"), lambda pipe, key: pipe.sadd(key, "x")):
-        stream = fleet.generate("x", max_tokens=400, idle_timeout=5)
+        stream = fleet.generate("x", max_tokens=400, idle_timeout=60)
         ids.append(stream.job_id)
         next(stream)
         with raw.pipeline(transaction=True) as pipe:

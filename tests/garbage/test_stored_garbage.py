@@ -26,7 +26,7 @@ from pagefleet.workers.threads.polling import wait_until
 NUM_EXAMPLES = int(os.environ.get("PAGEFLEET_GARBAGE_EXAMPLES", "300"))
 QUEUE = "pagefleet.null.interactive"
 SEED = 7
-LONG = 150
+LONG = 400
 LOGPROB = {"token_id": 1, "logprob": -0.5, "text": "a", "rank": 1}
 ENTRY = json.dumps({"offset": 0, "token_ids": [null_token(SEED, 0, 0)], "texts": ["a"]}).encode()
 
@@ -49,7 +49,7 @@ def tokens(count):
 
 
 def is_served(fleet):
-    return fleet.generate("x", max_tokens=4, seed=SEED, idle_timeout=20).result().token_ids == tokens(4)
+    return fleet.generate("x", max_tokens=4, seed=SEED, idle_timeout=60).result().token_ids == tokens(4)
 
 
 def submit(fleet, job_id, max_tokens=4, **fields):
@@ -64,7 +64,7 @@ def submit(fleet, job_id, max_tokens=4, **fields):
 
 def run(fleet, job_id):
     """A job with some tokens in its log, and a worker on it."""
-    stream = fleet.generate("x", max_tokens=LONG, seed=SEED, detached=True, job_id=job_id, idle_timeout=20)
+    stream = fleet.generate("x", max_tokens=LONG, seed=SEED, detached=True, job_id=job_id, idle_timeout=60)
     next(stream)
     return stream
 
@@ -323,7 +323,7 @@ def test_a_garbled_log_of_a_running_job_makes_one_dead_letter(name, stack, fleet
         pipe.execute()
     check_bad(stack, fleet, raw, job_id, before, b"X")
     with pytest.raises(FleetError):
-        fleet.attach(job_id, idle_timeout=10).result()
+        fleet.attach(job_id, idle_timeout=60).result()
 
 
 @pytest.mark.parametrize("how", ["queued", "unsent", "running"])
@@ -344,7 +344,7 @@ def test_a_deleted_hash_whose_client_still_reads_is_begun_anew_and_exact(stack, 
     stream = run(fleet, "deleted-read")
     raw.delete(keys.job("deleted-read"))
     assert stream.result().token_ids == tokens(LONG)
-    assert fleet.attach("deleted-read", idle_timeout=10).result().token_ids == tokens(LONG)
+    assert fleet.attach("deleted-read", idle_timeout=60).result().token_ids == tokens(LONG)
     assert stack.workers[0].exit_status is None
 
 

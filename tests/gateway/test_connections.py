@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import JobState
 from pagefleet.api.gateway.answers.job_ids import jobs_of
 from pagefleet.api.protocol.operation_types import CLIENT_LEASE_S
@@ -24,7 +25,7 @@ HI = [{"role": "user", "content": "Hi"}]
 
 
 def connect(gateway):
-    return socket.create_connection(("127.0.0.1", gateway.port), timeout=10)
+    return socket.create_connection(("127.0.0.1", gateway.port), timeout=60)
 
 
 def request(**options):
@@ -174,7 +175,7 @@ def test_a_whole_answer_that_nobody_takes_is_not_kept(start_gateway):
     impatient = start_gateway(send_timeout_s=0.5)
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.settimeout(10)
+        connection.settimeout(60)
         connection.connect(("127.0.0.1", impatient.port))
         mine = connection.getsockname()
         big = {
@@ -221,7 +222,7 @@ def test_a_reader_that_does_not_read_is_cut_off_and_grows_nothing(narrow, jobs):
         for _ in range(4):
             connection = slow_ones.enter_context(socket.socket())
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            connection.settimeout(10)
+            connection.settimeout(60)
             connection.connect(("127.0.0.1", narrow.port))
             connection.sendall(request(max_tokens=2000, n=40, stream=True, logprobs=True))
             job_ids.append(job_of(connection))
@@ -240,7 +241,7 @@ def test_one_of_several_prompts_too(narrow, jobs):
     head = request().partition(b"\r\n")[2].partition(b"content-length")[0]
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.settimeout(10)
+        connection.settimeout(60)
         connection.connect(("127.0.0.1", narrow.port))
         line = b"POST /v1/completions HTTP/1.1\r\n"
         connection.sendall(line + head + f"content-length: {len(content)}\r\n\r\n".encode() + content)
@@ -283,7 +284,7 @@ def begin_and_break_off(gateway, **options):
 def test_a_plain_stream_that_breaks_off_cancels_its_job_within_a_step(narrow, jobs):
     """Its client has no position to return to: nothing is computed for nobody."""
     job_id = begin_and_break_off(narrow, **PLAIN)
-    assert is_in_state(jobs, job_id, JobState.CANCELLED, CLIENT_LEASE_S / 3)
+    assert is_in_state(jobs, job_id, JobState.CANCELLED, CLIENT_LEASE_S * 2 / 3)
 
 
 @pytest.mark.parametrize("where", ["here", "elsewhere"])
@@ -293,7 +294,7 @@ def test_who_can_return_keeps_the_job_and_who_does_not_loses_it(
     lost, kept = (begin_and_break_off(gateway, **IDS) for _ in range(2))
     begun_at = time.monotonic()
     with resume(gateway if where == "here" else narrow, kept):
-        assert is_in_state(jobs, lost, JobState.CANCELLED, 10)
+        assert is_in_state(jobs, lost, JobState.CANCELLED, 15)
         assert time.monotonic() - begun_at > return_within_s / 2
         time.sleep(return_within_s)
         assert is_in_state(jobs, kept, JobState.RUNNING, 0.1)
@@ -301,13 +302,15 @@ def test_who_can_return_keeps_the_job_and_who_does_not_loses_it(
 
 
 def test_on_sigterm_what_runs_may_end_and_what_streams_on_is_cut_off(start_gateway, gateway, jobs):
-    leaving = start_gateway(drain_s=1.5)
+    leaving = start_gateway(drain_s=3)
+    ledger = keys.open_jobs(keys.queue("null", "interactive"))
     with connect(leaving) as brief, connect(leaving) as endless, connect(leaving) as plain:
         endless.sendall(request(**IDS))
         plain.sendall(request(**PLAIN))
         job_id, plain_id = job_of(endless), job_of(plain)
-        brief.sendall(request(max_tokens=150, seed=7))
-        time.sleep(0.2)
+        before = set(jobs.redis.zrange(ledger, 0, -1))
+        brief.sendall(request(max_tokens=100, seed=7))
+        assert wait_until(lambda: set(jobs.redis.zrange(ledger, 0, -1)) - before, 60)
         leaving.terminate()
         assert b"200 OK" in read_all(brief)
         rest = read_all(endless)
@@ -315,7 +318,7 @@ def test_on_sigterm_what_runs_may_end_and_what_streams_on_is_cut_off(start_gatew
     assert b"[DONE]" not in rest, "it is no end: the client goes on elsewhere"
     assert leaving.wait(60) == 0
     assert jobs.read(job_id, with_log=False).state is JobState.RUNNING
-    assert is_in_state(jobs, plain_id, JobState.CANCELLED, CLIENT_LEASE_S / 3), "its client cannot"
+    assert is_in_state(jobs, plain_id, JobState.CANCELLED, CLIENT_LEASE_S * 2 / 3), "its client cannot"
     httpx.delete(f"{gateway.url}/v1/jobs/{job_id}")
 
 

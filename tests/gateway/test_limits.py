@@ -142,7 +142,7 @@ def test_a_large_answer_keeps_nobody_waiting(gateway, http, large_job):
     looking.join()
     (choice,) = reply.json()["result"]["choices"]
     assert len(choice["logprobs"]["tokens"]) == LARGE
-    assert max(waits) < took_s / 3, (max(waits), took_s)
+    assert max(waits) < took_s / 2, (max(waits), took_s)
 
 
 values = st.recursive(

@@ -107,7 +107,9 @@ def test_stop_ends_the_job(window, http, by):
 
 
 def test_a_reload_in_mid_stream_goes_on_exactly(window, http):
-    window.set(Seed="7", Max_tokens=LONG)
+    # Long enough that two loads of the page fit into it on a busy machine.
+    num_tokens = 1500
+    window.set(Seed="7", Max_tokens=str(num_tokens))
     window.send("Hello")
     for count in (50, 300):
         window.wait_text(count)
@@ -119,11 +121,11 @@ def test_a_reload_in_mid_stream_goes_on_exactly(window, http):
     window.wait_end()
     job = job_of(http, window)
     assert (job["status"], job["attempts"]) == ("completed", 1)
-    assert window.text == text_of(job) == expected(7, int(LONG))
-    assert f"{LONG} tokens" in window.answer.locator(".figures").text_content()
+    assert window.text == text_of(job) == expected(7, num_tokens)
+    assert f"{num_tokens} tokens" in window.answer.locator(".figures").text_content()
     # Another one changes nothing more.
     window.page.reload()
-    assert window.text == expected(7, int(LONG))
+    assert window.text == expected(7, num_tokens)
 
 
 def test_a_gateway_that_dies_and_comes_back_is_noticed_and_no_more(null_stack, chromium, tmp_path):
@@ -158,7 +160,7 @@ def test_it_says_when_its_gateway_is_down(null_stack, chromium, tmp_path):
         gateway.wait(60)
         window.wait_notice(f"The gateway at 127.0.0.1:{gateway.port} does not answer.")
         gateway.start().wait_ready()
-        window.page.locator("#notice").wait_for(state="hidden", timeout=20_000)
+        window.page.locator("#notice").wait_for(state="hidden", timeout=60_000)
     gateway.terminate()
     gateway.wait(60)
 
@@ -228,7 +230,7 @@ def test_no_text_takes_longer_than_its_length(window, piece):
     for text in (piece * 20_000, f"{piece}\n" * 2_000):
         begun_at = time.monotonic()
         window.page.evaluate(RENDER, [text, []])
-        assert time.monotonic() - begun_at < 3
+        assert time.monotonic() - begun_at < 6
 
 
 def test_without_a_worker_it_says_so_and_waits(window, http, ghost):

@@ -118,7 +118,7 @@ def test_a_question_that_nobody_can_read(fleet, jobs):
     for text in ("{", json.dumps({"prompt": 7}), "[]"):
         jobs.redis.set(keys.question("q"), text, px=10_000)
         jobs.redis.lpush(keys.questions("null"), "q")
-        _name, answer = jobs.redis.blpop(keys.answer("q"), timeout=5)
+        _name, answer = jobs.redis.blpop(keys.answer("q"), timeout=60)
         assert json.loads(answer)["error"]["code"] == "invalid_request"
     assert fleet.tokenize("Hi").count == 3
 

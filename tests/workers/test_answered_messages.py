@@ -60,7 +60,7 @@ def test_more_failures_than_the_worker_has_seats(fleet):
 
 def test_of_a_job_whose_message_was_put_back_while_it_ran(fleet):
     """The same worker may receive the message again. It is acknowledged once, and not before the end."""
-    stream = fleet.generate("x", max_tokens=800)
+    stream = fleet.generate("x", max_tokens=1200)
     next(stream)
     live = fleet._live
     (worker,) = fleet.status().workers
@@ -70,8 +70,8 @@ def test_of_a_job_whose_message_was_put_back_while_it_ran(fleet):
         (tag,) = live.store.redis.hkeys(ledger)
         connection.default_channel.qos.restore_by_tag(tag)
     assert wait_until(lambda: live.store.redis.hkeys(ledger) == [tag], 60)
-    assert not wait_until(lambda: live.store.redis.hkeys(ledger) != [tag], 2.0)
-    assert len(stream.result().token_ids) == 800
+    assert not wait_until(lambda: live.store.redis.hkeys(ledger) != [tag], 1.0)
+    assert len(stream.result().token_ids) == 1200
     assert stream.result().attempts == 1
     assert all_is_answered(fleet)
 

@@ -36,7 +36,7 @@ def worker(store):
 
 
 def test_a_choice_that_has_ended_is_left_alone_by_the_next_attempt(store):
-    first = make_worker(store, "w1", drain_s=0.0)
+    first = make_worker(store, "w1", drain_s=0.0, step_time_s=0.03)
     first.start()
     # The other choices do not have it this early.
     end = next(token for token in tokens(1, 40)[19:] if token not in tokens(0, 90) + tokens(2, 90))

@@ -175,7 +175,7 @@ def test_hundreds_of_refused_jobs_hold_no_seat_and_wait_for_their_weights(start)
         for stream in streams:
             assert stream.result().token_ids == tokens(1)[:50]
         # When a refused job took one of four places for a second, the 200 jobs took 50 s.
-        assert time.monotonic() - begun_at < 10
+        assert time.monotonic() - begun_at < 25
 
         hashes = [keys.job(job_id) for job_id in old]
         assert wait_until(lambda: all(int(store.redis.hget(name, "backoff")) >= 4000 for name in hashes), 60)

@@ -127,11 +127,11 @@ def send_garbage(service, fleet, job_id):
 
 def test_garbage_leaves_a_good_jobs_result_alone(service, fleet, raw):
     """A message with the id of another job, while that runs and after its end."""
-    running = fleet.generate("x", max_tokens=400, idle_timeout=20)
+    running = fleet.generate("x", max_tokens=1200, idle_timeout=60)
     next(running)
     send_garbage(service, fleet, running.job_id)
     assert service.AsyncResult(running.job_id).state == "STARTED"
-    assert len(running.result().token_ids) == 400
+    assert len(running.result().token_ids) == 1200
     assert service.AsyncResult(running.job_id).get(timeout=60)["state"] == "D"
     send_garbage(service, fleet, running.job_id)
     # Only the result of the job is left.
