@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from pagefleet.engine.errors import ModelLoadError
 from pagefleet.engine.files.gguf.header import GGUFTensor, read_gguf_header
 from pagefleet.engine.files.gguf.weights import check_gguf_tensors
 from pagefleet.engine.files.safetensors_writer import StreamedTensor, write_safetensors
+from pagefleet.engine.loading import checkpoint
 from pagefleet.engine.loading.checkpoint import resolve
 from pagefleet.engine.loading.gguf import conversion, tensors
 from pagefleet.engine.loading.model_cache import list_cached
@@ -118,6 +120,15 @@ def test_a_conversion_needs_space_on_the_disk(tmp_path, monkeypatch):
     with pytest.raises(ModelLoadError, match=r"needs \d+\.\d GB .*, but the disk has"):
         resolve(str(tmp_path / "m.gguf"), tmp_path / "cache")
     assert list_cached(tmp_path / "cache") == []
+
+
+@pytest.mark.slow
+def test_the_demo_model_is_converted_to_the_same_bytes_as_ever(tmp_path):
+    """Other weights would give it another fingerprint: its stored jobs would wait forever."""
+    alias = checkpoint.ALIASES["smollm2-135m-instruct"]
+    folder = resolve(str(checkpoint._packaged_file(alias)), tmp_path).folder
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert digest == "a2c1805b582895d6eac95e8fa8fac84efb7075d1ecde95f2f674ca94ace862cd"
 
 
 # -- large files -----------------------------------------------------------------------------------------

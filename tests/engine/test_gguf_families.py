@@ -113,7 +113,11 @@ CASES = {
             original_max_position_embeddings=32,
         )
         | {"original_max_position_embeddings": 32},
-        {"rope__scaling__original_context_length": 32, "rope__scaling__attn_factor": 1.0954451},
+        {
+            "rope__scaling__original_context_length": 32,
+            "rope__scaling__attn_factor": 1.0954451,
+            "attention__sliding_window": 0,
+        },
     ),
     "gemma": Case("Gemma", _TIED),
     "gemma2": Case(

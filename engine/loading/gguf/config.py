@@ -45,7 +45,8 @@ def config_json(header: GGUFHeader, family: GGUFFamily) -> dict[str, Any]:
     eps = header.get("attention.layer_norm_rms_epsilon", header.get("attention.layer_norm_epsilon"))
     config |= {} if eps is None else {family.eps: eps}
     found = {name: header.get(key) for name, key in family.keys.items()}
-    config |= {name: value for name, value in found.items() if value is not None}
+    # The window 0 of Phi-4 means none.
+    config |= {name: value for name, value in found.items() if value not in (None, 0)}
     config["rope_parameters"] = rope_parameters(header, config["head_dim"])
     if family.full_attention_interval:
         config["layer_types"] = _layer_types(header, family, config["num_hidden_layers"])
