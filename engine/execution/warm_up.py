@@ -50,24 +50,34 @@ def warm_up(runner: ModelRunner, config: EngineConfig, max_model_len: int) -> Wa
 
 
 def _compute_steps(runner: ModelRunner, config: EngineConfig, max_model_len: int) -> tuple[int, float]:
-    """Compute one sequence, a full batch, a short prompt and a prompt of the whole budget; return the tokens
+    """Compute one sequence, a full batch, a short prompt and prompts of the whole budget; return the tokens
     of the largest step and the seconds per token."""
     num_tokens = config.max_num_batched_tokens or _DEFAULT_NUM_BATCHED_TOKENS
     runner.warm_up([1])
     runner.warm_up([1] * min(config.max_num_seqs, num_tokens))
-    runner.warm_up([min(config.block_size, num_tokens)])
-    runner.warm_up([num_tokens])
-    token_s = _seconds(runner, num_tokens) / num_tokens
+    runner.warm_up([min(config.block_size, num_tokens, max_model_len)])
+    largest = _full_step(num_tokens, max_model_len)
+    runner.warm_up(largest)
+    token_s = _seconds(runner, largest) / num_tokens
     if config.max_num_batched_tokens is None and config.max_step_s is not None:
         # Twice what the time limit allows: a machine that is busy now may be faster later.
         num_tokens = int(min(max_model_len, max(num_tokens, 2 * config.max_step_s / token_s)))
-        _seconds(runner, num_tokens)
+        runner.warm_up([num_tokens])
     return num_tokens, token_s
 
 
-def _seconds(runner: ModelRunner, num_tokens: int) -> float:
+def _full_step(num_tokens: int, max_model_len: int) -> list[int]:
+    """Return the lengths of the fewest sequences that have `num_tokens` tokens.
+
+    None exceeds the context: a table of position embeddings ends there.
+    """
+    num_full, rest = divmod(num_tokens, max_model_len)
+    return [max_model_len] * num_full + [rest] * (rest > 0)
+
+
+def _seconds(runner: ModelRunner, query_lens: list[int]) -> float:
     begun_at = time.perf_counter()
-    runner.warm_up([num_tokens])
+    runner.warm_up(query_lens)
     return time.perf_counter() - begun_at
 
 

@@ -38,14 +38,6 @@ _TINY: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 10_000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 TINY_CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"tie_word_embeddings": False}),
     "llama-tied-biased": ("Llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
@@ -53,7 +45,6 @@ TINY_CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
         "Llama",
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e3, "factor": 4.0}},
     ),
-    "llama-llama3-rope": ("Llama", {"rope_parameters": _LLAMA3_ROPE}),
     "mistral": ("Mistral", {"sliding_window": 12, "head_dim": 16}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"head_dim": 24}),
@@ -80,12 +71,6 @@ def _save_random(transformers: Any, family: str, options: dict[str, Any], folder
         if parameter.ndim == 1:
             torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.3)
     model.save_pretrained(folder)
-
-
-@pytest.fixture(params=TINY_CHECKPOINTS)
-def tiny_checkpoint(request: pytest.FixtureRequest, tiny_checkpoints: dict[str, Path]) -> Path:
-    """Each of them in turn."""
-    return tiny_checkpoints[request.param]
 
 
 @pytest.fixture(scope="session")
