@@ -250,7 +250,8 @@ class Scheduler:
             # A chunk of a prompt leaves a token for each later sequence, so that their streams do not stall.
             max_cost = max(1, min(max_chunk, num_tokens_left), num_tokens_left - num_later)
             num_new_tokens, cost = self._next_chunk(sequence, max_cost, num_later)
-            if self._allocate(sequence, sequence.num_computed_tokens + num_new_tokens, output):
+            num_tokens = sequence.num_computed_tokens + num_new_tokens
+            if num_tokens <= sequence.num_slots or self._allocate(sequence, num_tokens, output):
                 self._add(sequence, num_new_tokens, output)
                 num_tokens_left = max(0, num_tokens_left - cost)
                 if takes_turns:
@@ -290,8 +291,6 @@ class Scheduler:
 
         Returns False if the sequence itself had to be preempted.
         """
-        if num_tokens <= sequence.num_slots:
-            return True
         while not self.block_manager.grow(sequence, num_tokens):
             if self._preempt_last(output) is sequence:
                 assert self._running, f"{sequence.request_id} has more tokens than its max_num_tokens"

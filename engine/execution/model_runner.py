@@ -207,12 +207,15 @@ def ragged_batch(scheduled: list[ScheduledSequence]) -> RaggedBatch:
         start = entry.sequence.num_computed_tokens
         token_ids += entry.sequence.token_ids[start : start + entry.num_new_tokens]
         token_ids += entry.draft_token_ids
-    tables = [sequence.block_tables for sequence, _ in scheduled]
-    num_blocks = max(len(table.block_ids) for groups in tables for table in groups)
-    block_tables = np.zeros((len(tables[0]), len(tables), num_blocks), dtype=np.int64)
-    for index, groups in enumerate(tables):
-        for group, table in enumerate(groups):
-            block_tables[group, index, table.num_passed : len(table.block_ids)] = table.used
+    # For each group, the tables of all sequences.
+    groups = list(zip(*(sequence.block_tables for sequence, _ in scheduled), strict=True))
+    num_blocks = max(len(table.block_ids) for tables in groups for table in tables)
+    block_tables = np.zeros((len(groups), len(scheduled), num_blocks), dtype=np.int64)
+    for rows, tables in zip(block_tables, groups, strict=True):
+        for row, table in zip(rows, tables, strict=True):
+            first, block_ids = table.num_passed, table.block_ids
+            # A slice of the list is a copy.
+            row[first : len(block_ids)] = block_ids[first:] if first else block_ids
     return RaggedBatch(
         token_ids=np.array(token_ids, dtype=np.int64),
         query_lens=np.array([num_new_tokens for _, num_new_tokens in scheduled], dtype=np.int64),

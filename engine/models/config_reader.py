@@ -16,6 +16,9 @@ _MAX_INTEGER: Final = 2**31 - 1
 _MAX_LAYERS: Final = 10_000
 """The description of a model has an entry for each layer."""
 
+OUTER = ("dtype", "torch_dtype", "tie_word_embeddings")
+"""Values that a nested object may leave to the outer one."""
+
 
 class ConfigReader:
     """Reads values of config.json by name.
@@ -36,9 +39,11 @@ class ConfigReader:
         nested = self.content.get(name)
         if not isinstance(nested, Mapping):
             return self
-        # The outer object knows these if the inner one does not.
-        shared = {key: self.content[key] for key in ("dtype", "torch_dtype") if self.content.get(key)}
-        return ConfigReader({**shared, **nested}, self.max_model_len)
+        given = {key: value for key, value in nested.items() if value is not None or key not in OUTER}
+        outer = {key: self.content[key] for key in OUTER if self.content.get(key) is not None}
+        # The head belongs to the outer model; the inner object may have the default of its own class.
+        tied = {key: value for key, value in outer.items() if key == "tie_word_embeddings"}
+        return ConfigReader({**outer, **given, **tied}, self.max_model_len)
 
     def renamed(self, names: Mapping[str, str]) -> ConfigReader:
         """Return a reader in which values have the usual names too, given as {usual name: name of the

@@ -48,5 +48,10 @@ class InspectStats:
             "KV-blocks-used": num_used,
             "KV-blocks-total": stats.num_blocks,
             "KV-use-%": round(100 * num_used / max(1, stats.num_blocks), 1),
+            **{
+                f"KV-blocks-used-window-{group.window}": group.num_blocks - group.num_free_blocks
+                for group in stats.kv_groups
+                if group.window is not None
+            },
             "generation-tokens-per-second": round(self.tokens_per_second, 1),
         }

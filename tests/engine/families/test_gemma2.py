@@ -1,6 +1,7 @@
 """Gemma 2: four norms a layer, alternating windows, capped scores and logits."""
 
 from family_checks import FamilyChecks, Variant
+from hub_configs import assert_read_as_by_transformers
 
 
 class TestGemma2(FamilyChecks):
@@ -17,7 +18,21 @@ class TestGemma2(FamilyChecks):
     }
     variants = {
         "plain": Variant(neighbours={"Gemma": "does not use", "Gemma3": "q_norm"}),
-        "uncapped": Variant({"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+        "uncapped": Variant(
+            {"attn_logit_softcapping": None, "final_logit_softcapping": None, "attention_bias": True}
+        ),
         "layer_types": Variant({"layer_types": ["full_attention", "sliding_attention"]}),
-        "biased": Variant({"attention_bias": True}),
     }
+
+
+def test_a_config_of_the_hub(transformers):
+    config = {
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "max_position_embeddings": 8192,
+        "num_attention_heads": 8,
+        "num_hidden_layers": 3,
+        "vocab_size": 260,
+    }
+    assert_read_as_by_transformers(transformers.Gemma2Config, "Gemma2ForCausalLM", config)

@@ -21,6 +21,9 @@ from pagefleet.engine.model_info import KVGroup
 
 BLOCK_SIZE = 4
 WINDOW = 16
+NUM_LAYERS = 2
+BYTES_PER_TOKEN = 2 * 2 * 8 * 4
+"""Of a layer: keys and values of 2 heads with 8 elements in float32."""
 WINDOW_BLOCKS = (WINDOW - 2) // BLOCK_SIZE + 3
 """What one sequence needs at once."""
 LONGEST_BLOCKS = -(-(150 + NUM_TOKENS) // BLOCK_SIZE)
@@ -31,6 +34,8 @@ class WindowChecks(Family):
 
     windows: tuple[int | None, ...]
     """Of the model's KV groups."""
+    num_slots_of_1000: list[int]
+    """Tokens that each group's pool holds in the memory of 1,000 tokens of all layers."""
 
     @pytest.mark.parametrize(("num_more", "budget"), [(0, 7), (0, 512), (5, 7)])
     def test_small_pools(self, case: Case, num_more: int, budget: int) -> None:
@@ -50,6 +55,28 @@ class WindowChecks(Family):
         # All full blocks but the last, although all but the window's were used again.
         assert answers["second"].num_cached_tokens >= len(turn) - 2 * BLOCK_SIZE
 
+    def test_the_kv_cache_fits_its_memory(self, case: Case) -> None:
+        """Given memory for about 1,000 tokens of all layers, in which one sequence at a time runs."""
+        engine = LLMEngine.from_config(
+            EngineConfig(
+                model=str(case.folder),
+                dtype="float32",
+                block_size=BLOCK_SIZE,
+                kv_memory_bytes=1000 * BYTES_PER_TOKEN * NUM_LAYERS,
+                max_num_seqs=1,
+                max_num_batched_tokens=16,
+            )
+        )
+        num_slots = [group.num_blocks * BLOCK_SIZE for group in engine.info.kv_groups]
+        assert num_slots == self.num_slots_of_1000
+        # The backend has as many: a text that uses the whole pool is right.
+        answers = run(engine, requests_of(case.texts, greedy()))
+        assert [answer.token_ids for answer in answers.values()] == [text.tokens for text in case.texts]
+        engine.sleep()
+        engine.wake()
+        answers = run(engine, requests_of(case.texts, greedy()))
+        assert [answer.token_ids for answer in answers.values()] == [text.tokens for text in case.texts]
+
     @pytest.mark.parametrize("seed", range(2))
     def test_a_mixture(self, case: Case, seed: int) -> None:
         """Given takeovers, priorities, drafts and aborts in any order, each text is what it is alone."""
@@ -65,6 +92,7 @@ class TestMistral(WindowChecks):
     prefix = "Mistral"
     options = {"sliding_window": WINDOW}
     windows = (WINDOW,)
+    num_slots_of_1000 = [1000]
     variants = {"local": Variant(prompt_lengths=(150, 1, 90))}
 
 
@@ -72,6 +100,8 @@ class TestQwen2(WindowChecks):
     prefix = "Qwen2"
     options = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
     windows = (None, WINDOW)
+    # Twice a window of 7 blocks and a step of 4: the other layer gets the rest of the memory.
+    num_slots_of_1000 = [2000 - 2 * 11 * BLOCK_SIZE, 2 * 11 * BLOCK_SIZE]
     variants = {"full and local": Variant(prompt_lengths=(150, 1, 90))}
 
 
