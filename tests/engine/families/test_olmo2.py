@@ -8,7 +8,8 @@ class TestOlmo2(FamilyChecks):
     prefix = "Olmo2"
     variants = {
         "plain": Variant(neighbours={"Llama": "input_layernorm", "Qwen3": "input_layernorm"}),
-        "tied": Variant({"tie_word_embeddings": True, "attention_bias": True}),
+        "tied": Variant({"tie_word_embeddings": True}),
+        "biased": Variant({"attention_bias": True}),
     }
 
 
