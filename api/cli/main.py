@@ -21,19 +21,27 @@ _INTERRUPTED: Final = 128 + signal.SIGINT
 
 
 class CommandGroup(click.Group):
-    """A group that imports a command when it is first needed."""
+    """A group that imports a command when it is first needed.
+
+    Args:
+        entry_group: the group of entry points that has the commands.
+    """
+
+    def __init__(self, *args: Any, entry_group: str = COMMAND_GROUP, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._entry_group = entry_group
 
     @cached_property
     def _found(self) -> dict[str, EntryPoint]:
-        return {entry.name: entry for entry in entry_points(group=COMMAND_GROUP)}
+        return {entry.name: entry for entry in entry_points(group=self._entry_group)}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(self._found)
+        return sorted({*self.commands, *self._found})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         entry = self._found.get(cmd_name)
         if entry is None:
-            return None
+            return super().get_command(ctx, cmd_name)
         if missing := missing_extras(entry):
             return _not_installed(cmd_name, missing)
         command: click.Command = entry.load()

@@ -1,14 +1,16 @@
-"""``pagefleet models``: list and remove the models of a fleet."""
+"""``pagefleet models``: the models of a fleet, and checks of checkpoints."""
 
 from __future__ import annotations
 
 import json
+from typing import Final
 
 import click
 from rich.table import Table
 
 from pagefleet.api.broker.status import num_open
 from pagefleet.api.cli.console import make_console
+from pagefleet.api.cli.main import CommandGroup
 from pagefleet.api.cli.model_names import complete_model
 from pagefleet.api.cli.options import make_client, redis_option
 from pagefleet.api.config.settings import FleetSettings
@@ -16,11 +18,14 @@ from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import ConfigurationError, UnknownModel
 from pagefleet.api.protocol.job_store import JobStore
 
+MODEL_COMMANDS: Final = "pagefleet.models_commands"
+"""The entry points of the subcommands that need the engine."""
 
-@click.group(invoke_without_command=True)
+
+@click.group(cls=CommandGroup, entry_group=MODEL_COMMANDS, invoke_without_command=True)
 @click.pass_context
 def models(context: click.Context) -> None:
-    """List or remove the models of the fleet.
+    """List or remove the models of the fleet, or check a checkpoint.
 
     Without a subcommand, list them. A model stays in the list after its last worker has stopped.
 
@@ -28,6 +33,7 @@ def models(context: click.Context) -> None:
     Examples:
       pagefleet models
       pagefleet models remove qwen3-0.6b
+      pagefleet models check ./my-checkpoint
     """
     if context.invoked_subcommand is None:
         context.invoke(list_models)
