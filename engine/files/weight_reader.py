@@ -76,7 +76,7 @@ class WeightReader:
         self._untaken.discard(name)
         tensor: torch.Tensor = self._owners[name].get_tensor(name)
         self._check_shape(name, tuple(tensor.shape), shape)
-        if not _is_finite(tensor):
+        if not is_finite(tensor):
             raise ModelLoadError(
                 f"{self._folder}: the tensor {name!r} contains NaN or infinity; download the model again, or "
                 "use a different one."
@@ -162,7 +162,7 @@ class WeightReader:
             )
 
 
-def _is_finite(tensor: torch.Tensor) -> bool:
+def is_finite(tensor: torch.Tensor) -> bool:
     """Return whether a tensor has neither NaN nor infinity. Tensors of quantised weights are not checked."""
     if tensor.dtype not in _CHECKED_DTYPES:
         return True

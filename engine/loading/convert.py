@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 
 def convert_tokenizer(source: Path, target: Path) -> None:
     """Write tokenizer.json, tokenizer_config.json and, if there is one, the chat template."""
-    AutoTokenizer.from_pretrained(str(source), use_fast=True).save_pretrained(target)
+    tokenizer = AutoTokenizer.from_pretrained(str(source), use_fast=True, trust_remote_code=False)
+    tokenizer.save_pretrained(target)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pagefleet.engine.backends.base import AttentionWeights, Backend
 from pagefleet.engine.errors import ModelLoadError
+from pagefleet.engine.files.weight_reader import is_finite
 from pagefleet.engine.models.fallback_probe import freeze_rotation, probe
 from pagefleet.engine.models.model import Model
 
@@ -122,6 +123,12 @@ def _load(folder: Path, backend: Backend[Any, Any]) -> Any:
         raise ModelLoadError(
             f"{folder} cannot be loaded by transformers ({error}); download the model again."
         ) from error
+    for name, parameter in model.named_parameters():
+        if not is_finite(parameter):
+            raise ModelLoadError(
+                f"{folder}: the tensor {name!r} contains NaN or infinity; download the model again, or use a "
+                "different one."
+            )
     if missing := sorted(report["missing_keys"]):
         raise ModelLoadError(
             f"{folder} has no tensor {', '.join(missing[:3])} ({len(missing)} tensors are missing); download "

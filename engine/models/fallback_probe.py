@@ -111,7 +111,10 @@ def _build(config: Any, name: Any) -> Any:
         with torch.device("meta"):
             # The usual implementations of experts look at their input, which has no values here.
             return AutoModelForCausalLM.from_config(
-                config, attn_implementation="eager", experts_implementation="batched_mm"
+                config,
+                attn_implementation="eager",
+                experts_implementation="batched_mm",
+                trust_remote_code=False,
             ).eval()
     except Exception as error:
         raise _refusal(name, f"transformers cannot build it ({error})") from error

@@ -66,7 +66,13 @@ def read_spec(config: Mapping[str, Any], max_model_len: int | None = None) -> Mo
 
         return probe(config, max_model_len)
     reader = ConfigReader(config, max_model_len)
-    return family.read(reader.part(family.text_config) if family.text_config else reader)
+    try:
+        return family.read(reader.part(family.text_config) if family.text_config else reader)
+    # A value of the wrong type or out of range can fail anywhere in a family's arithmetic.
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelLoadError(
+            f"config.json has a value that cannot be used ({error}); download the file again."
+        ) from error
 
 
 def check_supported(config: Mapping[str, Any]) -> None:

@@ -75,7 +75,13 @@ def read_rope(
         )
     reader = ConfigReader(parameters)
     longest = config.integer("max_position_embeddings")
-    size = int((head_dim or config.head_dim) * reader.number("partial_rotary_factor", partial))
+    share = reader.number("partial_rotary_factor", partial)
+    if not 0 < share <= 1:
+        raise ModelLoadError(
+            f"config.json: partial_rotary_factor must be more than 0 and at most 1, not {share}; download "
+            "the file again."
+        )
+    size = int((head_dim or config.head_dim) * share)
     rope = _Rope(
         theta=reader.number("rope_theta", theta),
         size=size - size % 2,
@@ -85,6 +91,11 @@ def read_rope(
         max_model_len=config.max_model_len or longest,
     )
     scaled = scale(rope)
+    if not torch.isfinite(scaled.inv_freq).all():
+        raise ModelLoadError(
+            f"config.json: the values of RoPE scaling {kind!r} give frequencies that are not finite; "
+            "download the file again."
+        )
     return RopeSpec(scaled.inv_freq, scaled.scaling, interleaved, start, scaled.variant)
 
 

@@ -181,6 +181,7 @@ def inflate_the_config(folder: Path) -> None:
 UNREADABLE = "{folder}/" + SECOND + " is not a readable safetensors file (*); download the model again."
 NOT_FINITE = "contains NaN or infinity; download the model again, or use a different one."
 LISTED = f"which {INDEX} lists; download the model again."
+YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}
 BELONG = "the files belong to different models. Download the model again."
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated": (truncate, UNREADABLE),
@@ -234,6 +235,20 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda folder: change_json(folder / "config.json", num_hidden_layers=10**9),
         "config.json: num_hidden_layers must be at most 10000, not 1000000000; download the file again.",
     ),
+    "zero": (
+        lambda folder: change_json(folder / "config.json", partial_rotary_factor=0),
+        "config.json: partial_rotary_factor must be more than 0 and at most 1, not 0.0; download the file "
+        "again.",
+    ),
+    "rope": (
+        lambda folder: change_json(folder / "config.json", rope_scaling={"rope_type": "linear", "factor": 0}),
+        "config.json: the values of RoPE scaling 'linear' give frequencies that are not finite; download the "
+        "file again.",
+    ),
+    "yarn": (
+        lambda folder: change_json(folder / "config.json", rope_scaling=YARN | {"beta_fast": 0}),
+        "config.json has a value that cannot be used (*); download the file again.",
+    ),
     "activation": (
         lambda folder: change_json(folder / "config.json", hidden_act=["silu"]),
         f"config.json: hidden_act ['silu'] is not supported, only {', '.join(sorted(ACTIVATIONS))}; use a "
@@ -272,6 +287,20 @@ def test_nan_is_found_in_every_dtype_and_large_weights_are_not_nan(folder, dtype
         load(folder)
 
 
+def test_nan_is_found_in_a_model_that_transformers_runs(transformers, folder):
+    options = {"vocab_size": VOCAB, "hidden_size": HIDDEN, "num_attention_heads": HEADS}
+    config = transformers.PhiConfig(**options, intermediate_size=INNER, num_hidden_layers=1)
+    transformers.PhiForCausalLM(config).save_pretrained(folder.parent / "phi")
+    write_tokenizer(folder.parent / "phi")
+    load(folder.parent / "phi")
+    name, file = "model.layers.0.mlp.fc1.weight", folder.parent / "phi" / "model.safetensors"
+    tensors = load_file(file)
+    tensors[name][1, 2] = float("nan")
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(ModelLoadError, match=f"'{name}' {NOT_FINITE}"):
+        load(folder.parent / "phi")
+
+
 # -- vocabularies --------------------------------------------------------------------------------------
 
 
@@ -304,6 +333,21 @@ def test_an_architecture_that_only_its_own_code_knows_is_named(folder):
         load(folder)
     assert "'TinyForCausalLM'" in str(raised.value)
     assert str(raised.value).endswith("; its own code (auto_map in config.json) is never run.")
+
+
+def test_the_code_of_a_tokenizer_is_not_run(folder):
+    """transformers would ask, and the process that converts tokenizers has the user's terminal."""
+    (folder / "tokenizer.json").unlink()
+    write_json(folder / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["mine.Mine", None]}})
+    (folder / "mine.py").write_text(
+        f"open({str(folder / 'ran')!r}, 'w').close()\nclass Mine: pass\n", encoding="utf-8"
+    )
+    change_json(folder / "config.json", model_type="tiny")
+    command = [sys.executable, "-m", "pagefleet.engine.loading.convert", str(folder.parent), str(folder)]
+    done = subprocess.run(command, input="y\n", capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert not (folder / "ran").exists()
+    assert "[y/N]" not in done.stdout
 
 
 # -- a worker ------------------------------------------------------------------------------------------
