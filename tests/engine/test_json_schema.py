@@ -182,6 +182,12 @@ def test_what_comes_is_what_the_schema_says(
     assert [text for text in others if allows(engine, schema, text)] == []
 
 
+def test_the_tests_check_each_format_that_is_enforced():
+    """jsonschema has no checker of a format whose package is missing, and then accepts any text."""
+    enforced = {"date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"}
+    assert enforced <= validator_for({}).format_checker.checkers.keys()
+
+
 def test_a_library_option_cannot_make_a_schema_lenient(engine: LLMEngine):
     assert "uniqueItems" in refusal(
         engine, {"x-guidance": {"lenient": True}, "type": "array", "uniqueItems": True}
