@@ -127,8 +127,13 @@ class Backend(ABC, Generic[PlanT, WeightT]):
         """
 
     @abstractmethod
-    def pack_tied_head(self, table: torch.Tensor) -> WeightT:
-        """Return an embedding that `pack_table` returned as the weights of `logits`."""
+    def pack_tied_head(self, table: torch.Tensor, *, is_mapped: bool) -> WeightT:
+        """Return an embedding that `pack_table` returned as the weights of `logits`.
+
+        Args:
+            is_mapped: whether the table is the checkpoint's file, mapped into memory. A packed copy is then
+            the only one that uses memory of the process.
+        """
 
     @abstractmethod
     def allocate_kv_cache(self, spec: ModelSpec, num_blocks: Sequence[int], block_size: int) -> None:

@@ -68,12 +68,9 @@ class ReferenceBackend(Backend[ReferencePlan, PackedLinear]):
         )
         return self._pack(weight.contiguous(), self._cast(torch.cat(biases)) if biases else None)
 
-    def pack_tied_head(self, table: torch.Tensor) -> PackedLinear:
-        # oneDNN's layout is a copy. The table itself then costs no memory if it is the checkpoint's file,
-        # mapped.
-        if self._prepacks and table.untyped_storage().filename is not None:
-            return self._pack(table, None)
-        return PackedLinear(table, None, is_prepacked=False)
+    def pack_tied_head(self, table: torch.Tensor, *, is_mapped: bool) -> PackedLinear:
+        # oneDNN's layout is a copy. If the table itself uses memory, the head shares it instead.
+        return self._pack(table, None) if is_mapped else PackedLinear(table, None, is_prepacked=False)
 
     def allocate_kv_cache(self, spec: ModelSpec, num_blocks: Sequence[int], block_size: int) -> None:
         self._attention = [layer.attention for layer in spec.layers]

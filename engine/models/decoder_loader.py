@@ -114,7 +114,8 @@ class DecoderLoader:
     def load(self) -> DecoderWeights:
         spec, names, backend = self._spec, self._names, self._backend
         width = spec.embed_dim or spec.hidden_size
-        embedding = backend.pack_table(self._tensor(f"{names.embedding}.weight", spec.vocab_size, width))
+        stored = self._tensor(f"{names.embedding}.weight", spec.vocab_size, width)
+        embedding = backend.pack_table(stored)
         positions = None
         if spec.positions is not None:
             num_rows = spec.positions.num_positions
@@ -128,7 +129,7 @@ class DecoderLoader:
             project_out=self._linear((names.project_out,), [width], spec.hidden_size) if projects else None,
             layers=[self._layer(index, layer) for index, layer in enumerate(spec.layers)],
             final_norm=self._norm(names.final_norm, spec.final_norm, spec.hidden_size),
-            head=self._head(embedding, width),
+            head=self._head(embedding, stored, width),
         )
         self._reader.assert_all_taken(self._ignored())
         return weights
@@ -139,11 +140,13 @@ class DecoderLoader:
         more = range(num_layers, num_layers + _MAX_MORE_LAYERS) if names.ignores_more_layers else ()
         return [*names.ignored, *(f"{self._full(names.layer.format(index))}." for index in more)]
 
-    def _head(self, embedding: torch.Tensor, width: int) -> Any:
+    def _head(self, embedding: torch.Tensor, stored: torch.Tensor, width: int) -> Any:
         if self._spec.tied:
             # Some checkpoints contain a copy of the tied head; it is taken, but not used.
             self._reader.take_optional(self._full(f"{self._names.head}.weight"))
-            return self._backend.pack_tied_head(embedding)
+            # safetensors maps files into memory; pack_table has copied what needs another dtype or device.
+            is_mapped = embedding.data_ptr() == stored.data_ptr()
+            return self._backend.pack_tied_head(embedding, is_mapped=is_mapped)
         return self._linear((self._names.head,), [self._spec.vocab_size], width)
 
     def _layer(self, index: int, spec: LayerSpec) -> DecoderLayer:

@@ -88,7 +88,7 @@ def read_rope(
         parameters=reader,
         trained_len=_trained_len(config, parameters),
         max_position_embeddings=longest,
-        max_model_len=config.max_model_len or longest,
+        max_model_len=min(config.max_model_len or longest, longest_context(config)),
     )
     scaled = scale(rope)
     if not torch.isfinite(scaled.inv_freq).all():

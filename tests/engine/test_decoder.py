@@ -194,3 +194,42 @@ def test_a_tensor_that_is_missing_is_named(tiny_checkpoints, tmp_path, checkpoin
         ModelLoadError, match=rf"has no tensor .*{kind}.*\({len(weights) - len(left)} tensors"
     ):
         load_model(config, tmp_path, ReferenceBackend(torch.device("cpu"), torch.float32))
+
+
+def test_a_tied_embedding_is_stored_once(tiny_checkpoints):
+    """If it is converted, the head shares its memory; if not, it is the checkpoint's file, and the head is
+    packed."""
+    folder = tiny_checkpoints["llama-tied-biased"]
+    wide, same = (load_decoder(folder, dtype)._weights for dtype in (torch.float64, torch.float32))
+    assert wide.head.weight.data_ptr() == wide.embedding.data_ptr()
+    assert same.head.is_prepacked
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    spans = [tuple(int(end, 16) for end in line[0].split("-")) for line in maps if str(folder) in line[-1]]
+    assert any(begin <= same.embedding.data_ptr() < end for begin, end in spans)
+
+
+def test_the_fingerprint_names_the_frequencies_that_the_context_length_chose():
+    """A job that began with the short factors is not continued by a worker with the long ones."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64}
+    rope |= {"short_factor": [1.0, 1.2, 1.5, 2.0], "long_factor": [1.5, 3.0, 6.0, 8.0]}
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+        "rope_parameters": rope,
+    }
+    variants = {length: read_spec(config, length).variant for length in (None, 64, 65)}
+    assert variants == {None: "longrope-long", 64: "longrope-short", 65: "longrope-long"}
+    dynamic = config | {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}
+    specs = {length: read_spec(dynamic, length) for length in (None, 256, 500, 5000)}
+    assert [spec.variant for spec in specs.values()] == [
+        "dynamic-none",
+        "dynamic-none",
+        "dynamic-500",
+        "dynamic-1024",
+    ]
+    assert [spec.max_model_len for spec in specs.values()] == [256, 256, 500, 1024]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,6 +128,28 @@ def test_narrow_dtypes_stay_close_to_float64(dtype, tolerance):
     torch.testing.assert_close(
         outputs[0].double(), dense_attention(texts[0])[:-1], rtol=tolerance, atol=tolerance
     )
+
+
+def test_an_encoders_tokens_attend_to_all_tokens_of_their_text():
+    """Three texts in one step, without a causal mask and without a KV cache."""
+    backend = ReferenceBackend(CPU, torch.float64)
+    encoder = replace(SPEC, causal=False, rope=None)
+    model = model_of(encoder)
+    backend.allocate_kv_cache(model, [1], BLOCK_SIZE)
+    assert backend.kv_bytes_per_block(model, BLOCK_SIZE) == [0]
+    texts = [Text(n, [0], torch.Generator().manual_seed(n)) for n in (20, 1, 7)]
+    lens = np.array([len(text.qkv) for text in texts])
+    blocks = np.zeros((1, 3, 5), dtype=np.int64)
+    batch = RaggedBatch(np.zeros(lens.sum(), dtype=np.int64), lens, np.zeros_like(lens), blocks)
+    qkv = torch.cat([text.qkv for text in texts])
+    output = backend.attend(backend.begin_step(batch), 0, qkv, AttentionWeights())
+    for text, part in zip(texts, output.split(lens.tolist()), strict=True):
+        heads = text.qkv.view(len(text.qkv), -1, SPEC.head_dim)
+        query, key, value = heads.split([SPEC.num_heads, SPEC.num_kv_heads, SPEC.num_kv_heads], dim=1)
+        key, value = (each.repeat_interleave(3, dim=1) for each in (key, value))
+        scores = torch.einsum("qhd,khd->hqk", query, key) / math.sqrt(SPEC.head_dim)
+        expected = torch.einsum("hqk,khd->qhd", scores.softmax(-1), value).reshape(len(heads), -1)
+        torch.testing.assert_close(part, expected)
 
 
 def test_layers_do_not_share_their_cache():
