@@ -53,7 +53,8 @@ def converted(folder: Path, config: dict[str, Any], architecture: str) -> dict[s
     kind = next(each for each, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
     found = {}
-    for name, tensor in _split(_stacked(load_file(folder / "model.safetensors"))).items():
+    tensors = _split(_stacked(load_file(folder / "model.safetensors")))
+    for name, tensor in _latent(tensors, config).items():
         if name == "lm_head.weight" and config.get("tie_word_embeddings"):
             continue
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -112,6 +113,21 @@ def _split(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
+def _latent(tensors: dict[str, np.ndarray], config: dict[str, Any]) -> dict[str, np.ndarray]:
+    """With the keys and values of DeepSeek's latent attention apart, for each head."""
+    found = {}
+    for name, tensor in tensors.items():
+        if name.endswith("kv_b_proj.weight"):
+            plain = config["qk_nope_head_dim"]
+            by_head = tensor.reshape(config["num_attention_heads"], -1, config["kv_lora_rank"])
+            keys = by_head[:, :plain].swapaxes(1, 2)
+            found[name.replace("kv_b", "k_b")] = np.ascontiguousarray(keys)
+            found[name.replace("kv_b", "v_b")] = np.ascontiguousarray(by_head[:, plain:])
+        else:
+            found[name.replace("e_score_correction_bias", "e_score_correction.bias")] = tensor
+    return found
+
+
 def llama3_factors(rope: dict[str, Any], head_dim: int) -> np.ndarray:
     """What each frequency is divided by."""
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
@@ -141,17 +157,21 @@ def _write_sizes(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
+    is_latent = "kv_lora_rank" in config
+    writer.add_head_count_kv(1 if is_latent else config["num_key_value_heads"])
     writer.add_rope_freq_base(rope["rope_theta"])
-    writer.add_rope_dimension_count(int(_head_dim(config) * rope.get("partial_rotary_factor", 1.0)))
+    rotated = int(_head_dim(config) * rope.get("partial_rotary_factor", 1.0))
+    writer.add_rope_dimension_count(config["qk_rope_head_dim"] if is_latent else rotated)
     if "rms_norm_eps" in config:
         writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     elif eps := config.get("layer_norm_eps", config.get("norm_epsilon")):
         writer.add_layer_norm_eps(eps)
-    if config.get("head_dim"):
+    if is_latent:
+        _write_latent_sizes(writer, config)
+    elif config.get("head_dim"):
         writer.add_key_length(config["head_dim"])
         writer.add_value_length(config["head_dim"])
-    if experts := config.get("num_local_experts", config.get("num_experts")):
+    if experts := config.get("num_local_experts", config.get("num_experts", config.get("n_routed_experts"))):
         writer.add_expert_count(experts)
         writer.add_expert_used_count(config["num_experts_per_tok"])
     if rope["rope_type"] in ("linear", "yarn"):
@@ -159,6 +179,17 @@ def _write_sizes(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
         writer.add_rope_scaling_factor(rope["factor"])
     if rope["rope_type"] == "yarn":
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+
+
+def _write_latent_sizes(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    rank, rotated = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    if config.get("q_lora_rank"):
+        writer.add_q_lora_rank(config["q_lora_rank"])
+    writer.add_kv_lora_rank(rank)
+    writer.add_key_length(rank + rotated)
+    writer.add_value_length(rank)
+    writer.add_key_length_mla(config["qk_nope_head_dim"] + rotated)
+    writer.add_value_length_mla(config["v_head_dim"])
 
 
 def _write_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:

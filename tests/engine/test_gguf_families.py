@@ -67,6 +67,31 @@ class Case:
     """GGUF's name, if it is not the family's in lower case."""
 
 
+LATENT = {
+    "q_lora_rank": 12,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 8,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 2,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+    "n_group": 4,
+    "topk_group": 2,
+    "num_key_value_heads": 4,
+    "head_dim": 6,
+}
+LATENT_IN_FILE = {
+    "expert_shared_count": 2,
+    "expert_feed_forward_length": 24,
+    "leading_dense_block_count": 1,
+    "expert_weights_scale": 1.5,
+    "expert_group_count": 4,
+    "expert_group_used_count": 2,
+}
 CASES = {
     "llama": Case("Llama"),
     "llama-tied-biased": Case("Llama", _TIED | {"attention_bias": True, "mlp_bias": True}),
@@ -165,6 +190,25 @@ CASES = {
     ),
     "cohere2": Case("Cohere2", _TIED | _BY_HEADS | _WINDOW, _IN_FILE | {"logit_scale": 0.0625}),
     "starcoder2": Case("Starcoder2", _TIED | _BY_HEADS | {"sliding_window": 4096}),
+    "deepseek2": Case(
+        "DeepseekV2", LATENT | {"topk_method": "group_limited_greedy"}, LATENT_IN_FILE, "deepseek2"
+    ),
+    "deepseek2-lite": Case(
+        "DeepseekV2",
+        LATENT
+        | {"q_lora_rank": None, "n_group": 1, "topk_group": 1, "topk_method": "greedy"}
+        | rope("yarn", **YARN, mscale=0.707, mscale_all_dim=0.707),
+        LATENT_IN_FILE
+        | {"expert_group_count": 1, "expert_group_used_count": 1}
+        | {"rope__scaling__yarn_log_multiplier": 0.0707},
+        "deepseek2",
+    ),
+    "deepseek3": Case(
+        "DeepseekV3",
+        LATENT | {"norm_topk_prob": True},
+        LATENT_IN_FILE | {"expert_gating_func": 2, "expert_weights_norm": True},
+        "deepseek2",
+    ),
     "gpt-oss": Case(
         "GptOss",
         _WINDOW
@@ -217,6 +261,7 @@ NEIGHBOURS = {
     "cohere2": "command-r",
     "starcoder2": "llama",
     "gpt-oss": "qwen3moe",
+    "deepseek2": "qwen3moe",
 }
 
 

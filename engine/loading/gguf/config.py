@@ -152,6 +152,32 @@ def _gpt_oss(_header: GGUFHeader, config: dict[str, Any]) -> dict[str, Any]:
     return {"rope_parameters": config["rope_parameters"] | {"truncate": False}}
 
 
+def _deepseek(header: GGUFHeader, config: dict[str, Any]) -> dict[str, Any]:
+    """The lengths of keys and values are those of the latent ones, unless the file is an older one."""
+    rotated = config["qk_rope_head_dim"]
+    key = header.get("attention.key_length_mla", header.get("attention.key_length"))
+    parameters = {
+        name: value for name, value in config["rope_parameters"].items() if name != "partial_rotary_factor"
+    }
+    if parameters.get("mscale_all_dim"):
+        # Multiplied by 0.1 in the file; llama.cpp assumes that both are the same.
+        scale = round(parameters["mscale_all_dim"] * 10, 6)
+        parameters |= {"mscale": scale, "mscale_all_dim": scale}
+    return {
+        "num_key_value_heads": config["num_attention_heads"],
+        "head_dim": rotated,
+        "q_lora_rank": config.get("q_lora_rank"),
+        "qk_nope_head_dim": key - rotated,
+        "v_head_dim": header.get("attention.value_length_mla", header.get("attention.value_length")),
+        "first_k_dense_replace": header.get("leading_dense_block_count", 0),
+        "norm_topk_prob": bool(header.get("expert_weights_norm", False)),
+        "topk_method": "group_limited_greedy" if config.get("n_group", 1) > 1 else "greedy",
+        "attention_bias": "blk.0.attn_output.bias" in header.tensors,
+        "rope_interleave": True,
+        "rope_parameters": parameters,
+    }
+
+
 _ADJUSTMENTS: Final[Mapping[str, Callable[[GGUFHeader, dict[str, Any]], dict[str, Any]]]] = {
     "gemma2": _gemma,
     "gemma3_text": _gemma3,
@@ -159,5 +185,7 @@ _ADJUSTMENTS: Final[Mapping[str, Callable[[GGUFHeader, dict[str, Any]], dict[str
     "smollm3": _smollm3,
     "cohere": _cohere,
     "gpt_oss": _gpt_oss,
+    "deepseek_v2": _deepseek,
+    "deepseek_v3": _deepseek,
     "ministral3": _ministral3,
 }

@@ -230,6 +230,44 @@ _GPT_OSS: Final = GGUFFamily(
     constants={"hidden_act": "silu", "swiglu_limit": 7.0},
     full_attention_interval=2,
 )
+_DEEPSEEK2: Final = GGUFFamily(
+    "deepseek_v2",
+    "DeepseekV2ForCausalLM",
+    _NORMS
+    | {
+        "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+        "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+        "attn_output": "self_attn.o_proj",
+    },
+    optional={
+        "attn_q": "self_attn.q_proj",
+        "attn_q_a": "self_attn.q_a_proj",
+        "attn_q_a_norm": "self_attn.q_a_layernorm",
+        "attn_q_b": "self_attn.q_b_proj",
+        **dict.fromkeys(("attn_kv_b", "attn_k_b", "attn_v_b"), "self_attn.kv_b_proj"),
+        "exp_probs_b": "mlp.gate.e_score_correction_bias",
+    }
+    | _MLP
+    | _EXPERTS
+    | {f"ffn_{name}_shexp": f"mlp.shared_experts.{name}_proj" for name in ("gate", "up", "down")},
+    keys={
+        "q_lora_rank": "attention.q_lora_rank",
+        "kv_lora_rank": "attention.kv_lora_rank",
+        "qk_rope_head_dim": "rope.dimension_count",
+        "n_routed_experts": "expert_count",
+        "num_experts_per_tok": "expert_used_count",
+        "n_shared_experts": "expert_shared_count",
+        "moe_intermediate_size": "expert_feed_forward_length",
+        "first_k_dense_replace": "leading_dense_block_count",
+        "routed_scaling_factor": "expert_weights_scale",
+        "n_group": "expert_group_count",
+        "topk_group": "expert_group_used_count",
+    },
+    constants={"hidden_act": "silu"},
+)
+_DEEPSEEK3: Final = replace(_DEEPSEEK2, model_type="deepseek_v3", architecture="DeepseekV3ForCausalLM")
+_SIGMOID: Final = 2
+"""DeepSeek-V3's function of the experts' scores, in GGUF's numbers."""
 FAMILIES: Final[Mapping[str, GGUFFamily]] = {
     "llama": _LLAMA,
     "mistral3": _MINISTRAL3,
@@ -249,6 +287,7 @@ FAMILIES: Final[Mapping[str, GGUFFamily]] = {
     "cohere2": _COHERE2,
     "starcoder2": _STARCODER2,
     "gpt-oss": _GPT_OSS,
+    "deepseek2": _DEEPSEEK2,
 }
 """GGUF's architectures. Files of Mistral, Falcon 3 and SmolLM2 have the architecture llama."""
 
@@ -266,6 +305,8 @@ def family_of(header: GGUFHeader) -> GGUFFamily:
     if family is _MINISTRAL3 and not header.get("attention.temperature_scale"):
         # Mistral Small 3, whose text model is Mistral's.
         return _LLAMA
+    if family is _DEEPSEEK2 and header.get("expert_gating_func") == _SIGMOID:
+        return _DEEPSEEK3
     if family is _OLMO2 and header.get("attention.sliding_window"):
         return _OLMO3
     return family

@@ -23,6 +23,8 @@ __all__ = ["streamed_tensors"]
 _TOP: Final = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _NAME: Final = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<module>\w+)\.(?P<kind>weight|bias)")
 _IGNORED: Final = (*ROPE_TENSORS, "attn_rot_embd.weight")
+_PARAMETERS: Final = ("attn_sinks", "exp_probs_b")
+"""Modules of GGUF that are parameters of other modules in transformers."""
 _CHUNK_ELEMENTS: Final = 1 << 20
 """The elements that are dequantised at once: 4 MiB in float32."""
 
@@ -42,7 +44,9 @@ def streamed_tensors(header: GGUFHeader, family: GGUFFamily, head_dim: int) -> d
             found |= _experts(tensor, name)
         elif ".mlp.experts." in name:
             found[_parameter_name(name)] = _transposed_experts(header, tensor)
-        else:
+        elif ".attn_k_b." in tensor.name:
+            found[name] = _joined_keys_and_values(tensor, header.tensors[tensor.name.replace("_k_b", "_v_b")])
+        elif ".attn_v_b." not in tensor.name:
             found[name] = _single(tensor, family, head_dim)
     return found
 
@@ -66,7 +70,7 @@ def _hf_name(name: str, family: GGUFFamily) -> str:
             "safetensors checkpoint."
         )
     prefix = f"model.layers.{match['layer']}." if match["layer"] else ""
-    kind = "" if match["module"] == "attn_sinks" else f".{match['kind']}"
+    kind = "" if match["module"] in _PARAMETERS else f".{match['kind']}"
     return f"{prefix}{modules[match['module']]}{kind}"
 
 
@@ -116,6 +120,23 @@ def _transposed_experts(header: GGUFHeader, tensor: GGUFTensor) -> StreamedTenso
             yield np.stack(found, axis=1).reshape(out * len(parts), -1).T
 
     return StreamedTensor((count, *columns, out * len(parts)), chunks)
+
+
+# -- the keys and values of latent attention -------------------------------------------------------------
+
+
+def _joined_keys_and_values(keys: GGUFTensor, values: GGUFTensor) -> StreamedTensor:
+    """Return the projection [heads * (keys + values), rank] of keys [heads, rank, keys] and values [heads,
+    values, rank]."""
+    count, rank, key_dim = keys.shape
+    value_dim = values.shape[1]
+
+    def chunks() -> Iterator[NDArray[np.float32]]:
+        for head in range(count):
+            yield read_rows(keys, head * rank, (head + 1) * rank).T
+            yield read_rows(values, head * value_dim, (head + 1) * value_dim)
+
+    return StreamedTensor((count * (key_dim + value_dim), rank), chunks)
 
 
 # -- reading ---------------------------------------------------------------------------------------------
