@@ -122,6 +122,20 @@ class WeightReader:
         self._check_shape(name, found, shape)
         return experts
 
+    def dense_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the names and tensors that the checkpoint would have without quantisation, one at a time.
+
+        Raises ModelLoadError like `take_linear`.
+        """
+        for name in self._owners:
+            linear, _, part = name.rpartition(".")
+            scheme = self._quantization.scheme_of(linear, self._owners)
+            if scheme is DENSE or part not in (*scheme.required, *scheme.optional):
+                if not self._quantization.is_unused(name):
+                    yield name, self.take(name)
+            elif part == scheme.required[0]:
+                yield f"{linear}.weight", self.take_linear(linear).dense()
+
     def _take_parts(self, prefix: str, scheme: WeightScheme) -> dict[str, torch.Tensor]:
         parts = {part: self.take(f"{prefix}{part}") for part in scheme.required}
         optional = ((part, self.take_optional(f"{prefix}{part}")) for part in scheme.optional)

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from pagefleet.engine.backends.base import AttentionWeights, Backend
 from pagefleet.engine.errors import ModelLoadError
-from pagefleet.engine.files.weight_reader import is_finite
+from pagefleet.engine.files.schemes.registry import quantization_config
+from pagefleet.engine.files.weight_reader import WeightReader, is_finite
 from pagefleet.engine.models.fallback_probe import freeze_rotation, probe
 from pagefleet.engine.models.model import Model
 
@@ -67,7 +69,7 @@ class TransformersModel(Model):
         self.backend = backend
         self.spec = probe(config, max_model_len)
         ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _attention)
-        self._model = _load(folder, backend)
+        self._model = _load(folder, quantization_config(config), backend)
         self._step = _Step(backend)
         for module in self._model.modules():
             if hasattr(module, "layer_idx"):
@@ -106,17 +108,15 @@ def _attention(
     return step.attend(module.layer_idx, (query, key, value), s_aux), None
 
 
-def _load(folder: Path, backend: Backend[Any, Any]) -> Any:
+def _load(folder: Path, quantization: Mapping[str, Any] | None, backend: Backend[Any, Any]) -> Any:
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = _from_pretrained(
             folder,
+            quantization,
             dtype=backend.dtype,
             attn_implementation=_ATTENTION,
             # The other implementations of experts cannot compute in every dtype.
             experts_implementation="eager",
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
             output_loading_info=True,
         )
     except (OSError, RuntimeError, ValueError, KeyError) as error:
@@ -135,3 +135,18 @@ def _load(folder: Path, backend: Backend[Any, Any]) -> Any:
             "the model again."
         )
     return model.to(backend.device).eval()
+
+
+def _from_pretrained(folder: Path, quantization: Mapping[str, Any] | None, **options: Any) -> Any:
+    """Return the model and transformers' report. The engine dequantises, because transformers needs another
+    library for each format."""
+    local = {"local_files_only": True, "trust_remote_code": False}
+    if quantization is None:
+        return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **local, **options)
+    config = AutoConfig.from_pretrained(folder, **local)
+    for key in ("quantization_config", "compression_config"):
+        vars(config).pop(key, None)
+    reader = WeightReader(folder, quantization)
+    weights = {name: tensor.to(options["dtype"]) for name, tensor in reader.dense_tensors()}
+    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return model.from_pretrained(None, config=config, state_dict=weights, **options)

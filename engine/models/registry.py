@@ -91,15 +91,10 @@ def load_model(
 
     Raises ModelLoadError if the architecture or a feature is not supported, or the weights do not match.
     """
-    family, quantization = find_family(config), quantization_config(config)
+    family = find_family(config)
     if family is None:
-        if quantization is not None:
-            raise ModelLoadError(
-                f"config.json: quantised weights are not supported for {config.get('architectures')}, which "
-                "runs with the code of transformers; use its weights in bfloat16."
-            )
         from pagefleet.engine.models.fallback import TransformersModel
 
         return TransformersModel(config, folder, backend, max_model_len)
-    spec, reader = read_spec(config, max_model_len), WeightReader(folder, quantization)
+    spec, reader = read_spec(config, max_model_len), WeightReader(folder, quantization_config(config))
     return Decoder(spec, DecoderLoader(spec, family.names, reader, backend).load(), backend)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from pagefleet.engine import EngineConfig, LLMEngine
 from pagefleet.engine.loading.loader import load
+from pagefleet.engine.models.registry import find_family
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
 PROMPTS = [[7, 1, 9, 200, 33, 41, 5, 5, 90], [3]]
@@ -171,6 +172,21 @@ def test_fp8_experts_with_tensors_of_their_own(transformers, tmp_path):
     settings = FORMATS["fp8-blocks"].config
     checkpoint = Checkpoint(transformers, "Qwen3Moe", options, settings, single_experts)
     compare(engine_of(checkpoint.save(tmp_path)), checkpoint.oracle.texts)
+
+
+def test_a_model_of_transformers(transformers, tmp_path):
+    """Without a family of its own; transformers merges the experts that the engine has dequantised."""
+    options = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+    options |= {"shared_expert_intermediate_size": 24}
+    form = FORMATS["fp8-blocks"]
+
+    def quantise(model: torch.nn.Module, rng: np.random.Generator) -> Stored:
+        return linears(lambda _name: form.write)(model, rng) | single_experts(model, rng)
+
+    checkpoint = Checkpoint(transformers, "Qwen2Moe", options, form.config, quantise)
+    folder = checkpoint.save(tmp_path)
+    assert find_family(json.loads((folder / "config.json").read_text())) is None
+    compare(engine_of(folder), checkpoint.oracle.texts)
 
 
 def test_mxfp4_experts_of_gpt_oss(transformers, tmp_path):
