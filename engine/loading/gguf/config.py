@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from pagefleet.engine.errors import ModelLoadError
 from pagefleet.engine.files.gguf.header import GGUFHeader
-from pagefleet.engine.loading.gguf.families import GGUFFamily
+from pagefleet.engine.loading.gguf.family import GGUFFamily
 from pagefleet.engine.loading.gguf.rope import rope_parameters
 
 __all__ = ["config_json", "end_token_ids"]

@@ -15,7 +15,7 @@ from pagefleet.engine.errors import ModelLoadError
 from pagefleet.engine.files.gguf.header import GGUFHeader, GGUFTensor
 from pagefleet.engine.files.gguf.weights import read_rows
 from pagefleet.engine.files.safetensors_writer import StreamedTensor
-from pagefleet.engine.loading.gguf.families import EXPERT, GGUFFamily
+from pagefleet.engine.loading.gguf.family import EXPERT, GGUFFamily
 from pagefleet.engine.loading.gguf.rope import ROPE_TENSORS
 
 __all__ = ["streamed_tensors"]
