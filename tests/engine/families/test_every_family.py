@@ -6,7 +6,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
-from family_checks import FamilyChecks
+from family_harness import Family
 
 from pagefleet.engine.models.registry import native_families
 
@@ -22,7 +22,7 @@ def checked(transformers) -> dict[str, set[str]]:
         module = module_from_spec(spec)
         spec.loader.exec_module(module)
         for each in vars(module).values():
-            if isinstance(each, type) and issubclass(each, FamilyChecks) and each is not FamilyChecks:
+            if isinstance(each, type) and issubclass(each, Family) and hasattr(each, "variants"):
                 for variant in each.variants.values():
                     config = each.make_config(transformers, {**each.options, **variant.options})
                     found.setdefault(config.model_type, set()).update(variant.neighbours)
