@@ -28,7 +28,8 @@ class TestGemma3(FamilyChecks):
             neighbours={"Gemma2": "does not use", "Qwen3": "does not use"},
         ),
         "linear": Variant(
-            {"layer_types": ["full_attention", "sliding_attention"]} | ropes(rope_type="linear", factor=4.0)
+            {"layer_types": ["full_attention", "sliding_attention"], "tie_word_embeddings": False}
+            | ropes(rope_type="linear", factor=4.0)
         ),
     }
 

@@ -9,7 +9,7 @@ class TestOlmo2(FamilyChecks):
     variants = {
         "plain": Variant(neighbours={"Llama": "input_layernorm", "Qwen3": "input_layernorm"}),
         "tied": Variant({"tie_word_embeddings": True}),
-        "biased": Variant({"attention_bias": True}),
+        "biased": Variant({"attention_bias": True, "num_hidden_layers": 4}),
     }
 
 
