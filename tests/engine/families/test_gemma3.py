@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from family_checks import FamilyChecks, Variant, compare
-from family_harness import Case, Family, make_config
+from family_harness import make_config
 from hub_configs import assert_read_as_by_transformers
 from safetensors.torch import load_file, save_file
 
@@ -34,12 +34,21 @@ class TestGemma3(FamilyChecks):
     }
 
 
-class Multimodal(Family):
-    """Gemma 3 with a vision tower."""
+# The beginnings of names, and those of transformers 4.52 and later instead.
+RENAMED = {
+    "language_model.model.": "model.language_model.",
+    "language_model.lm_head.": "lm_head.",
+    "vision_tower.": "model.vision_tower.",
+    "multi_modal_projector.": "model.multi_modal_projector.",
+}
+
+
+class TestGemma3Multimodal(FamilyChecks):
+    """The text decoder of a checkpoint with a vision tower."""
 
     prefix = "Gemma3"
     options = SMALL | {"tie_word_embeddings": False}
-    variants = {"plain": TestGemma3.variants["plain"]}
+    variants = {"plain": Variant(neighbours={"Gemma2": "has no 'max_position_embeddings'"})}
 
     @classmethod
     def make_config(cls, transformers, options):
@@ -58,35 +67,15 @@ class Multimodal(Family):
             tie_word_embeddings=text.tie_word_embeddings,
         )
 
-
-# The beginnings of names, and those of transformers 4.52 and later instead.
-RENAMED = {
-    "language_model.model.": "model.language_model.",
-    "language_model.lm_head.": "lm_head.",
-    "vision_tower.": "model.vision_tower.",
-    "multi_modal_projector.": "model.multi_modal_projector.",
-}
-
-
-@pytest.fixture(scope="module")
-def multimodal(transformers, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("multimodal")
-    return Case(transformers, Multimodal, Multimodal.variants["plain"], folder)
-
-
-def test_the_text_of_a_multimodal_checkpoint(multimodal):
-    compare(multimodal.engine(), multimodal.texts)
-
-
-def test_later_names_of_a_multimodal_checkpoint(multimodal, tmp_path):
-    folder = tmp_path / "renamed"
-    shutil.copytree(multimodal.folder, folder)
-    renamed = {}
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        old = next(each for each in RENAMED if name.startswith(each))
-        renamed[RENAMED[old] + name.removeprefix(old)] = tensor
-    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
-    compare(multimodal.engine(folder=folder), multimodal.texts)
+    def test_later_names(self, case, tmp_path):
+        folder = tmp_path / "renamed"
+        shutil.copytree(case.folder, folder)
+        renamed = {}
+        for name, tensor in load_file(folder / "model.safetensors").items():
+            old = next(each for each in RENAMED if name.startswith(each))
+            renamed[RENAMED[old] + name.removeprefix(old)] = tensor
+        save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+        compare(case.engine(folder=folder), case.texts)
 
 
 SIZES = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 13}
