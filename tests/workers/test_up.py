@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from click.testing import CliRunner
+from fake_hub import HubFile, fake_hub
 
 from pagefleet.api import FleetClient, FleetSettings
 from pagefleet.api.cli.main import main
@@ -130,6 +131,34 @@ def test_flower_and_metrics_come_with_it_and_nothing_outlives_it(up, tmp_path):
     _, alive = psutil.wait_procs(children, timeout=60)
     assert alive == []
     assert up.log_file.read_text().count("Warm shutdown") == 2, "the workers drained"
+
+
+def test_ctrl_c_ends_a_start_that_downloads(tmp_path, monkeypatch):
+    """No limit of time ends it, because a large model can take hours."""
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": 97,
+        "hidden_size": 48,
+    }
+    config |= {"intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 6}
+    config |= {"max_position_embeddings": 64}
+    weights = HubFile("model.safetensors", bytes(24 * 10**6))
+    files = {"config.json": json.dumps(config).encode(), "tokenizer.json": b"{}", weights.name: weights}
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("PAGEFLEET_HOME", str(tmp_path / "home"))
+    with fake_hub({"o/slow": files}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        hub.hold_after = 15 * 10**6
+        command = [sys.executable, "-m", "pagefleet.api.cli.main", "up", "--no-flower", "--no-gateway"]
+        with subprocess.Popen([*command, "--model", "o/slow"], stderr=subprocess.PIPE) as process:
+            assert wait_until(lambda: list(tmp_path.rglob("*.pagefleet.incomplete")), 60, 0.1)
+            children = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
+            assert b"Traceback" not in process.stderr.read()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
 
 
 def test_a_port_that_is_taken(tmp_path):

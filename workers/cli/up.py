@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -97,7 +98,7 @@ def up(
     """
     settings = WorkerSettings.from_files(**given(options))
     _check_home(settings.home_dir)
-    stop = _stop_event()
+    _end_start_on_signals()
     with StackGuard(settings.drain_s) as guard:
         stack = LocalStack(
             settings.home_dir,
@@ -108,11 +109,14 @@ def up(
             quiet=False,
             drain_s=settings.drain_s,
             guard=guard,
+            # A download of a large model can take hours; Ctrl-C ends it.
+            ready_timeout_s=math.inf,
         )
         dashboard = _add_flower(stack, flower_port) if flower and has_extra("monitor") else None
         http = _add_gateway(stack, gateway_port) if gateway and has_extra("gateway") else None
-        click.echo("starting ... (the first start converts the model, which can take minutes)")
+        click.echo("starting ... (the first start downloads or converts the model, which can take minutes)")
         with stack:
+            stop = _stop_event()
             stack.write_stack_file(settings.stack_file)
             try:
                 _print_started(stack, worker_arguments)
@@ -154,8 +158,14 @@ def _add_gateway(stack: LocalStack, port: int | None) -> GatewayProcess:
     return gateway
 
 
+def _end_start_on_signals() -> None:
+    """Let Ctrl-C and SIGTERM raise KeyboardInterrupt. A shell's background jobs ignore Ctrl-C otherwise."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+
+
 def _stop_event() -> threading.Event:
-    """Return an event that Ctrl-C and SIGTERM set."""
+    """Return an event that Ctrl-C and SIGTERM set from now on."""
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

@@ -80,6 +80,7 @@ class LocalStack:
         quiet: workers write to log files in ``home`` instead of the terminal.
         drain_s: time that running jobs have to finish when the stack stops, in seconds.
         guard: stops the stack if this process is killed.
+        ready_timeout_s: time that the workers have to become ready, in seconds.
     """
 
     def __init__(
@@ -93,8 +94,10 @@ class LocalStack:
         quiet: bool = True,
         drain_s: float = 20.0,
         guard: StackGuard | None = None,
+        ready_timeout_s: float = 300.0,
     ) -> None:
         self.home = home
+        self._ready_timeout_s = ready_timeout_s
         self._guard = guard
         self.endpoint = None if redis_url else ServerEndpoint.kept_in(home)
         self.server = None
@@ -123,7 +126,7 @@ class LocalStack:
         """All processes except the server."""
         return [*self.workers, *self.companions]
 
-    def start(self, ready_timeout_s: float = 300.0) -> Self:
+    def start(self) -> Self:
         """Start everything and wait until the workers are ready. Raises: WorkerStartError."""
         try:
             if self.endpoint is not None and self.server is not None:
@@ -136,7 +139,7 @@ class LocalStack:
                 child.start()
                 self.watch()
             for worker in self.workers:
-                worker.wait_ready(ready_timeout_s)
+                worker.wait_ready(self._ready_timeout_s)
         except BaseException:
             self.stop()
             raise
