@@ -31,9 +31,11 @@ LONGEST_FILES = (
     "workers/test_takeover.py",
     "garbage/test_stored_garbage.py",
     "security/test_acl.py",
-    "engine/test_checkpoint.py",
     "gateway/test_page.py",
-    "engine/test_sampler.py",
+    "protocol/test_protocol.py",
+    "api/test_submit_outcomes.py",
+    "gateway/test_jobs.py",
+    "gateway/test_tools.py",
 )
 
 

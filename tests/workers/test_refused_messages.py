@@ -119,6 +119,15 @@ def test_a_refused_message_calls_its_errback(service, foreign_worker):
     assert service.AsyncResult(errback.options["task_id"]).get(timeout=60) == f"failed: {sent.id}"
 
 
+def wait_for_beats(fleet, raw, count=2):
+    """A worker's status comes with its beats; the second one from now on counts all earlier messages."""
+    (worker,) = fleet.status().workers
+    lease = keys.lease(worker.worker_id)
+    for _ in range(count):
+        expires_at = raw.pexpiretime(lease)
+        assert wait_until(lambda at=expires_at: raw.pexpiretime(lease) != at, 60)
+
+
 def send_garbage(service, fleet, job_id):
     (before,) = fleet.status().workers
     service.send_task("os.system", task_id=job_id, queue=QUEUE, ignore_result=True)
@@ -127,6 +136,7 @@ def send_garbage(service, fleet, job_id):
 
 def test_garbage_leaves_a_good_jobs_result_alone(service, fleet, raw):
     """A message with the id of another job, while that runs and after its end."""
+    wait_for_beats(fleet, raw)
     running = fleet.generate("x", max_tokens=1200, idle_timeout=60)
     next(running)
     send_garbage(service, fleet, running.job_id)
