@@ -148,6 +148,8 @@ def _note(
         raise NotImplementedError("a layer attends in both directions")
     if attention_mask is not None:
         raise NotImplementedError("a layer has a mask of its own")
+    if value_dim > head_dim:
+        raise NotImplementedError("a layer has longer values than keys")
     layer: Any = module.layer_idx
     if layer in found:
         raise NotImplementedError("a layer computes its attention twice")

@@ -24,6 +24,8 @@ from pagefleet.engine.models.config_reader import ConfigReader
 __all__ = ["longest_context", "read_rope", "rope_parameters", "temperature"]
 
 DEFAULT_THETA = 10_000.0
+MAX_HEAD_DIM = 2**16
+"""Heads have some hundred elements. A larger value would only exhaust the memory."""
 
 
 class _Rope(NamedTuple):
@@ -75,16 +77,10 @@ def read_rope(
         )
     reader = ConfigReader(parameters)
     longest = config.integer("max_position_embeddings")
-    share = reader.number("partial_rotary_factor", partial)
-    if not 0 < share <= 1:
-        raise ModelLoadError(
-            f"config.json: partial_rotary_factor must be more than 0 and at most 1, not {share}; download "
-            "the file again."
-        )
-    size = int((head_dim or config.head_dim) * share)
+    size = _rotated_size(head_dim or config.head_dim, reader.number("partial_rotary_factor", partial))
     rope = _Rope(
         theta=reader.number("rope_theta", theta),
-        size=size - size % 2,
+        size=size,
         parameters=reader,
         trained_len=_trained_len(config, parameters),
         max_position_embeddings=longest,
@@ -97,6 +93,22 @@ def read_rope(
             "download the file again."
         )
     return RopeSpec(scaled.inv_freq, scaled.scaling, interleaved, start, scaled.variant)
+
+
+def _rotated_size(head_dim: int, share: float) -> int:
+    """Return the number of rotated elements of a head, which is even."""
+    if head_dim > MAX_HEAD_DIM:
+        raise ModelLoadError(
+            f"config.json: an attention head must have at most {MAX_HEAD_DIM} elements, not {head_dim}; "
+            "download the file again."
+        )
+    if not 0 < share <= 1:
+        raise ModelLoadError(
+            f"config.json: partial_rotary_factor must be more than 0 and at most 1, not {share}; download "
+            "the file again."
+        )
+    size = int(head_dim * share)
+    return size - size % 2
 
 
 def longest_context(config: ConfigReader) -> int:

@@ -235,6 +235,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda folder: change_json(folder / "config.json", num_hidden_layers=10**9),
         "config.json: num_hidden_layers must be at most 10000, not 1000000000; download the file again.",
     ),
+    "head": (
+        lambda folder: change_json(folder / "config.json", head_dim=2**31 - 2),
+        "config.json: an attention head must have at most 65536 elements, not 2147483646; download the file "
+        "again.",
+    ),
     "zero": (
         lambda folder: change_json(folder / "config.json", partial_rotary_factor=0),
         "config.json: partial_rotary_factor must be more than 0 and at most 1, not 0.0; download the file "

@@ -25,6 +25,7 @@ LATENT_EPS = 1e-6
 
 def read(config: ConfigReader) -> ModelSpec:
     is_v3 = config.content.get("model_type") != "deepseek_v2"
+    config = config.with_defaults(q_lora_rank=1536, n_shared_experts=1 if is_v3 else 2)
     norm, attention = rms_norm(config), _attention(config)
     num_dense = int(config.number("first_k_dense_replace", 3 if is_v3 else 0))
     experts = _experts(config, _router_v3(config) if is_v3 else _router_v2(config))
@@ -45,12 +46,17 @@ def _attention(config: ConfigReader) -> AttentionSpec:
         interleaved=config.flag("rope_interleave", default=True),
         start=plain,
     )
-    bias = config.flag("attention_bias")
+    bias, value_dim = config.flag("attention_bias"), config.integer("v_head_dim", 128)
+    if value_dim > plain + rotated:
+        raise ModelLoadError(
+            f"config.json: v_head_dim ({value_dim}) must be at most the sum of qk_nope_head_dim and "
+            f"qk_rope_head_dim ({plain + rotated}); use a different model."
+        )
     return AttentionSpec(
         num_heads=num_heads,
         num_kv_heads=num_heads,
         head_dim=plain + rotated,
-        value_dim=config.integer("v_head_dim", 128),
+        value_dim=value_dim,
         scale=(plain + rotated) ** -0.5 * _score_scale(config),
         rope=rope,
         qkv_bias=bias,

@@ -16,6 +16,7 @@ HEAD_DIM, EPS, PARTIAL = 128, 1.5625e-7, 0.5
 
 
 def read(config: ConfigReader) -> ModelSpec:
+    config = config.with_defaults(num_key_value_heads=2)
     norm, head_dim = rms_norm(config, default=EPS), config.integer("head_dim", HEAD_DIM)
     rope = read_rope(config, head_dim=head_dim, partial=PARTIAL, interleaved=True)
     bias = config.flag("attention_bias", default=True)

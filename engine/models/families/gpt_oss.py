@@ -22,6 +22,7 @@ def read(config: ConfigReader) -> ModelSpec:
         raise ModelLoadError(
             f"config.json: swiglu_alpha and swiglu_limit must be {ALPHA} and {LIMIT}; use a different model."
         )
+    config = config.with_defaults(num_key_value_heads=8)
     norm, head_dim = rms_norm(config, default=1e-5), config.integer("head_dim", HEAD_DIM)
     bias, num_layers = config.flag("attention_bias", default=True), config.integer("num_hidden_layers")
     rope = read_rope(config, head_dim=head_dim, theta=THETA)

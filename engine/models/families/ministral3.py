@@ -12,6 +12,7 @@ HEAD_DIM = 128
 
 
 def read(config: ConfigReader) -> ModelSpec:
+    config = config.with_defaults(num_key_value_heads=8)
     norm, head_dim = rms_norm(config, default=1e-5), config.integer("head_dim", HEAD_DIM)
     parameters = ConfigReader(rope_parameters(config))
     growth = None

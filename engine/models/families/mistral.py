@@ -12,6 +12,7 @@ WINDOW = 4096
 
 
 def read(config: ConfigReader) -> ModelSpec:
+    config = config.with_defaults(num_key_value_heads=8)
     norm = rms_norm(config)
     attentions = with_windows(config, attention(config, read_rope(config)), WINDOW)
     return model(config, pre_norm_layers(config, attentions, gated_mlp(config), norm), norm)

@@ -13,6 +13,7 @@ THETA = 1e6
 
 
 def read(config: ConfigReader) -> ModelSpec:
+    config = config.with_defaults(num_key_value_heads=8)
     norm = rms_norm(config, default=1e-5)
     attentions = with_windows(config, attention(config, read_rope(config, theta=THETA)))
     experts = MoeSpec(

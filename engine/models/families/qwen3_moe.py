@@ -11,6 +11,7 @@ from pagefleet.engine.models.parts import gated_mlp, model, rms_norm
 
 
 def read(config: ConfigReader) -> ModelSpec:
+    config = config.with_defaults(num_key_value_heads=4)
     norm = rms_norm(config)
     attentions = upper_windows(config, usual_attention(config, config.head_dim))
     mlps = layer_mlps(config, len(attentions))

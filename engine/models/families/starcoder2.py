@@ -11,6 +11,7 @@ from pagefleet.engine.models.tensor_names import TensorNames
 
 
 def read(config: ConfigReader) -> ModelSpec:
+    config = config.with_defaults(num_key_value_heads=2)
     norm, bias = layer_norm(config, "norm_epsilon"), config.flag("use_bias", default=True)
     usual = attention(config, read_rope(config), qkv_bias=bias, output_bias=bias)
     activation = config.activation(default="gelu_pytorch_tanh")

@@ -2,9 +2,13 @@
 
 import shutil
 
+import pytest
 import torch
 from family_checks import FamilyChecks, Variant
 from safetensors.torch import load_file, save_file
+
+from pagefleet.engine.errors import ModelLoadError
+from pagefleet.engine.models.registry import read_spec
 
 LATENT = {
     "num_key_value_heads": 6,
@@ -59,3 +63,10 @@ class TestDeepseekV3(FamilyChecks):
         more = {"model.layers.3.shared_head.norm.weight": torch.ones(48)}
         save_file(weights | more, folder / "model.safetensors", metadata={"format": "pt"})
         assert case.engine(folder=folder).info.vocab_size == 260
+
+
+def test_values_longer_than_keys_are_refused(transformers):
+    """The KV cache has the same number of elements for both."""
+    config = transformers.DeepseekV3Config(**LATENT | {"v_head_dim": 17}).to_dict()
+    with pytest.raises(ModelLoadError, match=r"v_head_dim \(17\) must be at most .* \(16\)"):
+        read_spec(config)
