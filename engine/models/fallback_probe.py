@@ -79,7 +79,7 @@ def freeze_rotation(model: torch.nn.Module, max_model_len: int) -> None:
 
 def _config(content: Mapping[str, Any], name: Any) -> Any:
     model_type = content.get("model_type")
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise _refusal(
             name, f"transformers {transformers.__version__} does not know model_type {model_type!r}"
         )
@@ -87,7 +87,7 @@ def _config(content: Mapping[str, Any], name: Any) -> Any:
         config = CONFIG_MAPPING[model_type].from_dict(dict(content))
     except Exception as error:
         raise ModelLoadError(
-            f"config.json is not valid for {name} ({error}); download the file again."
+            f"config.json is not valid for {name} ({' '.join(str(error).split())}); download the file again."
         ) from error
     if getattr(config, "is_encoder_decoder", False):
         raise _refusal(name, "it is an encoder-decoder")

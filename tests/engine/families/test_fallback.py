@@ -1,6 +1,10 @@
 """Architectures without a family of their own: transformers' code with the engine's attention."""
 
+import pytest
 from family_checks import FamilyChecks, Variant
+
+from pagefleet.engine.errors import ModelLoadError
+from pagefleet.engine.models.registry import read_spec
 
 
 class TestPhi(FamilyChecks):
@@ -39,3 +43,16 @@ class TestGPTJ(FamilyChecks):
     prefix = "GPTJ"
     options = {"n_embd": 48, "n_layer": 2, "n_head": 6, "n_positions": 256, "rotary_dim": 4}
     variants = {"plain": Variant(neighbours={"GPT2": "has no tensor"})}
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"model_type": []}, r"does not know model_type \[\]"),
+        ({"model_type": "phi", "vocab_size": None}, "is not valid for PhiForCausalLM"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line(values, reason):
+    with pytest.raises(ModelLoadError, match=reason) as raised:
+        read_spec({"architectures": ["PhiForCausalLM"], **values})
+    assert "\n" not in str(raised.value)
