@@ -13,7 +13,7 @@ PIP_INSTALL := install --quiet --disable-pip-version-check $(addprefix --constra
 export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help demo tool-model tool-model-test test test-slow test-newest constraints check lint types imports pytest pytest-slow prometheus
-.PHONY: release-check browser litellm screenshots protocol-check bench chaos chaos-model chaos-gateway soak garbage structured
+.PHONY: families-page release-check browser litellm screenshots protocol-check bench chaos chaos-model chaos-gateway soak garbage structured
 .PHONY: compose-test clean
 
 help:
@@ -34,6 +34,7 @@ help:
 	@echo "make screenshots  make the pictures of docs/images again, in a browser (about 2 minutes)"
 	@echo "make tool-model  fetch a tool-calling model (491 MB) for the tests that skip without it"
 	@echo "make tool-model-test  run these tests (about 3 minutes)"
+	@echo "make families-page  try every architecture of transformers and write docs/families.md (about 2 minutes)"
 	@echo "make structured  check the model's output for 126 JSON schemas, greedy and at temperature 1.5"
 	@echo "make compose-test  test the images and compose.yaml on a real container engine (about 5 minutes)"
 	@echo "make release-check  install wheel and sdist into empty environments and run jobs (about 5 minutes)"
@@ -140,6 +141,10 @@ constraints:
 
 sync-client: $(DEV_STAMP)
 	$(BIN)/python -m ops.sync_client
+
+families-page: $(DEV_STAMP)
+	$(BIN)/python -m ops.families_survey
+	$(BIN)/python -m ops.families_page
 
 protocol-check: $(DEV_STAMP)
 	$(BIN)/python tests/protocol/check.py

@@ -1,4 +1,4 @@
-"""Compares a checkpoint's results with those of transformers, for `pagefleet models check`.
+"""Compares a checkpoint's results with those of transformers, and lists the architectures that run.
 
 Does not know the queue or the command line.
 """

@@ -20,11 +20,22 @@ from pagefleet.engine.errors import ModelLoadError
 from pagefleet.engine.model_spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from pagefleet.engine.models.config_reader import checkpoint_dtype
 
-__all__ = ["freeze_rotation", "probe"]
+__all__ = ["UNTESTED", "freeze_rotation", "probe"]
 
 _PROBE: Final = "pagefleet_probe"
 _LAYER_TYPES: Final = {"full_attention", "sliding_attention"}
 _LENGTHS: Final = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
+UNTESTED: Final = {
+    "ctrl",
+    "fuyu",
+    "gemma4_assistant",
+    "got_ocr2",
+    "moshi",
+    "moss_transcribe_diarize",
+    "phi4_multimodal",
+}
+"""Model types that no test compares with transformers: their smallest checkpoints are too large, or random
+ones have no clear texts."""
 _CHANGING: Final = ("dynamic", "longrope")
 """Kinds of RoPE whose frequencies depend on the longest text of a batch."""
 
@@ -61,7 +72,16 @@ def probe(content: Mapping[str, Any], max_model_len: int | None = None) -> Model
             f"only {len(found)} of its {num_layers} layers are attention with a cache of keys and values",
         )
     _refuse_unseen_windows(text, found, name)
-    return _spec(content, text, [found[index] for index in range(num_layers)], max_model_len)
+    longest = _longest(text, max_model_len)
+    return _spec(
+        content,
+        text,
+        tuple(found[index] for index in range(num_layers)),
+        longest,
+        source=" ".join(
+            [f"transformers {transformers.__version__}", *_chosen(model, max_model_len or longest)]
+        ),
+    )
 
 
 def freeze_rotation(model: torch.nn.Module, max_model_len: int) -> None:
@@ -69,12 +89,21 @@ def freeze_rotation(model: torch.nn.Module, max_model_len: int) -> None:
 
     transformers chooses them for the longest text of a batch, so a text would depend on its neighbours.
     """
-    for module in model.modules():
-        kind = getattr(module, "rope_type", None)
-        if isinstance(kind, str) and kind in _CHANGING:
-            buffer = next(module.buffers())
-            module(buffer[None], torch.tensor([[max_model_len - 1]], device=buffer.device))
-            setattr(module, "rope_type", "default")  # noqa: B010
+    for module in _changing(model):
+        buffer = next(module.buffers())
+        module(buffer[None], torch.tensor([[max_model_len - 1]], device=buffer.device))
+        setattr(module, "rope_type", "default")  # noqa: B010
+
+
+def _changing(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Return the modules whose frequencies `freeze_rotation` chooses."""
+    kinds = ((module, getattr(module, "rope_type", None)) for module in model.modules())
+    return [module for module, kind in kinds if isinstance(kind, str) and kind in _CHANGING]
+
+
+def _chosen(model: torch.nn.Module, max_model_len: int) -> list[str]:
+    """Return what `max_model_len` chooses, for the fingerprint."""
+    return sorted({f"{module.rope_type}-{max_model_len}" for module in _changing(model)})
 
 
 def _config(content: Mapping[str, Any], name: Any) -> Any:
@@ -83,6 +112,10 @@ def _config(content: Mapping[str, Any], name: Any) -> Any:
         raise _refusal(
             name, f"transformers {transformers.__version__} does not know model_type {model_type!r}"
         )
+    if model_type in UNTESTED:
+        raise _refusal(name, "no test compares it with transformers")
+    if model_type == "phimoe":
+        raise _refusal(name, "its logits with paged attention differ from those of transformers")
     try:
         config = CONFIG_MAPPING[model_type].from_dict(dict(content))
     except Exception as error:
@@ -173,14 +206,17 @@ def _refuse_unseen_windows(text: Any, found: Mapping[int, AttentionSpec], name: 
         raise _refusal(name, "its sliding window cannot be given to another attention")
 
 
+def _longest(text: Any, max_model_len: int | None) -> int:
+    """Return the context length of the model, in tokens."""
+    longest = next((int(getattr(text, name)) for name in _LENGTHS if getattr(text, name, None)), None)
+    return longest if longest is not None else max_model_len or 2048
+
+
 def _spec(
-    content: Mapping[str, Any], text: Any, attentions: list[AttentionSpec], max_model_len: int | None
+    content: Mapping[str, Any], text: Any, attentions: tuple[AttentionSpec, ...], longest: int, source: str
 ) -> ModelSpec:
     hidden = int(text.hidden_size)
     width: Any = getattr(text, "intermediate_size", None) or 4 * hidden
-    longest = next((int(getattr(text, name)) for name in _LENGTHS if getattr(text, name, None)), None)
-    if longest is None:
-        longest = max_model_len or 2048
     return ModelSpec(
         vocab_size=int(text.vocab_size),
         hidden_size=hidden,
@@ -191,7 +227,7 @@ def _spec(
         tied=False,
         max_model_len=longest,
         dtype=checkpoint_dtype(content),
-        source=f"transformers {transformers.__version__}",
+        source=source,
     )
 
 
