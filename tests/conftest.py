@@ -44,9 +44,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ranks.get(str(item.path), len(ranks)))
 
 
-def missing_service(reason: str) -> None:
-    """Skip the test if a service is missing; in CI, fail it."""
-    if os.environ.get("CI"):
+UNREACHABLE = Path(__file__).parents[1] / "build" / "unreachable"
+"""The make targets of programs have a file here if they could not be fetched, because a registry failed."""
+
+
+def missing_service(reason: str, target: str = "") -> None:
+    """Skip the test if a service is missing; in CI, fail it.
+
+    ``target`` is the make target that installs the service: CI does not fail if a registry did.
+    """
+    if os.environ.get("CI") and not (target and (UNREACHABLE / target).exists()):
         pytest.fail(f"CI must have this service: {reason}")
     pytest.skip(reason)
 

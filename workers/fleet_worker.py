@@ -109,13 +109,14 @@ class FleetWorker:
         )
 
     def start(self) -> None:
-        """Take the lease, start the threads and publish the model card. Raises RedisUnavailable."""
+        """Publish the model card, take the lease and start the threads. Raises RedisUnavailable."""
+        # First the card: a client that sees the worker must find its model.
+        self._store.publish_card(self.card)
         self.lease.start()
         self.pipeline.start()
         self.tokenizer_service.start()
         for task in self._periodic_tasks:
             task.start()
-        self._store.publish_card(self.card)
 
     def put(self, message: JobMessage) -> None:
         """Take a message from the queue."""

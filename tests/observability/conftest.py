@@ -18,7 +18,7 @@ def find_program(name, give_up):
     unpacked = ROOT / "build" / "prometheus" / "usr" / "bin" / name
     found = shutil.which(name) or (str(unpacked) if unpacked.exists() else None)
     if found is None:
-        give_up(f"{name} is not here: Debian's package prometheus has it (make prometheus)")
+        give_up(f"{name} is not here: Debian's package prometheus has it (make prometheus)", "prometheus")
     return found
 
 
