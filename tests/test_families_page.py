@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from pagefleet.engine.checking.architectures import Support, read_architectures
-from pagefleet.engine.models.registry import native_families
+from pagefleet.engine.checking.architectures import Support, read_architectures, read_version
+from pagefleet.engine.errors import ModelLoadError
+from pagefleet.engine.models.registry import native_families, read_spec
 from pagefleet.workers.cli.model_families import families
 
 ROOT = Path(__file__).parents[1]
@@ -57,3 +59,39 @@ def test_the_command_prints_the_rows_without_torch():
     }
     lines = CliRunner().invoke(families).output
     assert all(name in lines for name in ("llama", "mixtral", "mamba"))
+
+
+@pytest.fixture
+def same_version():
+    if version("transformers") != read_version():
+        pytest.skip(f"the table describes transformers {read_version()}")
+
+
+@pytest.mark.slow
+def test_every_refused_type_is_refused_at_load(same_version):
+    """With the default config of its class: a type that no test compares with transformers must not load."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    loaded = []
+    for row in ROWS.values():
+        if row.support is not Support.REFUSED or row.model_type == "gemma4_assistant":
+            # The default config of gemma4_assistant is not valid.
+            continue
+        config = CONFIG_MAPPING[row.model_type]().to_dict()
+        try:
+            read_spec({**config, "architectures": [row.name]})
+        except ModelLoadError:
+            continue
+        loaded.append(row.model_type)
+    assert loaded == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model_type",
+    ["ernie4_5", "glm4_moe", "hunyuan_v1_dense", "olmoe", "persimmon", "bert", "diffllama", "jamba"],
+)
+def test_a_row_is_what_a_tiny_checkpoint_shows(ops_modules, same_version, model_type):
+    from ops import families_survey
+
+    assert families_survey.row(model_type) == ROWS[model_type]

@@ -27,9 +27,12 @@ _LAYER_TYPES: Final = {"full_attention", "sliding_attention"}
 _LENGTHS: Final = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 UNTESTED: Final = {
     "ctrl",
+    "emu3",
     "fuyu",
+    "gemma3n_text",
     "gemma4_assistant",
     "got_ocr2",
+    "mimo_v2_flash",
     "moshi",
     "moss_transcribe_diarize",
     "phi4_multimodal",
