@@ -151,9 +151,11 @@ class FamilyChecks(Family):
 
     @slow_except_first
     def test_preemption(self, case: Case) -> None:
-        """Given one block more than the longest text needs, sequences lose theirs and are computed again."""
-        longest = max(len(text.prompt) for text in case.texts) + NUM_TOKENS
-        num_blocks = case.engine().num_required_blocks(longest) + 1
+        """Given one block more than the longest text needs, or than two prompts need, sequences lose theirs
+        and are computed again."""
+        required = case.engine().num_required_blocks
+        lengths = sorted(len(text.prompt) for text in case.texts)
+        num_blocks = max(required(lengths[-1] + NUM_TOKENS), sum(map(required, lengths[:2]))) + 1
         engine = case.engine(num_blocks=num_blocks)
         assert tokens_of(run(engine, requests_of(case.texts, greedy()))) == [
             text.tokens for text in case.texts
