@@ -45,18 +45,21 @@ def reports(caplog):
 
 
 def test_a_thread(store, caplog):
-    beat, heard = Beat(2), []
+    # It must not fail before open() returns, which would pass the error on.
+    beat, heard = Beat(), []
     subscriber = Subscriber(store.settings, CHANNEL, beat)
     subscriber.routes.add("a", heard.append)
     subscriber.open()
+    beat._fails_at = range(beat.num_beats + 1, 1_000_000)
     try:
-        assert wait_until(lambda: beat.num_beats > 2 and subscriber._ready.is_set(), 60)
+        assert wait_until(lambda: reports(caplog), 60)
+        beat._fails_at, num_failed = (), beat.num_beats
+        assert wait_until(lambda: beat.num_beats > num_failed + 1 and subscriber._ready.is_set(), 60)
         store.redis.publish(CHANNEL, "a t {}")
         assert wait_until(lambda: LiveEvent("t", "{}") in heard, 60)
     finally:
         subscriber.close()
-    (report,) = reports(caplog)
-    assert "nobody expected this" in report.exc_text
+    assert all("nobody expected this" in report.exc_text for report in reports(caplog))
 
 
 async def test_a_task(store, caplog):
