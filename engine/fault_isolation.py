@@ -50,7 +50,7 @@ class FaultIsolation:
         """Return the next step: the next part of a failed step, if there is one, else a new step."""
         while self._parts:
             if part := _running(self._parts.pop()):
-                return SchedulerOutput(part, [], [])
+                return SchedulerOutput(part, [], [], [])
         return self._engine.schedule()
 
     def execute(self, scheduler_output: SchedulerOutput) -> list[SequenceOutput]:

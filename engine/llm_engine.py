@@ -142,8 +142,11 @@ class LLMEngine:
         """
         return self._grammars.compile(wanted)
 
-    def add_request(self, request: EngineRequest) -> None:
+    def add_request(self, request: EngineRequest, *, is_confirmed: bool = True) -> None:
         """Add a request to the waiting queue; it joins the batch in a later step.
+
+        If it is not confirmed, it is not computed before `confirm`. The first step with room for it has it in
+        `SchedulerOutput.unconfirmed`.
 
         Its logs are replayed through the detokenizer and computed together with the prompt. If a log already
         ends its choice, the next step returns one output for it, without tokens, that has the finish reason.
@@ -162,6 +165,7 @@ class LLMEngine:
         made = self._sequence_factory.make(request)
         running = [new.sequence for new in made if new.ended is None]
         for sequence in running:
+            sequence.is_confirmed = is_confirmed
             num_prompt_tokens = sequence.num_prompt_tokens
             self._scheduler.add(sequence, self._sequence_factory.max_num_tokens(request, num_prompt_tokens))
         if running:
@@ -170,6 +174,11 @@ class LLMEngine:
             self._ended_at_add[request_id] = [
                 empty_output(new.sequence, new.ended) for new in made if new.ended is not None
             ]
+
+    def confirm(self, request_id: str) -> None:
+        """Let a request be computed from the next step on. Does nothing if the engine does not have it."""
+        for sequence in self._sequences.get(request_id, ()):
+            sequence.is_confirmed = True
 
     def abort(self, request_id: str) -> bool:
         """Drop a request, whether it waits or runs; its blocks are free at once.

@@ -43,6 +43,11 @@ class Scheduler:
     it, so that concurrent requests compute a common prefix once. Only in this case others of its priority
     may overtake it.
 
+    A sequence that is not confirmed is admitted like the others, but not computed: the step reports it, and
+    afterwards it waits again without blocks. It has used its share of the step's blocks and budget, so the
+    sequences behind it do not overtake it, and all that the step has room for are reported together. It
+    preempts no running sequence before it is confirmed.
+
     What remains of the budget is used for draft tokens (speculation.py).
     """
 
@@ -148,19 +153,20 @@ class Scheduler:
 
     def preempt_all(self) -> None:
         """Preempt all running sequences and reset the prefix cache, before the KV cache is dropped."""
-        output = SchedulerOutput([], [], [])
+        output = SchedulerOutput([], [], [], [])
         while self._running:
             self._preempt_last(output)
         self.block_manager.reset_prefix_cache()
 
     def schedule(self) -> SchedulerOutput:
         """Return the next step and allocate its blocks. Its tokens count as computed after `update`."""
-        output = SchedulerOutput([], [], [])
+        output = SchedulerOutput([], [], [], [])
         self._preempt_for_urgent(output)
         self._admit_urgent(output)
         num_tokens_left = self._schedule_running(output)
         num_tokens_left = self._schedule_waiting(output, num_tokens_left)
         self._speculation.add_drafts(output.scheduled, num_tokens_left)
+        self._withdraw_unconfirmed(output)
         return output
 
     def update(self, output: SchedulerOutput, sampled: Iterable[Collection[int]]) -> None:
@@ -223,7 +229,11 @@ class Scheduler:
         victims = takewhile(
             lambda sequence: sequence.priority < urgent.priority, reversed(list(self._running))
         )
-        for _ in range(self.block_manager.num_victims(urgent, victims, num_reserved=len(self._running))):
+        num_victims = self.block_manager.num_victims(urgent, victims, num_reserved=len(self._running))
+        if num_victims and not urgent.is_confirmed:
+            output.unconfirmed.append(urgent)
+            return
+        for _ in range(num_victims):
             self._preempt_last(output)
 
     def _admit_urgent(self, output: SchedulerOutput) -> None:
@@ -317,14 +327,25 @@ class Scheduler:
                 sequence.status = SequenceStatus.RUNNING
                 insort(self._running, sequence, key=_priority_key)
                 self._record_turn(sequence)
+                if not sequence.is_confirmed and sequence not in output.unconfirmed:
+                    output.unconfirmed.append(sequence)
                 yield sequence
             else:
                 break
 
     def _add(self, sequence: Sequence, num_new_tokens: int, output: SchedulerOutput) -> None:
+        if not sequence.is_confirmed:
+            return
         if not sequence.was_scheduled:
             self._count_first_admission(sequence, output)
         output.scheduled.append(ScheduledSequence(sequence, num_new_tokens))
+
+    def _withdraw_unconfirmed(self, output: SchedulerOutput) -> None:
+        """Let the unconfirmed sequences of the step wait again. Their blocks are free for the next step."""
+        for sequence in output.unconfirmed:
+            if sequence.status is SequenceStatus.RUNNING:
+                self._running.remove(sequence)
+                self._wait_again(sequence)
 
     def _record_turn(self, sequence: Sequence) -> None:
         """Move the sequence behind the others of its priority. Steps in which all have a turn change
@@ -353,13 +374,16 @@ class Scheduler:
 
     def _preempt_last(self, output: SchedulerOutput) -> Sequence:
         sequence = self._running.pop()
-        self.block_manager.free(sequence)
-        sequence.status = SequenceStatus.WAITING
-        insort(self._waiting, sequence, key=_priority_key)
+        self._wait_again(sequence)
         self.num_preemptions += 1
         output.preempted.append(sequence)
         self._unschedule(sequence, output)
         return sequence
+
+    def _wait_again(self, sequence: Sequence) -> None:
+        self.block_manager.free(sequence)
+        sequence.status = SequenceStatus.WAITING
+        insort(self._waiting, sequence, key=_priority_key)
 
     def _unschedule(self, sequence: Sequence, output: SchedulerOutput) -> None:
         """Remove a preempted sequence from the step, if its turn came before that of the one that needs

@@ -44,3 +44,5 @@ class SchedulerOutput(NamedTuple):
     """Sequences that lost their blocks and wait again; a later step recomputes them."""
     first_prefills: list[Sequence]
     """Sequences without output tokens that are scheduled for the first time on this engine."""
+    unconfirmed: list[Sequence]
+    """Waiting sequences that the step has room for but does not compute, because they are not confirmed."""

@@ -73,6 +73,8 @@ class Sequence:
     """Which tokens may follow the output; None if any may."""
     first_choice: Sequence | None = None
     """The request's first sequence, which has the same prompt and therefore the same block hashes."""
+    is_confirmed: bool = True
+    """Whether it may be computed; until then, each step that has room for it reports it."""
     prompt_logprobs: list[TokenLogprobs] | None = None
     """Those of the prompt's tokens from the second on, as far as computed; None if not requested."""
     proposer: NgramProposer | None = None

@@ -246,6 +246,23 @@ def test_a_log_is_computed_with_the_prompt_and_not_generated_again():
     assert engine.stats().num_prompt_tokens_computed == 3
 
 
+def test_an_unconfirmed_request_is_computed_after_its_confirmation():
+    engine = make_engine()
+    engine.add_request(EngineRequest("a", [1, 2, 3], SamplingParams(max_tokens=1)), is_confirmed=False)
+    assert engine.step() == []
+    assert [sequence.request_id for sequence in engine.schedule().unconfirmed] == ["a"]
+    engine.confirm("a")
+    engine.confirm("not here")
+    assert [output.request_id for output in engine.step()] == ["a"]
+    # And one that is aborted before leaves nothing
+    engine.add_request(EngineRequest("b", [1, 2, 3], SamplingParams(max_tokens=1)), is_confirmed=False)
+    engine.step()
+    assert engine.abort("b")
+    engine.confirm("b")
+    engine.check_integrity()
+    assert (engine.has_unfinished_requests, engine.num_free_blocks) == (False, engine.stats().num_blocks)
+
+
 @pytest.mark.parametrize(
     ("params", "log", "finish_reason", "stop_reason"),
     [

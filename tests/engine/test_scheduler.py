@@ -48,7 +48,13 @@ def make_scheduler(
 
 
 def add(
-    scheduler: Scheduler, name: str, num_tokens: int, *, max_tokens: int = 8, priority: int = 0
+    scheduler: Scheduler,
+    name: str,
+    num_tokens: int,
+    *,
+    max_tokens: int = 8,
+    priority: int = 0,
+    is_confirmed: bool = True,
 ) -> Sequence:
     """Add a sequence whose prompt begins like no other."""
     sequence = Sequence(
@@ -58,6 +64,7 @@ def add(
         sampling_params=SamplingParams(max_tokens=max_tokens),
         seed=0,
         priority=priority,
+        is_confirmed=is_confirmed,
     )
     scheduler.add(sequence, num_tokens + max_tokens)
     return sequence
@@ -239,6 +246,76 @@ def test_who_gave_way_does_not_come_back_in_the_same_step():
     assert twins[1] not in [entry.sequence for entry in output.scheduled]
     run(scheduler, output)
     assert step(scheduler)["b"] == 2
+
+
+def confirm(output: SchedulerOutput) -> list[str]:
+    for sequence in output.unconfirmed:
+        sequence.is_confirmed = True
+    return [sequence.request_id for sequence in output.unconfirmed]
+
+
+def test_a_step_computes_others_while_a_sequence_waits_for_its_confirmation():
+    scheduler = make_scheduler()
+    add(scheduler, "a", 3)
+    add(scheduler, "new", 5, is_confirmed=False)
+    # Given steps that compute "a" and report "new"
+    for num_new_tokens in (3, 1):
+        output = scheduler.schedule()
+        assert (len(output.unconfirmed), scheduler.num_running, scheduler.num_waiting) == (1, 1, 1)
+        assert [entry.num_new_tokens for entry in output.scheduled] == [num_new_tokens]
+        run(scheduler, output)
+    # When it is confirmed, then the next step computes it, and its first prefill is reported only now
+    assert confirm(output) == ["new"]
+    output = scheduler.schedule()
+    assert [sequence.request_id for sequence in output.first_prefills] == ["new"]
+    assert output.unconfirmed == []
+    run(scheduler, output)
+    assert step(scheduler) == {"a": 1, "new": 1}
+
+
+def test_a_step_reports_together_what_it_has_room_for():
+    # Given a budget for two of three new sequences, and behind them one that is confirmed
+    scheduler = make_scheduler(token_budget=10)
+    for name in ("a", "b", "c"):
+        add(scheduler, name, 5, is_confirmed=False)
+    add(scheduler, "old", 1)
+    # Then it does not overtake them
+    output = scheduler.schedule()
+    assert (output.scheduled, confirm(output)) == ([], ["a", "b"])
+    output = scheduler.schedule()
+    assert [entry.sequence.request_id for entry in output.scheduled] == ["a", "b"]
+    run(scheduler, output)
+    # And a batch that is full reports none of those that wait
+    output = scheduler.schedule()
+    assert confirm(output) == ["c"]
+    run(scheduler, output)
+    scheduler.max_num_seqs = 3
+    add(scheduler, "d", 1, is_confirmed=False)
+    step(scheduler)
+    assert scheduler.schedule().unconfirmed == []
+
+
+def test_an_unconfirmed_sequence_preempts_none_and_its_twin_waits_for_it():
+    # Given eight blocks, three of them used, and an urgent sequence that needs seven
+    scheduler = make_scheduler(num_blocks=8)
+    running = add(scheduler, "running", 9)
+    step(scheduler)
+    add(scheduler, "urgent", 26, max_tokens=1, priority=1, is_confirmed=False)
+    # Then it is reported, and preempts the running one only after it is confirmed
+    output = scheduler.schedule()
+    assert [entry.sequence for entry in output.scheduled] == [running]
+    assert (len(output.unconfirmed), output.preempted) == (1, [])
+    run(scheduler, output)
+    confirm(output)
+    output = scheduler.schedule()
+    assert output.preempted == [running]
+    assert [entry.sequence.request_id for entry in output.scheduled] == ["urgent"]
+    run(scheduler, output)
+    # And with the same prompt, only the first one is reported: the other waits for its blocks
+    scheduler = make_scheduler()
+    twins = [add(scheduler, "twin", 9, is_confirmed=False) for _ in range(2)]
+    output = scheduler.schedule()
+    assert output.unconfirmed == twins[:1]
 
 
 def test_first_prefills_name_each_fresh_sequence_once():
@@ -432,6 +509,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.sequences: list[Sequence] = []
         self.kv: dict[tuple[int, int, int], tuple[int, ...]] = {}
         self.first_prefills: list[Sequence] = []
+        # Sequences that wait for their confirmation.
+        self.reported: set[Sequence] = set()
 
     @initialize(windows=WINDOWS, num_more=st.integers(0, 7))
     def start(self, windows: tuple[int | None, ...], num_more: int) -> None:
@@ -449,8 +528,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         token_ids=PROMPTS,
         max_tokens=st.integers(1, 25),
         priority=st.integers(0, 2),
+        is_confirmed=st.booleans(),
     )
-    def add(self, token_ids: list[int], max_tokens: int, priority: int) -> None:
+    def add(self, token_ids: list[int], max_tokens: int, priority: int, is_confirmed: bool) -> None:
         sequence = Sequence(
             request_id=str(len(self.sequences)),
             token_ids=list(token_ids),
@@ -458,6 +538,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             sampling_params=SamplingParams(max_tokens=max_tokens),
             seed=0,
             priority=priority,
+            is_confirmed=is_confirmed,
             proposer=NgramProposer(len(token_ids)),
         )
         num_slots = 12 * BLOCK_SIZE
@@ -478,6 +559,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     def abort(self, data: st.DataObject) -> None:
         self.scheduler.abort(data.draw(st.sampled_from(self.unfinished())))
 
+    @precondition(lambda self: self.reported)
+    @rule()
+    def confirm(self) -> None:
+        while self.reported:
+            self.reported.pop().is_confirmed = True
+
     @rule(data=st.data())
     def step(self, data: st.DataObject) -> None:
         output = self.schedule()
@@ -489,10 +576,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     def schedule(self) -> SchedulerOutput:
         had_unfinished = self.scheduler.has_unfinished_sequences
         output = self.scheduler.schedule()
-        assert bool(output.scheduled) == had_unfinished, "a step without progress"
+        assert bool(output.scheduled or output.unconfirmed) == had_unfinished, "a step without progress"
+        self.reported |= set(output.unconfirmed)
+        assert all(sequence.status is SequenceStatus.WAITING for sequence in output.unconfirmed)
         assert sum(entry.num_new_tokens for entry in output.scheduled) <= self.scheduler.token_budget
         assert all(entry.num_new_tokens >= 1 for entry in output.scheduled)
         scheduled = [entry.sequence for entry in output.scheduled]
+        assert all(sequence.is_confirmed for sequence in scheduled)
         assert len(set(scheduled)) == len(scheduled)
         assert not set(scheduled) & set(output.preempted)
         self.first_prefills += output.first_prefills
@@ -543,12 +633,18 @@ class SchedulerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Every sequence ends, in a number of steps that its tokens bound."""
         max_steps = 1 + sum(
+            # A step may only report a sequence that waits for its confirmation.
+            not sequence.is_confirmed
+            for sequence in self.unfinished()
+        )
+        max_steps += sum(
             (sequence.num_prompt_tokens + sequence.sampling_params.max_tokens) * (len(self.sequences) + 1)
             for sequence in self.unfinished()
         )
         for _ in range(max_steps):
             if not self.scheduler.has_unfinished_sequences:
                 break
+            self.confirm()
             self.execute(self.schedule())
         assert self.unfinished() == []
         for sequence in self.sequences:

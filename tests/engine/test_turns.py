@@ -209,7 +209,7 @@ def test_the_urgent_one_is_seated_whenever_someone_gave_way_to_it(arrivals, num_
     urgent = add(scheduler, 99, num_tokens=num_tokens, max_tokens=4, priority=3)
     if is_shared:
         urgent.token_ids[0] = 1
-    output = SchedulerOutput([], [], [])
+    output = SchedulerOutput([], [], [], [])
     scheduler._preempt_for_urgent(output)
     assert not output.preempted or scheduler._has_room_for(urgent)
     # And it was needed: without the last one's leaving there was no room.

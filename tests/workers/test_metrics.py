@@ -301,7 +301,7 @@ def made_up_step(num_seqs):
     for job in jobs:
         metrics.on_started(job)
     names = [job.request_id for job in jobs]
-    plan = SchedulerOutput([ScheduledSequence(None, 1) for _ in names], [], [])
+    plan = SchedulerOutput([ScheduledSequence(None, 1) for _ in names], [], [], [])
     outputs = [SequenceOutput(name, 0, 5, (1,), ("x",), None, None, 0) for name in names]
     return metrics, plan, outputs
 
