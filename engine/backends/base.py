@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from pagefleet.engine.files.linear_weights import LinearWeights
 from pagefleet.engine.model_spec import MlpSpec, ModelSpec, MoeSpec, NormSpec
+from pagefleet.engine.sampling.reference_sampler import ReferenceSampler
+from pagefleet.engine.sampling.sampler import Sampler
 
 PlanT = TypeVar("PlanT")
 WeightT = TypeVar("WeightT")
@@ -150,6 +152,10 @@ class Backend(ABC, Generic[PlanT, WeightT]):
             num_elements = layer.attention.num_elements if layer.attention.causal else 0
             sizes[spec.kv_group(index)] += num_elements * block_size * self.dtype.itemsize
         return sizes
+
+    def sampler(self) -> Sampler:
+        """Return the sampler of this backend's logits."""
+        return ReferenceSampler()
 
     # -- once per step ----------------------------------------------------------------------------------
 

@@ -18,15 +18,14 @@ from pagefleet.engine.backends.base import RaggedBatch
 from pagefleet.engine.core.scheduler_output import ScheduledSequence
 from pagefleet.engine.execution.executor import Executor
 from pagefleet.engine.execution.logprobs import PromptRows, prompt_rows, token_logprobs
+from pagefleet.engine.execution.sampled_step import SampledStep, sampled_step
 from pagefleet.engine.execution.token_masks import TokenMasks
-from pagefleet.engine.execution.verification import logit_rows, sampling_rows, verify
+from pagefleet.engine.execution.verification import valid_rows
 from pagefleet.engine.model_spec import ModelSpec
 from pagefleet.engine.models.model import Model
 from pagefleet.engine.models.model_source import ModelSource
 from pagefleet.engine.outputs import Sampled, TokenLogprobs
-from pagefleet.engine.sampling.sampler import Sampler
-from pagefleet.engine.sampling.sampling_params import SamplingParams
-from pagefleet.engine.sampling.sampling_rows import SamplingRow
+from pagefleet.engine.sampling.sampling_batch import GrammarMasks, SamplingBatch
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +44,11 @@ class ModelRunner(Executor):
 
     def __init__(self, source: ModelSource, eos_token_ids: tuple[int, ...] = ()) -> None:
         self._source = source
-        self._loaded: Model | None = source.load()
+        model = source.load()
+        self._loaded: Model | None = model
         self._num_blocks: Sequence[int] = ()
         self._block_size = 0
-        self.sampler = Sampler()
+        self.sampler = model.backend.sampler()
         self._masks = TokenMasks(self.spec.vocab_size, eos_token_ids)
 
     @property
@@ -80,11 +80,12 @@ class ModelRunner(Executor):
             batch = ragged_batch(scheduled)
             prompts = prompt_rows(scheduled)
         # Computed in parallel with the forward pass.
-        masks = self._masks.start(scheduled)
-        sampled_rows = logit_rows(scheduled)
+        step = sampled_step(scheduled)
+        masks = self._masks.start(step.grammar_rows)
         try:
             with self.tracer.span("forward"):
-                hidden = self._forward(batch, np.append(sampled_rows, np.array(prompts.rows, dtype=np.int64)))
+                rows = np.append(step.rows.logit_rows, np.array(prompts.rows, dtype=np.int64))
+                hidden = self._forward(batch, rows)
         except BaseException:
             if masks is not None:
                 # Wait for the masks: the next step uses the same grammars.
@@ -92,14 +93,14 @@ class ModelRunner(Executor):
                     masks()
             raise
         found = [Sampled()] * len(scheduled)
-        if len(sampled_rows):
-            rows = sampling_rows(scheduled)
-            with self.tracer.span("sample", num_rows=len(rows)):
+        num_rows = len(step.batch)
+        if num_rows:
+            with self.tracer.span("sample", num_rows=num_rows):
                 allowed = masks() if masks is not None else None
-                found = verify(scheduled, self._sample(hidden[: len(rows)], rows, allowed))
+                self._sample(found, hidden[:num_rows], step, allowed)
         if prompts.rows:
             with self.tracer.span("prompt_logprobs", num_rows=len(prompts.rows)):
-                self._add_prompt_logprobs(found, hidden[len(sampled_rows) :], prompts)
+                self._add_prompt_logprobs(found, hidden[num_rows:], prompts)
         return found
 
     def has_lost_device(self, error: Exception) -> bool:
@@ -123,7 +124,9 @@ class ModelRunner(Executor):
         blocks = np.zeros((len(self.spec.kv_windows), len(lens), int(lens.max())), dtype=np.int64)
         batch = RaggedBatch(token_ids, lens, np.zeros_like(lens), blocks)
         logits = self._model.logits(self._forward(batch, np.cumsum(lens) - 1))
-        self.sampler.sample(logits, [SamplingRow(SamplingParams(), 0, 0, 0)] * len(lens))
+        sampled = SamplingBatch.empty(len(lens))
+        sampled.temperature[:] = 1
+        self.sampler.sample(logits, sampled)
 
     def sleep(self) -> None:
         """See `Executor.sleep`."""
@@ -150,42 +153,44 @@ class ModelRunner(Executor):
         return self._model.forward(plan, torch.from_numpy(rows).to(self.device))
 
     def _sample(
-        self, hidden: torch.Tensor, rows: list[SamplingRow], allowed: NDArray[np.int32] | None
-    ) -> list[Sampled]:
+        self, found: list[Sampled], hidden: torch.Tensor, step: SampledStep, masks: GrammarMasks | None
+    ) -> None:
+        """Add the next tokens and their logprobs to the entries' results."""
         logits = self._model.logits(hidden)
-        token_ids = self._token_ids(logits, rows, allowed)
-        found = [Sampled((token_id,)) for token_id in token_ids]
-        asking = [
-            index
-            for index, (row, token_id) in enumerate(zip(rows, token_ids, strict=True))
-            if row.params.logprobs is not None and token_id < logits.shape[-1]
-        ]
-        if asking:
-            num_top = [rows[index].params.logprobs or 0 for index in asking]
-            chosen = [token_ids[index] for index in asking]
-            for index, logprobs in zip(asking, token_logprobs(logits[asking], chosen, num_top), strict=True):
-                found[index] = found[index]._replace(logprobs=(logprobs,))
-        return found
+        token_ids = self._token_ids(logits, step.batch, masks)
+        is_valid = valid_rows(step.rows, token_ids, step.draft_token_ids)
+        asking = np.flatnonzero(is_valid & (step.num_logprobs >= 0) & (token_ids < logits.shape[-1]))
+        logprobs: dict[int, TokenLogprobs] = {}
+        if len(asking):
+            num_top, chosen = step.num_logprobs[asking], token_ids[asking]
+            rows = torch.from_numpy(asking).to(logits.device)
+            made = token_logprobs(logits[rows], chosen.tolist(), num_top.tolist())
+            logprobs = dict(zip(asking.tolist(), made, strict=True))
+        valid = np.flatnonzero(is_valid).tolist()
+        entries = step.rows.entries[is_valid].tolist()
+        for row, entry, token_id in zip(valid, entries, token_ids[is_valid].tolist(), strict=True):
+            before = found[entry]
+            own = (logprobs[row],) if row in logprobs else ()
+            found[entry] = Sampled((*before.token_ids, token_id), before.logprobs + own)
 
     def _token_ids(
-        self, logits: torch.Tensor, rows: list[SamplingRow], allowed: NDArray[np.int32] | None
-    ) -> list[int]:
+        self, logits: torch.Tensor, batch: SamplingBatch, masks: GrammarMasks | None
+    ) -> NDArray[np.int64]:
         """Return a token id per row; `vocab_size`, which is not a token, for a row that cannot be sampled."""
         try:
-            return self.sampler.sample(logits, rows, allowed)
+            return self.sampler.sample(logits, batch, masks)
         except Exception as error:
             if self.has_lost_device(error):
                 raise
-            if len(rows) > 1:
+            if len(batch) > 1:
                 # The logits are valid: sample row by row to find the one that fails.
-                return [
-                    self._token_ids(
-                        logits[at : at + 1], [row], None if allowed is None else allowed[at : at + 1]
-                    )[0]
-                    for at, row in enumerate(rows)
-                ]
-            logger.exception("a token of seed %d could not be sampled", rows[0].seed)
-            return [int(logits.shape[-1])]
+                alone = []
+                for row in np.arange(len(batch))[:, None]:
+                    own = None if masks is None else masks.take(row)
+                    alone.append(self._token_ids(logits[row[0] : row[0] + 1], batch.take(row), own))
+                return np.concatenate(alone)
+            logger.exception("a token of seed %d could not be sampled", batch.seed[0])
+            return np.array([logits.shape[-1]])
 
     def _add_prompt_logprobs(self, found: list[Sampled], hidden: torch.Tensor, prompts: PromptRows) -> None:
         logprobs: list[TokenLogprobs] = []

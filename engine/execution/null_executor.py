@@ -99,15 +99,15 @@ class NullExecutor(Executor):
 
     def _within_grammar(self, entry: ScheduledSequence, token_ids: list[int]) -> list[int]:
         """Replace each of `token_ids` by one that the grammar allows, as a function of the original."""
+        # Imported here: an engine without a model starts without numpy.
+        from pagefleet.engine.execution.token_masks import GrammarRow, TokenMasks
+
         vocab_size = self._options.vocab_size
         if self._masks is None:
-            # Imported here: an engine without a model starts without numpy.
-            from pagefleet.engine.execution.token_masks import TokenMasks
-
             self._masks = TokenMasks(vocab_size, (ByteTokenizer.EOS_TOKEN_ID,))
-        packed = self._masks.start([entry])
-        assert packed is not None
-        masks: list[list[int]] = packed().tolist()
+        wait = self._masks.start([GrammarRow(0, entry.sequence, entry.draft_token_ids)])
+        assert wait is not None
+        masks: list[list[int]] = wait().packed.tolist()
         pick = _pick_unless_allowed if self._recited(entry.sequence, range(1)) else _pick
         return [
             pick(mask, token_id) if any(mask) else vocab_size

@@ -6,28 +6,39 @@ A mask has one bit per token: bit t % 32 of word t // 32 for token t. Does not k
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pagefleet.engine.core.scheduler_output import ScheduledSequence
 from pagefleet.engine.core.sequence import Sequence
+from pagefleet.engine.sampling.sampling_batch import GrammarMasks
 
 if TYPE_CHECKING:
     from pagefleet.engine.structured.grammar import Grammar
+
+__all__ = ["GrammarRow", "TokenMasks"]
 
 logger = logging.getLogger(__name__)
 
 Packed = NDArray[np.int32]
 
 
-class _Place(NamedTuple):
-    """A row of the masks: an output position of a sequence with a grammar."""
+class GrammarRow(NamedTuple):
+    """A sampled sequence, and its row after its last known token among the sampled rows of a step."""
 
     row: int
+    sequence: Sequence
+    draft_token_ids: list[int]
+
+
+class _Place(NamedTuple):
+    """A mask: an output position of a sequence with a grammar."""
+
+    row: int
+    """Index of the mask."""
     sequence: Sequence
     grammar: Grammar
     """Its state before this position."""
@@ -52,32 +63,31 @@ class TokenMasks:
         self._thread: ThreadPoolExecutor | None = None
         self._library: Any = None
 
-    def start(self, scheduled: list[ScheduledSequence]) -> Callable[[], Packed] | None:
+    def start(self, grammar_rows: Iterable[GrammarRow]) -> Callable[[], GrammarMasks] | None:
         """Start to compute the masks of a step; return a function that waits for them, None without grammars.
 
-        The masks are int32 [rows, ceil(vocab / 32)], in the order of `sampling_rows`: for each sampled
-        sequence one row after its last known token and one after each draft. Rows without a grammar are -1.
+        For each of `grammar_rows`, in ascending order of `row`, there is one mask after the last known token
+        and one after each draft. Other rows of the step have none.
         """
         places: list[_Place] = []
-        num_rows = 0
-        for entry in scheduled:
-            if entry.is_sampled:
-                sequence, drafts = entry.sequence, entry.draft_token_ids
-                if (grammar := sequence.grammar) is not None:
-                    places.append(_Place(num_rows, sequence, grammar, sequence.num_output_tokens, drafts))
-                num_rows += 1 + len(drafts)
+        rows: list[int] = []
+        for row, sequence, drafts in grammar_rows:
+            if (grammar := sequence.grammar) is not None:
+                places.append(_Place(len(rows), sequence, grammar, sequence.num_output_tokens, drafts))
+                rows += range(row, row + 1 + len(drafts))
         if not places:
             return None
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="pagefleet-masks")
-        return self._thread.submit(self._compute, places, num_rows).result
+        return self._thread.submit(self._compute, places, np.array(rows, dtype=np.int64)).result
 
     def close(self) -> None:
         if self._thread is not None:
             self._thread.shutdown()
 
-    def _compute(self, places: list[_Place], num_rows: int) -> Packed:
-        packed = np.full((num_rows, self._num_words), -1, dtype=np.int32)
+    def _compute(self, places: list[_Place], rows: NDArray[np.int64]) -> GrammarMasks:
+        # A row that cannot follow its draft keeps -1: its token is not used.
+        packed = np.full((len(rows), self._num_words), -1, dtype=np.int32)
         if self._library is None:
             from llguidance import LLExecutor
 
@@ -89,7 +99,7 @@ class TokenMasks:
             places = [
                 next_place for place in places if (next_place := _after_draft(packed, place)) is not None
             ]
-        return packed
+        return GrammarMasks(rows, packed)
 
     def _compute_rows(self, places: list[_Place], packed: Packed) -> None:
         """Compute the masks of `places` together; if that fails, one by one. A row that fails alone allows no

@@ -9,65 +9,80 @@ how many of them a step finds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pagefleet.engine.core.scheduler_output import ScheduledSequence
-from pagefleet.engine.core.speculation import num_verified
-from pagefleet.engine.outputs import Sampled
-from pagefleet.engine.sampling.sampling_rows import SamplingRow
+from pagefleet.engine.core.sequence import Sequence as EngineSequence
+from pagefleet.engine.sampling.sampling_batch import RowRules
 
-__all__ = ["logit_rows", "sampling_rows", "verify"]
+__all__ = ["SampledRows", "row_rules", "sampled_rows", "valid_rows"]
 
-
-def logit_rows(scheduled: Sequence[ScheduledSequence]) -> NDArray[np.int64]:
-    """Return the rows of the ragged batch after which a token is sampled: last known tokens and drafts."""
-    ends = np.cumsum([entry.num_new_tokens for entry in scheduled])
-    rows = [
-        np.arange(end - 1 - len(entry.draft_token_ids), end)
-        for entry, end in zip(scheduled, ends, strict=True)
-        if entry.is_sampled
-    ]
-    return np.concatenate(rows).astype(np.int64) if rows else np.empty(0, dtype=np.int64)
+Indices = NDArray[np.int64]
 
 
-def sampling_rows(scheduled: Sequence[ScheduledSequence]) -> list[SamplingRow]:
-    """Return the sampling state of each row of `logit_rows`."""
-    rows = []
-    for entry in scheduled:
-        if entry.is_sampled:
-            rows += _rows(entry)
-    return rows
+class SampledRows(NamedTuple):
+    """The rows of a step after which a token is sampled, as columns [R], in the order of the entries.
+
+    For each sampled entry there is one row after its last known token and one after each draft.
+    """
+
+    logit_rows: Indices
+    """Rows of the ragged batch."""
+    entries: Indices
+    """The index of the row's entry in the step."""
+    num_drafts: Indices
+    """How many drafts of its entry come before the sampled token."""
 
 
-def verify(scheduled: Sequence[ScheduledSequence], sampled: Sequence[Sampled]) -> list[Sampled]:
-    """Return the result for each entry, given the token that was sampled for each of `sampling_rows`."""
-    found, row = [], 0
-    for entry in scheduled:
-        num_rows = len(entry.draft_token_ids) + 1 if entry.is_sampled else 0
-        rows = sampled[row : row + num_rows]
-        token_ids = [each.token_ids[0] for each in rows]
-        num_found = num_verified(token_ids, entry.draft_token_ids)
-        logprobs = tuple(logprob for each in rows[:num_found] for logprob in each.logprobs)
-        found.append(Sampled(tuple(token_ids[:num_found]), logprobs))
-        row += num_rows
-    return found
+def sampled_rows(num_new_tokens: Indices, num_drafts: Indices, is_sampled: NDArray[np.bool_]) -> SampledRows:
+    """Return the rows of a step, given three columns of its entries.
+
+    `num_new_tokens` counts the tokens that the step computes, with the `num_drafts` drafts at their end.
+    """
+    ends = np.cumsum(num_new_tokens)
+    entries = np.flatnonzero(is_sampled)
+    if not num_drafts.any():
+        return SampledRows(ends[entries] - 1, entries, np.zeros_like(entries))
+    counts = num_drafts[entries] + 1
+    before = _ranges(counts)
+    entries = np.repeat(entries, counts)
+    return SampledRows(ends[entries] - 1 - num_drafts[entries] + before, entries, before)
 
 
-def _rows(entry: ScheduledSequence) -> list[SamplingRow]:
-    sequence = entry.sequence
+def valid_rows(rows: SampledRows, token_ids: Indices, draft_token_ids: Indices) -> NDArray[np.bool_]:
+    """Return bool [R]: whether a row's token is one of the next tokens of its sequence, because all drafts
+    before it are right.
+
+    `token_ids` [R] are the sampled tokens; `draft_token_ids` has the drafts of all sampled entries, in order.
+    """
+    if not len(draft_token_ids):
+        return np.ones(len(token_ids), dtype=np.bool_)
+    is_draft = rows.num_drafts > 0
+    is_wrong = np.zeros(len(token_ids), dtype=np.int64)
+    # A row verifies the draft that the row after it follows.
+    is_wrong[is_draft] = token_ids[np.flatnonzero(is_draft) - 1] != draft_token_ids
+    num_wrong = np.cumsum(is_wrong)
+    first = np.maximum.accumulate(np.where(is_draft, 0, np.arange(len(token_ids))))
+    result: NDArray[np.bool_] = num_wrong == num_wrong[first]
+    return result
+
+
+def row_rules(row: int, sequence: EngineSequence, draft_token_ids: Sequence[int]) -> Iterable[RowRules]:
+    """Yield the rules of a sequence's row number `row`, after its last known token, and of the rows after its
+    drafts; nothing if its parameters leave the logits unchanged."""
     rules, known = sequence.logit_rules, sequence.token_ids
-    first = SamplingRow(
-        sequence.sampling_params, sequence.seed, sequence.choice, sequence.num_output_tokens, rules, known
-    )
-    rows = [first]
-    drafted = entry.draft_token_ids
-    for num_drafts in range(1, len(drafted) + 1):
-        row = first._replace(position=first.position + num_drafts)
-        if rules is not None:
-            text = [*known, *drafted[:num_drafts]]
-            row = row._replace(rules=rules.fork(known), token_ids=text)
-        rows.append(row)
-    return rows
+    if rules is None:
+        return
+    yield RowRules(row, rules, known)
+    for num_drafts in range(1, len(draft_token_ids) + 1):
+        yield RowRules(row + num_drafts, rules.fork(known), [*known, *draft_token_ids[:num_drafts]])
+
+
+def _ranges(counts: Indices) -> Indices:
+    """Return 0 to count - 1 for each of `counts`, end to end."""
+    ends = np.cumsum(counts)
+    result: Indices = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
+    return result

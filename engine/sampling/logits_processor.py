@@ -20,90 +20,73 @@ the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pagefleet.engine.sampling.logit_rules import LogitRules
-from pagefleet.engine.sampling.sampling_rows import RowIndices, SamplingRow
+from pagefleet.engine.sampling.sampling_batch import GrammarMasks, RowIndices, RowRules
 
 __all__ = ["process_logits"]
 
 _BITS = 8
 
 
-class _RowWithRules(NamedTuple):
-    row_index: int
-    """In the copy of the logits."""
-    rules: LogitRules
-    token_ids: Sequence[int]
-
-
 def process_logits(
     logits: torch.Tensor,
     indices: RowIndices,
-    rows: Sequence[SamplingRow],
-    allowed: NDArray[np.int32] | None = None,
+    rules: Sequence[RowRules],
+    masks: GrammarMasks | None = None,
 ) -> torch.Tensor:
-    """Return a copy [N, vocab] of logits[indices], changed by the rows' rules and masks.
+    """Return a copy [M, vocab] of logits[indices], changed by the rules and masks of these rows.
 
-    `allowed`, int32 [N, ceil(vocab / 32)], has bit t % 32 of word t // 32 set if row n may have token t.
+    `indices` is ascending and has every row that has rules or a mask.
     """
-    ruled = [
-        _RowWithRules(index, row.rules, row.token_ids)
-        for index, row in enumerate(rows)
-        if row.rules is not None
-    ]
+    places = np.searchsorted(indices, [each.row for each in rules]).tolist()
+    ruled = [each._replace(row=place) for each, place in zip(rules, places, strict=True)]
     copied = logits.index_select(0, torch.from_numpy(indices).to(logits.device))
     copied = copied.to(torch.promote_types(logits.dtype, torch.float32))
-    if allowed is not None:
-        _apply_masks(copied, allowed)
-    _apply_allowed_token_ids(copied, [row for row in ruled if row.rules.allowed is not None])
+    if masks is not None and len(masks.rows):
+        _apply_masks(copied, np.searchsorted(indices, masks.rows), masks.packed)
+    _apply_allowed_token_ids(copied, [each for each in ruled if each.rules.allowed is not None])
     _apply_forbidden(copied, ruled)
-    _apply_bias(copied, [row for row in ruled if len(row.rules.bias)])
+    _apply_bias(copied, [each for each in ruled if len(each.rules.bias)])
     _apply_penalties(copied, ruled)
     return copied
 
 
-def _apply_masks(logits: torch.Tensor, allowed: NDArray[np.int32]) -> None:
-    """Skips rows that allow every token: usually only a few rows have a grammar."""
-    limited = np.flatnonzero((allowed != -1).any(axis=1))
-    if not len(limited):
-        return
-    octets = torch.from_numpy(np.ascontiguousarray(allowed[limited], dtype="<i4").view(np.uint8))
-    octets = octets.to(logits.device)
+def _apply_masks(logits: torch.Tensor, rows: RowIndices, packed: NDArray[np.int32]) -> None:
+    octets = torch.from_numpy(np.ascontiguousarray(packed, dtype="<i4").view(np.uint8)).to(logits.device)
     bits = octets[:, :, None] & (1 << torch.arange(_BITS, dtype=torch.uint8, device=logits.device))
     is_allowed = bits.flatten(1)[:, : logits.shape[-1]] != 0
-    index = torch.from_numpy(limited).to(logits.device)
+    index = torch.from_numpy(rows).to(logits.device)
     logits[index] = logits[index].masked_fill_(~is_allowed, -torch.inf)
 
 
-def _apply_allowed_token_ids(logits: torch.Tensor, ruled: list[_RowWithRules]) -> None:
+def _apply_allowed_token_ids(logits: torch.Tensor, ruled: Sequence[RowRules]) -> None:
     for each in ruled:
-        row = logits[each.row_index]
+        row = logits[each.row]
         allowed = torch.from_numpy(np.array(each.rules.allowed, dtype=np.int64)).to(logits.device)
         kept = row.index_select(0, allowed)
         row.fill_(-torch.inf).index_copy_(0, allowed, kept)
 
 
-def _apply_forbidden(logits: torch.Tensor, ruled: list[_RowWithRules]) -> None:
-    parts = [(row.row_index, row.rules.forbidden(row.token_ids)) for row in ruled]
+def _apply_forbidden(logits: torch.Tensor, ruled: Sequence[RowRules]) -> None:
+    parts = [(row.row, row.rules.forbidden(row.token_ids)) for row in ruled]
     parts = [(index, token_ids) for index, token_ids in parts if len(token_ids)]
     if parts:
         logits[_entries(logits, parts)] = -torch.inf
 
 
-def _apply_bias(logits: torch.Tensor, ruled: list[_RowWithRules]) -> None:
+def _apply_bias(logits: torch.Tensor, ruled: Sequence[RowRules]) -> None:
     if not ruled:
         return
-    entries = _entries(logits, [(row.row_index, row.rules.bias_token_ids) for row in ruled])
+    entries = _entries(logits, [(row.row, row.rules.bias_token_ids) for row in ruled])
     bias = _tensor(logits, np.concatenate([row.rules.bias for row in ruled]))
     logits[entries] = (logits[entries].double() + bias).to(logits.dtype)
 
 
-def _apply_penalties(logits: torch.Tensor, ruled: list[_RowWithRules]) -> None:
+def _apply_penalties(logits: torch.Tensor, ruled: Sequence[RowRules]) -> None:
     counted = [(row, row.rules.counts(row.token_ids)) for row in ruled]
     parts = [(row, counts) for row, counts in counted if counts is not None and len(counts.token_ids)]
     if not parts:
@@ -113,7 +96,7 @@ def _apply_penalties(logits: torch.Tensor, ruled: list[_RowWithRules]) -> None:
     def per_token(values: list[float]) -> torch.Tensor:
         return _tensor(logits, np.repeat(np.array(values, dtype=np.float64), lengths))
 
-    entries = _entries(logits, [(row.row_index, counts.token_ids) for row, counts in parts])
+    entries = _entries(logits, [(row.row, counts.token_ids) for row, counts in parts])
     output_counts = _tensor(logits, np.concatenate([counts.output_counts for _, counts in parts]))
     repetition = per_token([row.rules.repetition_penalty for row, _ in parts])
     values = logits[entries].double()

@@ -5,10 +5,8 @@ J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel random numbers: as easy as 1, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 _NUM_ROUNDS = 10
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
@@ -34,12 +32,12 @@ def philox4x32(counter: Words, key: Words) -> Words:
     return c0, c1, c2, c3
 
 
-def uniforms(seeds: Sequence[int], choices: Sequence[int], positions: Sequence[int]) -> NDArray[np.float64]:
+def uniforms(seeds: ArrayLike, choices: ArrayLike, positions: ArrayLike) -> NDArray[np.float64]:
     """Return float64 [N]: a number in [0, 1) with 53 random bits for each (seed, choice, position).
 
     The seed (64 bits) is the key; position (64 bits) and choice (32 bits) are the counter.
     """
-    seed, choice, position = (np.array(values, dtype=np.uint64) for values in (seeds, choices, positions))
+    seed, choice, position = (np.asarray(values, dtype=np.uint64) for values in (seeds, choices, positions))
     counter = (position & _LOW, position >> _HALF, choice, np.zeros_like(choice))
     high, low, _, _ = philox4x32(counter, (seed & _LOW, seed >> _HALF))
     bits = ((high >> np.uint64(5)) << np.uint64(26)) | (low >> np.uint64(6))

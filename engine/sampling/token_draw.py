@@ -25,7 +25,7 @@ bit in every batch: each row is summed separately, and its own numbers determine
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,10 +33,10 @@ import torch
 from numpy.typing import NDArray
 
 from pagefleet.engine.sampling.row_sums import block_sum, inverse_cdf, inverse_cdf_in_blocks, running_sum
-from pagefleet.engine.sampling.sampling_rows import RowIndices, SamplingColumns
+from pagefleet.engine.sampling.sampling_batch import RowIndices, SamplingBatch
 from pagefleet.engine.sampling.top_tokens import RankedRows, keep_top_mass
 
-__all__ = ["NUM_CANDIDATES", "draw_tokens"]
+__all__ = ["NUM_CANDIDATES", "DrawnRows", "draw_tokens"]
 
 NUM_CANDIDATES = (256, 2048)
 """How many tokens of a row are ranked at first, and how many if these do not decide it."""
@@ -48,6 +48,54 @@ MIN_LOG_WEIGHT = -1e4
 """Replaces the logarithm of a weight of 0 in sums, which must not contain an infinity."""
 
 
+@dataclass(frozen=True)
+class DrawnRows:
+    """The parameters of the rows that draw, on the host: each field is an array [N]."""
+
+    index: RowIndices
+    """The row's index in the logits."""
+    temperature: NDArray[np.float64]
+    top_k: NDArray[np.int64]
+    """The vocabulary size if the filter is off."""
+    top_p: NDArray[np.float64]
+    min_p: NDArray[np.float64]
+    typical_p: NDArray[np.float64]
+    uniform: NDArray[np.float64]
+    """The number in [0, 1) that picks the token."""
+    max_logit: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, batch: SamplingBatch, index: RowIndices, vocab_size: int) -> DrawnRows:
+        """Return these rows of a batch. `max_logit` is NaN until it is replaced."""
+        rows = batch.take(index)
+        return cls(
+            index=index,
+            temperature=rows.temperature,
+            top_k=np.minimum(rows.top_k, vocab_size),
+            top_p=rows.top_p,
+            min_p=rows.min_p,
+            typical_p=rows.typical_p,
+            uniform=rows.uniforms(),
+            max_logit=np.full(len(rows), np.nan),
+        )
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: RowIndices | slice) -> DrawnRows:
+        return DrawnRows(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def has_rank_filter(self, vocab_size: int) -> NDArray[np.bool_]:
+        """Return bool [N]: whether top_k, top_p or min_p cuts the ranking by logit."""
+        return (self.top_k < vocab_size) | (self.top_p < 1) | (self.min_p > 0)
+
+    def has_top_p_alone(self, vocab_size: int) -> NDArray[np.bool_]:
+        """Return bool [N]: whether top_p is a share of the whole vocabulary's weight, because neither top_k
+        nor min_p removes anything first."""
+        result: NDArray[np.bool_] = (self.top_k == vocab_size) & (self.min_p == 0) & (self.top_p < 1)
+        return result
+
+
 class _Drawn(NamedTuple):
     """The tokens drawn from the candidates of some rows: `token_ids` int64 [N], `decided` bool [N]."""
 
@@ -57,7 +105,7 @@ class _Drawn(NamedTuple):
 
 
 def draw_tokens(
-    ranking: RankedRows, rows: SamplingColumns, num_candidates: Sequence[int] = NUM_CANDIDATES
+    ranking: RankedRows, rows: DrawnRows, num_candidates: Sequence[int] = NUM_CANDIDATES
 ) -> RowIndices:
     """Return int64 [N]: a token id for each row, or the vocabulary size if its largest logit is not finite.
 
@@ -78,13 +126,13 @@ def draw_tokens(
     return token_ids
 
 
-def _draw_unfiltered(ranking: RankedRows, rows: SamplingColumns) -> RowIndices:
+def _draw_unfiltered(ranking: RankedRows, rows: DrawnRows) -> RowIndices:
     """Rows that have a temperature and no filter."""
     weights = _log_weights(ranking.take(rows.index), rows).exp_()
     return _on_host(inverse_cdf_in_blocks(weights, _tensor(weights, rows.uniform)))
 
 
-def _draw_typical(ranking: RankedRows, rows: SamplingColumns, counts: Sequence[int]) -> RowIndices:
+def _draw_typical(ranking: RankedRows, rows: DrawnRows, counts: Sequence[int]) -> RowIndices:
     """Rows that have typical_p and no other filter."""
     log_weights = _log_weights(ranking.take(rows.index), rows).clamp_(min=MIN_LOG_WEIGHT)
     weights = log_weights.exp()
@@ -109,7 +157,7 @@ def _draw_typical(ranking: RankedRows, rows: SamplingColumns, counts: Sequence[i
     return _draw_in_rounds(len(rows), counts, from_candidates, from_all)
 
 
-def _draw_filtered(ranking: RankedRows, rows: SamplingColumns, counts: Sequence[int]) -> RowIndices:
+def _draw_filtered(ranking: RankedRows, rows: DrawnRows, counts: Sequence[int]) -> RowIndices:
     """Rows that have min_p, top_k or top_p."""
     totals = _totals(ranking, rows)
 
@@ -143,7 +191,7 @@ def _draw_in_rounds(
 
 
 def _draw_from_candidates(
-    ranking: RankedRows, rows: SamplingColumns, totals: NDArray[np.float64], count: int
+    ranking: RankedRows, rows: DrawnRows, totals: NDArray[np.float64], count: int
 ) -> _Drawn:
     """Draw from the `count` highest-ranked tokens of each row."""
     vocab_size = ranking.vocab_size
@@ -187,7 +235,7 @@ def _keep_typical(
     return torch.empty_like(ranked).scatter_(1, order, ranked)
 
 
-def _draw_from_row(ranking: RankedRows, rows: SamplingColumns, whole: float) -> torch.Tensor:
+def _draw_from_row(ranking: RankedRows, rows: DrawnRows, whole: float) -> torch.Tensor:
     """Draw from all tokens of one row. `whole` is the weight of all of them, if top_p is a share of that."""
     values = ranking.take(rows.index)[0]
     log_weights = _log_weights(values.clone()[None], rows)[0]
@@ -208,7 +256,7 @@ def _draw_from_row(ranking: RankedRows, rows: SamplingColumns, whole: float) -> 
     return _pick_one(weights, _tensor(weights, rows.uniform)[0])
 
 
-def _totals(ranking: RankedRows, rows: SamplingColumns) -> NDArray[np.float64]:
+def _totals(ranking: RankedRows, rows: DrawnRows) -> NDArray[np.float64]:
     """Return float64 [N]: the weight of all tokens if top_p is a share of that, otherwise 0."""
     totals = np.zeros(len(rows))
     for index in _chunks(rows.has_top_p_alone(ranking.vocab_size)):
@@ -217,7 +265,7 @@ def _totals(ranking: RankedRows, rows: SamplingColumns) -> NDArray[np.float64]:
     return totals
 
 
-def _log_weights(values: torch.Tensor, rows: SamplingColumns) -> torch.Tensor:
+def _log_weights(values: torch.Tensor, rows: DrawnRows) -> torch.Tensor:
     """Turn logits into log weights, in place.
 
     The maximum is subtracted before the division, so that a tiny temperature does not overflow.

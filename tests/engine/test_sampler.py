@@ -11,13 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sampling_rows import SamplingRow, sample
 
 from pagefleet.engine.sampling.logit_rules import make_logit_rules
 from pagefleet.engine.sampling.philox import philox4x32, uniforms
+from pagefleet.engine.sampling.reference_sampler import ReferenceSampler
 from pagefleet.engine.sampling.row_sums import inverse_cdf, inverse_cdf_in_blocks
-from pagefleet.engine.sampling.sampler import Sampler
+from pagefleet.engine.sampling.sampling_batch import GrammarMasks
 from pagefleet.engine.sampling.sampling_params import SamplingParams
-from pagefleet.engine.sampling.sampling_rows import SamplingRow
 
 NUM_PROMPT = 3
 BAD_WORDS = [(5,), (1, 2), (2, 1, 7)]
@@ -142,7 +143,7 @@ def test_each_row_with_any_rules_is_what_the_definition_says(batch, logits_seed)
     # Few tokens, so that most of what the rules are about shows.
     logits = np.random.default_rng(logits_seed).normal(0, 3, (len(batch), 40))
     before = torch.from_numpy(logits.copy())
-    tokens = Sampler(num_candidates=(8,)).sample(before, [each for each, _ in batch])
+    tokens = sample(before, [each for each, _ in batch], sampler=ReferenceSampler((8,)))
     assert tokens == [stated(logits[i], *batch[i]) for i in range(len(batch))]
     assert torch.equal(before, torch.from_numpy(logits)), "the logits are the caller's"
 
@@ -165,30 +166,33 @@ def test_rules_do_not_depend_on_the_batch_or_on_what_was_counted_before(batch, l
         for end in range(NUM_PROMPT, len(each.token_ids), 3):
             if each.rules is not None:
                 each.rules.counts(each.token_ids[:end])
-    together = Sampler().sample(logits, [each for each, _ in batch])
+    together = sample(logits, [each for each, _ in batch])
     anew = [
         each._replace(rules=make_logit_rules(each.params, NUM_PROMPT, BAD_WORDS if bad else [], END_IDS))
         for each, bad in batch
     ]
-    assert [Sampler().sample(logits[i : i + 1], [anew[i]])[0] for i in range(len(batch))] == together
+    assert [sample(logits[i : i + 1], [anew[i]])[0] for i in range(len(batch))] == together
 
 
 @settings(deadline=None, max_examples=15)
 @given(st.lists(ruled_rows(), min_size=1, max_size=6), st.integers(0, 10**6), st.integers(1, 299))
 def test_a_bit_mask_comes_before_everything_else(batch, seed, num_allowed):
-    """Given a packed mask, a row chooses as if it were `allowed_token_ids` too; a row of -1 is free."""
+    """Given packed masks for some rows, these choose as if they were `allowed_token_ids` too; the others are
+    free."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 3, (len(batch), 301))
-    mask = np.full((len(batch), 10), -1, dtype=np.int32)
+    masked = np.arange(0, len(batch), 2)
+    packed = np.zeros((len(masked), 10), dtype=np.int32)
     expected = logits.copy()
-    for index in range(0, len(batch), 2):
+    for index, mask in zip(masked, packed, strict=True):
         ids = rng.choice(301, num_allowed, replace=False)
         bits = np.zeros(320, dtype=np.uint8)
         bits[ids] = 1
-        mask[index] = np.packbits(bits, bitorder="little").view(np.int32)
+        mask[:] = np.packbits(bits, bitorder="little").view(np.int32)
         expected[index] = -np.inf
         expected[index, ids] = logits[index, ids]
-    tokens = Sampler().sample(torch.from_numpy(logits), [each for each, _ in batch], mask)
+    masks = GrammarMasks(masked, packed)
+    tokens = sample(torch.from_numpy(logits), [each for each, _ in batch], masks)
     assert tokens == [stated(expected[i], *batch[i]) for i in range(len(batch))]
 
 
@@ -197,7 +201,7 @@ def test_a_bit_mask_comes_before_everything_else(batch, seed, num_allowed):
 def test_equals_are_ranked_by_their_ids(batch, logits_seed):
     """Given logits with hundreds of equals, every row gets the token that the definition names."""
     logits = np.random.default_rng(logits_seed).normal(0, 1, (len(batch), 300)).round()
-    tokens = Sampler(num_candidates=(16,)).sample(torch.from_numpy(logits), batch)
+    tokens = sample(torch.from_numpy(logits), batch, sampler=ReferenceSampler((16,)))
     assert tokens == [stated(logits[i], batch[i]) for i in range(len(batch))]
 
 
@@ -207,9 +211,9 @@ def test_looking_at_few_tokens_gives_the_same_token_as_ranking_all(batch, logits
     """bfloat16 logits are full of equals, just where a partial ranking could cut wrongly."""
     generator = torch.Generator().manual_seed(logits_seed)
     logits = (torch.randn(len(batch), 2000, generator=generator) * spread).bfloat16()
-    everything = Sampler(num_candidates=()).sample(logits, batch)
-    assert Sampler(num_candidates=(8, 64)).sample(logits, batch) == everything
-    assert Sampler().sample(logits, batch) == everything
+    everything = sample(logits, batch, sampler=ReferenceSampler(()))
+    assert sample(logits, batch, sampler=ReferenceSampler((8, 64))) == everything
+    assert sample(logits, batch) == everything
 
 
 @settings(deadline=None, max_examples=30)
@@ -217,8 +221,8 @@ def test_looking_at_few_tokens_gives_the_same_token_as_ranking_all(batch, logits
 def test_a_row_does_not_depend_on_its_batch(batch, logits_seed):
     generator = torch.Generator().manual_seed(logits_seed)
     logits = torch.randn(len(batch), 700, generator=generator)
-    together = Sampler().sample(logits, batch)
-    alone = [Sampler().sample(logits[i : i + 1], [batch[i]])[0] for i in range(len(batch))]
+    together = sample(logits, batch)
+    alone = [sample(logits[i : i + 1], [batch[i]])[0] for i in range(len(batch))]
     assert together == alone
 
 
@@ -248,7 +252,7 @@ def test_draws_have_the_stated_distribution(params, num_draws):
     vocab_size = 40
     logits = torch.randn(vocab_size, generator=torch.Generator().manual_seed(3)) * 1.5
     made = row(tokens=[7, 8, 9, *range(0, 40, 2), *range(0, 40, 3)], **params)
-    draws = Sampler().sample(
+    draws = sample(
         logits.expand(num_draws, -1), [made._replace(seed=3, position=i) for i in range(num_draws)]
     )
     weights = stated_filter(
@@ -272,7 +276,7 @@ def test_draws_have_the_stated_distribution(params, num_draws):
 def test_seed_choice_and_position_each_change_the_draws():
     def draws(**which: int) -> list[int]:
         batch = [row(**({"seed": 5, "position": i} | which)) for i in range(64)]
-        return Sampler().sample(torch.zeros(64, 1000), batch)
+        return sample(torch.zeros(64, 1000), batch)
 
     base = draws()
     assert draws() == base
@@ -288,12 +292,12 @@ def test_a_cut_among_equals_keeps_the_first_of_them(vocab_size):
     logits = torch.randint(0, 3, (1, vocab_size), generator=torch.Generator().manual_seed(0)).bfloat16()
     first = torch.nonzero(logits[0] == 2).flatten()[:20].tolist()
     batch = [row(position=position, top_k=20) for position in range(100)]
-    assert set(Sampler().sample(logits.expand(len(batch), -1), batch)) == set(first)
+    assert set(sample(logits.expand(len(batch), -1), batch)) == set(first)
 
 
 def test_greedy_takes_the_first_of_equals():
     logits = torch.tensor([[0.0, 2.0, 2.0, 1.0]])
-    assert Sampler().sample(logits, [row(temperature=0.0)]) == [1]
+    assert sample(logits, [row(temperature=0.0)]) == [1]
 
 
 @settings(deadline=None, max_examples=40)
@@ -315,7 +319,7 @@ def test_both_inversions_find_the_first_sum_above(num_tokens, seed, has_holes):
 
 def test_a_temperature_next_to_nothing_is_greedy():
     logits = torch.tensor([[0.0, 2.0, 50.0, 1.0]])
-    assert Sampler().sample(logits, [row(temperature=1e-300)]) == [2]
+    assert sample(logits, [row(temperature=1e-300)]) == [2]
 
 
 def test_useless_logits_harm_only_their_own_row():
@@ -326,7 +330,7 @@ def test_useless_logits_harm_only_their_own_row():
     logits[2, 7] = math.nan
     logits[3, 4] = 9.0
     batch = [row(temperature=0.0), row(), row(top_p=0.5, top_k=3), row(temperature=0.01)]
-    assert Sampler().sample(logits, batch) == [10, 10, 10, 4]
+    assert sample(logits, batch) == [10, 10, 10, 4]
 
 
 @pytest.mark.parametrize(

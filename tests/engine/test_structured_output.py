@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sampling_rows import SamplingRow, sample
 
 from pagefleet.engine import (
     EngineConfig,
@@ -25,8 +26,7 @@ from pagefleet.engine import (
 )
 from pagefleet.engine.core.stop_checker import StopChecker
 from pagefleet.engine.execution.executor import LoadedModel
-from pagefleet.engine.sampling.sampler import Sampler
-from pagefleet.engine.sampling.sampling_rows import SamplingRow
+from pagefleet.engine.sampling.sampling_batch import GrammarMasks
 from pagefleet.engine.structured.grammar import GrammarCompiler
 from pagefleet.engine.text.hf_tokenizer import HFTokenizer
 from pagefleet.engine.text.tokenizer import ByteTokenizer
@@ -379,9 +379,8 @@ def test_a_mask_limits_its_row_before_anything_else_does():
     logits = torch.arange(8 * 70, dtype=torch.float32).view(8, 70)
     params = [SamplingParams(temperature=0.0), SamplingParams(top_k=3)] * 4
     rows = [SamplingRow(each, 1, 0, position) for position, each in enumerate(params)]
-    allowed = np.full((8, 3), -1, dtype=np.int32)
-    allowed[:4] = [1 << 5, 0, 1 << 2]
-    limited, free = Sampler().sample(logits, rows, allowed), Sampler().sample(logits, rows)
+    masks = GrammarMasks(np.arange(4), np.tile(np.array([1 << 5, 0, 1 << 2], dtype=np.int32), (4, 1)))
+    limited, free = sample(logits, rows, masks), sample(logits, rows)
     assert limited[0] == limited[2] == 66
     assert set(limited[:4]) <= {5, 66}
     assert limited[4:] == free[4:]

@@ -8,22 +8,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pagefleet.engine import EngineConfig, EngineRequest, LLMEngine, SamplingParams
 from pagefleet.engine.execution.model_runner import ModelRunner
 from pagefleet.engine.loading.loader import load
-from pagefleet.engine.sampling.sampler import Sampler
-from pagefleet.engine.sampling.sampling_rows import SamplingRow
+from pagefleet.engine.sampling.reference_sampler import ReferenceSampler
+from pagefleet.engine.sampling.sampling_batch import GrammarMasks, RowIndices, SamplingBatch
 from pagefleet.workers.bench.machine import StealMeter, describe_machine, describe_versions
 
 Progress = Callable[[str], None]
 
 _NUM_PAIRS: Final = 30
 """The number of pairs of steps in a round."""
-_GREEDY: Final = SamplingParams(temperature=0.0)
 _PROMPT: Final = "Write a letter to a friend about number {}, and tell what you have seen on your journey."
 
 
@@ -36,7 +33,7 @@ class _Step(NamedTuple):
     """The part of `step_cpu` that the sampler took, in all threads of the process."""
 
 
-class _AlternatingSampler(Sampler):
+class _AlternatingSampler(ReferenceSampler):
     """The sampler with a stopwatch for CPU time. While `is_greedy` is set, all rows are sampled greedily."""
 
     def __init__(self) -> None:
@@ -45,12 +42,12 @@ class _AlternatingSampler(Sampler):
         self.cpu_s = 0.0
 
     def sample(
-        self, logits: torch.Tensor, rows: Sequence[SamplingRow], allowed: NDArray[np.int32] | None = None
-    ) -> list[int]:
+        self, logits: torch.Tensor, batch: SamplingBatch, masks: GrammarMasks | None = None
+    ) -> RowIndices:
         if self.is_greedy:
-            rows = [row._replace(params=_GREEDY, rules=None) for row in rows]
+            batch = SamplingBatch.empty(len(batch))
         begun = time.process_time()
-        token_ids = super().sample(logits, rows, allowed)
+        token_ids = super().sample(logits, batch, masks)
         self.cpu_s = time.process_time() - begun
         return token_ids
 
