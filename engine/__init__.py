@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pagefleet.engine.config import EngineConfig, NullOptions
+from pagefleet.engine.core.sequence_factory import PreparedRequest
 from pagefleet.engine.engine_request import EngineRequest
 from pagefleet.engine.errors import (
     ConfigError,
@@ -45,6 +46,7 @@ __all__ = [
     "ModelInfo",
     "ModelLoadError",
     "NullOptions",
+    "PreparedRequest",
     "SamplingParams",
     "SequenceOutput",
     "StructuredOutput",

@@ -1,6 +1,7 @@
 """LLMEngine: accepts requests and generates their tokens and text, one step at a time.
 
-Does not know queues, jobs or environment variables. Not thread-safe: one thread adds, aborts and steps.
+Does not know queues, jobs or environment variables. Not thread-safe: one thread adds, aborts and steps. Only
+`prepare` and `compile_grammar` can be called from any thread.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pagefleet.engine.core.output_processor import OutputProcessor, empty_output
 from pagefleet.engine.core.scheduler import Scheduler
 from pagefleet.engine.core.scheduler_output import SchedulerOutput
 from pagefleet.engine.core.sequence import Sequence, SequenceStatus
-from pagefleet.engine.core.sequence_factory import SequenceFactory
+from pagefleet.engine.core.sequence_factory import PreparedRequest, SequenceFactory
 from pagefleet.engine.core.step_budget import StepBudget, StepCost
 from pagefleet.engine.core.stop_checker import StopChecker, failed
 from pagefleet.engine.engine_request import EngineRequest
@@ -59,7 +60,11 @@ class LLMEngine:
         )
         self._stop_checker = StopChecker(info.eos_token_ids, info.max_model_len, info.vocab_size)
         self._sequence_factory = SequenceFactory(
-            self._tokenizer, info, self._stop_checker, speculates=config.num_speculative_tokens > 0
+            self._tokenizer,
+            info,
+            self._stop_checker,
+            speculates=config.num_speculative_tokens > 0,
+            hashes_blocks=config.enable_prefix_caching,
         )
         self._grammars = GrammarCompiler(self._tokenizer, info.vocab_size, info.eos_token_ids)
         self._output_processor = OutputProcessor(self._stop_checker, info.vocab_size)
@@ -142,7 +147,17 @@ class LLMEngine:
         """
         return self._grammars.compile(wanted)
 
-    def add_request(self, request: EngineRequest, *, is_confirmed: bool = True) -> None:
+    def prepare(self, request: EngineRequest) -> PreparedRequest:
+        """Do what takes time before a request is added: check its ids, replay its logs, hash its blocks.
+
+        Can be called from any thread; changes nothing in the engine. Grammars of `request` are copied.
+
+        Raises InvalidRequestError with code `empty_prompt`, `context_length`, `token_out_of_vocabulary`,
+        `invalid_type` or `invalid_value`.
+        """
+        return self._sequence_factory.prepare(request)
+
+    def add_request(self, request: EngineRequest | PreparedRequest, *, is_confirmed: bool = True) -> None:
         """Add a request to the waiting queue; it joins the batch in a later step.
 
         If it is not confirmed, it is not computed before `confirm`. The first step with room for it has it in
@@ -150,10 +165,10 @@ class LLMEngine:
 
         Its logs are replayed through the detokenizer and computed together with the prompt. If a log already
         ends its choice, the next step returns one output for it, without tokens, that has the finish reason.
+        A prepared request can be added once, and in a time that does not depend on its length.
 
-        Raises InvalidRequestError with code `empty_prompt`, `context_length`, `token_out_of_vocabulary`,
-        `invalid_type`, `invalid_value`, `duplicate_request` or `exceeds_capacity`; the engine is unchanged
-        then.
+        Raises InvalidRequestError with a code of `prepare`, `duplicate_request` or `exceeds_capacity`; the
+        engine is unchanged then.
         """
         request_id = request.request_id
         if request_id in self._sequences or request_id in self._ended_at_add:
@@ -162,17 +177,16 @@ class LLMEngine:
                 "duplicate_request",
                 "request_id",
             )
-        made = self._sequence_factory.make(request)
-        running = [new.sequence for new in made if new.ended is None]
+        prepared = request if isinstance(request, PreparedRequest) else self.prepare(request)
+        running = [new.sequence for new in prepared.choices if new.ended is None]
         for sequence in running:
             sequence.is_confirmed = is_confirmed
-            num_prompt_tokens = sequence.num_prompt_tokens
-            self._scheduler.add(sequence, self._sequence_factory.max_num_tokens(request, num_prompt_tokens))
+            self._scheduler.add(sequence, prepared.max_num_tokens)
         if running:
             self._sequences[request_id] = running
-        if len(running) < len(made):
+        if len(running) < len(prepared.choices):
             self._ended_at_add[request_id] = [
-                empty_output(new.sequence, new.ended) for new in made if new.ended is not None
+                empty_output(new.sequence, new.ended) for new in prepared.choices if new.ended is not None
             ]
 
     def confirm(self, request_id: str) -> None:

@@ -5,25 +5,15 @@ Does not know tensors (a block is a number) or the order of sequences, which is 
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable
-from hashlib import blake2b
 
+from pagefleet.engine.core.block_hashes import extend_hashes
 from pagefleet.engine.core.block_pool import BlockPool
 from pagefleet.engine.core.sequence import Sequence
 from pagefleet.engine.model_info import KVGroup
 from pagefleet.engine.outputs import KVGroupStats
 
-__all__ = ["BlockManager", "hash_block"]
-
-
-def hash_block(parent: bytes, token_ids: list[int]) -> bytes:
-    """Return the hash of a full block: a 16-byte digest of everything that its K/V depend on.
-
-    `parent` is the hash of the previous block, or of the salt. The hash is cryptographic, because a collision
-    would show one user's text to another; the bytes are little-endian, so it is the same in every process.
-    """
-    return blake2b(parent + struct.pack(f"<{len(token_ids)}q", *token_ids), digest_size=16).digest()
+__all__ = ["BlockManager"]
 
 
 class BlockManager:
@@ -94,7 +84,7 @@ class BlockManager:
         if not self._uses_prefix_cache(sequence) or sequence.needs_prompt_logits:
             return 0
         num_blocks = (sequence.num_tokens - 1) // self.block_size
-        self._extend_hashes(sequence, num_blocks)
+        extend_hashes(sequence, num_blocks, self.block_size)
         while True:
             num_before = num_blocks
             for pool in self._pools:
@@ -255,7 +245,7 @@ class BlockManager:
     def _cache_full_blocks(self, sequence: Sequence, num_computed_before: int) -> None:
         start = num_computed_before // self.block_size
         end = sequence.num_computed_tokens // self.block_size
-        self._extend_hashes(sequence, end)
+        extend_hashes(sequence, end, self.block_size)
         hashes = sequence.block_hashes[start:end]
         self._remove_pending(sequence, hashes)
         for pool, table in zip(self._pools, sequence.block_tables, strict=True):
@@ -264,7 +254,7 @@ class BlockManager:
     def _add_pending(self, sequence: Sequence, num_cached: int) -> None:
         """Mark the hashes of the full blocks after the first `num_cached` ones as pending."""
         num_full = sequence.num_tokens // self.block_size
-        self._extend_hashes(sequence, num_full)
+        extend_hashes(sequence, num_full, self.block_size)
         pending = self._pending
         for block_hash in sequence.block_hashes[num_cached:num_full]:
             if pending.setdefault(block_hash, sequence).priority < sequence.priority:
@@ -275,17 +265,3 @@ class BlockManager:
         for block_hash in hashes:
             if pending.get(block_hash) is sequence:
                 del pending[block_hash]
-
-    def _extend_hashes(self, sequence: Sequence, num_blocks: int) -> None:
-        hashes, first = sequence.block_hashes, sequence.first_choice
-        if first is not None and len(hashes) < num_blocks:
-            num_shared = min(num_blocks, sequence.num_prompt_tokens // self.block_size)
-            hashes += first.block_hashes[len(hashes) : num_shared]
-        while len(hashes) < num_blocks:
-            parent = hashes[-1] if hashes else _salt_hash(sequence.cache_salt)
-            start = len(hashes) * self.block_size
-            hashes.append(hash_block(parent, sequence.token_ids[start : start + self.block_size]))
-
-
-def _salt_hash(cache_salt: str) -> bytes:
-    return blake2b(cache_salt.encode("utf-8", errors="surrogatepass"), digest_size=16).digest()

@@ -1,10 +1,15 @@
-"""SequenceFactory: makes the sequences of a request, one per choice, and replays their logs."""
+"""SequenceFactory: makes the sequences of a request, one per choice, replays their logs, hashes their blocks.
+
+Changes nothing but the sequences that it makes, so any thread can call it.
+"""
 
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass
 from typing import NamedTuple
 
+from pagefleet.engine.core.block_hashes import extend_hashes
 from pagefleet.engine.core.ngram_proposer import NgramProposer
 from pagefleet.engine.core.sequence import Sequence
 from pagefleet.engine.core.stop_checker import Progress, StopChecker
@@ -21,7 +26,7 @@ from pagefleet.engine.text.bad_words import bad_word_token_ids
 from pagefleet.engine.text.detokenizer import IncrementalDetokenizer
 from pagefleet.engine.text.tokenizer import Tokenizer
 
-__all__ = ["NewSequence", "SequenceFactory"]
+__all__ = ["NewSequence", "PreparedRequest", "SequenceFactory"]
 
 
 class NewSequence(NamedTuple):
@@ -31,25 +36,48 @@ class NewSequence(NamedTuple):
     ended: Progress | None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedRequest:
+    """A request that was checked, with its new sequences. It can be added to the engine once."""
+
+    request: EngineRequest
+    choices: list[NewSequence]
+    """One for each choice, except those whose log is None."""
+    max_num_tokens: int
+    """How many tokens, prompt and output, a choice may have at most."""
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+
 class SequenceFactory:
-    """Validates requests to one model and makes their sequences."""
+    """Validates requests to one model and makes their sequences. Thread-safe.
+
+    Args:
+        hashes_blocks: whether to hash the blocks of sequences for the prefix cache.
+    """
 
     def __init__(
-        self, tokenizer: Tokenizer, info: ModelInfo, stop_checker: StopChecker, *, speculates: bool
+        self,
+        tokenizer: Tokenizer,
+        info: ModelInfo,
+        stop_checker: StopChecker,
+        *,
+        speculates: bool,
+        hashes_blocks: bool = True,
     ) -> None:
         self._tokenizer = tokenizer
         self._info = info
         self._stop_checker = stop_checker
         self._speculates = speculates
+        self._hashes_blocks = hashes_blocks
 
-    def max_num_tokens(self, request: EngineRequest, num_prompt_tokens: int) -> int:
-        """Return how many tokens, prompt and output, a choice may have at most."""
-        return min(num_prompt_tokens + request.sampling_params.max_tokens, self._info.max_model_len)
+    def prepare(self, request: EngineRequest) -> PreparedRequest:
+        """Return the request with its sequences.
 
-    def make(self, request: EngineRequest) -> list[NewSequence]:
-        """Return the sequences of the request's choices, except those whose log is None.
-
-        Each log is appended to its sequence and replayed through stop checker and detokenizer.
+        Each log is appended to its sequence and replayed through stop checker and detokenizer. Full blocks of
+        prompt and log are hashed.
 
         Raises InvalidRequestError with code `empty_prompt`, `context_length`, `token_out_of_vocabulary`,
         `invalid_type` or `invalid_value`.
@@ -68,7 +96,13 @@ class SequenceFactory:
                 tokens = checked_token_ids("logs", log, self._info)
                 sequence.first_choice = made[0].sequence if made else None
                 made.append(NewSequence(sequence, self._replay(sequence, tokens)))
-        return made
+                if self._hashes_blocks and sequence.prefix_cache:
+                    block_size = self._info.block_size
+                    extend_hashes(sequence, sequence.num_tokens // block_size, block_size)
+        return PreparedRequest(request, made, self._max_num_tokens(request, len(prompt)))
+
+    def _max_num_tokens(self, request: EngineRequest, num_prompt_tokens: int) -> int:
+        return min(num_prompt_tokens + request.sampling_params.max_tokens, self._info.max_model_len)
 
     def _new(self, request: EngineRequest, prompt: list[int], seed: int, choice: int) -> Sequence:
         params = request.sampling_params
@@ -92,7 +126,7 @@ class SequenceFactory:
             prompt_logprobs=[] if params.prompt_logprobs is not None and choice == 0 else None,
         )
         if sequence.grammar is not None:
-            sequence.grammar.limit(self.max_num_tokens(request, len(prompt)) - len(prompt))
+            sequence.grammar.limit(self._max_num_tokens(request, len(prompt)) - len(prompt))
         return sequence
 
     def _replay(self, sequence: Sequence, log: list[int]) -> Progress | None:

@@ -59,7 +59,7 @@ def add(
     """Add a sequence whose prompt begins like no other."""
     sequence = Sequence(
         request_id=name,
-        token_ids=[crc32(name.encode()), *range(num_tokens - 1)],
+        token_ids=[crc32(name.encode()) >> 1, *range(num_tokens - 1)],
         num_prompt_tokens=num_tokens,
         sampling_params=SamplingParams(max_tokens=max_tokens),
         seed=0,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pagefleet.engine import EngineRequest, SamplingParams
+from pagefleet.engine import EngineRequest, PreparedRequest, SamplingParams
 from pagefleet.workers.attempt.prefill_gate import PrefillGate
 
 
 def request(job_id, log=()):
-    return EngineRequest(job_id, [1], SamplingParams(), logs=[tuple(log)])
+    return PreparedRequest(EngineRequest(job_id, [1], SamplingParams(), logs=[tuple(log)]), [], 1)
 
 
 class Gate(PrefillGate):

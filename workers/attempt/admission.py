@@ -18,7 +18,7 @@ from pagefleet.api.contract.requests import check_size, invalid_request
 from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.api.protocol.operation_types import Claim, ClaimVerdict
 from pagefleet.api.protocol.prepared import check_submitted, prepare, submit_operation
-from pagefleet.engine import EngineRequest, LLMEngine
+from pagefleet.engine import LLMEngine, PreparedRequest
 from pagefleet.workers.attempt.message_rejector import MessageRejector
 from pagefleet.workers.attempt.preparation import RequestPreparation
 from pagefleet.workers.attempt.resumption import new_choices, resume
@@ -43,7 +43,7 @@ class ClaimHandler(ABC):
         """This worker owns the job from now on."""
 
     @abstractmethod
-    def run(self, job: ActiveJob, request: EngineRequest, *, solo: bool) -> None:
+    def run(self, job: ActiveJob, request: PreparedRequest, *, solo: bool) -> None:
         """The job is ready for the engine."""
 
     @abstractmethod
@@ -227,12 +227,12 @@ class Admission:
         return request
 
     def _run_job(
-        self, job: ActiveJob, request: GenerateRequest, engine_request: EngineRequest, solo: bool
+        self, job: ActiveJob, request: GenerateRequest, prepared: PreparedRequest, solo: bool
     ) -> None:
         job.tenant = request.tenant
-        prompt_token_ids = list(engine_request.prompt_token_ids)
+        prompt_token_ids = list(prepared.request.prompt_token_ids)
         job.num_prompt_tokens = len(prompt_token_ids)
         if request.return_prompt_token_ids:
             job.choices[0].prompt_token_ids = prompt_token_ids
-        self._handler.run(job, engine_request, solo=solo)
+        self._handler.run(job, prepared, solo=solo)
         job.message.mark_started(start_fields(job, request, self._store.settings.prompt_chars))

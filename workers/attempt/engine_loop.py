@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from pagefleet.engine import EngineRequest, InvalidRequestError, LLMEngine, SequenceOutput
+from pagefleet.engine import InvalidRequestError, LLMEngine, PreparedRequest, SequenceOutput
 from pagefleet.engine.core.scheduler_output import SchedulerOutput
 from pagefleet.engine.errors import EngineFailedError
 from pagefleet.engine.fault_isolation import FaultIsolation
@@ -96,7 +96,7 @@ class EngineLoop:
     def start(self) -> None:
         self._thread.start()
 
-    def add(self, request: EngineRequest, *, solo: bool = False) -> None:
+    def add(self, request: PreparedRequest, *, solo: bool = False) -> None:
         """Add a request, from any thread. If the engine rejects it, the listener is called.
 
         Args:
@@ -176,14 +176,14 @@ class EngineLoop:
             num_tokens = batch.num_tokens + sum(len(output.token_ids) for output in outputs)
             self.batch = BatchStats(batch.num_steps + 1, num_tokens, max(batch.max_size, size), size)
 
-    def _admit(self, request: EngineRequest) -> bool:
+    def _admit(self, request: PreparedRequest) -> bool:
         try:
             self._engine.add_request(request)
         except InvalidRequestError as error:
             self._listener.on_request_rejected(request.request_id, error)
             return False
         except Exception as error:
-            # Tokenizers and grammars are third-party code. Their errors must not end other requests.
+            # An error in one request must not end the others.
             logger.exception("request %s could not be added to the engine", request.request_id)
             self._listener.on_request_failed(request.request_id, error)
             return False

@@ -17,7 +17,7 @@ from pagefleet.api.contract.messages import ModelCard
 from pagefleet.api.protocol.job_record import JobRecord
 from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.api.protocol.operation_types import StepStatus
-from pagefleet.engine import EngineRequest, InvalidRequestError, LLMEngine, SequenceOutput
+from pagefleet.engine import InvalidRequestError, LLMEngine, PreparedRequest, SequenceOutput
 from pagefleet.engine.errors import EngineFailedError
 from pagefleet.workers.attempt.admission import Admission, ClaimHandler
 from pagefleet.workers.attempt.attempt_endings import AttemptEndings
@@ -136,7 +136,7 @@ class AttemptPipeline(ClaimHandler):
         self._metrics.on_claimed(job)
         self.held.add(job)
 
-    def run(self, job: ActiveJob, request: EngineRequest, *, solo: bool) -> None:
+    def run(self, job: ActiveJob, request: PreparedRequest, *, solo: bool) -> None:
         self._metrics.on_started(job)
         self.publisher.add(job)
         self.loop.add(request, solo=solo)

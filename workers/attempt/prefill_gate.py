@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from pagefleet.engine import EngineRequest
+from pagefleet.engine import PreparedRequest
 
 
 class PrefillGate:
@@ -19,17 +19,17 @@ class PrefillGate:
         admit: adds a request to the engine; returns False if the engine rejected it.
     """
 
-    def __init__(self, admit: Callable[[EngineRequest], bool]) -> None:
+    def __init__(self, admit: Callable[[PreparedRequest], bool]) -> None:
         self._admit = admit
-        self._waiting: deque[tuple[EngineRequest, bool]] = deque()
+        self._waiting: deque[tuple[PreparedRequest, bool]] = deque()
         self._starting: set[str] = set()
         self._solo: str | None = None
         self._were_solo: set[str] = set()
 
-    def add(self, request: EngineRequest, solo: bool) -> None:
+    def add(self, request: PreparedRequest, solo: bool) -> None:
         if solo:
             self._were_solo.add(request.request_id)
-        if any(log is None or log for log in request.logs):
+        if any(log is None or log for log in request.request.logs):
             self._admit(request)
             return
         self._waiting.append((request, solo))

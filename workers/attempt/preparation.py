@@ -1,5 +1,7 @@
-"""RequestPreparation: convert a claimed job's request for the engine. Requests with a grammar are compiled in
-separate threads, so that other jobs do not wait for them."""
+"""RequestPreparation: convert a claimed job's request for the engine, replay its log and hash its blocks.
+
+Requests with a grammar are compiled in separate threads, so that other jobs do not wait for them.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,11 @@ from typing import Final
 
 from pagefleet.api.contract.errors import FleetError, JobFailed
 from pagefleet.api.contract.messages import GenerateRequest, ModelCard
-from pagefleet.engine import EngineRequest, LLMEngine
+from pagefleet.engine import InvalidRequestError, LLMEngine, PreparedRequest
 from pagefleet.workers.job.active_job import ActiveJob
 from pagefleet.workers.job.output_encoder import OutputEncoder, TokenFieldCache
 from pagefleet.workers.observe.job_log import job_fields
-from pagefleet.workers.prompting.prompt import echo_text, engine_request
+from pagefleet.workers.prompting.prompt import echo_text, engine_request, fleet_error
 from pagefleet.workers.threads.loop_thread import LoopThread
 
 logger = logging.getLogger(__name__)
@@ -29,7 +31,7 @@ class RequestPreparation:
     """Prepares jobs and passes each to exactly one of the callbacks.
 
     Args:
-        on_ready: called with a job, its request and its engine request.
+        on_ready: called with a job, its request, the engine's request and whether it runs alone.
         on_error: called with a job that this model cannot run, and the reason.
     """
 
@@ -37,7 +39,7 @@ class RequestPreparation:
         self,
         engine: LLMEngine,
         card: ModelCard,
-        on_ready: Callable[[ActiveJob, GenerateRequest, EngineRequest, bool], None],
+        on_ready: Callable[[ActiveJob, GenerateRequest, PreparedRequest, bool], None],
         on_error: Callable[[ActiveJob, FleetError], None],
     ) -> None:
         self._engine = engine
@@ -91,12 +93,15 @@ class RequestPreparation:
     def _prepared(self, job: ActiveJob, request: GenerateRequest, solo: bool) -> Callable[[], None]:
         """Prepare the job. Return the call that passes it on."""
         try:
-            prepared = engine_request(job.request_id, request, job.choices, self._engine, self._card)
+            computed = engine_request(job.request_id, request, job.choices, self._engine, self._card)
             job.encoder = OutputEncoder(
-                self._token_fields, echo_text(request, prepared, self._engine.tokenizer)
+                self._token_fields, echo_text(request, computed, self._engine.tokenizer)
             )
+            prepared = self._engine.prepare(computed)
         except FleetError as error:
             return functools.partial(self._on_error, job, error)
+        except InvalidRequestError as error:
+            return functools.partial(self._on_error, job, fleet_error(error))
         except Exception as error:  # noqa: BLE001
             # Tokenizers and templates come with the model. Their errors must not end other jobs, and may
             # quote the prompt: log only the type and the place.
