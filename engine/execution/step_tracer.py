@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
-from pagefleet.engine.core.scheduler_output import SchedulerOutput
+from pagefleet.engine.core.scheduler_output import ScheduledSequence, SchedulerOutput
 
 __all__ = ["NO_TRACER", "StepTracer"]
 
@@ -87,6 +87,11 @@ class StepTracer:
 NO_TRACER: Final = StepTracer(None, 0)
 
 
+def _completes_prompt(entry: ScheduledSequence) -> bool:
+    sequence = entry.sequence
+    return sequence.num_computed_tokens + entry.num_new_tokens >= sequence.num_prompt_tokens
+
+
 def _composition(scheduler_output: SchedulerOutput) -> dict[str, Any]:
     entries = scheduler_output.scheduled
     prefills = [
@@ -99,4 +104,5 @@ def _composition(scheduler_output: SchedulerOutput) -> dict[str, Any]:
         "num_prefill_tokens": sum(entry.num_new_tokens for entry in prefills),
         "num_preempted": len(scheduler_output.preempted),
         "context_lens": [entry.sequence.num_computed_tokens for entry in entries],
+        "first_tokens": [entry.sequence.request_id for entry in prefills if _completes_prompt(entry)],
     }

@@ -36,6 +36,7 @@ def test_the_first_steps_with_their_batches_and_no_more(tmp_path):
     assert [step["args"]["num_tokens"] for step in steps] == [6, 2, 2]
     assert steps[0]["args"]["num_prefills"] == 2
     assert steps[2]["args"]["context_lens"] == [4, 4]
+    assert [step["args"]["first_tokens"] for step in steps] == [["a", "b"], [], []]
     # A step of the null backend begins when the one before should have ended.
     assert sum(step["dur"] for step in steps) > 3000
     for step in steps:

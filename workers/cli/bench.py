@@ -31,8 +31,22 @@ from pagefleet.workers.settings import WorkerSettings, let_threads_sleep
     show_default=True,
     help="Number of single requests that measure the time to first token of an idle fleet.",
 )
-@click.option("--sampling", is_flag=True, help="Measure only the cost of mixed sampling parameters per step.")
-@click.option("--speculation", is_flag=True, help="Measure only the gain of speculative tokens.")
+@click.option(
+    "--sampling",
+    "part",
+    flag_value="sampling",
+    help="Measure only the cost of mixed sampling parameters per step.",
+)
+@click.option(
+    "--speculation", "part", flag_value="speculation", help="Measure only the gain of speculative tokens."
+)
+@click.option(
+    "--plane",
+    "part",
+    flag_value="plane",
+    help="Measure only the CPU time and the delay between the engine's steps and a client, with the null "
+    "backend.",
+)
 @click.option(
     "--through",
     type=click.Choice(["gateway"]),
@@ -46,8 +60,7 @@ def bench(
     num_rounds: int,
     num_requests: int,
     num_idle: int,
-    sampling: bool,
-    speculation: bool,
+    part: str | None,
     through: str | None,
     as_json: bool,
 ) -> None:
@@ -61,6 +74,7 @@ def bench(
       pagefleet bench
       pagefleet bench --backend null --rounds 1 --json
       pagefleet bench --speculation --rounds 2
+      pagefleet bench --plane --rounds 3
       pagefleet bench --through gateway --rounds 3
     """
     from pagefleet.engine import LLMEngine
@@ -69,13 +83,18 @@ def bench(
     from pagefleet.workers.local.local_stack import LocalStack
 
     let_threads_sleep()
+    if part == "plane":
+        from pagefleet.workers.bench.plane import run_plane_bench
+
+        click.echo(json.dumps(run_plane_bench(num_rounds, _report), indent=2))
+        return
     if through is not None:
         from pagefleet.workers.bench.gateway import run_gateway_bench
 
         click.echo(json.dumps(run_gateway_bench(num_rounds, _report), indent=2))
         return
     settings = WorkerSettings.from_files(model=model, dtype=dtype, backend=backend)
-    if sampling:
+    if part == "sampling":
         from pagefleet.workers.bench.sampling import run_sampling_bench
 
         figures = run_sampling_bench(
@@ -83,7 +102,7 @@ def bench(
         )
         click.echo(json.dumps(figures, indent=2))
         return
-    if speculation:
+    if part == "speculation":
         from pagefleet.workers.bench.speculation import run_speculation_bench
 
         figures = run_speculation_bench(engine_config(settings), num_rounds=num_rounds, progress=_report)
