@@ -25,7 +25,7 @@ from pagefleet.engine.files.weight_reader import WeightReader, is_finite
 from pagefleet.engine.models.fallback_probe import freeze_rotation, probe
 from pagefleet.engine.models.model import Model
 
-__all__ = ["TransformersModel"]
+__all__ = ["TransformersModel", "from_pretrained"]
 
 _ATTENTION: Final = "pagefleet_paged"
 
@@ -110,7 +110,7 @@ def _attention(
 
 def _load(folder: Path, quantization: Mapping[str, Any] | None, backend: Backend[Any, Any]) -> Any:
     try:
-        model, report = _from_pretrained(
+        model, report = from_pretrained(
             folder,
             quantization,
             dtype=backend.dtype,
@@ -137,9 +137,11 @@ def _load(folder: Path, quantization: Mapping[str, Any] | None, backend: Backend
     return model.to(backend.device).eval()
 
 
-def _from_pretrained(folder: Path, quantization: Mapping[str, Any] | None, **options: Any) -> Any:
-    """Return the model and transformers' report. The engine dequantises, because transformers needs another
-    library for each format."""
+def from_pretrained(folder: Path, quantization: Mapping[str, Any] | None, **options: Any) -> Any:
+    """Return what transformers' `from_pretrained` does with these options; it never runs a checkpoint's code.
+
+    The engine dequantises, because transformers needs another library for each format.
+    """
     local = {"local_files_only": True, "trust_remote_code": False}
     if quantization is None:
         return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **local, **options)

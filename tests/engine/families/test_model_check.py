@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -98,3 +101,21 @@ def test_a_folder_that_is_no_checkpoint_is_one_sentence(tmp_path):
     assert result.exit_code == 1
     assert "has no config.json" in result.stderr
     assert "Traceback" not in result.output
+
+
+@pytest.mark.slow
+def test_the_code_of_a_checkpoint_is_not_run(checkpoint, tmp_path):
+    """transformers would ask on the terminal, and run it after "y"."""
+    folder, mark = shutil.copytree(checkpoint, tmp_path / "own-code"), tmp_path / "was-run"
+    (folder / "own.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    for file, classes in {
+        "config.json": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"},
+        "tokenizer_config.json": {"AutoTokenizer": ["own.Slow", "own.Fast"]},
+    }.items():
+        content = json.loads((folder / file).read_text()) | {"auto_map": classes}
+        content |= {"tokenizer_class": "Own"} if "tokenizer" in file else {}
+        (folder / file).write_text(json.dumps(content))
+    command = [sys.executable, "-m", "pagefleet.api.cli.main", "models", "check", str(folder), "--json"]
+    done = subprocess.run(command, input="y\n" * 9, capture_output=True, text=True, timeout=120)
+    assert not mark.exists()
+    assert json.loads(done.stdout)["passed"], done.stderr
