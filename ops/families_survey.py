@@ -90,6 +90,7 @@ _OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
     "glm4_moe_lite": {"num_key_value_heads": 6},
     "minicpm3": {"num_key_value_heads": 6},
     "modernbert-decoder": {"pad_token_id": 0},
+    "phimoe": {"sliding_window": None},
     "youtu": {"num_key_value_heads": 6},
 }
 """Further arguments of single model types."""

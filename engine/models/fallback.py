@@ -75,7 +75,8 @@ class TransformersModel(Model):
             if hasattr(module, "layer_idx"):
                 # Some models do not pass further arguments to their attention function.
                 module.pagefleet_step = self._step
-        freeze_rotation(self._model, max_model_len or self.spec.max_model_len)
+        longest = self.spec.max_model_len
+        freeze_rotation(self._model, min(max_model_len or longest, longest))
 
     def forward(self, plan: Any, rows: torch.Tensor) -> torch.Tensor:
         """See `Model.forward`. The states are the logits: models scale them in different ways."""

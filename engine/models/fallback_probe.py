@@ -43,6 +43,10 @@ _CHANGING: Final = ("dynamic", "longrope")
 """Kinds of RoPE whose frequencies depend on the longest text of a batch."""
 
 
+class _UnsupportedError(Exception):
+    """What a layer asks for cannot be computed with paged attention."""
+
+
 def probe(content: Mapping[str, Any], max_model_len: int | None = None) -> ModelSpec:
     """Return the description of the model in config.json, as far as the KV cache and the scheduler need it.
 
@@ -67,23 +71,26 @@ def probe(content: Mapping[str, Any], max_model_len: int | None = None) -> Model
             logits_to_keep=torch.tensor([1], device="meta"),
         )
     except Exception as error:
-        raise _refusal(name, f"transformers cannot compute a step with paged attention ({error})") from error
+        detail = _one_line(error)
+        if "meta tensor" in detail:
+            detail = "its code depends on the values of tensors"
+        reason = f"transformers cannot compute a step with paged attention ({detail})"
+        raise _refusal(name, reason) from error
     num_layers = int(text.num_hidden_layers)
     if sorted(found) != list(range(num_layers)):
         raise _refusal(
             name,
             f"only {len(found)} of its {num_layers} layers are attention with a cache of keys and values",
         )
-    _refuse_unseen_windows(text, found, name)
     longest = _longest(text, max_model_len)
+    length = min(max_model_len or longest, longest)
+    _refuse_unseen_windows(text, found, name, length)
     return _spec(
         content,
         text,
         tuple(found[index] for index in range(num_layers)),
         longest,
-        source=" ".join(
-            [f"transformers {transformers.__version__}", *_chosen(model, max_model_len or longest)]
-        ),
+        source=" ".join([f"transformers {transformers.__version__}", *_chosen(model, length)]),
     )
 
 
@@ -117,13 +124,11 @@ def _config(content: Mapping[str, Any], name: Any) -> Any:
         )
     if model_type in UNTESTED:
         raise _refusal(name, "no test compares it with transformers")
-    if model_type == "phimoe":
-        raise _refusal(name, "its logits with paged attention differ from those of transformers")
     try:
         config = CONFIG_MAPPING[model_type].from_dict(dict(content))
     except Exception as error:
         raise ModelLoadError(
-            f"config.json is not valid for {name} ({' '.join(str(error).split())}); download the file again."
+            f"config.json is not valid for {name} ({_one_line(error)}); download the file again."
         ) from error
     if getattr(config, "is_encoder_decoder", False):
         raise _refusal(name, "it is an encoder-decoder")
@@ -153,7 +158,7 @@ def _build(config: Any, name: Any) -> Any:
                 trust_remote_code=False,
             ).eval()
     except Exception as error:
-        raise _refusal(name, f"transformers cannot build it ({error})") from error
+        raise _refusal(name, f"transformers cannot build it ({_one_line(error)})") from error
 
 
 def _refuse_other_models(model: Any, name: Any) -> None:
@@ -161,6 +166,9 @@ def _refuse_other_models(model: Any, name: Any) -> None:
         raise _refusal(name, "it keeps a state instead of keys and values")
     if not type(model).is_backend_compatible():
         raise _refusal(name, "its attention in transformers cannot be replaced")
+    ropes = [getattr(module, "rope_type", None) for module in model.modules()]
+    if any(isinstance(rope, Mapping) and set(rope.values()) & set(_CHANGING) for rope in ropes):
+        raise _refusal(name, "the rotation of some of its layers changes with the longest text of a batch")
 
 
 def _note(
@@ -170,42 +178,50 @@ def _note(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    is_causal: bool | None = None,
-    **_options: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Note the attention of a layer; return values of the right shape."""
-    num_heads, head_dim = query.shape[1], query.shape[-1]
-    value_dim = value.shape[-1]
-    if is_causal is False or not getattr(module, "is_causal", True):
-        raise NotImplementedError("a layer attends in both directions")
-    if attention_mask is not None:
-        raise NotImplementedError("a layer has a mask of its own")
-    if value_dim > head_dim:
-        raise NotImplementedError("a layer has longer values than keys")
+    num_heads, head_dim, value_dim = query.shape[1], query.shape[-1], value.shape[-1]
     layer: Any = module.layer_idx
+    if options.get("is_causal") is False or not getattr(module, "is_causal", True):
+        raise _UnsupportedError("a layer attends in both directions")
+    if attention_mask is not None:
+        raise _UnsupportedError("a layer has a mask of its own")
+    if value_dim > head_dim:
+        raise _UnsupportedError("a layer has longer values than keys")
     if layer in found:
-        raise NotImplementedError("a layer computes its attention twice")
+        raise _UnsupportedError("a layer computes its attention twice")
+    scaling = options.get("scaling")
     found[layer] = AttentionSpec(
         num_heads=num_heads,
         num_kv_heads=key.shape[1],
         head_dim=head_dim,
         value_dim=None if value_dim == head_dim else value_dim,
         scale=head_dim**-0.5 if scaling is None else float(scaling),
-        window=sliding_window,
-        soft_cap=softcap,
-        sinks=s_aux is not None,
+        window=options.get("sliding_window"),
+        soft_cap=options.get("softcap"),
+        sinks=options.get("s_aux") is not None,
     )
     return query.new_empty(1, query.shape[2], num_heads, value_dim), None
 
 
-def _refuse_unseen_windows(text: Any, found: Mapping[int, AttentionSpec], name: Any) -> None:
+def _refuse_unseen_windows(
+    text: Any, found: Mapping[int, AttentionSpec], name: Any, max_model_len: int
+) -> None:
     """Raise ModelLoadError if a layer has a window that its attention function is not called with."""
-    kinds = getattr(text, "layer_types", None) or []
-    if any(kind == "sliding_attention" and found[index].window is None for index, kind in enumerate(kinds)):
+    window = getattr(text, "sliding_window", None)
+    if not isinstance(window, int) or window >= max_model_len:
+        return
+    without = [attention.window is None for _, attention in sorted(found.items())]
+    kinds = getattr(text, "layer_types", None)
+    if kinds is None:
+        # All layers have the window, or only some of them.
+        unseen = all(without)
+    else:
+        unseen = any(
+            is_full and kind == "sliding_attention" for is_full, kind in zip(without, kinds, strict=True)
+        )
+    if unseen:
         raise _refusal(name, "its sliding window cannot be given to another attention")
 
 
@@ -232,6 +248,10 @@ def _spec(
         dtype=checkpoint_dtype(content),
         source=source,
     )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _refusal(name: Any, reason: str) -> ModelLoadError:
