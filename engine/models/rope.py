@@ -21,7 +21,7 @@ from pagefleet.engine.errors import ModelLoadError
 from pagefleet.engine.model_spec import RopeSpec
 from pagefleet.engine.models.config_reader import ConfigReader
 
-__all__ = ["longest_context", "read_rope", "rope_parameters", "temperature"]
+__all__ = ["longest_context", "read_rope", "rope_parameters", "temperature", "with_default_rope"]
 
 DEFAULT_THETA = 10_000.0
 MAX_HEAD_DIM = 2**16
@@ -122,6 +122,11 @@ def longest_context(config: ConfigReader) -> int:
         return longest
     extended = int(longest * ConfigReader(parameters).number("factor"))
     return max(longest, min(config.max_model_len, extended))
+
+
+def with_default_rope(config: ConfigReader, parameters: Mapping[str, Any]) -> ConfigReader:
+    """Return a reader with these `rope_parameters`, unless config.json has them or `rope_scaling`."""
+    return config if config.has("rope_scaling") else config.with_defaults(rope_parameters=dict(parameters))
 
 
 def rope_parameters(config: ConfigReader, layer_type: str | None = None) -> dict[str, Any]:

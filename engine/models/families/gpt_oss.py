@@ -10,11 +10,19 @@ from pagefleet.engine.model_spec import LayerSpec, MlpSpec, ModelSpec, MoeSpec, 
 from pagefleet.engine.models.config_reader import ConfigReader
 from pagefleet.engine.models.family import Family
 from pagefleet.engine.models.parts import attention, model, pre_norm_layers, rms_norm
-from pagefleet.engine.models.rope import read_rope
+from pagefleet.engine.models.rope import read_rope, with_default_rope
 from pagefleet.engine.models.tensor_names import TensorNames
 
 HEAD_DIM, THETA, WINDOW = 64, 150_000.0, 128
 ALPHA, LIMIT = 1.702, 7.0
+YARN = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
 
 
 def read(config: ConfigReader) -> ModelSpec:
@@ -22,7 +30,7 @@ def read(config: ConfigReader) -> ModelSpec:
         raise ModelLoadError(
             f"config.json: swiglu_alpha and swiglu_limit must be {ALPHA} and {LIMIT}; use a different model."
         )
-    config = config.with_defaults(num_key_value_heads=8)
+    config = with_default_rope(config.with_defaults(num_key_value_heads=8), YARN)
     norm, head_dim = rms_norm(config, default=1e-5), config.integer("head_dim", HEAD_DIM)
     bias, num_layers = config.flag("attention_bias", default=True), config.integer("num_hidden_layers")
     rope = read_rope(config, head_dim=head_dim, theta=THETA)
