@@ -21,6 +21,9 @@ from pagefleet.engine.model_info import Fingerprint, ModelInfo
 if TYPE_CHECKING:
     import torch
 
+    from pagefleet.engine.loading.checkpoint import Checkpoint
+    from pagefleet.engine.models.model_source import ModelSource
+
 
 def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
     """Load the model of `config`.
@@ -39,7 +42,6 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
         from pagefleet.engine.execution.model_runner import ModelRunner
         from pagefleet.engine.execution.warm_up import warm_up
         from pagefleet.engine.loading.checkpoint import resolve
-        from pagefleet.engine.loading.fingerprint import fingerprint_tokenizer, fingerprint_weights
         from pagefleet.engine.models.model_source import ModelSource
         from pagefleet.engine.models.registry import check_supported
         from pagefleet.engine.text.chat_template import read_template_file
@@ -64,13 +66,7 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
         runner = ModelRunner(source, eos_token_ids)
         check_vocabulary(tokenizer, runner.spec.vocab_size)
     with stages.time("fingerprint"):
-        fingerprint = Fingerprint(
-            weights=" ".join(filter(None, [fingerprint_weights(checkpoint.folder), runner.spec.variant])),
-            tokenizer=fingerprint_tokenizer(checkpoint.tokenizer_folder, template),
-            dtype=str(dtype).removeprefix("torch."),
-            backend=config.backend,
-            version=version("pagefleet"),
-        )
+        fingerprint = _fingerprint(checkpoint, template, source, runner.spec.variant, config.backend)
     longest = runner.spec.max_model_len
     max_model_len = min(config.max_model_len or longest, longest)
     with stages.time("warm_up"):
@@ -96,6 +92,20 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
         max_num_batched_tokens=warmed.max_num_batched_tokens,
         token_s=warmed.token_s,
         context_weight=runner.spec.context_weight,
+    )
+
+
+def _fingerprint(
+    checkpoint: Checkpoint, template: str | None, source: ModelSource, variant: str, backend: str
+) -> Fingerprint:
+    from pagefleet.engine.loading.fingerprint import fingerprint_tokenizer, fingerprint_weights
+
+    return Fingerprint(
+        weights=" ".join(filter(None, [fingerprint_weights(checkpoint.folder), variant])),
+        tokenizer=fingerprint_tokenizer(checkpoint.tokenizer_folder, template),
+        dtype=str(source.dtype).removeprefix("torch."),
+        backend=backend,
+        version=version("pagefleet"),
     )
 
 

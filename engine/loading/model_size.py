@@ -21,6 +21,7 @@ class ModelSize:
 
     weight_bytes: int
     kv_bytes_per_token: int
+    """Of the layers that attend to all tokens; of all layers if each has a window."""
     max_model_len: int
 
 
@@ -29,13 +30,20 @@ def model_size(folder: Path, dtype: str = "auto") -> ModelSize:
 
     Raises ModelLoadError, OSError, ValueError or KeyError if they cannot be used.
     """
+    # Imports torch.
+    from pagefleet.engine.models.registry import read_spec
+
     config = read_json_object(folder / "config.json")
-    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+    spec = read_spec(config)
+    stored = str(spec.dtype).removeprefix("torch.")
     num_bytes = _DTYPE_BYTES[stored if dtype == "auto" else dtype]
+    # A layer with a window keeps the tokens of its window only.
+    growing = [layer.attention for layer in spec.layers if layer.attention.window is None]
+    attentions = growing or [layer.attention for layer in spec.layers]
     return ModelSize(
         weight_bytes=_weight_bytes(folder, config, num_bytes, _DTYPE_BYTES[stored]),
-        kv_bytes_per_token=_kv_elements(config) * num_bytes,
-        max_model_len=int(config["max_position_embeddings"]),
+        kv_bytes_per_token=sum(each.num_elements for each in attentions) * num_bytes,
+        max_model_len=spec.max_model_len,
     )
 
 
@@ -57,11 +65,3 @@ def _shapes(path: Path) -> dict[str, list[int]]:
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
-
-
-def _kv_elements(config: Mapping[str, Any]) -> int:
-    """Return the elements of one token in the KV cache: a key and a value in each layer and KV head."""
-    num_heads = int(config["num_attention_heads"])
-    head_dim = int(config.get("head_dim") or int(config["hidden_size"]) // num_heads)
-    num_kv_heads = int(config.get("num_key_value_heads") or num_heads)
-    return 2 * int(config["num_hidden_layers"]) * num_kv_heads * head_dim

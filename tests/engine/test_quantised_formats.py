@@ -18,7 +18,15 @@ from pagefleet.engine.files.schemes.registry import check_quantization, quantiza
 from pagefleet.engine.files.weight_reader import WeightReader
 from pagefleet.engine.loading.model_size import model_size
 
-KV = {"num_attention_heads": 1, "hidden_size": 8, "num_hidden_layers": 1, "max_position_embeddings": 8}
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "num_attention_heads": 1,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "max_position_embeddings": 8,
+    "vocab_size": 8,
+}
 
 
 def written(name: str) -> Layer:
@@ -231,7 +239,7 @@ def test_gptqs_dynamic_bits_apply_by_name(tmp_path):
 def test_the_size_in_memory_is_that_of_dense_weights(name, tmp_path):
     parts, expected = written(name)
     save_layers(tmp_path, {"up": parts, "lm_head": {"weight": torch.randn(32, 64).bfloat16()}})
-    config = {"quantization_config": FORMATS[name].config, "dtype": "bfloat16"} | KV
+    config = {"quantization_config": FORMATS[name].config, "dtype": "bfloat16"} | LLAMA
     (tmp_path / "config.json").write_text(json.dumps(config))
     # Packed rows may end with a few unused numbers.
     padding = 16 * len(expected) if "packed" in str(list(parts)) else 0

@@ -18,7 +18,8 @@ from pagefleet.workers.doctor.group import ENGINE
 
 CONFIG = {
     "model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "hidden_size": 64, "max_position_embeddings": 128, "dtype": "bfloat16",
+    "hidden_size": 64, "intermediate_size": 64, "vocab_size": 97, "max_position_embeddings": 128,
+    "dtype": "bfloat16",
 }  # fmt: skip
 
 
@@ -147,6 +148,11 @@ class TestTheModel:
         # 2 (key and value) x 2 layers x 2 heads x 16 elements x 2 bytes
         assert (size.weight_bytes, size.kv_bytes_per_token, size.max_model_len) == (2**20, 256, 128)
         assert model_size(checkpoint, "float32").weight_bytes == 2**21
+        windows = {"model_type": "ministral", "head_dim": 16, "sliding_window": 32}
+        windows["layer_types"] = ["full_attention", "sliding_attention"]
+        (checkpoint / "config.json").write_text(json.dumps(CONFIG | windows))
+        assert model_size(checkpoint).kv_bytes_per_token == 128, "of the layer without a window"
+        (checkpoint / "config.json").write_text(json.dumps(CONFIG))
         assert by_check(model.memory, target(str(checkpoint)))["memory"].level == "ok"
 
     def test_a_name_that_nothing_has(self, target):
