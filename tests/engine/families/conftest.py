@@ -24,9 +24,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if variants is None or "case" not in metafunc.fixturenames:
         return
     names = ["case"]
-    later = [pytest.mark.slow] if hasattr(metafunc.function, "slow_except_first") else []
     rows = [
-        pytest.param(name, id=name, marks=[*each.marks, *(later if index else [])])
+        pytest.param(name, id=name, marks=[*each.marks, *_slow(metafunc, is_first=index == 0)])
         for index, (name, each) in enumerate(variants.items())
     ]
     if "neighbour" in metafunc.fixturenames:
@@ -38,6 +37,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         ]
         assert rows, f"{metafunc.cls.__name__}: no variant names a neighbour whose code must fail"
     metafunc.parametrize(names, rows, indirect=["case"])
+
+
+def _slow(metafunc: pytest.Metafunc, *, is_first: bool) -> list[pytest.MarkDecorator]:
+    """Return the mark of a check of a variant that only `make test-slow` runs."""
+    if not hasattr(metafunc.cls, "thorough"):
+        # A class with checks and marks of its own.
+        return []
+    thorough = metafunc.cls.thorough
+    is_comparison = metafunc.function.__name__.startswith("test_logits")
+    runs_daily = is_first and (thorough or hasattr(metafunc.function, "everyday"))
+    return [] if runs_daily or (thorough and is_comparison) else [pytest.mark.slow]
 
 
 @pytest.fixture(scope="class")

@@ -10,13 +10,14 @@ A family's module is a class with its variants. Each check runs for each of them
             "yarn": Variant({"rope_parameters": {...}}),
         }
 
-- The first variant is the usual one: `make test` runs nearly all checks for it, and for the others only the
-  comparison of logits and tokens, half a second. `make test-slow` runs the rest. Give a variant of little
-  interest marks=[pytest.mark.slow].
+- The first variant is the usual one: `make test` compares its logits and tokens, also after a takeover and
+  with prefix hits. `make test` also tries all neighbours, and `make test-slow` runs the other checks. In a
+  class with `thorough = True`, `make test` compares logits and tokens of every variant, and runs most checks
+  of the first one.
 - `neighbours` shows that the checks need the family's own code: the code of another family loads the same
   checkpoint. It must refuse it with this sentence, or compute other logits than transformers (DIFFERS). Name
   the families whose code is most alike. At least one variant must have a neighbour.
-- A variant whose options change no logit is an error.
+- It is an error if the options of a variant do not change the logits.
 - Set `prompt_lengths` and `max_model_len` for RoPE kinds that change at a boundary.
 - Replace `make_config` if the config is nested.
 - Until a variant works: Variant(..., marks=[pytest.mark.xfail(strict=True)]).
@@ -62,9 +63,9 @@ BRANCHES = [5, 6, 7]
 Check = TypeVar("Check", bound=Callable[..., None])
 
 
-def slow_except_first(check: Check) -> Check:
-    """Only the first variant's check runs in `make test`; conftest.py marks the others."""
-    check.slow_except_first = True  # type: ignore[attr-defined]
+def everyday(check: Check) -> Check:
+    """Let `make test` run this check for the first variant; conftest.py marks all others as slow."""
+    check.everyday = True  # type: ignore[attr-defined]
     return check
 
 
@@ -121,22 +122,25 @@ def tokens_of(answers: Mapping[str, Answer]) -> list[list[int]]:
 class FamilyChecks(Family):
     """The checks; a family's class derives from this one."""
 
+    thorough = False
+    """Whether `make test` runs more of the checks: for families whose parts many others share."""
+
+    @everyday
     def test_logits_and_tokens_equal_those_of_transformers(self, case: Case) -> None:
         """Given prompts of uneven lengths in small steps, side by side."""
         compare(case.engine(max_num_batched_tokens=CHUNK), case.texts)
 
-    @slow_except_first
     def test_whole_prompts(self, case: Case) -> None:
         engine = case.engine()
         compare(engine, case.texts)
         assert engine.stats().num_steps == NUM_TOKENS
 
-    @slow_except_first
+    @everyday
     def test_takeover(self, case: Case) -> None:
         engine = case.engine(enable_prefix_caching=False)
         continue_after(engine, case.texts, greedy(), [1, NUM_TOKENS // 2, NUM_TOKENS - 1])
 
-    @slow_except_first
+    @everyday
     def test_prefix_hits(self, case: Case) -> None:
         """Given the first half of each text in the cache, the second half is the same."""
         engine, half = case.engine(), NUM_TOKENS // 2
@@ -149,7 +153,6 @@ class FamilyChecks(Family):
         assert tokens_of(answers) == [text.tokens for text in halves]
         assert engine.stats().prefix_cache_hits > before
 
-    @slow_except_first
     def test_preemption(self, case: Case) -> None:
         """Given one block more than the longest text needs, or than two prompts need, sequences lose theirs
         and are computed again."""

@@ -221,7 +221,7 @@ class Oracle:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the texts are good to compare with: no choice is close, and they do not repeat a token."""
+        """Whether the texts can be compared: the best token always leads clearly, and tokens vary."""
         if any(text.lead < MIN_LEAD or len(set(text.tokens)) < MIN_DISTINCT for text in self.texts):
             return False
         for text in self.texts:

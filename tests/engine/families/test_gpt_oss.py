@@ -15,6 +15,7 @@ YARN = {
 
 class TestGptOss(FamilyChecks):
     prefix = "GptOss"
+    thorough = True
     options = {
         "num_local_experts": 5,
         "num_experts_per_tok": 2,

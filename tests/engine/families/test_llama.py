@@ -22,6 +22,7 @@ LONGROPE = rope(
 
 class TestLlama(FamilyChecks):
     prefix = "Llama"
+    thorough = True
     variants = {
         "plain": Variant(neighbours={"Qwen2": "q_proj.bias", "Qwen3": "q_norm.weight"}),
         "tied": Variant({"tie_word_embeddings": True}),

@@ -5,6 +5,7 @@ from family_checks import DIFFERS, FamilyChecks, Variant
 
 class TestMistral(FamilyChecks):
     prefix = "Mistral"
+    thorough = True
     variants = {
         "full": Variant(
             {"sliding_window": None}, neighbours={"Qwen2": "q_proj.bias", "Qwen3": "q_norm.weight"}
