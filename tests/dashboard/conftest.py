@@ -35,7 +35,7 @@ def browser(give_up, watched):
     """A window of Flower, signed in."""
     program = find_browser()
     if program is None:
-        give_up("no Chromium is here: Debian's package chromium has it (make browser)", "browser")
+        give_up("Chromium is not installed: run make browser, or install the package chromium", "browser")
     user, _, password = USER.partition(":")
     with flower_browser(f"http://127.0.0.1:{watched.page.port}", user, password, browser=program) as window:
         yield window

@@ -138,7 +138,8 @@ def test_after_preemption(engine_with, smollm2_float32, reference, assert_equal)
         smollm2_float32, num_blocks=needed // 2, enable_prefix_caching=False, num_speculative_tokens=0
     )
     outputs = run(engine, reference.requests())
-    assert engine.stats().num_preemptions >= 1
+    # Half of the few prompts of `make test` is one or two sequences.
+    assert engine.stats().num_preemptions > (1 if len(reference.prompts) > 6 else 0)
     assert_equal(list(outputs.values()))
 
 

@@ -49,7 +49,7 @@ def test_its_files(http):
 def chromium(give_up):
     program = find_browser()
     if program is None:
-        give_up("no Chromium is here: Debian's package chromium has it (make browser)", "browser")
+        give_up("Chromium is not installed: run make browser, or install the package chromium", "browser")
     with running_browser(program) as found:
         yield found
 
