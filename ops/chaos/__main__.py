@@ -126,7 +126,8 @@ def _print_round(result: RoundResult, num_rounds: int) -> None:
 def _print_figures(results: list[RoundResult], seconds: float) -> None:
     click.echo(f"{len(results)} rounds in {seconds:.0f} s; seconds below are p50 / p99 / max")
     for fault, figures in by_fault(results).items():
-        parts = [f"{fault:<13}{figures['rounds']:4} rounds"]
+        counts = f"solo {figures['solo']}  blamed {figures['blamed']}"
+        parts = [f"{fault:<13}{figures['rounds']:4} rounds  {counts}"]
         for name in _FIGURES:
             spread = figures[name]
             if spread["num"]:

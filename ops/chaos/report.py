@@ -52,6 +52,7 @@ def spread(values: Sequence[float]) -> dict[str, float | int | None]:
 def by_fault(results: Sequence[RoundResult]) -> dict[str, Any]:
     """Return the figures of each fault.
 
+    - ``solo``: jobs that started alone after a death with several suspects; ``blamed``: sole suspects.
     - ``silence_s``: longest silence of each stream; ``struck_silence_s``: of the streams that a second worker
       continued, or that were silent for longer than a lease (their message was lost before a claim).
     - ``claim_s``: from a worker's death or freeze to the next claim of each of its jobs.
@@ -68,6 +69,8 @@ def _figures(results: Sequence[RoundResult]) -> dict[str, Any]:
     return {
         "rounds": len(results),
         "unclean": sum(not result.is_clean for result in results),
+        "solo": sum(result.num_solo for result in results),
+        "blamed": sum(result.num_blamed for result in results),
         "seconds": spread([result.seconds for result in results]),
         "silence_s": spread([value for result in results for value in result.silences_s]),
         "struck_silence_s": spread([value for result in results for value in result.struck_silences_s]),

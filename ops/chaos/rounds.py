@@ -40,6 +40,10 @@ class RoundResult:
     lost: int = 0
     doubled: int = 0
     changed: int = 0
+    num_solo: int = 0
+    """Jobs that start alone in their next attempt, because several suspects were left by one death."""
+    num_blamed: int = 0
+    """Jobs that were the only suspect of a death."""
     silences_s: list[float] = field(default_factory=list)
     struck_silences_s: list[float] = field(default_factory=list)
     claims_s: list[float] = field(default_factory=list)
@@ -160,7 +164,9 @@ class Suite:
             result.complaints.append(f"{len(result.reconnects_s)} connections broke off")
 
     def _measure(self, result: RoundResult, logs: list[StreamLog], scene: Scene) -> None:
-        rows = self._fleet.hashes([log.job_id for log in logs], "attempts", "claimed_at")
+        rows = self._fleet.hashes([log.job_id for log in logs], "attempts", "claimed_at", "solo", "blame")
+        result.num_solo = sum(solo == "1" for _, _, solo, _ in rows.values())
+        result.num_blamed = sum(blame is not None for *_, blame in rows.values())
         for log in logs:
             silence_s = log.longest_silence_s
             result.silences_s.append(silence_s)
@@ -169,7 +175,7 @@ class Suite:
                 result.struck_silences_s.append(silence_s)
         for death in scene.deaths:
             for job_id, attempts_before in death.attempts.items():
-                attempts, claimed_at = rows[job_id]
+                attempts, claimed_at, *_ = rows[job_id]
                 # Claimed a third time by now: the moment of the second claim is written over.
                 if attempts and int(attempts) == attempts_before + 1:
                     result.claims_s.append(int(claimed_at) / 1000 - death.at)
