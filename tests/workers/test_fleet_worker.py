@@ -352,5 +352,5 @@ def test_a_batch_job_that_is_being_released_counts_until_redis_answers(store, wo
     may_go_on.set()
     assert messages["second"].last_answer() == ("put back", None)
     # The commands of the publisher run in order: this one is answered after all releases.
-    assert worker.pipeline.publisher.mark(["unknown"]) == {"unknown"}
+    worker.pipeline.publisher.abandon(["unknown"])
     assert store.read("first").state is JobState.RUNNING

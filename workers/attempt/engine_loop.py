@@ -14,7 +14,7 @@ from pagefleet.engine import InvalidRequestError, LLMEngine, PreparedRequest, Se
 from pagefleet.engine.core.scheduler_output import SchedulerOutput
 from pagefleet.engine.errors import EngineFailedError
 from pagefleet.engine.fault_isolation import FaultIsolation
-from pagefleet.workers.attempt.prefill_gate import PrefillGate
+from pagefleet.workers.attempt.prefill_gate import PrefillGate, has_begun
 from pagefleet.workers.threads.loop_thread import LoopThread
 
 logger = logging.getLogger(__name__)
@@ -25,8 +25,9 @@ _IDLE_S: Final = 0.1
 class EngineListener(Protocol):
     """Receives the engine's events. All methods are called in the engine's thread."""
 
-    def before_prefill(self, request_ids: Sequence[str]) -> set[str]:
-        """MARK (protocol line 5) before the first prefill of these requests. Return those to abort."""
+    def before_prefill(self, request_ids: Sequence[str]) -> None:
+        """The next step could begin these requests. MARK them (protocol line 5) without waiting here: each is
+        computed after `EngineLoop.confirm`."""
 
     def on_outputs(self, outputs: Sequence[SequenceOutput]) -> None: ...
 
@@ -89,6 +90,9 @@ class EngineLoop:
         self._metrics = metrics
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._gate = PrefillGate(self._admit)
+        # Requests that the listener is marking.
+        self._unmarked: set[str] = set()
+        self._is_blocked = False
         self._stopping = False
         self._thread = LoopThread("engine", self._run)
         self.batch = BatchStats()
@@ -103,6 +107,10 @@ class EngineLoop:
             solo: no other request starts its prefill before this one has a token.
         """
         self._commands.put(lambda: self._gate.add(request, solo))
+
+    def confirm(self, request_ids: Sequence[str]) -> None:
+        """Let requests be computed, from any thread: they are marked."""
+        self._commands.put(lambda: self._confirm(request_ids))
 
     def abort(self, request_id: str) -> None:
         """Abort a request, from any thread. It has no output after the current step."""
@@ -119,11 +127,15 @@ class EngineLoop:
 
     def _run(self) -> None:
         while not self._stopping:
-            is_busy = self._engine.has_unfinished_requests and self._lease.valid
+            is_busy = self._may_step and not self._is_blocked
             self._run_commands(wait_s=0.0 if is_busy else _IDLE_S)
             self._lease.tick()
-            if self._engine.has_unfinished_requests and self._lease.valid and not self._stopping:
+            if self._may_step and not self._stopping:
                 self._step()
+
+    @property
+    def _may_step(self) -> bool:
+        return self._engine.has_unfinished_requests and self._lease.valid
 
     def _run_commands(self, wait_s: float) -> None:
         try:
@@ -137,12 +149,16 @@ class EngineLoop:
     def _step(self) -> None:
         started_at = time.monotonic()
         plan = self._steps.schedule()
-        self._mark_first_prefills(plan)
+        self._mark(plan)
         try:
             outputs = self._steps.execute(plan)
         except EngineFailedError as error:
             self._stopping = True
             self._listener.on_engine_failed(self._gate.suspects(error.request_ids), error)
+            return
+        # Only requests that wait for their mark are left: wait for the next command.
+        self._is_blocked = not (plan.scheduled or outputs)
+        if self._is_blocked:
             return
         self._count(outputs)
         self._metrics.on_step(started_at, plan, outputs)
@@ -152,13 +168,17 @@ class EngineLoop:
                 self._gate.on_ended(output.request_id)
         self._report(plan, outputs)
 
-    def _mark_first_prefills(self, plan: SchedulerOutput) -> None:
-        # A request's other choices start after its first one, which has shown that the prompt is harmless.
-        first = dict.fromkeys(sequence.request_id for sequence in plan.first_prefills)
-        request_ids = [each for each in first if self._gate.is_starting(each)]
+    def _mark(self, plan: SchedulerOutput) -> None:
+        waiting = dict.fromkeys(sequence.request_id for sequence in plan.unconfirmed)
+        request_ids = [each for each in waiting if each not in self._unmarked]
         if request_ids:
-            for request_id in self._listener.before_prefill(request_ids):
-                self._abort(request_id)
+            self._unmarked.update(request_ids)
+            self._listener.before_prefill(request_ids)
+
+    def _confirm(self, request_ids: Sequence[str]) -> None:
+        for request_id in request_ids:
+            self._engine.confirm(request_id)
+            self._unmarked.discard(request_id)
 
     def _report(self, plan: SchedulerOutput, outputs: Sequence[SequenceOutput]) -> None:
         if outputs:
@@ -178,7 +198,7 @@ class EngineLoop:
 
     def _admit(self, request: PreparedRequest) -> bool:
         try:
-            self._engine.add_request(request)
+            self._engine.add_request(request, is_confirmed=has_begun(request))
         except InvalidRequestError as error:
             self._listener.on_request_rejected(request.request_id, error)
             return False
@@ -191,6 +211,7 @@ class EngineLoop:
 
     def _abort(self, request_id: str) -> None:
         self._engine.abort(request_id)
+        self._unmarked.discard(request_id)
         self._gate.on_started(request_id)
         self._gate.on_ended(request_id)
 

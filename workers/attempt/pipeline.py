@@ -85,7 +85,14 @@ class AttemptPipeline(ClaimHandler):
             on_unreadable=self._on_unreadable,
         )
         self.publisher = Publisher(
-            store, worker_id, retry, metrics, endings, abort=self.loop.abort, tracer=engine.tracer
+            store,
+            worker_id,
+            retry,
+            metrics,
+            endings,
+            confirm=self.loop.confirm,
+            abort=self.loop.abort,
+            tracer=engine.tracer,
         )
         self.finisher = Finisher(
             store, app, retry, canvas, on_closed=self._on_closed, on_unreadable=self.handle_unreadable
@@ -161,8 +168,8 @@ class AttemptPipeline(ClaimHandler):
 
     # EngineListener, in the engine's thread.
 
-    def before_prefill(self, request_ids: Sequence[str]) -> set[str]:
-        return self.publisher.mark(request_ids)
+    def before_prefill(self, request_ids: Sequence[str]) -> None:
+        self.publisher.mark(request_ids)
 
     def on_outputs(self, outputs: Sequence[SequenceOutput]) -> None:
         self.publisher.publish(outputs)

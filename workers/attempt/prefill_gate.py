@@ -8,6 +8,11 @@ from collections.abc import Callable, Iterable
 from pagefleet.engine import PreparedRequest
 
 
+def has_begun(request: PreparedRequest) -> bool:
+    """Return whether an earlier attempt has computed a token: the request is not a suspect then."""
+    return any(log is None or log for log in request.request.logs)
+
+
 class PrefillGate:
     """Decides when a claimed request enters the engine (protocol line 12: a suspect is run again alone).
 
@@ -29,14 +34,11 @@ class PrefillGate:
     def add(self, request: PreparedRequest, solo: bool) -> None:
         if solo:
             self._were_solo.add(request.request_id)
-        if any(log is None or log for log in request.request.logs):
+        if has_begun(request):
             self._admit(request)
             return
         self._waiting.append((request, solo))
         self._admit_waiting()
-
-    def is_starting(self, request_id: str) -> bool:
-        return request_id in self._starting
 
     def on_started(self, request_id: str) -> None:
         """The request has its first token, has ended, or was aborted: it is no longer starting or waiting."""

@@ -38,6 +38,7 @@ class Publisher:
     """Sends the jobs' tokens, and handles cancels, deadlines and lost ownership.
 
     Args:
+        confirm: lets marked requests be computed by the engine.
         abort: aborts a request in the engine.
         endings: ends attempts that this publisher no longer sends for.
     """
@@ -50,6 +51,7 @@ class Publisher:
         metrics: Metrics,
         endings: AttemptEndings,
         *,
+        confirm: Callable[[Sequence[str]], None],
         abort: Callable[[str], None],
         tracer: StepTracer = NO_TRACER,
     ) -> None:
@@ -59,9 +61,11 @@ class Publisher:
         self._retry = retry
         self._metrics = metrics
         self._endings = endings
+        self._confirm = confirm
         self._abort = abort
         self._jobs: dict[str, ActiveJob] = {}
         self._unsent: dict[str, ActiveJob] = {}
+        self._unmarked: list[str] = []
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._storage_full = False
         self._unsent_since: float | None = None
@@ -78,7 +82,7 @@ class Publisher:
 
     def add(self, job: ActiveJob) -> None:
         """Accept a job before it is added to the engine; its client receives `accepted`."""
-        # Not queued: the engine's thread looks the job up before its first prefill.
+        # Not queued: `is_in_engine` must see the job at once.
         self._jobs[job.request_id] = job
         self._commands.put(lambda: self._queue_step([job.request_id]))
 
@@ -110,45 +114,30 @@ class Publisher:
         """False until the job's grammar is compiled, and after its end."""
         return self._jobs.get(job.request_id) is job
 
-    def mark(self, request_ids: Sequence[str]) -> set[str]:
-        """MARK the requests as suspects (protocol line 5) and wait for it.
+    def mark(self, request_ids: Sequence[str]) -> None:
+        """MARK the requests as suspects (protocol line 5), then confirm them to the engine.
 
         Everything published before is sent first: a job that had its first token in the last step must not
         be a suspect at the same time as a job of the next step.
-
-        Returns:
-            The requests that must not be computed.
-
-        Raises:
-            RedisUnavailable: the worker is shutting down and Redis does not answer.
         """
-        jobs = [job for each in request_ids if (job := self._jobs.get(each)) is not None]
-        # The engine may have two attempts at one job; only the later one is valid.
-        latest = {job.job_id: job for job in sorted(jobs, key=lambda job: job.serial)}
-        epochs = {job_id: job.epoch for job_id, job in latest.items()}
-        lost = set(request_ids) - {job.request_id for job in latest.values()}
-
-        def mark() -> None:
-            self._flush()
-            fenced = self._retry(lambda: self._store.mark(self._worker_id, epochs))
-            lost.update(latest[job_id].request_id for job_id in fenced)
-
-        self._run_and_wait(mark)
-        return lost
+        self._commands.put(lambda: self._unmarked.extend(request_ids))
 
     def abandon(self, request_ids: Sequence[str]) -> None:
         """MARK the requests as suspects and send nothing for them any more, as if the worker had died.
 
-        Waits for it. Raises RedisUnavailable like :meth:`mark`.
-        """
-        self.mark(request_ids)
-        jobs = [job for each in request_ids if (job := self._jobs.get(each)) is not None]
+        Waits for it.
 
-        def remove_all() -> None:
-            for job in jobs:
+        Raises:
+            RedisUnavailable: the worker is shutting down and Redis does not answer.
+        """
+
+        def abandon() -> None:
+            self._flush()
+            self._mark(request_ids)
+            for job in [job for each in request_ids if (job := self._jobs.get(each)) is not None]:
                 self._remove(job)
 
-        self._run_and_wait(remove_all)
+        self._run_and_wait(abandon)
 
     def _run_and_wait(self, command: Callable[[], object]) -> None:
         """Run a command in the publisher's thread, after the commands queued before."""
@@ -167,6 +156,7 @@ class Publisher:
         while not self._stopping:
             self._run_commands()
             self._flush()
+            self._mark_and_confirm()
         self._release_all()
 
     def _run_commands(self) -> None:
@@ -241,6 +231,26 @@ class Publisher:
             case StepStatus.FENCED | StepStatus.GONE:
                 self._remove(job)
                 self._endings.lose(job, reply.status)
+
+    def _mark_and_confirm(self) -> None:
+        """MARK what is queued, in one call."""
+        if not self._unmarked:
+            return
+        request_ids, self._unmarked = self._unmarked, []
+        marked = self._mark(request_ids)
+        for request_id in request_ids:
+            if request_id not in marked:
+                self._abort(request_id)
+        self._confirm(marked)
+
+    def _mark(self, request_ids: Sequence[str]) -> list[str]:
+        """MARK and return the requests that may be computed."""
+        jobs = [job for each in request_ids if (job := self._jobs.get(each)) is not None]
+        # The engine may have two attempts at one job; only the later one is valid.
+        latest = {job.job_id: job for job in sorted(jobs, key=lambda job: job.serial)}
+        epochs = {job_id: job.epoch for job_id, job in latest.items()}
+        fenced = self._retry(lambda: self._store.mark(self._worker_id, epochs))
+        return [job.request_id for job_id, job in latest.items() if job_id not in fenced]
 
     def _queue_step(self, request_ids: Sequence[str]) -> None:
         self._unsent |= {each: job for each in request_ids if (job := self._jobs.get(each)) is not None}
