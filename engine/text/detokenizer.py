@@ -5,13 +5,13 @@ Does not know stop tokens, lengths or the end-of-sequence token: the engine call
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from pagefleet.engine.sampling.sampling_params import SamplingParams
-from pagefleet.engine.text.tokenizer import TokenDecoder, Tokenizer
+from pagefleet.engine.text.tokenizer import NO_TEXTS, TokenDecoder, Tokenizer
 
-__all__ = ["Detokenized", "IncrementalDetokenizer"]
+__all__ = ["Detokenized", "IncrementalDetokenizer", "look_up"]
 
 
 class Detokenized(NamedTuple):
@@ -42,6 +42,12 @@ class IncrementalDetokenizer:
     the longest of several that end together: the result does not depend on the boundaries of the tokens.
     """
 
+    __slots__ = ("_decoder", "_held", "_include_stop", "_min_tokens", "_num_tokens", "_stop", "texts")
+
+    texts: Mapping[int, str]
+    """Texts of tokens that do not depend on the tokens before them. If the next token is in it, `append`
+    returns this text and changes nothing. Empty while text is held back, and if there are stop strings."""
+
     def __init__(
         self, tokenizer: Tokenizer, sampling_params: SamplingParams, prompt_token_ids: Sequence[int] = ()
     ) -> None:
@@ -53,13 +59,17 @@ class IncrementalDetokenizer:
         self._min_tokens = sampling_params.min_tokens
         self._num_tokens = 0
         self._held = ""
+        self.texts = NO_TEXTS if self._stop else self._decoder.texts
 
     def append(self, token_id: int) -> Detokenized:
         """Add the next token. Do not call it again after it has returned a stop string."""
         self._num_tokens += 1
         new = self._decoder.step(token_id)
-        if not self._stop or not new:
+        if not self._stop:
+            self.texts = self._decoder.texts
             return Detokenized(new, None)
+        if not new:
+            return Detokenized("", None)
         text = self._held + new
         match = self._find_stop(text) if self._num_tokens >= self._min_tokens else None
         if match is not None:
@@ -73,6 +83,7 @@ class IncrementalDetokenizer:
         """Return all text that is held back, because the sequence ended without a stop string."""
         text = self._held + self._decoder.flush()
         self._held = ""
+        self.texts = NO_TEXTS
         return text
 
     def _find_stop(self, text: str) -> _Match | None:
@@ -87,6 +98,15 @@ class IncrementalDetokenizer:
 
     def _num_held(self, text: str) -> int:
         return max(_overlap(text, stop) for stop in self._stop)
+
+
+def look_up(detokenizers: Iterable[IncrementalDetokenizer], token_ids: Iterable[int]) -> list[str | None]:
+    """Return the text of the next token of each sequence, or None if `append` must be called for it.
+
+    Changes no detokenizer: if there is a text, `append` would return it and change nothing either. It takes a
+    tenth of a microsecond for each token.
+    """
+    return [each.texts.get(token_id) for each, token_id in zip(detokenizers, token_ids, strict=True)]
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -5,7 +5,6 @@ transformers is not used, because importing it would delay a worker's start by s
 
 from __future__ import annotations
 
-import codecs
 import itertools
 import json
 import re
@@ -20,6 +19,12 @@ from pagefleet.engine.files.json_file import read_json_object, read_optional_jso
 from pagefleet.engine.files.vocabularies.byte_ranks import byte_alphabet
 from pagefleet.engine.text.added_tokens import add_sequence_ends, sequence_ends
 from pagefleet.engine.text.chat_template import ChatTemplate
+from pagefleet.engine.text.hf_decoders import (
+    ByteLevelDecoder,
+    WindowDecoder,
+    has_independent_tokens,
+    is_byte_level,
+)
 from pagefleet.engine.text.template_files import (
     TOKENIZER_CONFIG,
     read_chat_templates,
@@ -29,8 +34,6 @@ from pagefleet.engine.text.tokenizer import TokenDecoder, Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
-
-REPLACEMENT = "\ufffd"
 
 _LONG_CHARS: Final = 4096
 """Texts up to this length take about a millisecond."""
@@ -64,7 +67,11 @@ class HFTokenizer(Tokenizer):
         added = self._tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._added = {token_id: token.content.encode("utf-8") for token_id, token in added.items()}
-        self._is_byte_level = _is_byte_level(read_json_object(path).get("decoder"))
+        decoder = read_json_object(path).get("decoder")
+        self._is_byte_level = is_byte_level(decoder)
+        self._has_independent_tokens = has_independent_tokens(decoder)
+        # What the decoders find, which they share.
+        self._texts: dict[int, str] = {}
         special_tokens = read_special_tokens(folder)
         self._add_sequence_ends(folder, special_tokens)
         self._eos_token = special_tokens.get("eos_token")
@@ -181,7 +188,11 @@ class HFTokenizer(Tokenizer):
     ) -> TokenDecoder:
         skipped = self._special_ids if skip_special_tokens else frozenset[int]()
         skipped = skipped.difference(map(self._tokenizer.token_to_id, kept))
-        decoder = _ByteLevelDecoder(self, skipped) if self._is_byte_level else _WindowDecoder(self, skipped)
+        decoder: TokenDecoder
+        if self._is_byte_level:
+            decoder = ByteLevelDecoder(self, skipped, self._texts)
+        else:
+            decoder = WindowDecoder(self, skipped, self._texts if self._has_independent_tokens else None)
         for token_id in self._context(prompt_token_ids, skipped):
             decoder.step(token_id)
         return decoder
@@ -196,59 +207,6 @@ class HFTokenizer(Tokenizer):
         return list(itertools.dropwhile(lambda each: _IN_CHARACTER.match(self.token_bytes(each)), last))
 
 
-class _ByteLevelDecoder(TokenDecoder):
-    """For vocabularies whose tokens spell bytes (GPT-2's alphabet): decodes each token's bytes as UTF-8."""
-
-    def __init__(self, tokenizer: HFTokenizer, skipped: frozenset[int]) -> None:
-        self._tokenizer = tokenizer
-        self._skipped = skipped
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def step(self, token_id: int) -> str:
-        return "" if token_id in self._skipped else self._utf8.decode(self._tokenizer.token_bytes(token_id))
-
-    def flush(self) -> str:
-        return self._utf8.decode(b"", final=True)
-
-
-class _WindowDecoder(TokenDecoder):
-    """For all other tokenizers: decodes the last few tokens again with each new one.
-
-        tokens   ... | context | held back, new |
-                  start       read             end
-
-    A token's text may depend on the one before it (SentencePiece's spaces), hence the context. Text that ends
-    in U+FFFD may be the beginning of a character and is held back.
-    """
-
-    def __init__(self, tokenizer: HFTokenizer, skipped: frozenset[int]) -> None:
-        self._tokenizer = tokenizer
-        self._skipped = skipped
-        self._window: list[int] = []
-        self._num_context = 0
-
-    def step(self, token_id: int) -> str:
-        if token_id in self._skipped:
-            return ""
-        self._window.append(token_id)
-        new = self._new_text()
-        if not new or new.endswith(REPLACEMENT):
-            return ""
-        del self._window[: self._num_context]
-        self._num_context = len(self._window)
-        return new
-
-    def flush(self) -> str:
-        new = self._new_text()
-        self._window.clear()
-        self._num_context = 0
-        return new
-
-    def _new_text(self) -> str:
-        context = self._tokenizer.decode(self._window[: self._num_context], skip_special_tokens=False)
-        return self._tokenizer.decode(self._window, skip_special_tokens=False)[len(context) :]
-
-
 _BYTES = byte_alphabet()
 
 
@@ -258,14 +216,6 @@ def _bytes_of(token: str) -> bytes:
         return bytes(_BYTES[character] for character in token)
     except KeyError:
         return token.encode("utf-8")
-
-
-def _is_byte_level(decoder: Mapping[str, Any] | None) -> bool:
-    if decoder is None:
-        return False
-    if decoder["type"] == "Sequence":
-        return all(_is_byte_level(part) for part in decoder["decoders"])
-    return bool(decoder["type"] == "ByteLevel")
 
 
 def _without_tokens_from(vocab_size: int, content: Mapping[str, Any]) -> str:

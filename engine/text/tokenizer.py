@@ -9,18 +9,27 @@ import codecs
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
 from pagefleet.engine.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
-__all__ = ["ByteTokenizer", "TokenDecoder", "Tokenizer"]
+__all__ = ["NO_TEXTS", "ByteTokenizer", "TokenDecoder", "Tokenizer"]
+
+NO_TEXTS: Final[Mapping[int, str]] = MappingProxyType({})
 
 
 class TokenDecoder(ABC):
     """Decodes one growing sequence. The result of a call is a function of the tokens so far."""
+
+    texts: Mapping[int, str] = NO_TEXTS
+    """Texts of tokens that do not depend on the tokens before them.
+
+    If the next token is in it, `step` returns this text and changes nothing, so it need not be called. Empty
+    while a character is incomplete, or before the first token of a text."""
 
     @abstractmethod
     def step(self, token_id: int) -> str:
@@ -210,14 +219,20 @@ class _TokenizerForGrammars:
         return list(text)
 
 
+_ASCII: Final = {byte: chr(byte) for byte in range(128)}
+
+
 class _ByteDecoder(TokenDecoder):
     def __init__(self, skipped: Collection[int]) -> None:
         self._skipped = skipped
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.texts = _ASCII
 
     def step(self, token_id: int) -> str:
         if 0 <= token_id < ByteTokenizer.NUM_BYTES:
-            return self._utf8.decode(bytes((token_id,)))
+            text = self._utf8.decode(bytes((token_id,)))
+            self.texts = NO_TEXTS if self._utf8.getstate()[0] else _ASCII
+            return text
         special = ByteTokenizer.SPECIAL_TOKENS.get(token_id)
         if special is None or token_id in self._skipped:
             return ""
@@ -227,6 +242,7 @@ class _ByteDecoder(TokenDecoder):
     def flush(self) -> str:
         text = self._utf8.decode(b"", final=True)
         self._utf8.reset()
+        self.texts = _ASCII
         return text
 
 

@@ -22,7 +22,9 @@ from pagefleet.engine.structured.structured_output import StructuredOutput
 
 
 def make_engine(**fields) -> LLMEngine:
-    return LLMEngine.from_config(EngineConfig(model="null", backend="null", null=NullOptions(), **fields))
+    return LLMEngine.from_config(
+        EngineConfig(model="null", backend="null", null=NullOptions(step_time_s=0), **fields)
+    )
 
 
 def some_requests(engine: LLMEngine) -> list[EngineRequest]:
