@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -76,6 +77,55 @@ class SequenceOutput:
     @property
     def text(self) -> str:
         return "".join(self.texts)
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """What one step added to all of its sequences: one entry in each list for each sequence that got a token
+    or ended, tokens and texts end to end. The dicts have the entries of few sequences, by index.
+
+    `sequence_outputs` returns the same as one object for each sequence.
+    """
+
+    request_ids: list[str]
+    choices: list[int]
+    offsets: list[int]
+    """Index of each sequence's first new token among its output tokens."""
+    counts: list[int]
+    """How many tokens each sequence got."""
+    token_ids: list[int]
+    texts: list[str]
+    """The text that each token adds."""
+    num_cached_tokens: list[int]
+    """Tokens that each sequence took from the prefix cache when it first joined the batch."""
+    ends: dict[int, tuple[FinishReason, str | int | None]] = field(default_factory=dict)
+    """The finish reason and the stop reason of the sequences that ended."""
+    logprobs: dict[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
+    """One for each token."""
+    prompt_logprobs: dict[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.request_ids)
+
+    def sequence_outputs(self) -> Iterator[SequenceOutput]:
+        """Yield one output for each sequence, in order."""
+        start = 0
+        for index, request_id in enumerate(self.request_ids):
+            end = start + self.counts[index]
+            finish_reason, stop_reason = self.ends.get(index, (None, None))
+            yield SequenceOutput(
+                request_id,
+                self.choices[index],
+                self.offsets[index],
+                tuple(self.token_ids[start:end]),
+                tuple(self.texts[start:end]),
+                finish_reason,
+                stop_reason,
+                self.num_cached_tokens[index],
+                self.logprobs.get(index, ()),
+                self.prompt_logprobs.get(index, ()),
+            )
+            start = end
 
 
 class KVGroupStats(NamedTuple):

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
-from pagefleet.api.contract.messages import LogEntry
-
 T = TypeVar("T")
 
 CLIENT_LEASE_S: Final = 10.0
@@ -84,14 +82,19 @@ class Claim(NamedTuple):
 
 
 class StepItem(NamedTuple):
-    """One choice's part of a STEP. ``entry`` is None if there are no tokens, to read the flags."""
+    """One choice's part of a STEP. Without tokens, ``entry`` may be empty: the reply has the job's flags."""
 
     job_id: str
     epoch: int
     choice: int
     base: int
-    entry: LogEntry | None
+    num_tokens: int
+    """Tokens in ``entry``."""
+    entry: str
+    """A :class:`LogEntry` as JSON."""
+    finish_reason: str | None = None
     num_prompt_tokens: int | None = None
+    """Only when the engine has just accepted the job."""
     num_cached_tokens: int = 0
     """Set together with ``num_prompt_tokens``."""
 

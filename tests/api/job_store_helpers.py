@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from step_items import step_item
+
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import (
     Fingerprint,
@@ -12,7 +14,7 @@ from pagefleet.api.contract.messages import (
     parse_event,
     split_events,
 )
-from pagefleet.api.protocol.operation_types import Limits, StepItem
+from pagefleet.api.protocol.operation_types import Limits
 
 QUEUE, CHANNEL = "m.interactive", "pf:reply:client"
 REQUEST = GenerateRequest(model="m", prompt="Hello", sampling=SamplingParams(seed=7), priority=3)
@@ -44,7 +46,12 @@ def item(base, num_tokens, *, job_id="j", epoch=1, choice=0, reason=None, accept
     entry = LogEntry(
         choice=choice, offset=base, token_ids=ids, texts=[f"<{i}>" for i in ids], finish_reason=reason
     )
-    return StepItem(job_id, epoch, choice, base, entry, accepted)
+    return step_item(job_id, epoch, choice, base, entry, accepted)
+
+
+def entry_of(sent):
+    """The entry of an item, as a reader gets it."""
+    return parse_event("t", sent.entry)
 
 
 def step(store, *items, worker_id="w1"):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from step_items import step_item
 
 from pagefleet.api import JobDead, JobNotFound, JobState
 from pagefleet.api.broker.celery_app import make_celery
@@ -16,7 +17,7 @@ from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import LogEntry, WorkerStatus
 from pagefleet.api.contract.requests import build_request
 from pagefleet.api.operate.dead_letters import DeadLetters
-from pagefleet.api.protocol.operation_types import ClaimVerdict, Limits, StepItem
+from pagefleet.api.protocol.operation_types import ClaimVerdict, Limits
 from pagefleet.api.testing import fake_card
 
 QUEUE = "pagefleet.m.interactive"
@@ -80,7 +81,7 @@ def refused_letter(store):
     store.claim(["old"], "w1", CARD.fingerprint.model_dump_json())
     first = LogEntry(choice=0, offset=0, token_ids=[7, 8], texts=["a", "b"], finish_reason="stop")
     second = LogEntry(choice=1, offset=0, token_ids=[9], texts=["c"])
-    store.step("w1", [StepItem("old", 1, 0, 0, first, 5), StepItem("old", 1, 1, 0, second)])
+    store.step("w1", [step_item("old", 1, 0, 0, first, 5), step_item("old", 1, 1, 0, second)])
     store.release("old", "w1", 1)
     (claim,) = store.claim(["old"], "w1", OTHER.model_dump_json())
     assert claim.verdict is ClaimVerdict.REFUSED

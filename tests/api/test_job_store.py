@@ -18,12 +18,14 @@ from job_store_helpers import (
     beat,
     claim,
     die,
+    entry_of,
     everything,
     item,
     running,
     step,
     submit,
 )  # fmt: skip
+from step_items import step_item
 
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import ProtocolError, StorageFull
@@ -42,7 +44,6 @@ from pagefleet.api.protocol.operation_types import (
     Claim,
     ClaimVerdict,
     Operation,
-    StepItem,
     StepReply,
     StepStatus,
     Submitted,
@@ -244,10 +245,11 @@ class TestStep:
         assert step(store, item(2, 1)) == (StepStatus.OK, 3)
         record = store.read("j")
         assert record.num_tokens == [3]
-        assert record.entries == [item(0, 2).entry, item(2, 1).entry]
+        assert record.entries == [entry_of(item(0, 2)), entry_of(item(2, 1))]
         assert record.num_prompt_tokens == 5
         assert [event for _channel, _job, event in ear.events()] == [
-            parse_event("a", '{"num_prompt_tokens":5,"attempt":1}'), item(0, 2).entry, item(2, 1).entry,
+            parse_event("a", '{"num_prompt_tokens":5,"attempt":1}'), entry_of(item(0, 2)),
+            entry_of(item(2, 1)),
         ]  # fmt: skip
 
     def test_the_first_token_has_its_time_and_later_ones_do_not_move_it(self, store):
@@ -309,7 +311,7 @@ class TestStep:
         assert (record.state, record.finish_reason(0)) == (JobState.DONE, "length")
         assert "ended_at" in record.fields
         assert ear.events() == [
-            (CHANNEL, "j", item(2, 1, reason="length").entry),
+            (CHANNEL, "j", entry_of(item(2, 1, reason="length"))),
             (CHANNEL, "j", EndedEvent(state=JobState.DONE, num_tokens=[3], finish_reasons=["length"])),
         ]
         assert store.redis.zscore("pf:open:m.interactive", "j") is not None  # until CLOSE
@@ -385,7 +387,7 @@ class TestStep:
 
     def test_a_step_without_tokens_asks_for_flags(self, store):
         running(store)
-        ask = StepItem("j", 1, 0, 0, None)
+        ask = step_item("j", 1, 0, 0, None)
         assert step(store, ask) == (StepStatus.OK, 0)
         store.cancel("j")
         assert step(store, ask) == (StepStatus.CANCEL, 0)
@@ -406,24 +408,45 @@ class TestStep:
         assert step(store, item(1, 1)) == (StepStatus.DEADLINE, 2)
 
     @pytest.mark.parametrize(
-        ("position", "value"),
-        [(3, "one"), (4, "one"), (5, ""), (6, ""), (8, "many"), (9, "")],
-        ids=["choice", "base", "count", "entry", "num_prompt_tokens", "num_cached_tokens"],
+        ("column", "value"),
+        [
+            ("epochs", [1]),
+            ("epochs", [1, "one"]),
+            ("choices", [0, -1]),
+            ("choices", [0, None]),
+            ("bases", [0, "one"]),
+            ("bases", {}),
+            ("counts", [1, "one"]),
+            ("counts", [1]),
+            ("reasons", [[2]]),
+            ("reasons", [[2, {}]]),
+            ("accepted", [[1, 1, 0], [2, "many", 0]]),
+            ("accepted", [[1, 1, 0], [2, 1]]),
+            ("accepted", None),
+        ],
     )
-    def test_a_wrong_argument_of_one_item_changes_nothing_for_any(self, store, position, value, ear):
+    def test_a_wrong_number_of_one_item_changes_nothing_for_any(self, store, column, value, ear):
         running(store, "a")
         running(store, "b")
         good = operations.step("w1", [item(0, 1, job_id="a", accepted=1), item(0, 1, job_id="b", accepted=1)])
-        args = list(good.args)
-        # Positions count from the second item's id, which is 1.
-        args[9 + position] = value
+        worker, columns, *entries = good.args
+        args = [worker, json.dumps(json.loads(columns) | {column: value}), *entries]
         before = everything(store)
         with pytest.raises(redis_py.ResponseError, match="step: "):
             store.run(Operation("step", good.keys, args, list))
         assert everything(store) == before
         assert ear.messages() == []
 
-    @pytest.mark.parametrize("cut", [slice(-1), slice(-8), slice(1)])
+    def test_tokens_without_an_entry_change_nothing(self, store):
+        running(store, "a")
+        running(store, "b")
+        good = operations.step("w1", [item(0, 1, job_id="a"), item(0, 1, job_id="b")])
+        before = everything(store)
+        with pytest.raises(redis_py.ResponseError, match="step: "):
+            store.run(Operation("step", good.keys, [*good.args[:-1], ""], list))
+        assert everything(store) == before
+
+    @pytest.mark.parametrize("cut", [slice(-1), slice(-2), slice(1), slice(0)])
     def test_too_few_arguments_change_nothing(self, store, cut):
         running(store, "a")
         running(store, "b")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pagefleet.api.client.job_options import JobOptions
@@ -25,6 +27,7 @@ from pagefleet.api.contract.messages import (
     StoredModel,
     WorkerStatus,
     parse_event,
+    plain_entry_json,
     split_events,
 )
 from pagefleet.api.contract.requests import build_request
@@ -412,3 +415,14 @@ class TestTheEngineAgrees:
             EngineSamplingParams(**{name: value})
             with pytest.raises(ValidationError):
                 SamplingParams(**{name: value})
+
+
+@given(
+    st.integers(0, 127),
+    st.integers(0, 10**6),
+    st.lists(st.tuples(st.integers(0, 2**20), st.text(st.characters(exclude_categories=["Cs"])))),
+)
+def test_a_plain_entry_is_written_as_the_model_writes_it(choice, offset, tokens):
+    ids, texts = [token_id for token_id, _ in tokens], [text for _, text in tokens]
+    written = plain_entry_json(choice, offset, ids, texts)
+    assert written == LogEntry(choice=choice, offset=offset, token_ids=ids, texts=texts).to_json()

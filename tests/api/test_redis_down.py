@@ -12,6 +12,7 @@ import time
 
 import pytest
 import redis as redis_py
+from step_items import step_item
 
 from pagefleet.api import AsyncFleetClient, FleetClient, FleetSettings, RedisUnavailable
 from pagefleet.api.broker.celery_app import make_celery
@@ -21,7 +22,7 @@ from pagefleet.api.contract.errors import ConfigurationError
 from pagefleet.api.contract.messages import Fingerprint, GenerateRequest, LogEntry, ModelCard, WorkerStatus
 from pagefleet.api.protocol.connection import safe_url
 from pagefleet.api.protocol.job_store import JobStore
-from pagefleet.api.protocol.operation_types import Limits, StepItem, StepStatus
+from pagefleet.api.protocol.operation_types import Limits, StepStatus
 from pagefleet.api.testing import fake_card
 from pagefleet.workers.local.local_stack import LocalStack
 from pagefleet.workers.local.ports import free_port
@@ -241,7 +242,7 @@ class HandWorker:
     def _send(self, base, reason):
         ids = list(range(base, self.num_tokens))
         entry = LogEntry(offset=base, token_ids=ids, texts=[f"<{i}>" for i in ids], finish_reason=reason)
-        (reply,) = self.store.step("w", [StepItem(self.job_id, self.epoch, 0, base, entry)])
+        (reply,) = self.store.step("w", [step_item(self.job_id, self.epoch, 0, base, entry)])
         if reply.status is StepStatus.BEHIND:
             self._send(reply.num_tokens, reason)
 

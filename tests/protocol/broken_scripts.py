@@ -73,7 +73,7 @@ MISTAKES = [
     ),
     Mistake(
         "STEP asks for the epoch alone: after a rollback two workers have the same one",
-        (Broken("step", "job[2] == worker and job[3] == epoch", "job[3] == epoch"),),
+        (Broken("step", "job[2] == worker and tonumber(job[3])", "tonumber(job[3])"),),
         unattended("rollback"),
         "two workers pass the fence",
     ),
@@ -85,7 +85,7 @@ MISTAKES = [
     ),
     Mistake(
         "STEP has no fence at all",
-        (Broken("step", "local mine = job[2] == worker and job[3] == epoch", "local mine = true"),),
+        (Broken("step", "local mine = job[2] == worker and", "local mine = true or"),),
         unattended("pause"),
         "two workers pass the fence",
     ),
@@ -155,7 +155,7 @@ MISTAKES = [
     ),
     Mistake(
         "STEP does not clear the suspicion with the first token",
-        (Broken("step", "if job[12] == '1' then", "if false then"),),
+        (Broken("step", "if job[9] == '1' then", "if false then"),),
         unattended(),
         "a job is suspect although its first prefill is over",
     ),
@@ -193,15 +193,15 @@ MISTAKES = [
     Mistake(
         "STEP applies what it has again",
         (Broken("step", "if base == n and count > 0 then", "if count > 0 then"),
-         Broken("step", "redis.call('HSET', key, 'n:' .. choice, base + count)",
-                "redis.call('HINCRBY', key, 'n:' .. choice, count)")),
+         Broken("step", "redis.call('HSET', key, count_of[choice], num_tokens)",
+                "redis.call('HINCRBY', key, count_of[choice], 1)")),
         unattended("lost reply"),
         "the log holds the tokens",
     ),
     Mistake(
         "STEP ends a job as soon as a reason comes, counted or not",
         (Broken("step", "if base > n or (base < n and base + count > n) then", "if false then"),
-         Broken("step", "if reason ~= '' and n == base + count then", "if reason ~= '' then")),
+         Broken("step", "if reason and n == base + count then", "if reason then")),
         unattended("rollback"),
         "D with",
     ),

@@ -6,13 +6,14 @@ import json
 from typing import Any, Final
 
 from protocol.world import JOB_IDS, NUM_TOKENS, WORKER_IDS
+from step_items import step_item
 
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import Fingerprint, GenerateRequest, JobState, LogEntry, WorkerStatus
 from pagefleet.api.gateway.access.api_keys import ApiKey
 from pagefleet.api.gateway.access.rate_limit import take
 from pagefleet.api.protocol import operations
-from pagefleet.api.protocol.operation_types import Charge, Limits, Operation, StepItem
+from pagefleet.api.protocol.operation_types import Charge, Limits, Operation
 
 QUEUE: Final = "m.interactive"
 TENANT: Final = "t"
@@ -71,12 +72,12 @@ def step(worker: int, job: int, epoch: int, base: int, made: int) -> Operation[A
     ids = list(range(base, made))
     reason = "length" if made == NUM_TOKENS else None
     entry = LogEntry(offset=base, token_ids=ids, texts=["x"] * len(ids), finish_reason=reason)
-    return operations.step(WORKER_IDS[worker], [StepItem(JOB_IDS[job], epoch, 0, base, entry)])
+    return operations.step(WORKER_IDS[worker], [step_item(JOB_IDS[job], epoch, 0, base, entry)])
 
 
 def ask(worker: int, job: int, epoch: int) -> Operation[Any]:
     """A STEP that brings nothing: does it pass the fence?"""
-    return operations.step(WORKER_IDS[worker], [StepItem(JOB_IDS[job], epoch, 0, 0, None)])
+    return operations.step(WORKER_IDS[worker], [step_item(JOB_IDS[job], epoch, 0, 0, None)])
 
 
 def end(worker: int, job: int, epoch: int, state: str) -> Operation[Any]:

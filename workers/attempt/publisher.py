@@ -6,13 +6,11 @@ thread turns them into STEPs (protocol line 6), reads the replies and ends jobs.
 
 from __future__ import annotations
 
-import functools
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Final
 
 from pagefleet.api.contract.errors import FleetError, JobFailed, RedisUnavailable, StorageFull
@@ -21,9 +19,11 @@ from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.api.protocol.operation_types import StepItem, StepReply, StepStatus
 from pagefleet.engine import FinishReason, SequenceOutput
 from pagefleet.engine.execution.step_tracer import NO_TRACER, StepTracer
+from pagefleet.engine.outputs import StepOutput
 from pagefleet.workers.attempt.attempt_endings import AttemptEndings
 from pagefleet.workers.attempt.step_batches import step_batches
 from pagefleet.workers.job.active_job import ActiveJob
+from pagefleet.workers.job.step_columns import step_columns
 from pagefleet.workers.observe.metrics import Metrics
 from pagefleet.workers.threads.loop_thread import LoopThread
 from pagefleet.workers.threads.outage_retry import OutageRetry
@@ -69,6 +69,8 @@ class Publisher:
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._storage_full = False
         self._unsent_since: float | None = None
+        self._look_at = 0.0
+        """When to look next for jobs without output."""
         self._stopping = False
         self._thread = LoopThread("publisher", self._run)
 
@@ -88,7 +90,7 @@ class Publisher:
 
     def publish(self, outputs: Sequence[SequenceOutput]) -> None:
         now = time.monotonic()
-        self._commands.put(lambda: self._add_outputs(outputs, now))
+        self._commands.put(lambda: self._add_outputs(step_columns(outputs), now))
 
     def poll(self, request_ids: Sequence[str]) -> None:
         """Send a STEP for requests without output, so that a long prefill can be cancelled."""
@@ -169,8 +171,10 @@ class Publisher:
         except queue.Empty:
             pass
         now = time.monotonic()
-        quiet = [job for job in list(self._jobs.values()) if now - job.last_sent_at > _POLL_S]
-        self._unsent |= {job.request_id: job for job in quiet}
+        if now >= self._look_at:
+            self._look_at = now + _POLL_S / 2
+            quiet = [job for job in list(self._jobs.values()) if now - job.last_sent_at > _POLL_S]
+            self._unsent |= {job.request_id: job for job in quiet}
 
     def _flush(self) -> None:
         """Send all unsent tokens.
@@ -178,22 +182,28 @@ class Publisher:
         A Redis at its memory limit rejects tokens, which stay unsent. It still accepts marks and ends, so the
         thread does not wait for room: the engine would lose its lease while it waits for a mark.
         """
-        before = dict(self._unsent)
-        jobs, self._unsent = list(self._unsent.values()), {}
+        if not self._unsent:
+            self._unsent_since = None
+            return
+        before, self._unsent = self._unsent, {}
         self._storage_full = False
         try:
-            for batch in step_batches(jobs):
-                items = [item for _, item in batch]
-                step = functools.partial(self._store.step, self._worker_id, items)
-                with self._tracer.span("publish", num_items=len(items)):
-                    replies = self._retry(step, reraise=StorageFull)
-                for (job, item), reply in zip(batch, replies, strict=True):
-                    self._on_reply(job, item, reply)
+            for batch in step_batches(before.values()):
+                self._send(batch)
             self._observe_latency()
         except StorageFull:
             self._storage_full = True
             held = {name: job for name, job in before.items() if self._jobs.get(name) is job}
             self._unsent |= {name: job for name, job in held.items() if job.has_unsent}
+
+    def _send(self, batch: Sequence[tuple[ActiveJob, StepItem]]) -> None:
+        items = [item for _, item in batch]
+        with self._tracer.span("publish", num_items=len(items)):
+            replies = self._retry(lambda: self._store.step(self._worker_id, items), reraise=StorageFull)
+        now = time.monotonic()
+        for (job, item), reply in zip(batch, replies, strict=True):
+            job.last_sent_at = now
+            self._on_reply(job, item, reply)
 
     def _observe_latency(self) -> None:
         """From the end of the oldest step with unsent tokens to Redis's reply."""
@@ -214,7 +224,7 @@ class Publisher:
         choice.num_sent = reply.num_tokens
         match reply.status:
             case StepStatus.OK:
-                if item.entry is not None and item.entry.finish_reason is not None:
+                if item.finish_reason is not None:
                     choice.has_ended = True
                     if job.has_ended:
                         self._remove(job)
@@ -255,20 +265,40 @@ class Publisher:
     def _queue_step(self, request_ids: Sequence[str]) -> None:
         self._unsent |= {each: job for each in request_ids if (job := self._jobs.get(each)) is not None}
 
-    def _add_outputs(self, outputs: Sequence[SequenceOutput], stepped_at: float) -> None:
+    def _add_outputs(self, step: StepOutput, stepped_at: float) -> None:
         if self._unsent_since is None:
             self._unsent_since = stepped_at
-        for output in outputs:
-            job = self._jobs.get(output.request_id)
-            if job is None:
-                continue
-            has_failed = output.finish_reason is FinishReason.ERROR
-            job.add_output(replace(output, finish_reason=None) if has_failed else output)
-            self._unsent[job.request_id] = job
-            if has_failed:
-                # Send the tokens before the failure.
-                self._flush()
-                self._fail_request(job.request_id, JobFailed(str(output.stop_reason)))
+        jobs, start = self._jobs, 0
+        columns = zip(
+            step.request_ids, step.choices, step.offsets, step.counts, step.num_cached_tokens, strict=True
+        )
+        for request_id, choice, offset, count, num_cached_tokens in columns:
+            end = start + count
+            if (job := jobs.get(request_id)) is not None:
+                tokens = (step.token_ids[start:end], step.texts[start:end])
+                job.add_tokens(choice, offset, *tokens, num_cached_tokens)
+                self._unsent[request_id] = job
+            start = end
+        for index, logprobs in step.logprobs.items():
+            if (job := jobs.get(step.request_ids[index])) is not None:
+                job.add_logprobs(step.choices[index], logprobs)
+        for index, logprobs in step.prompt_logprobs.items():
+            if (job := jobs.get(step.request_ids[index])) is not None:
+                job.set_prompt_logprobs(step.choices[index], logprobs)
+        for index, (reason, stop_reason) in step.ends.items():
+            self._add_end(step.request_ids[index], step.choices[index], reason, stop_reason)
+
+    def _add_end(
+        self, request_id: str, choice: int, reason: FinishReason, stop_reason: str | int | None
+    ) -> None:
+        if (job := self._jobs.get(request_id)) is None:
+            return
+        if reason is FinishReason.ERROR:
+            # Send the tokens before the failure.
+            self._flush()
+            self._fail_request(request_id, JobFailed(str(stop_reason)))
+        else:
+            job.set_end(choice, reason, stop_reason)
 
     def _fail_request(self, request_id: str, error: FleetError) -> None:
         if request_id in self._jobs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pagefleet.api.contract.logprobs import TokenLogprobs
-from pagefleet.api.contract.messages import LogEntry
+from pagefleet.api.contract.messages import LogEntry, plain_entry_json
 
 
 @dataclass(slots=True, eq=False)
@@ -40,17 +40,22 @@ class ActiveChoice:
             self.logprobs += entry.logprobs or ()
         self.prompt_logprobs = self.prompt_logprobs or entry.prompt_logprobs
 
-    def next_entry(self) -> LogEntry:
-        """Return everything that the log does not contain yet."""
+    def next_entry(self) -> str:
+        """Return everything that the log does not contain yet, as the JSON of a :class:`LogEntry`."""
         begin = self.num_sent
+        is_first = begin == 0 and bool(self.token_ids)
+        has_prompt = is_first and (self.prompt_logprobs is not None or self.prompt_token_ids is not None)
+        if self.logprobs is None and self.finish_reason is None and not has_prompt:
+            # Most entries, one for each token of each stream: a model of pydantic takes ten times as long.
+            return plain_entry_json(self.index, begin, self.token_ids[begin:], self.texts[begin:])
         return LogEntry(
             choice=self.index,
             offset=begin,
             token_ids=self.token_ids[begin:],
             texts=self.texts[begin:],
             logprobs=None if self.logprobs is None else self.logprobs[begin:],
-            prompt_logprobs=self.prompt_logprobs if begin == 0 and self.token_ids else None,
-            prompt_token_ids=self.prompt_token_ids if begin == 0 and self.token_ids else None,
+            prompt_logprobs=self.prompt_logprobs if is_first else None,
+            prompt_token_ids=self.prompt_token_ids if is_first else None,
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
-        )
+        ).to_json()

@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pagefleet.api.contract.keys import Lane
 from pagefleet.api.protocol.job_record import JobRecord
 from pagefleet.api.protocol.operation_types import StepItem
-from pagefleet.engine import SequenceOutput
+from pagefleet.engine import FinishReason
+from pagefleet.engine.outputs import TokenLogprobs
 from pagefleet.workers.job.active_choice import ActiveChoice
 from pagefleet.workers.job.bare_message import BareMessage
 from pagefleet.workers.job.job_times import JobTimes
@@ -84,16 +85,16 @@ class ActiveJob:
     accepted_sent: bool = False
     last_sent_at: float = field(default_factory=time.monotonic)
     serial: int = field(default_factory=lambda: next(_serials))
+    request_id: str = field(init=False)
+    """The engine's id of this attempt.
 
-    @property
-    def request_id(self) -> str:
-        """The engine's id of this attempt.
+    The job's id is not unique in the engine: if this worker loses a job and claims it again, a step may still
+    be computing the lost attempt. The epoch is not unique either: it repeats if the job's hash was deleted or
+    overwritten.
+    """
 
-        The job's id is not unique in the engine: if this worker loses a job and claims it again, a step may
-        still be computing the lost attempt. The epoch is not unique either: it repeats if the job's hash was
-        deleted or overwritten.
-        """
-        return f"{self.job_id}#{self.serial}"
+    def __post_init__(self) -> None:
+        self.request_id = f"{self.job_id}#{self.serial}"
 
     @property
     def has_tokens(self) -> bool:
@@ -112,23 +113,37 @@ class ActiveJob:
     def has_ended(self) -> bool:
         return all(choice.has_ended for choice in self.choices)
 
-    def add_output(self, output: SequenceOutput) -> None:
+    def add_tokens(
+        self, index: int, offset: int, token_ids: list[int], texts: list[str], num_cached_tokens: int
+    ) -> None:
         """Add the tokens that a step produced for one choice."""
-        choice = self.choices[output.choice]
-        assert output.offset == len(choice.token_ids), f"job {self.job_id} skipped a token"
-        assert self.encoder is not None, self.job_id
-        if output.choice == output.offset == 0 and output.token_ids and output.num_cached_tokens:
-            self.num_cached_tokens = min(output.num_cached_tokens, self.num_prompt_tokens)
-            # Send `accepted` again: it carries the number of cached tokens, which is known only now.
-            self.accepted_sent = False
-        choice.token_ids += output.token_ids
-        choice.texts += self.encoder.texts(output.offset, output.texts)
+        choice = self.choices[index]
+        assert offset == len(choice.token_ids), f"job {self.job_id} skipped a token"
+        if offset == 0:
+            assert self.encoder is not None, self.job_id
+            texts = self.encoder.with_echo(texts)
+            if index == 0 and token_ids and num_cached_tokens:
+                self.num_cached_tokens = min(num_cached_tokens, self.num_prompt_tokens)
+                # Send `accepted` again: it carries the number of cached tokens, which is known only now.
+                self.accepted_sent = False
+        choice.token_ids += token_ids
+        choice.texts += texts
+
+    def add_logprobs(self, index: int, logprobs: Sequence[TokenLogprobs]) -> None:
+        """Add the logprobs of the tokens that were added last."""
+        choice = self.choices[index]
         if choice.logprobs is not None:
-            choice.logprobs += self.encoder.logprobs(output.logprobs)
-        if output.prompt_logprobs:
-            choice.prompt_logprobs = self.encoder.logprobs(output.prompt_logprobs)
-        if output.finish_reason is not None:
-            choice.finish_reason, choice.stop_reason = output.finish_reason.value, output.stop_reason
+            assert self.encoder is not None, self.job_id
+            choice.logprobs += self.encoder.logprobs(logprobs)
+
+    def set_prompt_logprobs(self, index: int, logprobs: Sequence[TokenLogprobs]) -> None:
+        assert self.encoder is not None, self.job_id
+        self.choices[index].prompt_logprobs = self.encoder.logprobs(logprobs)
+
+    def set_end(self, index: int, finish_reason: FinishReason, stop_reason: str | int | None) -> None:
+        """The engine has ended a choice."""
+        choice = self.choices[index]
+        choice.finish_reason, choice.stop_reason = finish_reason.value, stop_reason
 
     def next_items(self) -> list[StepItem]:
         """Return the items of the next STEP: everything that the log does not contain yet.
@@ -136,12 +151,24 @@ class ActiveJob:
         At least one item for an unfinished job, because its reply reports a cancel or a passed deadline.
         """
         unsent = [choice for choice in self.choices if choice.has_unsent]
-        unfinished = [choice for choice in self.choices if not choice.has_ended]
-        accepted = None if self.accepted_sent else self.num_prompt_tokens
+        if not unsent:
+            unsent = [choice for choice in self.choices if not choice.has_ended][:1]
+        num_prompt_tokens = None if self.accepted_sent else self.num_prompt_tokens
         items = []
-        for choice in unsent or unfinished[:1]:
-            entry = choice.next_entry()
-            fence = (self.job_id, self.epoch, choice.index, choice.num_sent)
-            items.append(StepItem(*fence, entry, accepted, self.num_cached_tokens))
-            accepted = None
+        for choice in unsent:
+            base = choice.num_sent
+            items.append(
+                StepItem(
+                    self.job_id,
+                    self.epoch,
+                    choice.index,
+                    base,
+                    len(choice.token_ids) - base,
+                    choice.next_entry(),
+                    choice.finish_reason,
+                    num_prompt_tokens,
+                    self.num_cached_tokens,
+                )
+            )
+            num_prompt_tokens = None
         return items

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Final
 
 from pagefleet.api.contract.logprobs import Logprob, TokenLogprobs
@@ -45,9 +45,9 @@ class OutputEncoder:
         self._token_fields = token_fields
         self._echo = echo
 
-    def texts(self, offset: int, texts: Sequence[str]) -> list[str]:
-        """Return the tokens' texts; the first token of a choice starts with ``echo``."""
-        return [self._echo + text if offset + index == 0 else text for index, text in enumerate(texts)]
+    def with_echo(self, texts: list[str]) -> list[str]:
+        """Return the first texts of a choice; the first one starts with ``echo``."""
+        return [self._echo + texts[0], *texts[1:]] if texts and self._echo else texts
 
     def logprobs(self, found: Iterable[EngineLogprobs]) -> list[TokenLogprobs]:
         # Skip validation: the engine's values are valid, and there are many of them.

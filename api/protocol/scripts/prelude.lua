@@ -33,6 +33,11 @@ local function now_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+-- The id of the job with this hash.
+local function job_of(key)
+  return string.sub(key, 8) -- after 'pf:job:'
+end
+
 local function is_final(state)
   return state == 'D' or state == 'F' or state == 'C' or state == 'X'
 end
@@ -128,17 +133,23 @@ end
 -- Events are collected, and published with one PUBLISH for each channel at the end of the script.
 local lines_by_channel, channels = {}, {}
 
+local function announce_on(channel, line)
+  local lines = lines_by_channel[channel]
+  if not lines then
+    lines = {}
+    lines_by_channel[channel] = lines
+    channels[#channels + 1] = channel
+  end
+  lines[#lines + 1] = line
+end
+
 local function announce(id, kind, body, channel, watched)
   local line = id .. ' ' .. kind .. ' ' .. body
-  local targets = { channel or '', watched == '1' and 'pf:job-events:' .. id or '' }
-  for _, target in ipairs(targets) do
-    if target ~= '' then
-      if not lines_by_channel[target] then
-        lines_by_channel[target] = {}
-        channels[#channels + 1] = target
-      end
-      table.insert(lines_by_channel[target], line)
-    end
+  if channel and channel ~= '' then
+    announce_on(channel, line)
+  end
+  if watched == '1' then
+    announce_on('pf:job-events:' .. id, line)
   end
 end
 
