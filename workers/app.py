@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, Final
 
 import celery.signals
 from celery import Celery, bootsteps
@@ -21,12 +21,16 @@ from pagefleet.engine import EngineConfig, LLMEngine, NullOptions
 from pagefleet.workers.fleet_worker import FleetWorker
 from pagefleet.workers.observe.metrics_server import served_metrics
 from pagefleet.workers.pool import EnginePool
+from pagefleet.workers.queue.backlog import Backlog
 from pagefleet.workers.queue.lanes import take_lanes_in_order
-from pagefleet.workers.queue.unacked import guard_channel
+from pagefleet.workers.queue.unacked import UnackedMessages
 from pagefleet.workers.settings import WorkerSettings, let_threads_sleep, new_worker_id
 from pagefleet.workers.tasks import cancel_on_revoke, register_tasks
 
 logger = logging.getLogger(__name__)
+
+_MAX_EVENTS: Final = 256
+"""Task events in one message; Celery would send 24."""
 
 Report = Callable[[str, float], None]
 
@@ -41,10 +45,27 @@ class AdmissionStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def start(self, consumer: Any) -> None:
         pool: EnginePool = consumer.pool
-        channel = consumer.task_consumer.channel
-        guard_channel(channel)
-        pool.worker.gate.guard(channel, pool.app.amqp.queues, pool.app.tasks)
-        pool.use_channel(channel)
+        channel, events = consumer.task_consumer.channel, consumer.event_dispatcher
+        unacked = UnackedMessages(channel, pool.hub_calls.flush_soon)
+        unacked.guard()
+        worker, gate, tasks = pool.worker, pool.worker.gate, pool.app.tasks
+        backlog = Backlog(
+            channel,
+            unacked,
+            gate.examiner(tasks),
+            pool.room,
+            {lane: names[0] for lane, names in worker.queues.items()},
+            worker.settings.lease_s,
+        )
+        gate.guard(channel, pool.app.amqp.queues, tasks)
+        backlog.follow()
+        events.buffer_limit = _MAX_EVENTS
+
+        def flush() -> None:
+            unacked.flush()
+            events.flush(errors=False)
+
+        pool.use_channel(channel, flush)
         qos = channel.qos
         within_prefetch = qos.can_consume
 

@@ -122,19 +122,23 @@ class FleetWorker:
         """Take a message from the queue."""
         self.pipeline.admission.put(message)
 
-    def lanes_with_room(self, num_held: int, num_batch: int) -> list[Lane]:
-        """Return the lanes from which one more message may be taken, interactive first.
+    def room(self, num_held: int, num_batch: int) -> dict[Lane, int]:
+        """Return how many more messages may be taken from each lane, interactive first.
 
-        Empty without a valid lease, during a drain, and while Redis is at its memory limit.
+        None without a valid lease, during a drain, and while Redis is at its memory limit.
 
         Args:
             num_held: messages that are taken and not settled yet.
             num_batch: how many of them are batch work.
         """
         if self._draining or not self.lease.valid or self.lease.storage_full:
-            return []
+            return {}
         extra = self.pipeline.held.num_extra_sequences()
-        return self._capacity.lanes_with_room(num_held + extra.total, num_batch + extra.batch)
+        return self._capacity.room(num_held + extra.total, num_batch + extra.batch)
+
+    def lanes_with_room(self, num_held: int, num_batch: int) -> list[Lane]:
+        """Return the lanes from which one more message may be taken, as :meth:`room`."""
+        return [lane for lane, count in self.room(num_held, num_batch).items() if count]
 
     def status(self) -> WorkerStatus:
         stats, batch = self._engine.stats(), self.pipeline.loop.batch

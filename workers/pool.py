@@ -52,9 +52,12 @@ class EnginePool(BasePool):  # type: ignore[misc]
     def num_held(self) -> int:
         return len(self._messages)
 
-    def lanes_with_room(self) -> list[Lane]:
+    def room(self) -> dict[Lane, int]:
         num_batch = sum(message.lane == "batch" for message in self._messages.values())
-        return self.worker.lanes_with_room(len(self._messages), num_batch)
+        return self.worker.room(len(self._messages), num_batch)
+
+    def lanes_with_room(self) -> list[Lane]:
+        return [lane for lane, count in self.room().items() if count]
 
     def on_start(self) -> None:
         self.worker.start()
@@ -64,13 +67,16 @@ class EnginePool(BasePool):  # type: ignore[misc]
     def _on_shutting_down(self, **_: Any) -> None:
         self.hub_calls.wake()
 
-    def use_channel(self, channel: Any) -> None:
+    def use_channel(self, channel: Any, flush: Callable[[], None] = lambda: None) -> None:
         """Switch to the channel of a new connection to the broker.
 
         Held messages are acknowledged over it. Messages that were lost with the old channel are restored to
         their queue (protocol line 14, AUDIT, the half for messages).
+
+        Args:
+            flush: sends the acknowledgements and events that Celery's callbacks have collected.
         """
-        self._channel = channel
+        self._channel, self.hub_calls.after_calls = channel, flush
         held = list(self._messages.values())
         for message in held:
             message.use_channel(channel)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import redis
 
@@ -16,6 +16,7 @@ from pagefleet.api.contract.errors import ProtocolError, StorageFull
 from pagefleet.api.contract.messages import ErrorInfo, GenerateRequest, JobState, ModelCard, WorkerStatus
 from pagefleet.api.protocol import operations
 from pagefleet.api.protocol.connection import is_unreadable, redis_errors
+from pagefleet.api.protocol.job_record import JobRecord
 from pagefleet.api.protocol.operation_types import (
     NO_SCHEDULE,
     CancelVerdict,
@@ -35,6 +36,8 @@ from pagefleet.api.protocol.replies import (
     DeadWorker,
     OpenJob,
     parse_open_job,
+    parse_record,
+    queue_read,
 )
 from pagefleet.api.protocol.scripts import load_script
 
@@ -148,6 +151,22 @@ class JobStore(ProducerStore):
         ttl_s = self.settings.dead_letter_ttl_s
         verdict = self.run(operations.condemn(job_id, queue, error, ttl_s, only_missing=only_missing))
         return verdict not in ("known", "kept")
+
+    def read_ended(self, job_ids: Sequence[str]) -> list[EndedRecord | None]:
+        """Read jobs and their Celery results in one round trip.
+
+        Returns:
+            For each job its record and its result's JSON; None if the job is missing, has not ended or cannot
+            be read.
+        """
+        with redis_errors(self.settings.url):
+            pipeline = self.redis.pipeline(transaction=True)
+            for job_id in job_ids:
+                queue_read(pipeline, job_id, with_log=True)
+                pipeline.get(keys.result(job_id))
+            replies = pipeline.execute(raise_on_error=False)
+        rows = zip(job_ids, replies[::3], replies[1::3], replies[2::3], strict=True)
+        return [_parse_ended(*row) for row in rows]
 
     def claim_callbacks(self, job_id: str) -> bool:
         """Return true for the one caller that may run the job's links and chain (line 9, CLOSE)."""
@@ -324,16 +343,76 @@ class JobStore(ProducerStore):
         with redis_errors(self.settings.url):
             pipeline = self.redis.pipeline(transaction=False)
             for call in calls:
-                pipeline.evalsha(load_script(call.script).sha, len(call.keys), *call.keys, *call.args)
+                _queue_call(pipeline, call)
             replies = pipeline.execute(raise_on_error=False)
-            return [
-                self.run(call)
-                if isinstance(reply, redis.exceptions.NoScriptError)
-                else unreadable
-                if is_unreadable(reply)
-                else call.parse(_raised(reply))
-                for call, reply in zip(calls, replies, strict=True)
-            ]
+            return self._parsed(calls, replies, unreadable)
+
+    def close_together(self, jobs: Sequence[JobClosing]) -> list[bool]:
+        """Store and announce Celery results and close their jobs (line 9, CLOSE), in one round trip.
+
+        Each result is written before its job is closed; nothing else is atomic.
+
+        Returns:
+            For each job whether Redis could read its keys.
+        """
+        ttl_s = self.settings.result_ttl_s
+        calls = [
+            operations.close(job.job_id, job.queue, ttl_s, self.settings.dead_letter_ttl_s) for job in jobs
+        ]
+        with redis_errors(self.settings.url):
+            pipeline = self.redis.pipeline(transaction=False)
+            for job in jobs:
+                if job.result_json is not None:
+                    name = keys.result(job.job_id)
+                    pipeline.set(name, job.result_json, px=job.ttl_ms or ttl_s * 1000)
+                    pipeline.publish(name, job.result_json)
+            num_writes = len(pipeline)
+            for call in calls:
+                _queue_call(pipeline, call)
+            replies = pipeline.execute(raise_on_error=False)
+            for reply in replies[:num_writes]:
+                _raised(reply)
+            return [verdict != "" for verdict in self._parsed(calls, replies[num_writes:], "")]
+
+    def _parsed(self, calls: Sequence[Operation[T]], replies: Sequence[Any], unreadable: T) -> list[T]:
+        return [
+            self.run(call)
+            if isinstance(reply, redis.exceptions.NoScriptError)
+            else unreadable
+            if is_unreadable(reply)
+            else call.parse(_raised(reply))
+            for call, reply in zip(calls, replies, strict=True)
+        ]
+
+
+class JobClosing(NamedTuple):
+    """A job to close. ``ttl_ms`` is the job's own TTL, None for the default."""
+
+    job_id: str
+    queue: str
+    result_json: str | None = None
+    """Celery's result, None if it needs none."""
+    ttl_ms: int | None = None
+
+
+def _queue_call(pipeline: Any, call: Operation[Any]) -> None:
+    pipeline.evalsha(load_script(call.script).sha, len(call.keys), *call.keys, *call.args)
+
+
+class EndedRecord(NamedTuple):
+    record: JobRecord
+    result_json: str | None
+    """Celery's result of the job, if it has one."""
+
+
+def _parse_ended(job_id: str, fields: Any, log: Any, result_json: Any) -> EndedRecord | None:
+    if any(isinstance(each, Exception) for each in (fields, log, result_json)):
+        return None
+    try:
+        record = parse_record(job_id, [fields, log])
+    except ProtocolError:
+        return None
+    return EndedRecord(record, result_json) if record is not None and record.state.is_final else None
 
 
 def _raised(reply: Any) -> Any:

@@ -4,7 +4,7 @@
 
     1 SUBMIT    submit, resume                    10 BEAT     beat
     2 ENQUEUE   broker/sending.py                 11 REAP     job_store.dead_workers, unlock
-    3 POP       the Celery worker                 12 BLAME    in claim
+    3 POP       kombu, workers/queue/backlog.py  12 BLAME    in claim
     4 CLAIM     claim                             13 SWEEP    expire, due, condemn, unlock
     5 MARK      mark                              14 AUDIT    workers, with release
     6 STEP      step                              15 CLIENT   watch, leave, and the stores' read methods

@@ -52,8 +52,8 @@ def test_what_is_lacking_is_named_in_the_words_of_an_acl(target_of):
     (finding,) = rights(target_of("producer", role="worker"))
     assert finding.level == "error"
     assert finding.message == (
-        "the user lacks rights of a worker: +type, +pttl, +hdel, +hexists, +brpop, +blpop, +zrevrange, "
-        "+zrangebyscore, +zrevrangebyscore, +zremrangebyscore, +ltrim, +zcount, +incr, "
+        "the user lacks rights of a worker: +type, +pttl, +hdel, +hexists, +rpop, +brpop, +blpop, "
+        "+zrevrange, +zrangebyscore, +zrevrangebyscore, +zremrangebyscore, +ltrim, +zcount, +incr, "
         "~*.interactive, ~*.batch, "
         "~pf:unacked:*, &/0.celery.pidbox"
     )

@@ -12,6 +12,7 @@ from pagefleet.api.broker.sending import send_message
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import JobState
 from pagefleet.workers.app import AdmissionStep
+from pagefleet.workers.queue.hub_call_queue import HubCallQueue
 from pagefleet.workers.queue.message_gate import MessageGate
 from pagefleet.workers.queue.pooled_message import PooledMessage
 from pagefleet.workers.recovery.reaper import Reaper
@@ -89,12 +90,21 @@ def test_what_the_server_has_popped_is_read_although_the_room_is_gone(store):
         names = SimpleNamespace(
             amqp=SimpleNamespace(queues=names_of["interactive"]), tasks=[keys.GENERATE_TASK]
         )
-        worker = SimpleNamespace(gate=MessageGate(10**6), queues=names_of)
+        worker = SimpleNamespace(
+            gate=MessageGate(10**6), queues=names_of, settings=SimpleNamespace(lease_s=10.0)
+        )
         pool = SimpleNamespace(
-            lanes_with_room=lambda: room, use_channel=lambda _: None, worker=worker, app=names
+            lanes_with_room=lambda: room,
+            room=lambda: dict.fromkeys(room, 1),
+            hub_calls=HubCallQueue(),
+            use_channel=lambda *_: None,
+            worker=worker,
+            app=names,
         )
         AdmissionStep(SimpleNamespace()).start(
-            SimpleNamespace(pool=pool, task_consumer=SimpleNamespace(channel=channel))
+            SimpleNamespace(
+                pool=pool, task_consumer=SimpleNamespace(channel=channel), event_dispatcher=SimpleNamespace()
+            )
         )
         assert channel.qos.can_consume()
         channel.client.connection = channel.client.connection_pool.get_connection()

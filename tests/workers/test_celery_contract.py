@@ -71,7 +71,7 @@ def test_signatures(function, parameters):
 
 
 def test_an_acknowledgement_goes_through_the_channels_qos():
-    """guard_channel replaces ``qos.ack`` on the instance, and held messages get the new channel."""
+    """UnackedMessages replaces ``qos.ack`` on the instance, and held messages get the new channel."""
     source = inspect.getsource(virtual.Channel.basic_ack)
     assert "self.qos.ack(delivery_tag)" in source
     assert "self.channel.basic_ack(self.delivery_tag" in inspect.getsource(Message.ack)
@@ -167,7 +167,7 @@ def test_the_gate_stands_between_a_reply_and_its_consumer():
 
 
 def test_a_message_is_written_down_through_the_channels_qos():
-    """guard_channel replaces ``qos.append`` on the instance; the base class records the message in memory."""
+    """UnackedMessages replaces ``qos.append`` on the instance; the base class keeps the message."""
     assert "self.qos.append(message, message.delivery_tag)" in inspect.getsource(
         virtual.Channel.basic_consume
     )

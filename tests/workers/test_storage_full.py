@@ -14,7 +14,7 @@ from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import StorageFull
 from pagefleet.engine.execution.null_executor import null_token
 from pagefleet.workers.local.local_stack import LocalStack
-from pagefleet.workers.queue.unacked import guard_channel
+from pagefleet.workers.queue.unacked import UnackedMessages
 from pagefleet.workers.threads.polling import wait_until
 
 pytestmark = pytest.mark.alone
@@ -72,7 +72,7 @@ def test_a_message_popped_in_the_last_moment_does_not_end_the_worker(store):
     app = make_celery(store.settings, worker_id="w")
     with app.connection_for_read() as connection:
         channel = connection.default_channel
-        guard_channel(channel)
+        UnackedMessages(channel, lambda: None).guard()
         queue = make_queue("pagefleet.null.interactive")(channel)
         queue.declare()
         delivered = []

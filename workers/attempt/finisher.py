@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import queue
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
 
 from celery import Celery
 
@@ -18,6 +18,10 @@ from pagefleet.workers.queue.canvas import Canvas, stored_context
 from pagefleet.workers.threads.loop_thread import LoopThread
 from pagefleet.workers.threads.outage_retry import OutageRetry
 
+_MAX_BATCH: Final = 64
+_MAX_TOKENS: Final = 8192
+"""Long logs are read one at a time, as they block the server and take memory."""
+
 
 class EndedJob(NamedTuple):
     """A job to close.
@@ -29,6 +33,11 @@ class EndedJob(NamedTuple):
     message: JobMessage
     ended_here: bool
     attempt: ActiveJob | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the job's log, as far as this worker knows."""
+        return 0 if self.attempt is None else sum(len(each.token_ids) for each in self.attempt.choices)
 
 
 class Finisher:
@@ -70,25 +79,69 @@ class Finisher:
         self._ended.put(ended)
 
     def _run(self) -> None:
-        while (ended := self._ended.get()) is not None:
-            message = ended.message
-            try:
-                record = self._retry(functools.partial(self._close, message))
-            except ProtocolError:
-                self._on_unreadable(message)
-                continue
-            if record is None:
-                message.drop()
-            else:
-                self._on_closed(ended, record)
-                message.finish(record)
+        batch = EndedBatch(self._ended)
+        while (ended := batch.take()) is not None:
+            closed = self._close_together(ended) if len(ended) > 1 else [None]
+            for each, record in zip(ended, closed, strict=True):
+                if record is None:
+                    self._close_alone(each)
+                else:
+                    self._settle(each, record)
 
-    def _close(self, message: JobMessage) -> JobRecord | None:
-        record = self._closer.close(message.job_id)
+    def _close_together(self, ended: Sequence[EndedJob]) -> list[JobRecord | None]:
+        """Close jobs in two round trips. Returns None for those that :meth:`_close_alone` must close."""
+        job_ids = [each.message.job_id for each in ended]
+        return self._retry(functools.partial(self._closer.close_together, job_ids))
+
+    def _close_alone(self, ended: EndedJob) -> None:
+        try:
+            record = self._retry(functools.partial(self._closer.close, ended.message.job_id))
+        except ProtocolError:
+            self._on_unreadable(ended.message)
+            return
         if record is None:
-            return None
-        context = message.context if message.has_callbacks else stored_context(record)
-        # At most once: callbacks are lost if the worker dies between the marker and the send.
-        if context is not None and self._store.claim_callbacks(record.job_id):
+            ended.message.drop()
+        else:
+            self._settle(ended, record)
+
+    def _settle(self, ended: EndedJob, record: JobRecord) -> None:
+        message = ended.message
+        try:
+            context = message.context if message.has_callbacks else stored_context(record)
+            # At most once: callbacks are lost if the worker dies between the marker and the send.
+            if context is not None:
+                self._run_callbacks(record, context)
+        except ProtocolError:
+            self._on_unreadable(message)
+            return
+        self._on_closed(ended, record)
+        message.finish(record)
+
+    def _run_callbacks(self, record: JobRecord, context: Any) -> None:
+        if self._retry(functools.partial(self._store.claim_callbacks, record.job_id)):
             self._canvas.run_callbacks(record, context)
-        return record
+
+
+class EndedBatch:
+    """Takes the jobs that wait in a queue, up to a number of jobs and of tokens in their logs."""
+
+    def __init__(self, ended: queue.SimpleQueue[EndedJob | None]) -> None:
+        self._ended = ended
+        self._is_over = False
+
+    def take(self) -> list[EndedJob] | None:
+        """Wait for the next jobs. Returns None after the last."""
+        if self._is_over or (first := self._ended.get()) is None:
+            return None
+        batch, num_tokens = [first], first.num_tokens
+        while len(batch) < _MAX_BATCH and num_tokens < _MAX_TOKENS:
+            try:
+                ended = self._ended.get_nowait()
+            except queue.Empty:
+                break
+            if ended is None:
+                self._is_over = True
+                break
+            batch.append(ended)
+            num_tokens += ended.num_tokens
+        return batch

@@ -47,6 +47,7 @@ from pagefleet.workers.settings import WorkerSettings, let_threads_sleep
     help="Measure only the CPU time and the delay between the engine's steps and a client, with the null "
     "backend.",
 )
+@click.option("--ingest", "part", flag_value="ingest", help="Measure only submits and short jobs per second.")
 @click.option(
     "--through",
     type=click.Choice(["gateway"]),
@@ -76,6 +77,7 @@ def bench(
       pagefleet bench --speculation --rounds 2
       pagefleet bench --plane --rounds 3
       pagefleet bench --through gateway --rounds 3
+      pagefleet bench --ingest --rounds 3
     """
     from pagefleet.engine import LLMEngine
     from pagefleet.workers.app import engine_config
@@ -87,6 +89,11 @@ def bench(
         from pagefleet.workers.bench.plane import run_plane_bench
 
         click.echo(json.dumps(run_plane_bench(num_rounds, _report), indent=2))
+        return
+    if part == "ingest":
+        from pagefleet.workers.bench.ingest import run_ingest_bench
+
+        click.echo(json.dumps(run_ingest_bench(num_rounds, _report), indent=2))
         return
     if through is not None:
         from pagefleet.workers.bench.gateway import run_gateway_bench

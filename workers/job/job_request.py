@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from datetime import datetime
 from typing import Any, Final
 
 from celery.worker.request import Request
+
+logger = logging.getLogger(__name__)
 
 _END_EVENTS: Final = ("task-failed", "task-revoked")
 
@@ -26,6 +29,12 @@ class JobRequest(Request):  # type: ignore[misc]
         self.not_before, self.start_by = _timestamp(self.eta), _timestamp(self.expires)
         self._eta: None = None
         self._expires: None = None
+
+    def acknowledge(self) -> None:
+        """Acknowledge now: Celery would do it in the next turn of its event loop, up to a second later."""
+        if not self.acknowledged:
+            self.message.ack_log_error(logger, self._connection_errors)
+            self.acknowledged: bool = True
 
     def send_event(self, type: str, **fields: Any) -> None:
         if type == "task-started":

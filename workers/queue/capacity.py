@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pagefleet.api.contract.keys import LANES, Lane
+from pagefleet.api.contract.keys import Lane
 from pagefleet.engine import LLMEngine
 
 _RESERVE_TOKENS: Final = 256
@@ -26,8 +26,10 @@ class Capacity:
         self._engine = engine
         self._max_num_seqs = max_num_seqs
 
-    def lanes_with_room(self, num_held: int, num_batch: int) -> list[Lane]:
-        """Return the lanes from which one more message may be taken, interactive first (protocol line 3).
+    def room(self, num_held: int, num_batch: int) -> dict[Lane, int]:
+        """Return how many more messages may be taken from each lane, interactive first (protocol line 3).
+
+        Without messages there is room for one, even if its blocks are not free.
 
         Args:
             num_held: sequences of the messages that are taken and not settled yet.
@@ -36,11 +38,10 @@ class Capacity:
         num_free = self._engine.num_free_blocks
         blocks_per_seq = self._engine.num_required_blocks(_RESERVE_TOKENS)
         num_not_running = max(0, num_held - self._engine.stats().num_running)
-        num_needed = (num_not_running + 1) * blocks_per_seq
-        if num_held >= self._max_num_seqs or not (num_free >= num_needed or num_held == 0):
-            return []
         num_reserved = self._max_num_seqs // _INTERACTIVE_SHARE
-        has_blocks = num_free >= num_needed + num_reserved * blocks_per_seq or num_held == 0
-        if num_batch < self._max_num_seqs - num_reserved and has_blocks:
-            return list(LANES)
-        return ["interactive"]
+        at_least = int(num_held == 0)
+        num_fitting = max(at_least, num_free // blocks_per_seq - num_not_running)
+        interactive = max(0, min(self._max_num_seqs - num_held, num_fitting))
+        num_seats = self._max_num_seqs - num_reserved - num_batch
+        num_fitting = max(at_least, num_fitting - num_reserved)
+        return {"interactive": interactive, "batch": max(0, min(interactive, num_seats, num_fitting))}

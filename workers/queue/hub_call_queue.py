@@ -21,6 +21,8 @@ class HubCallQueue:
     def __init__(self) -> None:
         self._calls: deque[Callable[[], None]] = deque()
         self._hub: Any = None
+        self.after_calls: Callable[[], None] = _do_nothing
+        """Called once after the posted calls of each turn of the hub."""
 
     def attach(self, hub: Any) -> None:
         """Run posted calls on this hub from now on."""
@@ -32,6 +34,10 @@ class HubCallQueue:
         if self._hub is not None:
             self._hub.call_soon(self.run_all)
 
+    def flush_soon(self) -> None:
+        """Let the hub call :attr:`after_calls`."""
+        self.post(_do_nothing)
+
     def wake(self) -> None:
         """Wake the hub from a signal handler.
 
@@ -42,12 +48,17 @@ class HubCallQueue:
 
     def run_all(self) -> None:
         """Run all posted calls; must be called on the hub's thread. A failed call does not stop the next."""
+        if not self._calls:
+            return
         while self._calls:
-            call = self._calls.popleft()
-            try:
-                call()
-            except Exception:
-                logger.exception("a Celery callback failed")
+            self._run(self._calls.popleft())
+        self._run(self.after_calls)
+
+    def _run(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception:
+            logger.exception("a Celery callback failed")
 
 
 def _do_nothing() -> None:

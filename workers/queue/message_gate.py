@@ -28,6 +28,8 @@ from collections.abc import Callable, Collection
 from types import MethodType
 from typing import Any, Final
 
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import loads
 from pydantic import ValidationError
 
 from pagefleet.api.contract.errors import FleetError
@@ -106,6 +108,25 @@ class MessageGate:
         transport._deliver = MethodType(guarded_deliver, transport)
         poller.on_readable = MethodType(guarded_on_readable, poller)
         self._remember_replies(channel.client)
+
+    def examiner(self, tasks: Collection[str]) -> Callable[[bytes, str], Any]:
+        """Return a function that decodes and validates a raw message of a queue.
+
+        It returns what Celery receives: the message, a refusal instead of it, or None.
+
+        Args:
+            tasks: the names of the known tasks.
+        """
+
+        def examine(raw: bytes, queue: str) -> Any:
+            try:
+                message = loads(bytes_to_str(raw))
+            except (ValueError, RecursionError) as error:
+                self._drop(raw, f"it is not JSON ({type(error).__name__})")
+                return None
+            return self._examined(message, queue, tasks)
+
+        return examine
 
     def _remember_replies(self, client: Any) -> None:
         """Keep the raw reply: kombu does not return a message that it cannot decode."""

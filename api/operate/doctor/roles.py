@@ -37,7 +37,7 @@ _PRODUCER: Final = _words(
 )
 _WORKER: Final = _PRODUCER | _words(
     """
-    type pttl hdel hexists brpop blpop ltrim zrevrange zrevrangebyscore zrangebyscore zremrangebyscore
+    type pttl hdel hexists rpop brpop blpop ltrim zrevrange zrevrangebyscore zrangebyscore zremrangebyscore
     zcount incr
     """
 )

@@ -10,6 +10,7 @@ from typing import Final
 
 NAMES: Final = (
     "submit",
+    "pop",
     "claim",
     "mark",
     "step",
