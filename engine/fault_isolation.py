@@ -53,6 +53,11 @@ class FaultIsolation:
                 return SchedulerOutput(part, [], [], [])
         return self._engine.schedule()
 
+    def reschedule(self, scheduler_output: SchedulerOutput) -> SchedulerOutput:
+        """Return the next step instead of one that `schedule` returned and that has unconfirmed
+        sequences."""
+        return self._engine.reschedule(scheduler_output)
+
     def execute(self, scheduler_output: SchedulerOutput) -> list[SequenceOutput]:
         """Compute a step. Raises EngineFailedError if none of its sequences can be computed."""
         part = _running(scheduler_output.scheduled)

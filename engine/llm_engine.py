@@ -219,6 +219,11 @@ class LLMEngine:
         with self.tracer.span("schedule"):
             return self._scheduler.schedule()
 
+    def reschedule(self, scheduler_output: SchedulerOutput) -> SchedulerOutput:
+        """Return the next step instead of one that was not executed, because requests were confirmed."""
+        with self.tracer.span("schedule"):
+            return self._scheduler.reschedule(scheduler_output)
+
     def execute(self, scheduler_output: SchedulerOutput) -> list[SequenceOutput]:
         """Compute a step that `schedule` returned; return the outputs in its order.
 

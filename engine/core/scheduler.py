@@ -169,6 +169,16 @@ class Scheduler:
         self._withdraw_unconfirmed(output)
         return output
 
+    def reschedule(self, output: SchedulerOutput) -> SchedulerOutput:
+        """Return the next step instead of `output`, which is not computed."""
+        for sequence, _ in output.scheduled:
+            if sequence.draft_token_ids and sequence.status is SequenceStatus.RUNNING:
+                self.block_manager.shrink(sequence, sequence.num_tokens)
+                sequence.draft_token_ids = []
+        again = self.schedule()
+        again.first_prefills[:0] = output.first_prefills
+        return again
+
     def update(self, output: SchedulerOutput, sampled: Iterable[Collection[int]]) -> None:
         """Record that a step was computed, with the tokens sampled for each of `output.scheduled`.
 

@@ -273,6 +273,19 @@ def test_a_step_computes_others_while_a_sequence_waits_for_its_confirmation():
     assert step(scheduler) == {"a": 1, "new": 1}
 
 
+def test_a_step_that_is_replaced_has_what_was_confirmed_meanwhile():
+    scheduler = make_scheduler(max_num_drafts=4)
+    for name, is_confirmed in (("old", True), ("new", False), ("later", False)):
+        add(scheduler, name, 5, is_confirmed=is_confirmed)
+    output = scheduler.schedule()
+    output.unconfirmed[0].is_confirmed = True
+    output = scheduler.reschedule(output)
+    # Each first prefill is reported once
+    assert [sequence.request_id for sequence in output.first_prefills] == ["old", "new"]
+    assert [sequence.request_id for sequence in output.unconfirmed] == ["later"]
+    run(scheduler, output)
+
+
 def test_a_step_reports_together_what_it_has_room_for():
     # Given a budget for two of three new sequences, and behind them one that is confirmed
     scheduler = make_scheduler(token_budget=10)
@@ -568,14 +581,26 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def step(self, data: st.DataObject) -> None:
         output = self.schedule()
+        if output.unconfirmed and data.draw(st.booleans()):
+            # Now and then one is confirmed, and another aborted, before the step starts.
+            output.unconfirmed[0].is_confirmed = True
+            if output.scheduled and data.draw(st.booleans()):
+                self.scheduler.abort(output.scheduled[0].sequence)
+            output = self.schedule(output)
         # Now and then a sequence is taken back between a step's decision and its end.
         if output.scheduled and data.draw(st.integers(0, 9)) == 0:
             self.scheduler.abort(data.draw(st.sampled_from(output.scheduled)).sequence)
         self.execute(output)
 
-    def schedule(self) -> SchedulerOutput:
+    def schedule(self, instead_of: SchedulerOutput | None = None) -> SchedulerOutput:
         had_unfinished = self.scheduler.has_unfinished_sequences
-        output = self.scheduler.schedule()
+        if instead_of is None:
+            output = self.scheduler.schedule()
+        else:
+            output = self.scheduler.reschedule(instead_of)
+            self.first_prefills = [
+                sequence for sequence in self.first_prefills if sequence not in instead_of.first_prefills
+            ]
         assert bool(output.scheduled or output.unconfirmed) == had_unfinished, "a step without progress"
         self.reported |= set(output.unconfirmed)
         assert all(sequence.status is SequenceStatus.WAITING for sequence in output.unconfirmed)

@@ -126,6 +126,27 @@ def test_who_is_preempted_takes_no_drafts_along():
     assert sequence.num_computed_tokens == 9
 
 
+def test_a_step_that_is_replaced_leaves_no_blocks_of_drafts():
+    scheduler = make_scheduler(token_budget=9)
+    first, second = add(scheduler, [1, 2, 3]), add(scheduler, [2, 2, 3])
+    step(scheduler, [8], [8])
+    output = scheduler.schedule()
+    assert len(first.block_tables[0].block_ids) == 3
+    # When a newcomer takes the budget
+    scheduler.abort(second)
+    add(scheduler, list(range(8)))
+    output = scheduler.reschedule(output)
+    assert [entry.num_new_tokens for entry in output.scheduled] == [1, 8]
+    assert len(first.block_tables[0].block_ids) == 1
+    scheduler.update(output, [[7], [7]])
+    # When a sequence with drafts has ended
+    output = scheduler.schedule()
+    assert output.scheduled[0].draft_token_ids
+    scheduler.abort(first)
+    scheduler.reschedule(output)
+    scheduler.check_integrity()
+
+
 @pytest.mark.parametrize(("num_others", "num_drafts"), [(0, 6), (60, 0)])
 def test_a_full_batch_has_no_use_for_an_uncertain_guess(num_others, num_drafts):
     """Given guesses of which every second one is right."""

@@ -129,7 +129,7 @@ def test_a_drain_waits_for_the_mark_and_releases_the_job_without_suspicion(store
     assert wait_until(lambda: marks.calls, 60)
     drain = threading.Thread(target=leave, args=(worker,))
     drain.start()
-    assert wait_until(lambda: worker.status().is_draining, 60)
+    assert wait_until(lambda: not worker.pipeline.loop._thread.is_alive(), 60)
     marks.go_on.set()
     drain.join(60)
     assert not drain.is_alive()

@@ -20,6 +20,10 @@ from pagefleet.workers.threads.loop_thread import LoopThread
 logger = logging.getLogger(__name__)
 
 _IDLE_S: Final = 0.1
+_MARK_S: Final = 0.005
+"""How long a step waits at most for the marks of its new requests. A Redis nearby needs about 1 ms. If the
+last marks took longer than this, steps do not wait."""
+_MARK_WEIGHT: Final = 0.2
 
 
 class EngineListener(Protocol):
@@ -90,8 +94,9 @@ class EngineLoop:
         self._metrics = metrics
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._gate = PrefillGate(self._admit)
-        # Requests that the listener is marking.
-        self._unmarked: set[str] = set()
+        # Requests that the listener is marking, and since when.
+        self._unmarked: dict[str, float] = {}
+        self._mean_mark_s = 0.0
         self._is_blocked = False
         self._stopping = False
         self._thread = LoopThread("engine", self._run)
@@ -110,7 +115,8 @@ class EngineLoop:
 
     def confirm(self, request_ids: Sequence[str]) -> None:
         """Let requests be computed, from any thread: they are marked."""
-        self._commands.put(lambda: self._confirm(request_ids))
+        confirmed_at = time.monotonic()
+        self._commands.put(lambda: self._confirm(request_ids, confirmed_at))
 
     def abort(self, request_id: str) -> None:
         """Abort a request, from any thread. It has no output after the current step."""
@@ -149,7 +155,9 @@ class EngineLoop:
     def _step(self) -> None:
         started_at = time.monotonic()
         plan = self._steps.schedule()
-        self._mark(plan)
+        if (request_ids := self._mark(plan)) and plan.scheduled and self._await_marks(request_ids):
+            plan = self._steps.reschedule(plan)
+            self._mark(plan)
         try:
             outputs = self._steps.execute(plan)
         except EngineFailedError as error:
@@ -168,17 +176,34 @@ class EngineLoop:
                 self._gate.on_ended(output.request_id)
         self._report(plan, outputs)
 
-    def _mark(self, plan: SchedulerOutput) -> None:
+    def _mark(self, plan: SchedulerOutput) -> list[str]:
+        """Let the listener mark requests that the step has room for; return those that are new."""
         waiting = dict.fromkeys(sequence.request_id for sequence in plan.unconfirmed)
         request_ids = [each for each in waiting if each not in self._unmarked]
         if request_ids:
-            self._unmarked.update(request_ids)
+            self._unmarked |= dict.fromkeys(request_ids, time.monotonic())
             self._listener.before_prefill(request_ids)
+        return request_ids
 
-    def _confirm(self, request_ids: Sequence[str]) -> None:
+    def _await_marks(self, request_ids: Sequence[str]) -> bool:
+        """Wait a moment for the marks, if the last ones were fast; return whether one came.
+
+        A request that misses this step is a suspect for a whole step longer, and its first token comes a step
+        later."""
+        deadline = time.monotonic() + _MARK_S
+        while self._mean_mark_s < _MARK_S and any(each in self._unmarked for each in request_ids):
+            try:
+                self._commands.get(timeout=max(0.0, deadline - time.monotonic()))()
+            except queue.Empty:
+                break
+        return not all(each in self._unmarked for each in request_ids)
+
+    def _confirm(self, request_ids: Sequence[str], confirmed_at: float) -> None:
         for request_id in request_ids:
             self._engine.confirm(request_id)
-            self._unmarked.discard(request_id)
+            asked_at = self._unmarked.pop(request_id, None)
+            if asked_at is not None:
+                self._mean_mark_s += _MARK_WEIGHT * (confirmed_at - asked_at - self._mean_mark_s)
 
     def _report(self, plan: SchedulerOutput, outputs: Sequence[SequenceOutput]) -> None:
         if outputs:
@@ -211,7 +236,7 @@ class EngineLoop:
 
     def _abort(self, request_id: str) -> None:
         self._engine.abort(request_id)
-        self._unmarked.discard(request_id)
+        self._unmarked.pop(request_id, None)
         self._gate.on_started(request_id)
         self._gate.on_ended(request_id)
 
