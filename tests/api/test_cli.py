@@ -110,6 +110,11 @@ class TestAMissingExtra:
             f"Error: `pagefleet {arguments[0]}` is not installed: run {pip_command(['worker'])}\n"
         )
 
+    def test_a_subcommand_is_named_with_its_group(self):
+        done = self.run("models", "families")
+        assert done.returncode == 1
+        assert done.stderr.startswith("Error: `pagefleet models families` is not installed: run ")
+
     def test_the_others_work(self):
         done = self.run("generate", "--help")
         assert done.returncode == 0
