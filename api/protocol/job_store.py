@@ -26,8 +26,8 @@ from pagefleet.api.protocol.operation_types import (
     Limits,
     Operation,
     Schedule,
-    StepItem,
-    StepReply,
+    StepBatch,
+    StepReplies,
     Submitted,
 )
 from pagefleet.api.protocol.producer_store import ProducerStore
@@ -107,9 +107,9 @@ class JobStore(ProducerStore):
         """
         return self.run(operations.mark(worker_id, epochs))
 
-    def step(self, worker_id: str, items: Sequence[StepItem]) -> list[StepReply]:
+    def step(self, worker_id: str, batch: StepBatch) -> StepReplies:
         """Append and publish the tokens of the last steps, for many jobs at once (line 6, STEP)."""
-        return self.run(operations.step(worker_id, items))
+        return self.run(operations.step(worker_id, batch))
 
     def end(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -81,22 +81,27 @@ class Claim(NamedTuple):
     """Seconds since the job was enqueued."""
 
 
-class StepItem(NamedTuple):
-    """One choice's part of a STEP. Without tokens, ``entry`` may be empty: the reply has the job's flags."""
+@dataclass(slots=True)
+class StepBatch:
+    """The arguments of one STEP as columns. An item is one choice's part; one without tokens asks for the
+    job's flags."""
 
-    job_id: str
-    epoch: int
-    choice: int
-    base: int
-    num_tokens: int
-    """Tokens in ``entry``."""
-    entry: str
-    """A :class:`LogEntry` as JSON."""
-    finish_reason: str | None = None
-    num_prompt_tokens: int | None = None
-    """Only when the engine has just accepted the job."""
-    num_cached_tokens: int = 0
-    """Set together with ``num_prompt_tokens``."""
+    keys: list[str] = field(default_factory=list)
+    """The hash and the log of each item's job."""
+    epochs: list[int] = field(default_factory=list)
+    choices: list[int] = field(default_factory=list)
+    bases: list[int] = field(default_factory=list)
+    """Index of each item's first token among those of its choice."""
+    counts: list[int] = field(default_factory=list)
+    entries: list[str] = field(default_factory=list)
+    """Each item's tokens: a :class:`LogEntry` as JSON. May be empty if there are none."""
+    reasons: list[tuple[int, str]] = field(default_factory=list)
+    """The finish reasons of items that end their choice. Items are counted from 1."""
+    accepted: list[tuple[int, int, int]] = field(default_factory=list)
+    """The numbers of prompt tokens and cached tokens of items whose job the engine has just accepted."""
+
+    def __len__(self) -> int:
+        return len(self.entries)
 
 
 class StepStatus(StrEnum):
@@ -119,6 +124,10 @@ class StepReply(NamedTuple):
 
     status: StepStatus
     num_tokens: int
+
+
+StepReplies = list[int | StepReply]
+"""One for each item of a STEP. A number means ``OK``: the length of the log now."""
 
 
 class CancelVerdict(StrEnum):

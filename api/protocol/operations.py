@@ -19,7 +19,7 @@ synchronous and the asynchronous store send the same calls.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +36,8 @@ from pagefleet.api.protocol.operation_types import (
     Limits,
     Operation,
     Schedule,
-    StepItem,
+    StepBatch,
+    StepReplies,
     StepReply,
     StepStatus,
     Submitted,
@@ -183,38 +184,22 @@ def mark(worker_id: str, epochs: dict[str, int]) -> Operation[set[str]]:
     )
 
 
-def step(worker_id: str, items: Sequence[StepItem]) -> Operation[list[StepReply]]:
-    """STEP (protocol line 6): append and publish tokens. The replies are in the order of the items.
-
-    The numbers of all items are one argument: a server takes about as long for each argument as for one of
-    the commands of a script.
-    """
-    ids, epochs, choices, bases, counts, entries, reasons, accepted, cached = zip(*items, strict=True)
+def step(worker_id: str, batch: StepBatch) -> Operation[StepReplies]:
+    """STEP (protocol line 6): append and publish tokens. The replies are in the order of the items."""
+    # One argument for all numbers: a server takes about as long for ten arguments as for a command.
     columns = {
-        "epochs": epochs,
-        "choices": choices,
-        "bases": bases,
-        "counts": counts,
-        "reasons": [(item, reason) for item, reason in enumerate(reasons, 1) if reason is not None],
-        "accepted": [
-            (item, num_prompt_tokens, cached[item - 1])
-            for item, num_prompt_tokens in enumerate(accepted, 1)
-            if num_prompt_tokens is not None
-        ],
+        "epochs": batch.epochs,
+        "choices": batch.choices,
+        "bases": batch.bases,
+        "counts": batch.counts,
+        "reasons": batch.reasons,
+        "accepted": batch.accepted,
     }
-    return Operation(
-        "step",
-        [key for job_id in ids for key in (keys.job(job_id), keys.log(job_id))],
-        [worker_id, json.dumps(columns), *entries],
-        lambda reply: [_parse_step(each) for each in reply],
-    )
+    return Operation("step", batch.keys, [worker_id, json.dumps(columns), *batch.entries], _parse_step)
 
 
-def _parse_step(reply: int | list[Any]) -> StepReply:
-    if isinstance(reply, int):
-        return StepReply(StepStatus.OK, reply)
-    status, num_tokens = reply
-    return StepReply(StepStatus(status), num_tokens)
+def _parse_step(reply: list[Any]) -> StepReplies:
+    return [each if type(each) is int else StepReply(StepStatus(each[0]), each[1]) for each in reply]
 
 
 def end(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from step_items import step_item
+from step_items import StepItem, step_batch, step_replies
 
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import (
@@ -46,16 +46,16 @@ def item(base, num_tokens, *, job_id="j", epoch=1, choice=0, reason=None, accept
     entry = LogEntry(
         choice=choice, offset=base, token_ids=ids, texts=[f"<{i}>" for i in ids], finish_reason=reason
     )
-    return step_item(job_id, epoch, choice, base, entry, accepted)
+    return StepItem(job_id, epoch, choice, base, entry, accepted)
 
 
 def entry_of(sent):
     """The entry of an item, as a reader gets it."""
-    return parse_event("t", sent.entry)
+    return parse_event("t", sent.entry.to_json())
 
 
 def step(store, *items, worker_id="w1"):
-    replies = store.step(worker_id, items)
+    replies = step_replies(store.step(worker_id, step_batch(items)))
     return replies[0] if len(items) == 1 else replies
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from step_items import step_item
+from step_items import StepItem, step_batch
 
 from pagefleet.api import JobDead, JobNotFound, JobState
 from pagefleet.api.broker.celery_app import make_celery
@@ -81,7 +81,7 @@ def refused_letter(store):
     store.claim(["old"], "w1", CARD.fingerprint.model_dump_json())
     first = LogEntry(choice=0, offset=0, token_ids=[7, 8], texts=["a", "b"], finish_reason="stop")
     second = LogEntry(choice=1, offset=0, token_ids=[9], texts=["c"])
-    store.step("w1", [step_item("old", 1, 0, 0, first, 5), step_item("old", 1, 1, 0, second)])
+    store.step("w1", step_batch([StepItem("old", 1, 0, 0, first, 5), StepItem("old", 1, 1, 0, second)]))
     store.release("old", "w1", 1)
     (claim,) = store.claim(["old"], "w1", OTHER.model_dump_json())
     assert claim.verdict is ClaimVerdict.REFUSED

@@ -25,7 +25,7 @@ from job_store_helpers import (
     step,
     submit,
 )  # fmt: skip
-from step_items import step_item
+from step_items import StepItem, step_batch
 
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.errors import ProtocolError, StorageFull
@@ -387,7 +387,7 @@ class TestStep:
 
     def test_a_step_without_tokens_asks_for_flags(self, store):
         running(store)
-        ask = step_item("j", 1, 0, 0, None)
+        ask = StepItem("j", 1, 0, 0, None)
         assert step(store, ask) == (StepStatus.OK, 0)
         store.cancel("j")
         assert step(store, ask) == (StepStatus.CANCEL, 0)
@@ -428,7 +428,9 @@ class TestStep:
     def test_a_wrong_number_of_one_item_changes_nothing_for_any(self, store, column, value, ear):
         running(store, "a")
         running(store, "b")
-        good = operations.step("w1", [item(0, 1, job_id="a", accepted=1), item(0, 1, job_id="b", accepted=1)])
+        good = operations.step(
+            "w1", step_batch([item(0, 1, job_id="a", accepted=1), item(0, 1, job_id="b", accepted=1)])
+        )
         worker, columns, *entries = good.args
         args = [worker, json.dumps(json.loads(columns) | {column: value}), *entries]
         before = everything(store)
@@ -440,7 +442,7 @@ class TestStep:
     def test_tokens_without_an_entry_change_nothing(self, store):
         running(store, "a")
         running(store, "b")
-        good = operations.step("w1", [item(0, 1, job_id="a"), item(0, 1, job_id="b")])
+        good = operations.step("w1", step_batch([item(0, 1, job_id="a"), item(0, 1, job_id="b")]))
         before = everything(store)
         with pytest.raises(redis_py.ResponseError, match="step: "):
             store.run(Operation("step", good.keys, [*good.args[:-1], ""], list))
@@ -450,7 +452,7 @@ class TestStep:
     def test_too_few_arguments_change_nothing(self, store, cut):
         running(store, "a")
         running(store, "b")
-        good = operations.step("w1", [item(0, 1, job_id="a"), item(0, 1, job_id="b")])
+        good = operations.step("w1", step_batch([item(0, 1, job_id="a"), item(0, 1, job_id="b")]))
         before = everything(store)
         with pytest.raises(redis_py.ResponseError):
             store.run(Operation("step", good.keys, good.args[cut], list))

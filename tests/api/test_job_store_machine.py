@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from step_items import step_item
+from step_items import StepItem, step_batch, step_replies
 
 from pagefleet.api.client.stream import StreamState
 from pagefleet.api.contract import keys
@@ -86,7 +86,7 @@ class Memory:
 
     epoch: int = 0
     tokens: list[int] = field(default_factory=list)
-    sent: list[tuple[object, LogEntry]] = field(default_factory=list)
+    sent: list[StepItem] = field(default_factory=list)
 
 
 class TwoWorkersOneClient(RuleBasedStateMachine):
@@ -198,13 +198,13 @@ class TwoWorkersOneClient(RuleBasedStateMachine):
         memory.tokens = (memory.tokens + new)[:TOTAL]
         self.send(worker, base)
         if reply_is_lost:
-            self.check_step(worker, *memory.sent[-1])
+            self.check_step(worker, memory.sent[-1])
 
     @precondition(lambda self: any(memory.sent for memory in self.memories.values()))
     @rule(data=st.data())
     def an_old_step_arrives_late(self, data):
         worker = data.draw(st.sampled_from([w for w, memory in self.memories.items() if memory.sent]))
-        self.check_step(worker, *data.draw(st.sampled_from(self.memories[worker].sent)))
+        self.check_step(worker, data.draw(st.sampled_from(self.memories[worker].sent)))
 
     def send(self, worker, base):
         memory = self.memories[worker]
@@ -213,19 +213,19 @@ class TwoWorkersOneClient(RuleBasedStateMachine):
         entry = LogEntry(
             offset=base, token_ids=ids, texts=[f"<{token}>" for token in ids], finish_reason=reason
         )
-        item = step_item(self.job_id, memory.epoch, 0, base, entry)
-        memory.sent.append((item, entry))
-        reply = self.check_step(worker, item, entry)
+        item = StepItem(self.job_id, memory.epoch, 0, base, entry)
+        memory.sent.append(item)
+        reply = self.check_step(worker, item)
         if reply.status is StepStatus.BEHIND:
             self.send(worker, reply.num_tokens)
 
-    def check_step(self, worker, item, entry):
-        (reply,) = self.store.step(worker, [item])
-        rules, base, ids = self.rules, item.base, entry.token_ids
+    def check_step(self, worker, item):
+        (reply,) = step_replies(self.store.step(worker, step_batch([item])))
+        rules, base, ids = self.rules, item.base, item.entry.token_ids
         mine = (rules.owner, rules.epoch) == (worker, item.epoch)
         if not rules.state:
             expected = (StepStatus.GONE, 0)
-        elif mine and rules.state == "D" and entry.finish_reason:
+        elif mine and rules.state == "D" and item.entry.finish_reason:
             expected = (StepStatus.OK, len(rules.tokens))
         elif not mine or rules.state != "R":
             expected = (StepStatus.FENCED, 0)
@@ -237,7 +237,7 @@ class TwoWorkersOneClient(RuleBasedStateMachine):
                 rules.fruitless = 0
                 if rules.suspect:
                     self.clear_suspicion(worker)
-            if entry.finish_reason:
+            if item.entry.finish_reason:
                 self.clear_suspicion(worker)
                 rules.end("D")
             cancelled = rules.cancel and rules.state == "R"

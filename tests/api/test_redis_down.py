@@ -12,7 +12,7 @@ import time
 
 import pytest
 import redis as redis_py
-from step_items import step_item
+from step_items import StepItem, step_batch, step_replies
 
 from pagefleet.api import AsyncFleetClient, FleetClient, FleetSettings, RedisUnavailable
 from pagefleet.api.broker.celery_app import make_celery
@@ -242,7 +242,9 @@ class HandWorker:
     def _send(self, base, reason):
         ids = list(range(base, self.num_tokens))
         entry = LogEntry(offset=base, token_ids=ids, texts=[f"<{i}>" for i in ids], finish_reason=reason)
-        (reply,) = self.store.step("w", [step_item(self.job_id, self.epoch, 0, base, entry)])
+        (reply,) = step_replies(
+            self.store.step("w", step_batch([StepItem(self.job_id, self.epoch, 0, base, entry)]))
+        )
         if reply.status is StepStatus.BEHIND:
             self._send(reply.num_tokens, reason)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, Final
 
 from protocol.world import JOB_IDS, NUM_TOKENS, WORKER_IDS
-from step_items import step_item
+from step_items import StepItem, step_batch, step_replies
 
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.messages import Fingerprint, GenerateRequest, JobState, LogEntry, WorkerStatus
@@ -72,12 +73,17 @@ def step(worker: int, job: int, epoch: int, base: int, made: int) -> Operation[A
     ids = list(range(base, made))
     reason = "length" if made == NUM_TOKENS else None
     entry = LogEntry(offset=base, token_ids=ids, texts=["x"] * len(ids), finish_reason=reason)
-    return operations.step(WORKER_IDS[worker], [step_item(JOB_IDS[job], epoch, 0, base, entry)])
+    return _step(worker, StepItem(JOB_IDS[job], epoch, 0, base, entry))
 
 
 def ask(worker: int, job: int, epoch: int) -> Operation[Any]:
     """A STEP that brings nothing: does it pass the fence?"""
-    return operations.step(WORKER_IDS[worker], [step_item(JOB_IDS[job], epoch, 0, 0, None)])
+    return _step(worker, StepItem(JOB_IDS[job], epoch, 0, 0, None))
+
+
+def _step(worker: int, item: StepItem) -> Operation[Any]:
+    call = operations.step(WORKER_IDS[worker], step_batch([item]))
+    return replace(call, parse=lambda reply: step_replies(call.parse(reply)))
 
 
 def end(worker: int, job: int, epoch: int, state: str) -> Operation[Any]:

@@ -12,7 +12,7 @@ import urllib.request
 import pytest
 from harness import leave, make_worker, submit
 from prometheus_client.parser import text_string_to_metric_families
-from step_items import step_item
+from step_items import StepItem, step_batch
 
 from pagefleet.api import FleetClient
 from pagefleet.api.contract.errors import ConfigurationError
@@ -97,7 +97,7 @@ class TestOfJobsThatEnd:
         store.beat(other, 30)
         (claim,) = store.claim(["j"], "other", worker.card.fingerprint.model_dump_json())
         entry = LogEntry(offset=0, token_ids=[null_token(7, 0, 0)], texts=["?"])
-        store.step("other", [step_item("j", claim.epoch, 0, 0, entry)])
+        store.step("other", step_batch([StepItem("j", claim.epoch, 0, 0, entry)]))
         store.release("j", "other", claim.epoch)
         worker.put(message)
         assert message.last_answer()[0] == "ended"

@@ -8,7 +8,7 @@ import time
 import uuid
 
 import pytest
-from step_items import step_item
+from step_items import StepItem, step_batch
 
 from pagefleet.api import FleetClient, JobDead, JobState
 from pagefleet.api.broker.celery_app import make_celery
@@ -154,7 +154,7 @@ def begin_elsewhere(store, app, fingerprint, seed):
     store.beat(WorkerStatus(worker_id="old", model="null", host="h", pid=1, started_at=0.0), 60)
     store.claim([job_id], "old", fingerprint.model_dump_json())
     entry = LogEntry(offset=0, token_ids=tokens(seed)[:1], texts=[""])
-    store.step("old", [step_item(job_id, 1, 0, 0, entry, 1)])
+    store.step("old", step_batch([StepItem(job_id, 1, 0, 0, entry, 1)]))
     store.release(job_id, "old", 1)
     send_message(app, job_id, queue, request.priority)
     return job_id

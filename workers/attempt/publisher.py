@@ -16,12 +16,13 @@ from typing import Final
 from pagefleet.api.contract.errors import FleetError, JobFailed, RedisUnavailable, StorageFull
 from pagefleet.api.contract.messages import JobState
 from pagefleet.api.protocol.job_store import JobStore
-from pagefleet.api.protocol.operation_types import StepItem, StepReply, StepStatus
+from pagefleet.api.protocol.operation_types import StepReply, StepStatus
 from pagefleet.engine import FinishReason, SequenceOutput
 from pagefleet.engine.execution.step_tracer import NO_TRACER, StepTracer
 from pagefleet.engine.outputs import StepOutput
 from pagefleet.workers.attempt.attempt_endings import AttemptEndings
-from pagefleet.workers.attempt.step_batches import step_batches
+from pagefleet.workers.attempt.step_batches import UnsentBatch, step_batches
+from pagefleet.workers.job.active_choice import ActiveChoice
 from pagefleet.workers.job.active_job import ActiveJob
 from pagefleet.workers.job.step_columns import step_columns
 from pagefleet.workers.observe.metrics import Metrics
@@ -196,14 +197,15 @@ class Publisher:
             held = {name: job for name, job in before.items() if self._jobs.get(name) is job}
             self._unsent |= {name: job for name, job in held.items() if job.has_unsent}
 
-    def _send(self, batch: Sequence[tuple[ActiveJob, StepItem]]) -> None:
-        items = [item for _, item in batch]
-        with self._tracer.span("publish", num_items=len(items)):
-            replies = self._retry(lambda: self._store.step(self._worker_id, items), reraise=StorageFull)
+    def _send(self, unsent: UnsentBatch) -> None:
+        batch = unsent.batch
+        with self._tracer.span("publish", num_items=len(batch)):
+            replies = self._retry(lambda: self._store.step(self._worker_id, batch), reraise=StorageFull)
         now = time.monotonic()
-        for (job, item), reply in zip(batch, replies, strict=True):
+        for (job, choice), reply in zip(unsent.choices, replies, strict=True):
             job.last_sent_at = now
-            self._on_reply(job, item, reply)
+            if self._jobs.get(job.request_id) is job:
+                self._on_reply(job, choice, reply)
 
     def _observe_latency(self) -> None:
         """From the end of the oldest step with unsent tokens to Redis's reply."""
@@ -211,24 +213,25 @@ class Publisher:
             self._metrics.on_published(time.monotonic() - self._unsent_since)
             self._unsent_since = None
 
-    def _on_reply(self, job: ActiveJob, item: StepItem, reply: StepReply) -> None:
-        if self._jobs.get(job.request_id) is not job:
-            return
-        choice = job.choices[item.choice]
-        if not 0 <= reply.num_tokens <= len(choice.token_ids):
+    def _on_reply(self, job: ActiveJob, choice: ActiveChoice, reply: int | StepReply) -> None:
+        num_tokens = reply if isinstance(reply, int) else reply.num_tokens
+        if not 0 <= num_tokens <= len(choice.token_ids):
             # Only this attempt appends, so the count in the hash must be corrupt.
             self._remove(job)
             self._endings.give_up_unreadable(job)
             return
         job.accepted_sent = True
-        choice.num_sent = reply.num_tokens
-        match reply.status:
-            case StepStatus.OK:
-                if item.finish_reason is not None:
-                    choice.has_ended = True
-                    if job.has_ended:
-                        self._remove(job)
-                        self._endings.complete(job)
+        choice.num_sent = num_tokens
+        if not isinstance(reply, int):
+            self._on_verdict(job, reply.status)
+        elif choice.finish_reason is not None:
+            choice.has_ended = True
+            if job.has_ended:
+                self._remove(job)
+                self._endings.complete(job)
+
+    def _on_verdict(self, job: ActiveJob, status: StepStatus) -> None:
+        match status:
             case StepStatus.BEHIND:
                 self._unsent[job.request_id] = job
             case StepStatus.CANCEL:
@@ -240,7 +243,7 @@ class Publisher:
                 self._endings.give_up_unreadable(job)
             case StepStatus.FENCED | StepStatus.GONE:
                 self._remove(job)
-                self._endings.lose(job, reply.status)
+                self._endings.lose(job, status)
 
     def _mark_and_confirm(self) -> None:
         """MARK what is queued, in one call."""

@@ -43,11 +43,11 @@ class ActiveChoice:
     def next_entry(self) -> str:
         """Return everything that the log does not contain yet, as the JSON of a :class:`LogEntry`."""
         begin = self.num_sent
-        is_first = begin == 0 and bool(self.token_ids)
-        has_prompt = is_first and (self.prompt_logprobs is not None or self.prompt_token_ids is not None)
+        has_prompt = begin == 0 and (self.prompt_logprobs is not None or self.prompt_token_ids is not None)
         if self.logprobs is None and self.finish_reason is None and not has_prompt:
             # Most entries, one for each token of each stream: a model of pydantic takes ten times as long.
             return plain_entry_json(self.index, begin, self.token_ids[begin:], self.texts[begin:])
+        is_first = begin == 0 and bool(self.token_ids)
         return LogEntry(
             choice=self.index,
             offset=begin,

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pagefleet.api.contract import keys
 from pagefleet.api.contract.keys import Lane
 from pagefleet.api.protocol.job_record import JobRecord
-from pagefleet.api.protocol.operation_types import StepItem
 from pagefleet.engine import FinishReason
 from pagefleet.engine.outputs import TokenLogprobs
 from pagefleet.workers.job.active_choice import ActiveChoice
@@ -93,8 +93,12 @@ class ActiveJob:
     overwritten.
     """
 
+    keys: tuple[str, str] = field(init=False)
+    """The names of the job's hash and log."""
+
     def __post_init__(self) -> None:
         self.request_id = f"{self.job_id}#{self.serial}"
+        self.keys = (keys.job(self.job_id), keys.log(self.job_id))
 
     @property
     def has_tokens(self) -> bool:
@@ -145,30 +149,12 @@ class ActiveJob:
         choice = self.choices[index]
         choice.finish_reason, choice.stop_reason = finish_reason.value, stop_reason
 
-    def next_items(self) -> list[StepItem]:
-        """Return the items of the next STEP: everything that the log does not contain yet.
+    def choices_to_send(self) -> list[ActiveChoice]:
+        """Return the choices of the next STEP: those with something that the log does not contain yet.
 
-        At least one item for an unfinished job, because its reply reports a cancel or a passed deadline.
+        At least one for an unfinished job, because its reply reports a cancel or a passed deadline.
         """
+        if len(self.choices) == 1 and not self.choices[0].has_ended:
+            return self.choices
         unsent = [choice for choice in self.choices if choice.has_unsent]
-        if not unsent:
-            unsent = [choice for choice in self.choices if not choice.has_ended][:1]
-        num_prompt_tokens = None if self.accepted_sent else self.num_prompt_tokens
-        items = []
-        for choice in unsent:
-            base = choice.num_sent
-            items.append(
-                StepItem(
-                    self.job_id,
-                    self.epoch,
-                    choice.index,
-                    base,
-                    len(choice.token_ids) - base,
-                    choice.next_entry(),
-                    choice.finish_reason,
-                    num_prompt_tokens,
-                    self.num_cached_tokens,
-                )
-            )
-            num_prompt_tokens = None
-        return items
+        return unsent or [choice for choice in self.choices if not choice.has_ended][:1]
