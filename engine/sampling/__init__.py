@@ -12,7 +12,7 @@ The path of a token, in the order of the calls:
 5. logits_processor.py: `process_logits` applies the grammar's masks and the rules to the logits.
 6. top_tokens.py: `row_max` is the greedy choice; `RankedRows` and `keep_top_mass` rank only
    the part of the vocabulary that is needed.
-7. token_draw.py: `draw_tokens` applies temperature, min_p, top_k, top_p and typical_p, and draws.
+7. token_draw.py: `TokenDraw` applies temperature, min_p, top_k, top_p and typical_p, and draws.
 8. philox.py: the uniform number of a draw, a function of (seed, choice, position).
 9. row_sums.py: float64 sums of weights, and the inverse CDF that turns the uniform number into a token.
 

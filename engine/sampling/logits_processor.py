@@ -38,20 +38,15 @@ def process_logits(
     rules: Sequence[RowRules],
     masks: GrammarMasks | None = None,
 ) -> torch.Tensor:
-    """Return a copy [M, vocab] of logits[indices], changed by the rules and masks of these rows.
-
-    `indices` is ascending and has every row that has rules or a mask.
-    """
-    places = np.searchsorted(indices, [each.row for each in rules]).tolist()
-    ruled = [each._replace(row=place) for each, place in zip(rules, places, strict=True)]
+    """Return a copy [M, vocab] of logits[indices], changed by rules and masks, which number its rows."""
     copied = logits.index_select(0, torch.from_numpy(indices).to(logits.device))
     copied = copied.to(torch.promote_types(logits.dtype, torch.float32))
     if masks is not None and len(masks.rows):
-        _apply_masks(copied, np.searchsorted(indices, masks.rows), masks.packed)
-    _apply_allowed_token_ids(copied, [each for each in ruled if each.rules.allowed is not None])
-    _apply_forbidden(copied, ruled)
-    _apply_bias(copied, [each for each in ruled if len(each.rules.bias)])
-    _apply_penalties(copied, ruled)
+        _apply_masks(copied, masks.rows, masks.packed)
+    _apply_allowed_token_ids(copied, [each for each in rules if each.rules.allowed is not None])
+    _apply_forbidden(copied, rules)
+    _apply_bias(copied, [each for each in rules if len(each.rules.bias)])
+    _apply_penalties(copied, rules)
     return copied
 
 

@@ -9,8 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 _NUM_ROUNDS = 10
-_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
-_KEY_STEPS = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
+_MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
+_KEY_STEPS = np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint64) * np.arange(
+    _NUM_ROUNDS, dtype=np.uint64
+).reshape(-1, 1, 1)
+"""[rounds, 2, 1]: what each round adds to the key."""
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 
@@ -22,14 +25,13 @@ def philox4x32(counter: Words, key: Words) -> Words:
 
     A word is a uint64 [N] below 2**32.
     """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(_NUM_ROUNDS):
+    # Even and odd words of the counter, each [2, N]: few operations, because each costs more than its words.
+    even, odd = np.array(counter[::2]), np.array(counter[1::2])
+    for round_key in (np.array(key) + _KEY_STEPS) & _LOW:
         # The products of two 32-bit words fit into 64 bits.
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (p1 >> _HALF) ^ c1 ^ k0, p1 & _LOW, (p0 >> _HALF) ^ c3 ^ k1, p0 & _LOW
-        k0, k1 = (k0 + _KEY_STEPS[0]) & _LOW, (k1 + _KEY_STEPS[1]) & _LOW
-    return c0, c1, c2, c3
+        products = even * _MULTIPLIERS
+        even, odd = (products[::-1] >> _HALF) ^ odd ^ round_key, products[::-1] & _LOW
+    return even[0], odd[0], even[1], odd[1]
 
 
 def uniforms(seeds: ArrayLike, choices: ArrayLike, positions: ArrayLike) -> NDArray[np.float64]:

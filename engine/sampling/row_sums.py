@@ -6,11 +6,35 @@ and then over the blocks, which takes a tenth of the time. Sums are float64.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-__all__ = ["block_sum", "inverse_cdf", "inverse_cdf_in_blocks", "running_sum"]
+__all__ = [
+    "BLOCK",
+    "Scratch",
+    "block_sum",
+    "block_sums",
+    "inverse_cdf",
+    "inverse_cdf_in_blocks",
+    "running_sum",
+]
 
 BLOCK = 256
+
+
+class Scratch:
+    """Memory that passes over whole rows use again on a CPU, where fresh memory costs as much as the pass."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, torch.Tensor] = {}
+
+    def get(self, name: str, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return memory of the shape of `like`, which the next call with this name uses again."""
+        held = self._held.get(name)
+        if held is None or held.dtype != dtype or held.numel() < like.numel():
+            held = self._held[name] = torch.empty(like.numel(), dtype=dtype)
+        return held[: like.numel()].view(like.shape)
 
 
 def running_sum(weights: torch.Tensor) -> torch.Tensor:
@@ -18,9 +42,9 @@ def running_sum(weights: torch.Tensor) -> torch.Tensor:
     return weights.cumsum(dim=-1, dtype=torch.float64)
 
 
-def block_sum(weights: torch.Tensor) -> torch.Tensor:
+def block_sum(weights: torch.Tensor, scratch: Scratch | None = None) -> torch.Tensor:
     """Return float64 [N]: the sum of each row of [N, vocab], added in blocks."""
-    return running_sum(_block_sums(weights))[:, -1]
+    return running_sum(block_sums(weights, scratch))[:, -1]
 
 
 def inverse_cdf(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -30,23 +54,35 @@ def inverse_cdf(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     return _search(sums, uniform * sums[:, -1])
 
 
-def inverse_cdf_in_blocks(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Like `inverse_cdf`, for a whole vocabulary: finds the block, then the token in it."""
-    sums = running_sum(_block_sums(weights))
+def inverse_cdf_in_blocks(
+    sums: torch.Tensor,
+    uniform: torch.Tensor,
+    vocab_size: int,
+    weights_of: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Like `inverse_cdf`, for a whole vocabulary: finds the block, then the token in it.
+
+    Args:
+        sums: `block_sums` of the weights.
+        weights_of: returns each row's weights in its columns [N, BLOCK].
+    """
+    sums = running_sum(sums)
     target = uniform * sums[:, -1]
     block = _search(sums, target)
     before = torch.where(block > 0, sums.gather(1, (block - 1).clamp(min=0)[:, None])[:, 0], 0.0)
-    columns = block[:, None] * BLOCK + torch.arange(BLOCK, device=weights.device)
-    is_in_vocabulary = columns < weights.shape[-1]
-    inside = weights.gather(1, columns.clamp(max=weights.shape[-1] - 1)) * is_in_vocabulary
+    columns = block[:, None] * BLOCK + torch.arange(BLOCK, device=sums.device)
+    inside = weights_of(columns.clamp(max=vocab_size - 1)) * (columns < vocab_size)
     return block * BLOCK + _search(running_sum(inside), target - before)
 
 
-def _block_sums(weights: torch.Tensor) -> torch.Tensor:
+def block_sums(weights: torch.Tensor, scratch: Scratch | None = None) -> torch.Tensor:
     """Return float64 [N, ceil(vocab / BLOCK)]."""
     end = weights.shape[-1] // BLOCK * BLOCK
-    full = weights[:, :end].reshape(len(weights), end // BLOCK, BLOCK)
-    sums = full.sum(dim=-1, dtype=torch.float64)
+    full = weights[:, :end]
+    if scratch is not None:
+        # sum() would convert them too, but into fresh memory.
+        full = scratch.get("wide", full, torch.float64).copy_(full)
+    sums = full.view(len(weights), end // BLOCK, BLOCK).sum(dim=-1, dtype=torch.float64)
     if end == weights.shape[-1]:
         return sums
     return torch.cat([sums, running_sum(weights[:, end:])[:, -1:]], dim=-1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,12 +36,12 @@ class GrammarMasks(NamedTuple):
     """The tokens that grammars allow, for the rows that have a grammar."""
 
     rows: RowIndices
-    """[M], ascending."""
+    """[M]"""
     packed: NDArray[np.int32]
     """[M, ceil(vocab / 32)]: bit t % 32 of word t // 32 is set if the row may have token t."""
 
     def take(self, index: RowIndices) -> GrammarMasks:
-        """Return the masks of these rows, which are ascending, with their new row numbers."""
+        """Return the masks of these rows, each of which comes once, with their new row numbers."""
         _, new, old = np.intersect1d(index, self.rows, assume_unique=True, return_indices=True)
         return GrammarMasks(new, self.packed[old])
 
@@ -61,7 +61,7 @@ class SamplingBatch:
     position: NDArray[np.int64]
     """Index of the drawn token among the sequence's output tokens."""
     rules: Sequence[RowRules] = ()
-    """For the rows that have rules, in ascending order."""
+    """For the rows that have rules."""
 
     @classmethod
     def empty(cls, num_rows: int) -> SamplingBatch:
@@ -92,11 +92,11 @@ class SamplingBatch:
     def __len__(self) -> int:
         return len(self.temperature)
 
-    def take(self, index: NDArray[Any]) -> SamplingBatch:
-        """Return copies of some rows. If there are rules, `index` is ascending and has each row once."""
+    def take(self, index: RowIndices | slice) -> SamplingBatch:
+        """Return some rows. If there are rules, `index` has each row at most once."""
         rules: list[RowRules] = []
         if self.rules:
-            new_rows = {int(old): new for new, old in enumerate(index)}
+            new_rows = {old: new for new, old in enumerate(np.arange(len(self))[index].tolist())}
             rules = [each._replace(row=new_rows[each.row]) for each in self.rules if each.row in new_rows]
         return SamplingBatch(
             temperature=self.temperature[index],

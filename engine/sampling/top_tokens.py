@@ -6,7 +6,8 @@ any length. This module does not know what the numbers mean.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,93 +21,151 @@ GROUP = 16
 """Tokens per group in `RankedRows`: the groups' maxima bound the search for the top tokens."""
 BLOCK = 512
 """Neighbouring tokens per block in `row_max`."""
+MAX_HOST_ROWS = 16
+"""Rows that the host ranks at a time, so that they stay in the processor's cache."""
+MIN_GROUPED_ROWS = 6
+"""Fewer rows are ranked one by one on the host, with fewer operations."""
 NUM_BINS = 2048
 BINS_PER_NAT = 64
 """Of `keep_top_mass`: a bin spans a factor of 1.016 in weight; the last one has all weights beyond e^-32."""
 
 
-class TopTokens:
-    """The highest tokens of some rows, in the order of the ranking: `values` and `ids`, both [N, count].
+class TopTokens(NamedTuple):
+    """The highest tokens of some rows, in the order of the ranking; both are [N, count]."""
 
-    `sorted_ids` [N, count] has the same ids in ascending order.
-    """
-
-    def __init__(self, values: torch.Tensor, ids: torch.Tensor) -> None:
-        self.values = values
-        self.ids = ids
-        self.sorted_ids, self._order = ids.sort(dim=-1)
-
-    def by_id(self, ranked: torch.Tensor) -> torch.Tensor:
-        """Reorder a [N, count] from the order of `ids` to that of `sorted_ids`."""
-        return ranked.gather(1, self._order)
+    values: torch.Tensor
+    ids: torch.Tensor
 
 
 class RankedRows:
-    """Rows [N, vocab] whose highest tokens are found on request.
+    """Some of the rows [M, vocab] of a contiguous tensor, whose highest tokens are found on request.
 
     Args:
         rows: are read in place, not copied.
-        indices, replacements: `replacements[i]` is used instead of `rows[indices[i]]`.
+        index: [N], the rows in the order in which the methods number them. None: all rows.
+        on_host: whether numpy ranks, which takes a fraction of the time on a CPU. It does not change a token.
     """
 
-    def __init__(
-        self, rows: torch.Tensor, indices: Ids | None = None, replacements: torch.Tensor | None = None
-    ) -> None:
+    def __init__(self, rows: torch.Tensor, index: Ids | None = None, *, on_host: bool) -> None:
         self.vocab_size, self.device = rows.shape[-1], rows.device
         self.dtype = torch.promote_types(rows.dtype, torch.float32)
-        self._rows = list(rows.unbind())
-        self._maxima = _maxima(rows).to(self.dtype)
-        if indices is not None and replacements is not None:
-            for index, row in zip(indices.tolist(), replacements.unbind(), strict=True):
-                self._rows[index] = row
-            self._maxima[torch.from_numpy(indices).to(self.device)] = _maxima(replacements)
+        self._rows = rows
+        self._index = np.arange(len(rows)) if index is None else index
+        self._device_index = torch.from_numpy(self._index).to(self.device)
+        self._on_host = on_host
+        self._maxima: torch.Tensor | None = None
 
-    def max(self) -> NDArray[np.float64]:
+    def max(self) -> torch.Tensor:
         """Return float64 [N]: the maximum of each row, NaN if the row contains one."""
-        result: NDArray[np.float64] = self._maxima.amax(dim=1).double().cpu().numpy()
-        return result
+        return self._group_maxima().amax(dim=1).double()
 
-    def take(self, indices: Ids) -> torch.Tensor:
-        """Return a copy of some rows, in float32 or wider."""
-        taken = torch.empty(len(indices), self.vocab_size, dtype=self.dtype, device=self.device)
-        for row, index in zip(taken.unbind(), indices.tolist(), strict=True):
-            row.copy_(self._rows[index])
-        return taken
+    def take(self, some: Ids) -> torch.Tensor:
+        """Return these rows in float32 or wider. They may be views: do not change them."""
+        return self._take(some).to(self.dtype)
 
-    def top(self, indices: Ids, count: int) -> TopTokens:
+    def gather(self, columns: torch.Tensor) -> torch.Tensor:
+        """Return [N, M]: the numbers of the first N rows in their columns [N, M], in float32 or wider."""
+        flat = self._device_index[: len(columns), None] * self.vocab_size + columns
+        return self._rows.view(-1).take(flat).to(self.dtype)
+
+    def top(self, some: Ids, count: int) -> TopTokens:
         """Return the `count` highest tokens of these rows, ties by ascending id.
 
         Of several tokens that tie with the last one, any may be left out.
         """
-        return (self._top_on_host if self.device.type == "cpu" else self._top_on_device)(indices, count)
+        return (self._top_on_host if self._on_host else self._top_on_device)(some, count)
 
-    def _top_on_device(self, indices: Ids, count: int) -> TopTokens:
-        values, ids = self.take(indices).topk(count, sorted=False)
+    def _take(self, some: Ids) -> torch.Tensor:
+        index = self._index[some]
+        if (index[1:] == index[:-1] + 1).all():
+            return self._rows[index[0] : index[0] + len(index)]
+        return self._rows.index_select(0, torch.from_numpy(index).to(self.device))
+
+    def _group_maxima(self) -> torch.Tensor:
+        """Return [N, groups]."""
+        if self._maxima is None:
+            rows = np.arange(len(self._index))
+            parts = _slices(len(rows), MAX_HOST_ROWS if self._on_host else len(rows))
+            self._maxima = torch.cat([_maxima(self._take(rows[part])) for part in parts]).to(self.dtype)
+        return self._maxima
+
+    def _top_on_device(self, some: Ids, count: int) -> TopTokens:
+        values, ids = self.take(some).topk(count, sorted=False)
         ids, order = ids.sort(dim=-1)
         values, order = values.gather(1, order).sort(dim=-1, descending=True, stable=True)
         return TopTokens(values, ids.gather(1, order))
 
-    def _top_on_host(self, indices: Ids, count: int) -> TopTokens:
-        """Row by row with numpy, in half of the time that torch takes."""
-        maxima = self._maxima.numpy()
-        values = np.empty((len(indices), count), dtype=maxima.dtype)
-        ids = np.empty((len(indices), count), dtype=np.int64)
-        # One buffer for all rows, so that it stays in the processor's cache.
-        buffer = torch.empty(self.vocab_size, dtype=self.dtype)
-        is_candidate = np.empty(self.vocab_size, dtype=np.bool_)
-        for i, index in enumerate(indices.tolist()):
-            held = self._rows[index]
-            row = (held if held.dtype == self.dtype else buffer.copy_(held)).numpy()
-            bound = _nth_highest(maxima[index] if maxima.shape[1] >= count else row, count)
-            # At least `count` tokens reach the count-th highest maximum, and seldom many more.
-            candidates = np.flatnonzero(np.greater_equal(row, bound, out=is_candidate))
-            if len(candidates) > 2 * count:
-                candidates = _drop_ties(candidates, row, bound, count)
-            negated = -row[candidates]
-            order = negated.argsort(kind="stable")[:count]
-            values[i] = -negated[order]
-            ids[i] = candidates[order]
-        return TopTokens(torch.from_numpy(values), torch.from_numpy(ids))
+    def _top_on_host(self, some: Ids, count: int) -> TopTokens:
+        ids = np.empty((len(some), count), dtype=np.int64)
+        maxima = self._group_maxima().numpy()
+        is_grouped = (
+            len(some) >= MIN_GROUPED_ROWS
+            and self.dtype == torch.float32
+            and 2 * count * GROUP <= self.vocab_size
+        )
+        for place in _slices(len(some), MAX_HOST_ROWS):
+            rows = some[place]
+            if is_grouped:
+                is_found, ids[place] = self._top_in_groups(self._index[rows], maxima[rows], count)
+            else:
+                is_found = np.zeros(len(rows), dtype=np.bool_)
+            for missing in np.flatnonzero(~is_found):
+                row = self._rows[int(self._index[rows[missing]])].to(self.dtype).numpy()
+                ids[place][missing] = _top_of_row(row, maxima[rows[missing]], count)
+        flat = torch.from_numpy(self._index[some][:, None] * self.vocab_size + ids)
+        return TopTokens(self._rows.view(-1).take(flat).to(self.dtype), torch.from_numpy(ids))
+
+    def _top_in_groups(
+        self, rows: Ids, maxima: NDArray[np.float32], count: int
+    ) -> tuple[NDArray[np.bool_], Ids]:
+        """Return bool [N] and int64 [N, count]: whether a row was ranked, and the ids of its highest tokens.
+
+        At least `count` tokens reach the count-th highest maximum, and seldom many more: only rows with many
+        ties are not ranked. Only the groups whose maximum reaches it are read.
+        """
+        num_groups = self.vocab_size // GROUP
+        bound = np.partition(maxima, -count, axis=1)[:, -count, None]
+        reaches = maxima >= bound
+        num_reaching = reaches.sum(axis=1)
+        is_found = (num_reaching >= count) & (num_reaching <= 2 * count)
+        reaches[~is_found] = False
+        place, group = np.nonzero(reaches)
+        ids = group[:, None] + num_groups * np.arange(GROUP)
+        values = self._rows.view(-1).take(torch.from_numpy(rows[place][:, None] * self.vocab_size + ids))
+        values_of = values.float().numpy()
+        is_candidate = values_of >= bound[place]
+        # After the groups come the last tokens, alone: number g is the token g + (GROUP - 1) * num_groups.
+        is_candidate[group >= num_groups, :-1] = False
+        found = np.flatnonzero(is_candidate)
+        place, ids = place[found // GROUP], ids.reshape(-1)[found]
+        # Sorted as integers: first the inverted value, then the id. Adding 0.0 makes -0.0 equal to 0.0.
+        bits = (values_of.reshape(-1)[found] + np.float32(0)).view(np.int32)
+        key = ((~(bits ^ ((bits >> 31) & 0x7FFFFFFF))).astype(np.int64) << 32) | ids
+        starts = np.searchsorted(place, np.arange(len(rows)))
+        column = np.arange(len(place)) - starts[place]
+        width = max(count, int(column.max(initial=0)) + 1)
+        keys = np.full((len(rows), width), np.iinfo(np.int64).max)
+        keys[place, column] = key
+        keys.sort(axis=1)
+        return is_found, np.minimum(keys[:, :count] & 0xFFFFFFFF, self.vocab_size - 1)
+
+
+def _slices(num_rows: int, size: int) -> Iterator[slice]:
+    for start in range(0, num_rows, size):
+        yield slice(start, min(start + size, num_rows))
+
+
+def _top_of_row(row: NDArray[Any], maxima: NDArray[Any], count: int) -> Ids:
+    """Return the ids of the `count` highest tokens of one row, which all tokens may be."""
+    bound = _nth_highest(maxima if len(maxima) >= count else row, count)
+    candidates = np.flatnonzero(row >= bound)
+    if len(candidates) > 2 * count:
+        candidates = _drop_ties(candidates, row, bound, count)
+    if len(candidates) < count:
+        # The row has a NaN, so its ranking is not used.
+        return np.zeros(count, dtype=np.int64)
+    ranked: Ids = candidates[(-row[candidates]).argsort(kind="stable")[:count]]
+    return ranked
 
 
 def _nth_highest(values: NDArray[Any], n: int) -> Any:

@@ -16,7 +16,7 @@ from sampling_rows import SamplingRow, sample
 from pagefleet.engine.sampling.logit_rules import make_logit_rules
 from pagefleet.engine.sampling.philox import philox4x32, uniforms
 from pagefleet.engine.sampling.reference_sampler import ReferenceSampler
-from pagefleet.engine.sampling.row_sums import inverse_cdf, inverse_cdf_in_blocks
+from pagefleet.engine.sampling.row_sums import block_sums, inverse_cdf, inverse_cdf_in_blocks
 from pagefleet.engine.sampling.sampling_batch import GrammarMasks
 from pagefleet.engine.sampling.sampling_params import SamplingParams
 
@@ -311,7 +311,13 @@ def test_both_inversions_find_the_first_sum_above(num_tokens, seed, has_holes):
     uniform = np.array([0.0, 2.0**-53, 0.25, 0.5, 0.75, 1 - 2.0**-53, rng.random()])
     sums = weights.cumsum(axis=1)
     expected = [int(np.flatnonzero(row > u * row[-1])[0]) for row, u in zip(sums, uniform, strict=True)]
-    for find in (inverse_cdf, inverse_cdf_in_blocks):
+
+    def by_blocks(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        return inverse_cdf_in_blocks(
+            block_sums(weights), uniform, num_tokens, lambda columns: weights.gather(1, columns)
+        )
+
+    for find in (inverse_cdf, by_blocks):
         assert find(torch.from_numpy(weights), torch.from_numpy(uniform)).tolist() == expected
         found = find(torch.from_numpy(weights).float() / 3, torch.from_numpy(uniform)).tolist()
         assert all(weights[i, token_id] > 0 for i, token_id in enumerate(found))
