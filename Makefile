@@ -12,7 +12,7 @@ PIP_INSTALL := install --quiet --disable-pip-version-check $(addprefix --constra
 # Waiting OpenMP threads sleep, because the cores are shared (ops/decisions/0003).
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo tool-model tool-model-test test test-slow test-newest constraints check lint types imports pytest pytest-slow prometheus
+.PHONY: help kernels demo tool-model tool-model-test test test-slow test-newest constraints check lint types imports pytest pytest-slow prometheus
 .PHONY: families-page release-check browser litellm peers screenshots protocol-check bench chaos chaos-model chaos-gateway soak garbage structured
 .PHONY: compose-test clean
 
@@ -23,6 +23,7 @@ help:
 	@echo "make test-newest  run make test with the newest versions that pyproject.toml allows, in a separate environment"
 	@echo "make constraints  write the versions that make test-newest tried to constraints.txt"
 	@echo "make check   run ruff, typos, mypy and import-linter"
+	@echo "make kernels  compile the kernels of the CPU backend again after a change"
 	@echo "make bench   measure the engine and the whole fleet in turn (about 10 minutes)"
 	@echo "make sync-client  generate the synchronous client from the asynchronous one"
 	@echo "make protocol-check  run the job protocol through all orders of events on a real server (about 5 minutes)"
@@ -53,6 +54,9 @@ $(STAMP): pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/pip
 $(DEV_STAMP): pyproject.toml $(CONSTRAINTS) $(STAMP)
 	$(BIN)/pip $(PIP_INSTALL) -e '.[worker,local,gateway,monitor,mistral,dev]'
 	@touch $@
+
+kernels: $(DEV_STAMP)
+	$(BIN)/python -c 'import setuptools; setuptools.setup()' --quiet build_ext --inplace
 
 demo: $(STAMP)
 	@$(BIN)/pagefleet demo

@@ -10,7 +10,7 @@ from pagefleet.engine.errors import ConfigError
 __all__ = ["BACKENDS", "DTYPES", "EngineConfig", "NullOptions"]
 
 DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
-BACKENDS = ("reference", "null")
+BACKENDS = ("reference", "cpu", "null")
 
 MIN_NULL_VOCAB_SIZE = 259
 """The byte tokenizer has 256 bytes and 3 special tokens."""
@@ -72,6 +72,7 @@ class EngineConfig:
     device: str = "cpu"
     """A torch device, such as "cpu" or "cuda:0"."""
     backend: str = "reference"
+    """One of `BACKENDS`. "cpu": kernels in C++, on CPUs only."""
     block_size: int = 16
     """Tokens per block of the KV cache."""
     num_blocks: int | None = None

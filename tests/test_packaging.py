@@ -84,6 +84,7 @@ def test_the_wheel_has_every_module_script_and_marker(wheel):
             for path in (ROOT / top).rglob(pattern):
                 place = str(path.relative_to(ROOT)).removeprefix("api/pagefleet/")
                 assert f"pagefleet/{place}" in names
+    assert [name for name in names if name.startswith("pagefleet/engine/backends/cpu/_kernels.")]
 
 
 def test_the_sdist_has_the_packages_and_no_tests(tmp_path):
@@ -103,6 +104,8 @@ def test_the_sdist_has_the_packages_and_no_tests(tmp_path):
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"api/pagefleet/__init__.py", "api/protocol/scripts/claim.lua", "workers/py.typed"} <= names
+    kernels = {str(path.relative_to(ROOT)) for path in (ROOT / "engine/backends/cpu/kernels").iterdir()}
+    assert kernels <= names
     assert not [name for name in names if name.startswith(("tests", "ops", "docs", "."))]
 
 

@@ -39,8 +39,10 @@ class WorkerSettings(FleetSettings):
         None, description="Name of the model in requests. Default: derived from `model`."
     )
     aliases: list[str] = Field(default_factory=list, description="Further names of the model in requests.")
-    backend: Literal["reference", "null"] = Field(
-        "reference", description="Backend that runs the model; null generates made-up tokens, for tests."
+    backend: Literal["reference", "cpu", "null"] = Field(
+        "reference",
+        description="Backend that runs the model: reference, for any device; cpu, with kernels in C++; null "
+        "generates made-up tokens, for tests.",
     )
     dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Data type of the computation; auto selects by checkpoint and device."

@@ -102,6 +102,11 @@ class Backend(ABC, Generic[PlanT, WeightT]):
         self.device = device
         self.dtype = dtype
 
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The name in the model's fingerprint: it changes with everything that can change a token."""
+
     # -- loading the model ---------------------------------------------------------------
 
     def pack_table(self, table: torch.Tensor) -> torch.Tensor:

@@ -56,6 +56,10 @@ class ModelRunner(Executor):
         return self._source.device
 
     @property
+    def backend_name(self) -> str:
+        return self._model.backend.name
+
+    @property
     def spec(self) -> ModelSpec:
         return self._model.spec
 

@@ -62,11 +62,13 @@ def load(config: EngineConfig, report: Report | None = None) -> LoadedModel:
     generation = read_generation_config(checkpoint.folder)
     eos_token_ids = end_token_ids(generation, checkpoint.config, tokenizer)
     with stages.time("weights"):
-        source = ModelSource(checkpoint.folder, checkpoint.config, device, dtype, config.max_model_len)
+        source = ModelSource(
+            checkpoint.folder, checkpoint.config, device, dtype, config.max_model_len, config.backend
+        )
         runner = ModelRunner(source, eos_token_ids)
         check_vocabulary(tokenizer, runner.spec.vocab_size)
     with stages.time("fingerprint"):
-        fingerprint = _fingerprint(checkpoint, template, source, runner.spec.variant, config.backend)
+        fingerprint = _fingerprint(checkpoint, template, source, runner.spec.variant, runner.backend_name)
     longest = runner.spec.max_model_len
     max_model_len = min(config.max_model_len or longest, longest)
     with stages.time("warm_up"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pagefleet.engine.backends.reference import ReferenceBackend
+from pagefleet.engine.backends.choice import new_backend
 from pagefleet.engine.models.model import Model
 from pagefleet.engine.models.registry import load_model
 
@@ -24,9 +24,10 @@ class ModelSource:
     dtype: torch.dtype
     max_model_len: int | None = None
     """The context length that the user wants, in tokens. None: the model's."""
+    backend: str = "reference"
 
     @torch.inference_mode()
     def load(self) -> Model:
         """Load the weights; return the model. Raises ModelLoadError."""
-        backend = ReferenceBackend(self.device, self.dtype)
+        backend = new_backend(self.backend, self.device, self.dtype)
         return load_model(self.config, self.folder, backend, self.max_model_len)

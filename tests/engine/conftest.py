@@ -5,7 +5,9 @@ Whatever is slow to compute is computed once: a test that needs a reference shar
 
 from __future__ import annotations
 
+import importlib
 import json
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -14,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
+from pagefleet.engine.backends.cpu.native import Library
 from pagefleet.engine.config import EngineConfig
 from pagefleet.engine.execution.executor import LoadedModel
 from pagefleet.engine.llm_engine import LLMEngine
@@ -24,6 +28,7 @@ from pagefleet.engine.text.tokenizer import ByteTokenizer
 # Tests import their helpers from this folder.
 sys.path.insert(0, str(Path(__file__).parent))
 
+ROOT = Path(__file__).parents[2]
 SMOLLM2 = "smollm2-135m-instruct"
 
 _TINY: dict[str, Any] = {
@@ -49,6 +54,31 @@ TINY_CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"head_dim": 24}),
 }
+
+
+@pytest.fixture(scope="session")
+def kernels() -> Library:
+    """The C++ library of the CPU backend, compiled again if its sources have changed."""
+    from pagefleet.engine.backends.cpu.native import load_library
+
+    (ROOT / "build").mkdir(exist_ok=True)
+    with FileLock(ROOT / "build" / "kernels.lock"):
+        _compile_kernels()
+    library = load_library()
+    assert library is not None, "there is no C++ compiler"
+    return library
+
+
+def _compile_kernels() -> None:
+    from pagefleet.engine.backends.cpu.native import find_library
+
+    sources = (ROOT / "engine" / "backends" / "cpu" / "kernels").glob("*.?pp")
+    compiled = find_library()
+    if compiled is None or compiled.stat().st_mtime < max(path.stat().st_mtime for path in sources):
+        command = [sys.executable, "-c", "import setuptools; setuptools.setup()", "build_ext", "--inplace"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        importlib.invalidate_caches()
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,7 @@ from family_harness import (
 )
 
 from pagefleet.engine import EngineRequest, LLMEngine, SamplingParams
+from pagefleet.engine.backends.cpu.native import Library
 from pagefleet.engine.errors import ModelLoadError
 
 __all__ = ["DIFFERS", "FamilyChecks", "Variant"]
@@ -129,6 +130,13 @@ class FamilyChecks(Family):
     def test_logits_and_tokens_equal_those_of_transformers(self, case: Case) -> None:
         """Given prompts of uneven lengths in small steps, side by side."""
         compare(case.engine(max_num_batched_tokens=CHUNK), case.texts)
+
+    @everyday
+    def test_cpu_backend(self, case: Case, kernels: Library) -> None:
+        """The kernels in C++ give transformers' logits and tokens, too."""
+        engine = case.engine(backend="cpu", max_num_batched_tokens=CHUNK)
+        assert engine.info.fingerprint.backend == f"cpu {kernels.targets[0]}"
+        compare(engine, case.texts)
 
     def test_whole_prompts(self, case: Case) -> None:
         engine = case.engine()

@@ -258,7 +258,7 @@ class Case:
         self.family = family
         self.variant = variant
         self.folder = folder
-        self._loaded: dict[str, LoadedModel] = {}
+        self._loaded: dict[tuple[str, str], LoadedModel] = {}
         self.oracle = self._make_oracle()
         self._check_options()
         save(self.oracle.model, folder)
@@ -314,11 +314,12 @@ class Case:
         *,
         num_blocks: int = NUM_BLOCKS,
         folder: Path | None = None,
+        backend: str = "reference",
         **options: Any,
     ) -> LLMEngine:
         """Return a new engine without speculation and with empty books.
 
-        The model is loaded once for each dtype, by the loader that workers use.
+        The model is loaded once for each dtype and backend, by the loader that workers use.
 
         Args:
             folder: of another checkpoint. It is loaded each time.
@@ -326,16 +327,17 @@ class Case:
         """
         fields = {"num_speculative_tokens": 0, "max_num_batched_tokens": 512, **options}
         if folder is not None:
-            loaded = self._load(folder, dtype)
+            loaded = self._load(folder, dtype, backend)
         else:
-            loaded = self._loaded[dtype] = self._loaded.get(dtype) or self._load(self.folder, dtype)
+            found = self._loaded.get((dtype, backend))
+            loaded = self._loaded[dtype, backend] = found or self._load(self.folder, dtype, backend)
         info = replace(loaded.info, num_blocks=num_blocks)
         return LLMEngine(replace(loaded, info=info), EngineConfig(model=str(self.folder), **fields))
 
-    def _load(self, folder: Path, dtype: str) -> LoadedModel:
+    def _load(self, folder: Path, dtype: str, backend: str) -> LoadedModel:
         config = EngineConfig(
-            model=str(folder), dtype=dtype, block_size=BLOCK_SIZE, num_blocks=NUM_BLOCKS, num_threads=1,
-            max_model_len=self.variant.max_model_len,
+            model=str(folder), dtype=dtype, backend=backend, block_size=BLOCK_SIZE, num_blocks=NUM_BLOCKS,
+            num_threads=1, max_model_len=self.variant.max_model_len,
         )  # fmt: skip
         return load(config)
 

@@ -1,0 +1,30 @@
+// The kernels for avx512_bfloat16, with products of pairs of bfloat16.
+#include "standard.hpp"
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")
+#endif
+#define PAGEFLEET_BFLOAT16_PRODUCTS
+namespace pagefleet {
+namespace avx512_bfloat16 {
+#include "simd_avx512.hpp"
+#include "float_elements.hpp"
+#include "products.hpp"
+#include "attention.hpp"
+#include "norms.hpp"
+#include "rotation.hpp"
+#include "elementwise.hpp"
+#include "kernels.hpp"
+}  // namespace avx512_bfloat16
+
+extern const Kernels avx512_bfloat16_kernels[2];
+const Kernels avx512_bfloat16_kernels[2] = {avx512_bfloat16::kernels_of<avx512_bfloat16::Bfloat16>(), avx512_bfloat16::kernels_of<avx512_bfloat16::Float32>()};
+}  // namespace pagefleet
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif
