@@ -154,6 +154,24 @@ MISTAKES = [
         "a job that is gone is STARTED for ever",
     ),
     Mistake(
+        "MARK makes no suspect",
+        (Broken("mark", "redis.call('HSET', KEYS[index], 'suspect', '1')", ""),),
+        begun(),
+        "a first prefill reached the device without a mark",
+    ),
+    Mistake(
+        "MARK does not list the suspect",
+        (Broken("mark", "redis.call('SADD', KEYS[1], id)", ""),),
+        begun(),
+        "a suspect does not stand in its worker's list",
+    ),
+    Mistake(
+        "MARK has no fence",
+        (Broken("mark", "if job[1] == 'R' and job[2] == ARGV[1] and job[3] == epoch then", "if true then"),),
+        begun("pause"),
+        "a suspect does not stand in its worker's list",
+    ),
+    Mistake(
         "STEP does not clear the suspicion with the first token",
         (Broken("step", "if job[9] == '1' then", "if false then"),),
         unattended(),

@@ -111,6 +111,9 @@ class Fate(Actor):
         after = state.spend("rollback")._replace(**kept._asdict(), snapshot=None)
         for worker in range(len(after.workers)):
             after = drop_connection(after, worker)
+            runs = after.workers[worker].runs
+            runs = tuple(run and run._replace(is_forgotten=True) for run in runs)
+            after = after.with_worker(worker, runs=runs)
         for job in range(len(after.clients)):
             after = after.with_client(job, is_subscribed=False)
         return Move("server: KILLED, BACK WITHOUT WHAT IT HAD NOT SYNCED", FAULT, after)

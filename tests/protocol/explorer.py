@@ -43,12 +43,16 @@ class Report:
 
 
 class World:
-    """All actors: which moves a state has."""
+    """All actors: which moves a state has.
 
-    def __init__(self, server: ScriptServer) -> None:
+    Args:
+        worker: another one only to see that the checker notices its mistakes.
+    """
+
+    def __init__(self, server: ScriptServer, worker: type[Worker] = Worker) -> None:
         self.server = server
         self.invariants = Invariants(server)
-        workers = [Worker(server, index) for index in range(len(WORKER_IDS))]
+        workers = [worker(server, index) for index in range(len(WORKER_IDS))]
         self._actors = [
             Clients(server), *workers, Reaper(server), Auditor(server), Sweeper(server), Fate(server),
         ]  # fmt: skip

@@ -26,7 +26,30 @@ class Invariants:
         """What is wrong in a state."""
         if state.keyspace not in self._of_keyspace:
             self._of_keyspace[state.keyspace] = list(_of_keyspace(self.server[state.keyspace]))
-        return [*self._of_keyspace[state.keyspace], *_of_clients(state), *self._of_fence(state)]
+        return [
+            *self._of_keyspace[state.keyspace],
+            *_of_clients(state),
+            *self._of_fence(state),
+            *self._of_first_prefills(state),
+        ]
+
+    def _of_first_prefills(self, state: State) -> Iterator[str]:
+        """Each job in its first prefill is a suspect, and a solo job is the only one."""
+        keyspace = self.server[state.keyspace]
+        for worker_id, worker in zip(WORKER_IDS, state.workers, strict=True):
+            suspects = []
+            for job_id, run in zip(JOB_IDS, worker.runs, strict=False):
+                fields = keyspace.job(job_id) or {}
+                owner, epoch = fields.get("owner"), fields.get("epoch")
+                if run is None or run.is_forgotten or fields.get("state") != "R":
+                    continue
+                if (owner, epoch) == (worker_id, str(run.epoch)) and keyspace.has_lease(worker_id):
+                    if fields["suspect"] == "1":
+                        suspects.append(run.is_solo)
+                    elif run.is_begun and not run.made:
+                        yield "a first prefill reached the device without a mark"
+            if len(suspects) > 1 and any(suspects):
+                yield "a solo job is a suspect beside another one"
 
     def _of_fence(self, state: State) -> Iterator[str]:
         """Asked of the script itself, not of the hash that it looks at."""
@@ -94,7 +117,7 @@ class Invariants:
         company = self._suspects_with(before, was["owner"])
         if blame > 0 and job not in company:
             yield "a bystander was blamed"
-        if blame > 0 and company - {job} and was.get("solo") != "1":
+        if blame > 0 and company - {job}:
             yield "one of several suspects was blamed"
         if blame == 0 and company == {job} and now.get("solo") != "1":
             yield "the only suspect was neither blamed nor left alone for its next try"

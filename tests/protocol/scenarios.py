@@ -59,7 +59,7 @@ def _begin(server: ScriptServer, state: State) -> State:
     for job in range(len(state.queue)):
         keyspace, reply, _ = server.run(state.keyspace, calls.claim, 0, job)
         state = state._replace(keyspace=keyspace).unack(0, job, 1)
-        state = state.with_run(0, job, Run(reply.epoch, RUNNING))
+        state = state.with_run(0, job, Run(reply.epoch, RUNNING, is_solo=reply.solo))
     return state
 
 
@@ -137,6 +137,8 @@ LONG = [
     begun_pair("death"),
     begun_pair("drain"),
     begun_pair("engine failure"),
+    begun_pair("death", solo="1"),
+    begun_pair("engine failure", solo="1"),
     Scenario(("engine failure", "engine failure")),
     Scenario(("engine failure", "death")),
 ]  # fmt: skip

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from protocol.broken_scripts import MISTAKES
+from protocol.broken_workers import WORKER_MISTAKES
 from protocol.explorer import Explorer, World, walk
 from protocol.scenarios import CAPS, MIXED, ONE_FAULT, SAMPLED, SCHEDULED, Scenario, begun_pair, unattended
 from protocol.script_server import ScriptServer
 
 QUICK = [
-    *ONE_FAULT, *CAPS, *SCHEDULED, *MIXED, begun_pair(),
+    *ONE_FAULT, *CAPS, *SCHEDULED, *MIXED, begun_pair(), begun_pair(solo="1"),
     pytest.param(begun_pair("death"), marks=pytest.mark.slow),
 ]  # fmt: skip
 WALKED = [Scenario(("pause",)), Scenario(("rollback",)), *SAMPLED]
@@ -59,6 +60,13 @@ def test_a_broken_script_is_noticed(redis_server, mistake):
         )
     finally:
         scripts.disconnect()
+    assert any(mistake.finds in sentence for sentence in report.violations), str(report)
+
+
+@pytest.mark.parametrize("mistake", WORKER_MISTAKES, ids=lambda mistake: mistake.worker.__name__)
+def test_a_worker_that_marks_wrongly_is_noticed(script_server, mistake):
+    explorer = Explorer(World(script_server, mistake.worker), until_wrong=True)
+    report = explorer.explore(mistake.scenario.first_state(script_server))
     assert any(mistake.finds in sentence for sentence in report.violations), str(report)
 
 

@@ -118,12 +118,16 @@ class Worker(Actor):
             yield Move(named(self.index, "CONNECTION DROP"), FAULT, after)
 
     def _engine_failed(self, state: State) -> State:
-        """What its last step computed become suspects, tokens or not, and the worker ends: it gives its lease
-        up. What is claimed and not computed yet is released."""
-        for job, run in enumerate(state.workers[self.index].runs):
-            if run is not None and run.stage == RUNNING:
+        """Jobs of the last step become suspects: those in their first prefill, or else those with tokens that
+        were no suspects before. The others are released, and the worker ends and gives its lease up."""
+        runs = state.workers[self.index].runs
+        running = [job for job, run in enumerate(runs) if run is not None and run.stage == RUNNING]
+        starting = [job for job in running if runs[job].is_begun and not runs[job].made]
+        suspects = starting or [job for job in running if runs[job].made and not runs[job].is_solo]
+        for job, run in enumerate(runs):
+            if job in suspects:
                 state, _ = self.call(state, calls.mark, self.index, job, run.epoch)
-            elif run is not None and run.stage == CLAIMED:
+            elif run is not None and run.stage in (CLAIMED, RUNNING):
                 state = self._release(state, job)
         return self._ended(self._without_lease(state), DEAD)
 
@@ -156,7 +160,7 @@ class Worker(Actor):
         match reply.verdict:
             case ClaimVerdict.CLAIMED:
                 (n,) = reply.num_tokens
-                run = Run(reply.epoch, CLAIMED if n else RUNNING, made=n, sent=n)
+                run = Run(reply.epoch, CLAIMED if n else RUNNING, made=n, sent=n, is_solo=reply.solo)
                 return state.with_run(self.index, job, run)
             case ClaimVerdict.FINAL | ClaimVerdict.ENDED:
                 return state.with_run(self.index, job, Run(0, CLOSING))
@@ -174,8 +178,10 @@ class Worker(Actor):
         elif run.stage == RUNNING and is_up:
             if run.made or run.is_marked:
                 yield from self._or_reply_lost(state, self._step, job, "step")
-            else:
+            elif self._may_mark(state, job, run):
                 yield from self._or_reply_lost(state, self._mark, job, "mark")
+            if not run.made:
+                yield from self._first_prefill(state, job, run)
         elif run.stage == ENDING:
             yield from self._or_reply_lost(state, self._end, job, "end")
         elif run.stage == CLOSING:
@@ -201,9 +207,29 @@ class Worker(Actor):
 
     @staticmethod
     def _computed(run: Run) -> int:
-        """One more token, unless there are some that the server has not confirmed."""
-        may_compute = run.made == run.sent and (run.made or run.is_marked)
-        return min(run.made + 1, NUM_TOKENS) if may_compute else run.made
+        """One more token, unless there are some that the server has not confirmed. The first one has a move
+        of its own."""
+        return min(run.made + 1, NUM_TOKENS) if run.made and run.made == run.sent else run.made
+
+    # MARK is sent while the device computes the step before. The first prefill begins when it is confirmed.
+
+    def _first_prefill(self, state: State, job: int, run: Run) -> Moves:
+        if run.is_begun:
+            found = state.with_run(self.index, job, run._replace(made=1))
+            yield Move(named(self.index, "finds the first token of", job), STEP, found)
+        elif self._may_begin(run):
+            begun = state.with_run(self.index, job, run._replace(is_begun=True))
+            yield Move(named(self.index, "begins the first prefill of", job), STEP, begun)
+
+    def _may_begin(self, run: Run) -> bool:
+        return run.is_marked
+
+    def _may_mark(self, state: State, job: int, run: Run) -> bool:
+        """A solo job begins alone, and what has been computed is sent before the next MARK."""
+        others = [other for other in state.workers[self.index].runs if other is not None and other is not run]
+        starting = [other for other in others if other.is_starting]
+        has_unsent = any(other.made for other in starting)
+        return not has_unsent and not (starting and (run.is_solo or any(other.is_solo for other in starting)))
 
     def _read_log(self, state: State, job: int, run: Run) -> State:
         if sum(1 for _ in self.keyspace(state).log(JOB_IDS[job])) == run.made:

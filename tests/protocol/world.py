@@ -34,9 +34,20 @@ class Run(NamedTuple):
     sent: int = 0
     """Tokens of which the worker knows that the log has them."""
     is_marked: bool = False
+    """Its MARK was answered: its first prefill may reach the device."""
+    is_begun: bool = False
+    """Its first prefill has reached the device."""
+    is_solo: bool = False
+    is_forgotten: bool = False
+    """Not its memory but the checker's: the server went back behind what the worker knows of it."""
     end: str = ""
     """In stage ``ENDING``: the final state that it asks for."""
     has_message: bool = True
+
+    @property
+    def is_starting(self) -> bool:
+        """A suspect, as far as the worker knows: the server has not confirmed a token."""
+        return self.stage == RUNNING and self.is_marked and not self.sent
 
 
 class Worker(NamedTuple):
