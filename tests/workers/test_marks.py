@@ -8,6 +8,7 @@ import pytest
 from harness import leave, make_worker, submit
 
 from pagefleet.api.contract import keys
+from pagefleet.api.contract.errors import StorageFull
 from pagefleet.api.contract.messages import JobState
 from pagefleet.engine.execution.null_executor import null_token
 from pagefleet.workers.threads.polling import wait_until
@@ -137,3 +138,28 @@ def test_a_drain_waits_for_the_mark_and_releases_the_job_without_suspicion(store
     assert (record.state, record.num_tokens) == (JobState.QUEUED, [0])
     assert record.fields["suspect"] == "0"
     assert not store.redis.exists(keys.suspects("w1"))
+
+
+def test_no_job_is_marked_while_a_first_token_cannot_be_sent(store, worker, marks, monkeypatch):
+    """The job with that token is still a suspect: a solo job would be blamed together with it."""
+    step, is_full = worker._store.step, threading.Event()
+
+    def full_step(*args):
+        if is_full.is_set():
+            raise StorageFull("Redis is at its memory limit")
+        return step(*args)
+
+    monkeypatch.setattr(worker._store, "step", full_step)
+    marks.go_on.clear()
+    first = submit(store, worker, "first", max_tokens=400)
+    worker.put(first)
+    assert wait_until(lambda: marks.calls == [["first"]], 60)
+    is_full.set()
+    marks.go_on.set()
+    (second,) = put(store, worker, "second")
+    assert wait_until(lambda: worker.status().num_waiting == 1, 60)
+    assert computes(worker)
+    assert marks.calls == [["first"]]
+    is_full.clear()
+    for message, num_tokens in ((first, 400), (second, 5)):
+        assert len(message.last_answer()[1].result().token_ids) == num_tokens

@@ -180,8 +180,8 @@ class Publisher:
     def _flush(self) -> None:
         """Send all unsent tokens.
 
-        A Redis at its memory limit rejects tokens, which stay unsent. It still accepts marks and ends, so the
-        thread does not wait for room: the engine would lose its lease while it waits for a mark.
+        A Redis at its memory limit rejects tokens, which stay unsent. It still accepts ends, so the thread
+        does not wait for room.
         """
         if not self._unsent:
             self._unsent_since = None
@@ -246,8 +246,11 @@ class Publisher:
                 self._endings.lose(job, status)
 
     def _mark_and_confirm(self) -> None:
-        """MARK what is queued, in one call."""
-        if not self._unmarked:
+        """MARK what is queued, in one call.
+
+        Not while Redis is at its memory limit: a job whose first token is not sent is still a suspect.
+        """
+        if not self._unmarked or self._storage_full:
             return
         request_ids, self._unmarked = self._unmarked, []
         marked = self._mark(request_ids)
