@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 from pagefleet.api.client.events import Deliver, LiveEvent, Resync
-from pagefleet.api.contract.messages import split_events
 
 BEAT_EVERY_S: Final = 2.5
 """A quarter of a client's lease."""
@@ -48,9 +47,14 @@ class Routes:
 
     def dispatch(self, payload: str) -> None:
         """Deliver the events of one message of a channel."""
-        for job_id, kind, body in split_events(payload):
-            for deliver in list(self._deliver.get(job_id, ())):
-                deliver(LiveEvent(kind, body))
+        for line in payload.split("\n"):
+            job_id, _, rest = line.partition(" ")
+            readers = self._deliver.get(job_id)
+            if readers:
+                kind, _, body = rest.partition(" ")
+                event = LiveEvent(kind, body)
+                for deliver in list(readers):
+                    deliver(event)
 
     def resync(self) -> None:
         """Let every stream read its job's log: events may have been missed."""

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from pagefleet.api.contract.errors import FleetError, JobDead, JobFailed, ProtocolError
 from pagefleet.api.contract.messages import (
+    TOKENS,
     AcceptedEvent,
     ChoiceResult,
     EndedEvent,
@@ -26,6 +27,7 @@ from pagefleet.api.contract.messages import (
     TokenLogprobs,
     parse_event,
 )
+from pagefleet.api.contract.plain_entry import PlainEntry, parse_plain_entry
 from pagefleet.api.contract.requests import invalid_request
 from pagefleet.api.protocol.job_record import JobRecord, LogPosition
 
@@ -33,9 +35,11 @@ SILENCE_S: Final = 2.0
 """After this time without an event, a stream reads the log."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Chunk:
     """Tokens of one choice that became readable together. ``offset`` is the index of the first one."""
+
+    # Not frozen: it would take five times as long to create one, for each token of each stream.
 
     choice: int
     offset: int
@@ -92,8 +96,7 @@ class StreamState:
     ) -> None:
         self.job_id = job_id
         self.wants_replay = False
-        self.position = LogPosition(0, num_choices)
-        """How much of the log has been received. Each event is one item of it."""
+        self._num_entries, self._num_choices = 0, num_choices
         self.num_prompt_tokens: int | None = None
         self.num_cached_tokens = 0
         self.attempts = 0
@@ -105,6 +108,11 @@ class StreamState:
         self._prompt_logprobs: list[TokenLogprobs] | None = None
         self._prompt_token_ids: list[int] | None = None
         self._end: EndedEvent | None = None
+
+    @property
+    def position(self) -> LogPosition:
+        """How much of the log has been received. Each event is one item of it."""
+        return LogPosition(self._num_entries, self._num_choices)
 
     @property
     def ended(self) -> bool:
@@ -152,6 +160,10 @@ class StreamState:
         Raises:
             ProtocolError: it cannot be parsed.
         """
+        plain = parse_plain_entry(body) if kind == TOKENS else None
+        if plain is not None:
+            self._feed_plain(plain)
+            return
         try:
             event = parse_event(kind, body)
         except ValidationError as error:
@@ -177,7 +189,7 @@ class StreamState:
         """Process state and log, read together. They fill gaps, and contain an end that was missed."""
         first, asked_choices = record.after or LogPosition(0, record.num_choices)
         if asked_choices != record.num_choices:
-            self.position, self.wants_replay = LogPosition(0, record.num_choices), True
+            self._num_entries, self._num_choices, self.wants_replay = 0, record.num_choices, True
             return
         self.num_prompt_tokens, self.attempts = record.num_prompt_tokens, record.attempts
         self.num_cached_tokens = record.num_cached_tokens
@@ -185,12 +197,12 @@ class StreamState:
             self._reading = self._reading or record.chat_reading
         for entry in record.entries:
             self._feed_entry(entry)
-        self.position = LogPosition(first + len(record.entries), record.num_choices)
+        self._num_entries, self._num_choices = first + len(record.entries), record.num_choices
         # A gap in the whole log would still be there after reading it again. The rest of a log may have a
         # gap because the items before it were compacted, or a server that lost a second has other items.
         self.wants_replay = first > 0 and not self._has_seen(record.num_tokens)
         if self.wants_replay:
-            self.position = LogPosition(0, record.num_choices)
+            self._num_entries = 0
         if record.state.is_final and self._end is None:
             self._end = record.ended_event()
 
@@ -214,6 +226,25 @@ class StreamState:
             error=None if end is None else end.error,
         )
 
+    def _feed_plain(self, entry: PlainEntry) -> None:
+        """Does what :meth:`_feed_entry` does for the next tokens of a choice, in less time."""
+        index, offset, token_ids = entry.get("choice", 0), entry["offset"], entry["token_ids"]
+        choice = self._choices[index]
+        if offset != choice.num_tokens or offset < self._num_to_skip(index) or not token_ids:
+            self._feed_entry(LogEntry(**entry))
+            return
+        texts = entry["texts"]
+        text, num_chars = "".join(texts), choice.num_chars
+        self._num_entries += 1
+        choice.num_tokens = offset + len(token_ids)
+        choice.num_chars = num_chars + len(text)
+        choice.stop_reason = None
+        if self._keep:
+            choice.token_ids += token_ids
+            choice.texts += texts
+        of_prompt = (self._prompt_logprobs, self._prompt_token_ids) if offset == 0 else (None, None)
+        self._chunks.append(Chunk(index, offset, token_ids, text, None, None, *of_prompt, num_chars))
+
     def _feed_entry(self, entry: LogEntry) -> None:
         choice = self._choices[entry.choice]
         skip = choice.num_tokens - entry.offset
@@ -223,8 +254,7 @@ class StreamState:
         if skip >= len(entry.token_ids):
             return
         # An event that overlaps with another is not one item of the log: its items must be counted anew.
-        num_entries = 0 if skip else self.position.num_entries + 1
-        self.position = self.position._replace(num_entries=num_entries)
+        self._num_entries = 0 if skip else self._num_entries + 1
         num_chars, start = choice.num_chars, choice.num_tokens
         choice.num_tokens = entry.offset + len(entry.token_ids)
         choice.num_chars += sum(map(len, entry.texts[skip:]))

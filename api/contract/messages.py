@@ -6,9 +6,7 @@ Celery. Every stored JSON has ``v``, the protocol version of its writer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import StrEnum
-from json.encoder import encode_basestring
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, JsonValue, model_validator
@@ -55,7 +53,6 @@ __all__ = [
     "ToolCall",
     "WorkerStatus",
     "parse_event",
-    "plain_entry_json",
     "split_events",
 ]
 from pagefleet.api.contract.structured_outputs import StructuredOutputs
@@ -214,15 +211,6 @@ class LogEntry(StoredModel):
         return self.model_dump_json(exclude_defaults=True)
 
 
-def plain_entry_json(choice: int, offset: int, token_ids: Sequence[int], texts: Sequence[str]) -> str:
-    """Return :meth:`LogEntry.to_json` of an entry that has only these fields."""
-    head = f'{{"choice":{choice},"offset":{offset}' if choice else f'{{"offset":{offset}'
-    if len(token_ids) == 1:
-        return f'{head},"token_ids":[{token_ids[0]}],"texts":[{encode_basestring(texts[0])}]}}'
-    ids, quoted = ",".join(map(str, token_ids)), ",".join(map(encode_basestring, texts))
-    return f'{head},"token_ids":[{ids}],"texts":[{quoted}]}}'
-
-
 class AcceptedEvent(StoredModel):
     """A worker tokenised and accepted the prompt. Each attempt sends it, and again with its first token if
     the prefix cache had a part of the prompt."""
@@ -243,10 +231,11 @@ class EndedEvent(StoredModel):
 
 StreamEvent = LogEntry | AcceptedEvent | EndedEvent
 
+TOKENS: Final = "t"
 ENDED: Final = "e"
 
 EVENT_KINDS: Final[dict[str, type[LogEntry] | type[AcceptedEvent] | type[EndedEvent]]] = {
-    "t": LogEntry,
+    TOKENS: LogEntry,
     "a": AcceptedEvent,
     ENDED: EndedEvent,
 }

@@ -27,9 +27,9 @@ from pagefleet.api.contract.messages import (
     StoredModel,
     WorkerStatus,
     parse_event,
-    plain_entry_json,
     split_events,
 )
+from pagefleet.api.contract.plain_entry import parse_plain_entry, plain_entry_json
 from pagefleet.api.contract.requests import build_request
 from pagefleet.engine import InvalidRequestError
 from pagefleet.engine import SamplingParams as EngineSamplingParams
@@ -426,3 +426,40 @@ def test_a_plain_entry_is_written_as_the_model_writes_it(choice, offset, tokens)
     ids, texts = [token_id for token_id, _ in tokens], [text for _, text in tokens]
     written = plain_entry_json(choice, offset, ids, texts)
     assert written == LogEntry(choice=choice, offset=offset, token_ids=ids, texts=texts).to_json()
+
+
+PLAIN = {"offset": 3, "token_ids": [1, 2], "texts": ["a", "b"]}
+
+
+@pytest.mark.parametrize("more", [{}, {"choice": 0}, {"choice": 127}, {"offset": 10**6}])
+def test_a_plain_entry_is_read_as_the_model_reads_it(more):
+    fields = PLAIN | more
+    entry = LogEntry.model_validate_json(json.dumps(fields))
+    assert LogEntry(**parse_plain_entry(json.dumps(fields))) == entry
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"finish_reason": "stop"},
+        {"logprobs": None},
+        {"v": 2},
+        {"offset": -1},
+        {"offset": "3"},
+        {"offset": 10**6 + 1},
+        {"offset": 3.0},
+        {"choice": 128},
+        {"token_ids": [1, True]},
+        {"token_ids": [1, 2.5]},
+        {"token_ids": [1]},
+        {"texts": "ab"},
+        {"texts": ["a", None]},
+    ],
+)
+def test_another_entry_is_left_to_the_model(more):
+    assert parse_plain_entry(json.dumps(PLAIN | more)) is None
+
+
+@pytest.mark.parametrize("body", ["", "[]", "{", "null", '{"offset":1,"token_ids":[]}'])
+def test_a_broken_line_is_no_plain_entry(body):
+    assert parse_plain_entry(body) is None

@@ -242,6 +242,8 @@ class HostileChannel:
         )
         self.entries, self.counts, self.after = entries, counts, after
         self.reader = StreamState("j", after=after)
+        self.models_reader = StreamState("j", after=after)
+        """Gets the same events as models; the reader gets them as lines."""
         self.num_logged, self.held, self.seen = 0, [], []
         self.num_compacted = 0
         self.chunks = []
@@ -277,7 +279,13 @@ class HostileChannel:
 
     def feed(self, event):
         self.seen.append(event)
-        self.reader.feed(event)
+        self.deliver(event)
+
+    def deliver(self, event):
+        kind = "t" if isinstance(event, LogEntry) else "e"
+        body = event.to_json() if kind == "t" else event.model_dump_json(exclude_defaults=True)
+        self.reader.feed_line(kind, body)
+        self.models_reader.feed(event)
 
     def log(self):
         """Its oldest items may have become one for each choice."""
@@ -295,13 +303,18 @@ class HostileChannel:
         for _ in range(3):
             position = self.reader.position
             rest = entries[position.num_entries :]
-            self.reader.feed_record(dataclasses.replace(now, entries=rest, after=position))
+            for reader in (self.reader, self.models_reader):
+                reader.feed_record(dataclasses.replace(now, entries=rest, after=position))
             if not self.reader.wants_replay:
                 return
         raise AssertionError("it never has enough")
 
     def look(self):
-        self.chunks += pop_all(self.reader)
+        found = pop_all(self.reader)
+        assert found == pop_all(self.models_reader)
+        assert self.reader.position == self.models_reader.position
+        assert self.reader.wants_replay == self.models_reader.wants_replay
+        self.chunks += found
         for choice, count in enumerate(self.counts):
             given = [token for chunk in self.chunks if chunk.choice == choice for token in chunk.token_ids]
             first = 1000 * choice + self.after
@@ -351,6 +364,6 @@ def test_any_order_of_all_events_is_enough_where_one_replay_follows(job, data):
     entries, counts, state, reason = job
     channel = HostileChannel(entries, counts, state, reason, 0)
     for event in data.draw(st.permutations([*entries, channel.end])):
-        channel.reader.feed(event)
+        channel.deliver(event)
     channel.finish()
     assert channel.reader.ended

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pagefleet.api.contract.logprobs import TokenLogprobs
-from pagefleet.api.contract.messages import LogEntry, plain_entry_json
+from pagefleet.api.contract.messages import LogEntry
+from pagefleet.api.contract.plain_entry import plain_entry_json
 
 
 @dataclass(slots=True, eq=False)
