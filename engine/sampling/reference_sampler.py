@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from pagefleet.engine.sampling.logits_processor import process_logits
-from pagefleet.engine.sampling.row_sums import Scratch
 from pagefleet.engine.sampling.sampler import Sampler
 from pagefleet.engine.sampling.sampling_batch import GrammarMasks, RowIndices, SamplingBatch
+from pagefleet.engine.sampling.scratch import Scratch
 from pagefleet.engine.sampling.token_draw import UNDECIDED, RowKind, TokenDraw, row_kinds
 from pagefleet.engine.sampling.top_tokens import row_max
 
@@ -20,8 +20,12 @@ __all__ = ["ReferenceSampler"]
 
 HOST_CANDIDATES: Final = (64, 256, 2048)
 """How many tokens of a row are ranked on a CPU at first, and how many if these do not decide it."""
+MIN_ROWS: Final = 4
+"""Fewer rows skip the first of them: a round costs more than its tokens."""
 DEVICE_CANDIDATES: Final = (256, 2048)
 """The same on a device, where a further round costs a copy to the host."""
+MAX_COPIED_ROWS: Final = 4
+"""Rows per pass on a CPU if they are copied first."""
 MAX_HOST_ROWS: Final = 64
 """Rows with rules or masks per pass on a CPU. It bounds the memory of their copies."""
 
@@ -45,23 +49,27 @@ class ReferenceSampler(Sampler):
         """See `Sampler.sample`. On a device, each round of candidates copies once to the host."""
         assert len(logits) == len(batch)
         on_host = logits.device.type == "cpu" if self._on_host is None else self._on_host
-        kinds = row_kinds(batch, logits.shape[-1])
-        parts = _parts(logits.contiguous(), batch, masks, kinds, MAX_HOST_ROWS if on_host else len(batch))
+        if not batch.rules and masks is None and not batch.temperature.any():
+            return _on_host([_greedy(logits, None, None)])
+        logits, kinds = logits.contiguous(), row_kinds(batch, logits.shape[-1])
+        parts = _parts(logits, batch, masks, kinds, MAX_HOST_ROWS if on_host else len(batch))
         token_ids = np.empty(len(batch), dtype=np.int64)
         # A CPU takes one part after the other, to use less memory; a device all together, to wait once.
-        for some in ([part] for part in parts) if on_host else [list(parts)]:
-            self._sample(some, token_ids, on_host)
+        # Rows of NaN and of -inf are computed with the others, and yield no token.
+        with np.errstate(all="ignore"):
+            for some in ([part] for part in parts) if on_host else [list(parts)]:
+                self._sample(some, token_ids, on_host)
         return token_ids
 
     def _sample(self, parts: list[_Part], token_ids: RowIndices, on_host: bool) -> None:
         """Set the token ids of the parts' rows."""
-        counts = self._counts(parts[0].logits.shape[-1], on_host)
+        counts = self._counts(len(token_ids), parts[0].logits.shape[-1], on_host)
         scratch = self._scratch if on_host else None
         found, draws = [], []
         for logits, rows, places, batch, kinds in parts:
             num_greedy = int(kinds.searchsorted(RowKind.FREE))
             if num_greedy:
-                found.append(_greedy(logits, places[:num_greedy]))
+                found.append(_greedy(logits, places[:num_greedy], scratch))
             if num_greedy < len(rows):
                 drawn = batch.take(slice(num_greedy, None)) if num_greedy else batch
                 draw = TokenDraw(logits, places[num_greedy:], drawn, kinds[num_greedy:], counts, scratch)
@@ -78,10 +86,10 @@ class ReferenceSampler(Sampler):
             for row in some.tolist():
                 token_ids[rows[row]] = draw.finish(row)
 
-    def _counts(self, vocab_size: int, on_host: bool) -> list[int]:
+    def _counts(self, num_rows: int, vocab_size: int, on_host: bool) -> list[int]:
         counts = self._num_candidates
         if counts is None:
-            counts = HOST_CANDIDATES if on_host else DEVICE_CANDIDATES
+            counts = HOST_CANDIDATES[num_rows < MIN_ROWS :] if on_host else DEVICE_CANDIDATES
         # On a device, the last round ranks all tokens and decides all rows.
         return [min(count, vocab_size) for count in ((*counts,) if on_host else (*counts, vocab_size))] or [1]
 
@@ -136,11 +144,19 @@ def _pending(
     return [each for each in pending if len(each[2])]
 
 
-def _greedy(logits: torch.Tensor, rows: RowIndices) -> torch.Tensor:
-    """Return the id of each row's largest logit, or the vocabulary size if that logit is not finite."""
-    if len(rows) < len(logits):
-        logits = logits.index_select(0, torch.from_numpy(rows).to(logits.device))
-    values, token_ids = row_max(logits)
+def _greedy(logits: torch.Tensor, rows: RowIndices | None, scratch: Scratch | None) -> torch.Tensor:
+    """Return the id of each row's largest logit, or the vocabulary size if that logit is not finite.
+
+    `rows` None: of all rows.
+    """
+    if rows is None:
+        values, token_ids = row_max(logits)
+    elif scratch is None:
+        values, token_ids = row_max(logits.index_select(0, torch.from_numpy(rows).to(logits.device)))
+    else:
+        parts = [rows[start : start + MAX_COPIED_ROWS] for start in range(0, len(rows), MAX_COPIED_ROWS)]
+        found = [row_max(scratch.copy_rows(logits, part, logits.dtype)) for part in parts]
+        values, token_ids = (torch.cat(each) for each in zip(*found, strict=True))
     return token_ids.masked_fill_(~values.isfinite(), logits.shape[-1])
 
 

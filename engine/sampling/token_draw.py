@@ -27,6 +27,7 @@ Rows of one kind are drawn by the same operations, and none of these waits for t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -36,7 +37,8 @@ import torch
 from numpy.typing import NDArray
 
 from pagefleet.engine.sampling.row_sums import (
-    Scratch,
+    Array,
+    arange,
     block_sum,
     block_sums,
     inverse_cdf,
@@ -44,15 +46,16 @@ from pagefleet.engine.sampling.row_sums import (
     running_sum,
 )
 from pagefleet.engine.sampling.sampling_batch import RowIndices, SamplingBatch
+from pagefleet.engine.sampling.scratch import Scratch
 from pagefleet.engine.sampling.top_tokens import RankedRows, keep_top_mass
 
 __all__ = ["UNDECIDED", "RowKind", "TokenDraw", "row_kinds"]
 
 UNDECIDED = -1
 """The token id of a row that the candidates did not decide."""
-MAX_HOST_ROWS = 4
-"""Rows of the whole vocabulary per pass on a CPU, so that their buffers stay in the processor's cache."""
-MAX_DEVICE_ROWS = 256
+MAX_HOST_TOKENS = 200_000
+"""Tokens of all rows per pass over whole rows on a CPU, so that they stay in the processor's cache."""
+MAX_DEVICE_TOKENS = 2**26
 """The same on a device, to bound the memory of a pass."""
 MAX_CANDIDATES = 2**22
 """Candidates of all rows per pass, to bound its memory."""
@@ -104,18 +107,17 @@ def row_kinds(batch: SamplingBatch, vocab_size: int) -> NDArray[np.int64]:
 
 
 class _Rows(NamedTuple):
-    """The parameters of some rows, each float64 [N] on the device of the logits."""
+    """The parameters of some rows, each float64 [N]: tensors on a device, numpy's arrays on a CPU."""
 
-    temperature: torch.Tensor
-    top_k: torch.Tensor
+    temperature: Array
+    top_k: Array
     """The vocabulary size if the filter is off."""
-    top_p: torch.Tensor
-    min_p: torch.Tensor
-    typical_p: torch.Tensor
-    uniform: torch.Tensor
+    top_p: Array
+    min_p: Array
+    typical_p: Array
+    uniform: Array
     """The number in [0, 1) that picks the token."""
-    max_logit: torch.Tensor
-    total: torch.Tensor
+    total: Array
     """The weight of all tokens of rows whose top_p is a share of that."""
 
 
@@ -144,11 +146,15 @@ class TokenDraw:
         self._counts = counts
         self._kinds = kinds
         self._scratch = scratch
-        self._max_rows = MAX_DEVICE_ROWS if scratch is None else MAX_HOST_ROWS
-        self._ranked = RankedRows(logits, places, on_host=scratch is not None)
+        max_tokens = MAX_DEVICE_TOKENS if scratch is None else MAX_HOST_TOKENS
+        self._max_rows = max(1, max_tokens // self._vocab_size)
+        self._ranked = RankedRows(logits, places, scratch)
         self._batch = batch
         self._columns = self._upload(batch)
         self._rows = _Rows(*self._columns)
+        # In the dtype of the logits [N, 1].
+        self._max_logit = self._ranked.max()[:, None]
+        self._temperature = _as_dtype_of(self._max_logit, self._rows.temperature)[:, None]
 
     def start(self) -> torch.Tensor:
         """Return int64 [N]: the token ids, and UNDECIDED for rows that need another round.
@@ -164,19 +170,22 @@ class TokenDraw:
             if num_free:
                 parts.append(self._draw_free(sums[:num_free]))
         if num_free < len(self._kinds):
-            parts.append(self.advance(np.arange(num_free, len(self._kinds)), 0))
-        token_ids = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return token_ids.masked_fill_(~self._rows.max_logit.isfinite(), self._vocab_size)
+            parts.append(self._advance(np.arange(num_free, len(self._kinds)), 0))
+        token_ids = _concatenate(parts)
+        is_finite = abs(self._max_logit[:, 0]) < math.inf
+        return _tensor(token_ids * is_finite + self._vocab_size * ~is_finite)
 
     def advance(self, some: RowIndices, number: int) -> torch.Tensor:
         """Return the same as `start` for some rows that need round `number`."""
-        count = self._counts[number]
+        return _tensor(self._advance(some, number))
+
+    def _advance(self, some: RowIndices, number: int) -> Array:
+        count, batch = self._counts[number], self._batch
         is_alone = self._kinds[some] == RowKind.TYPICAL
         # Fewer candidates cannot decide a row that has top_k alone.
-        batch = self._batch.take(some)
         is_tried = (batch.top_k < count) | (batch.top_p < 1) | (batch.min_p > 0) | (count == self._vocab_size)
-        draws = [(is_alone, self._draw_typical), (is_tried & ~is_alone, self._draw_ranked)]
-        token_ids = torch.full((len(some),), UNDECIDED, device=self._columns.device)
+        draws = [(is_alone, self._draw_typical), (is_tried[some] & ~is_alone, self._draw_ranked)]
+        token_ids = self._on_device(np.full(len(some), UNDECIDED))
         for is_drawn, draw in draws:
             drawn = np.flatnonzero(is_drawn)
             for part in _slices(len(drawn), max(1, MAX_CANDIDATES // count)):
@@ -185,107 +194,113 @@ class TokenDraw:
 
     def finish(self, row: int) -> int:
         """Return the token of one row with top_k, top_p or min_p, from all of its tokens, on a CPU."""
-        return int(_pick_of_all(self._kept_ranked(row), self._rows.uniform[row]))
+        return _pick_of_all(self._kept_ranked(row), float(self._rows.uniform[row]))
 
-    def _upload(self, batch: SamplingBatch) -> torch.Tensor:
+    def _upload(self, batch: SamplingBatch) -> Array:
         """Return the columns of `_Rows`, of which `total` is still 0, with one transfer for all of them."""
         columns = np.zeros((len(_Rows._fields), len(batch)))
         columns[0] = np.maximum(batch.temperature, MIN_TEMPERATURE)
         columns[1] = np.minimum(batch.top_k, self._vocab_size)
         columns[2], columns[3], columns[4] = batch.top_p, batch.min_p, batch.typical_p
         columns[5] = batch.uniforms()
-        uploaded = self._on_device(columns)
-        uploaded[6] = self._ranked.max()
-        return uploaded
+        return self._on_device(columns)
 
-    def _on_device(self, values: NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(values).to(self._ranked.device)
+    def _on_device(self, values: NDArray[Any]) -> Array:
+        return values if self._scratch is not None else torch.from_numpy(values).to(self._ranked.device)
 
     def _take(self, some: RowIndices) -> _Rows:
         if len(some) == len(self._kinds):
             return self._rows
-        return _Rows(*self._columns.index_select(1, self._on_device(some)))
+        return _Rows(*self._columns[:, self._on_device(some)])
 
-    def _block_sums(self, num_rows: int) -> torch.Tensor:
+    def _block_sums(self, num_rows: int) -> Array:
         """Return float64 [num_rows, blocks]: sums of the weights of the first rows."""
-        rows = np.arange(num_rows)
         parts = [
-            block_sums(self._log_weights(rows[part]).exp_(), self._scratch)
+            block_sums(self._log_weights_of_all(part).exp_(), self._scratch)
             for part in _slices(num_rows, self._max_rows)
         ]
-        return torch.cat(parts)
+        sums = torch.cat(parts)
+        return sums if self._scratch is None else sums.numpy()
 
-    def _draw_free(self, sums: torch.Tensor) -> torch.Tensor:
-        rows = _Rows(*self._columns[:, : len(sums)])
+    def _draw_free(self, sums: Array) -> Array:
+        rows = slice(len(sums))
 
-        def weights_of(columns: torch.Tensor) -> torch.Tensor:
-            return _log_weights(self._ranked.gather(columns), rows).exp_()
+        def weights_of(columns: Array) -> Array:
+            return _exp(self._log_weights(self._ranked.gather(columns), rows))
 
-        return inverse_cdf_in_blocks(sums, rows.uniform, self._vocab_size, weights_of)
+        return inverse_cdf_in_blocks(sums, self._rows.uniform[rows], self._vocab_size, weights_of)
 
-    def _draw_ranked(self, some: RowIndices, number: int) -> torch.Tensor:
+    def _draw_ranked(self, some: RowIndices, number: int) -> Array:
         """Draw from the highest-ranked tokens of rows with top_k, top_p or min_p."""
         count = self._counts[number]
         rows, top = self._take(some), self._ranked.top(some, count)
-        log_weights = _log_weights(top.values, rows)
-        weights = log_weights.exp().double()
-        is_beyond_k = torch.arange(count, device=weights.device) >= rows.top_k[:, None]
-        weights.masked_fill_(is_beyond_k | (weights < rows.min_p[:, None]), 0.0)
+        log_weights = self._log_weights(top.values, self._on_device(some))
+        weights = _double(_exp(log_weights))
+        weights *= (arange(count, weights) < rows.top_k[:, None]) & (weights >= rows.min_p[:, None])
         # top_p is a share of the whole weight, or of what top_k and min_p leave, if that is all candidates.
         of_all = (rows.top_k == self._vocab_size) & (rows.min_p == 0)
         knows_total = of_all | (rows.top_k <= count) | (weights[:, -1] == 0)
-        total = torch.where(of_all, rows.total, running_sum(weights)[:, -1])
-        is_kept = _is_in_prefix(weights, torch.where(rows.top_p < 1, rows.top_p * total, torch.inf))
+        sums = running_sum(weights)
+        total = rows.total * of_all + sums[:, -1] * ~of_all
+        is_kept = _is_in_prefix(weights, sums, rows.top_p * total, rows.top_p < 1)
         decided = knows_total & _ends_above_last(is_kept, top.values)
-        sorted_ids, order = top.ids.sort(dim=-1)
-        kept = weights.masked_fill_(~is_kept, 0.0).gather(1, order)
+        order = top.ids.argsort(1)
+        kept = _along(weights * is_kept, order)
         start, stop = self._kinds[some].searchsorted([RowKind.MASS_TYPICAL, RowKind.RANK]).tolist()
         if start < stop:
-            log_weights = log_weights[start:stop].gather(1, order[start:stop])
+            log_weights = _along(log_weights[start:stop], order[start:stop])
             kept[start:stop] = _keep_typical(kept[start:stop], log_weights, rows.typical_p[start:stop])
-        return self._decided(decided, _pick(sorted_ids, kept, rows.uniform), count)
+        return self._decided(decided, _pick(top.ids, order, kept, rows.uniform), count)
 
-    def _draw_typical(self, some: RowIndices, number: int) -> torch.Tensor:
+    def _draw_typical(self, some: RowIndices, number: int) -> Array:
         """Draw from the most typical tokens of rows that have typical_p alone."""
         parts = [self._draw_closest(some[part], number) for part in _slices(len(some), self._max_rows)]
-        return torch.cat(parts)
+        return _concatenate(parts)
 
-    def _draw_closest(self, some: RowIndices, number: int) -> torch.Tensor:
+    def _draw_closest(self, some: RowIndices, number: int) -> Array:
         rows = self._take(some)
         closeness, weights, total = self._closeness(some)
-        mass = rows.typical_p * total
-        closest = RankedRows(closeness, on_host=self._scratch is not None)
+        mass = rows.typical_p * self._small(total)
+        closest, all_weights = RankedRows(closeness, scratch=self._scratch), self._small(weights)
 
-        def draw(index: RowIndices, count: int) -> torch.Tensor:
+        def draw(index: RowIndices, count: int) -> Array:
             places = self._on_device(index)
             top = closest.top(index, count)
-            ranked = weights[places[:, None], top.ids].double()
-            is_kept = _is_in_prefix(ranked, mass[places])
-            sorted_ids, order = top.ids.sort(dim=-1)
-            kept = ranked.masked_fill_(~is_kept, 0.0).gather(1, order)
+            ranked = _double(all_weights[places[:, None], top.ids])
+            is_kept = _is_in_prefix(ranked, running_sum(ranked), mass[places])
+            order = top.ids.argsort(1)
+            kept = _along(ranked * is_kept, order)
             decided = _ends_above_last(is_kept, top.values)
-            return self._decided(decided, _pick(sorted_ids, kept, rows.uniform[places]), count)
+            return self._decided(decided, _pick(top.ids, order, kept, rows.uniform[places]), count)
 
         if self._scratch is None:
             return draw(np.arange(len(some)), self._counts[number])
-        # On a CPU all rounds, because the scratch memory has the closeness. The first count is seldom enough.
-        token_ids = torch.full((len(some),), UNDECIDED)
-        for count in self._counts[1:] or self._counts:
-            if len(pending := np.flatnonzero(token_ids.numpy() == UNDECIDED)):
-                token_ids[torch.from_numpy(pending)] = draw(pending, count)
-        for row in np.flatnonzero(token_ids.numpy() == UNDECIDED).tolist():
+        # On a CPU all rounds, because the scratch memory has the closeness.
+        token_ids = np.full(len(some), UNDECIDED)
+        for count in self._counts[-2:]:
+            if len(pending := np.flatnonzero(token_ids == UNDECIDED)):
+                token_ids[pending] = draw(pending, count)
+        for row in np.flatnonzero(token_ids == UNDECIDED).tolist():
             kept = keep_top_mass(closeness[row], weights[row].double(), float(mass[row]))
-            token_ids[row] = _pick_of_all(kept, rows.uniform[row])
+            token_ids[row] = _pick_of_all(kept, float(rows.uniform[row]))
         return token_ids
 
-    def _decided(self, decided: torch.Tensor, token_ids: torch.Tensor, count: int) -> torch.Tensor:
-        return token_ids if count == self._vocab_size else token_ids.masked_fill_(~decided, UNDECIDED)
+    def _decided(self, decided: Array, token_ids: Array, count: int) -> Array:
+        if count == self._vocab_size:
+            return token_ids
+        return token_ids * decided + UNDECIDED * ~decided
+
+    def _small(self, values: torch.Tensor) -> Array:
+        return values if self._scratch is None else values.numpy()
 
     def _kept_ranked(self, row: int) -> torch.Tensor:
         """Return the weights [vocab] of the tokens that the filters keep of one row, and 0 for the others."""
-        _, top_k, top_p, min_p, typical_p, _, _, whole = (float(column[row]) for column in self._rows)
+        _, top_k, top_p, min_p, typical_p, _, whole = (float(column[row]) for column in self._rows)
         nat = float(self._rows.temperature[row])
-        values, log_weights = self._ranked.take(np.array([row]))[0], self._log_weights(np.array([row]))[0]
+        values, log_weights = (
+            self._ranked.take(slice(row, row + 1))[0],
+            self._log_weights_of_all(slice(row, row + 1))[0],
+        )
         weights = log_weights.exp().double()
         weights.masked_fill_(weights < min_p, 0.0)
         if top_k < len(weights):
@@ -301,19 +316,31 @@ class TokenDraw:
             weights = keep_top_mass(closeness, weights, typical_p * float(left))
         return weights
 
-    def _log_weights(self, some: RowIndices) -> torch.Tensor:
+    def _log_weights(self, logits: Array, some: Array) -> Array:
+        """Return the log weights of some logits [N, M] of these rows.
+
+        The maximum is subtracted before the division, so that a tiny temperature does not overflow.
+        """
+        log_weights = logits - self._max_logit[some]
+        log_weights /= self._temperature[some]
+        return log_weights
+
+    def _log_weights_of_all(self, some: RowIndices | slice) -> torch.Tensor:
         """Return the log weights of all tokens of these rows, in the scratch memory if there is one."""
         logits = self._ranked.take(some)
-        out = None if self._scratch is None else self._scratch.get("log weights", logits, logits.dtype)
-        return _log_weights(logits, self._take(some), out)
+        index = some if isinstance(some, slice) else self._on_device(some)
+        max_logit, temperature = _tensor(self._max_logit[index]), _tensor(self._temperature[index])
+        out = None if self._scratch is None else self._scratch.get("log weights", logits.shape, logits.dtype)
+        return torch.sub(logits, max_logit, out=out).div_(temperature)
 
     def _closeness(self, some: RowIndices) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the closeness and the weight of all tokens, both [N, vocab], and the total weight [N]."""
-        log_weights = self._log_weights(some).clamp_(min=MIN_LOG_WEIGHT)
+        log_weights = self._log_weights_of_all(some).clamp_(min=MIN_LOG_WEIGHT)
         weights, products = torch.empty_like(log_weights), None
         if self._scratch is not None:
             weights, products = (
-                self._scratch.get(name, log_weights, log_weights.dtype) for name in ("weights", "products")
+                self._scratch.get(name, log_weights.shape, log_weights.dtype)
+                for name in ("weights", "products")
             )
         torch.exp(log_weights, out=weights)
         total = block_sum(weights, self._scratch)
@@ -321,29 +348,20 @@ class TokenDraw:
         return _closeness(log_weights, expected / total), weights, total
 
 
-def _log_weights(values: torch.Tensor, rows: _Rows, out: torch.Tensor | None = None) -> torch.Tensor:
-    """Return the log weights of logits.
-
-    The maximum is subtracted before the division, so that a tiny temperature does not overflow.
-    """
-    max_logit, temperature = (
-        column.to(values.dtype)[:, None] for column in (rows.max_logit, rows.temperature)
-    )
-    return torch.sub(values, max_logit, out=out).div_(temperature)
-
-
-def _keep_typical(weights: torch.Tensor, log_weights: torch.Tensor, typical_p: torch.Tensor) -> torch.Tensor:
+def _keep_typical(weights: Array, log_weights: Array, typical_p: Array) -> Array:
     """Return the weights that typical_p keeps, and 0 for the others; all are [N, count] in the order of ids.
 
     The sums are in the order of ids, so the number of candidates does not change them.
     """
-    log_weights.clamp_(min=MIN_LOG_WEIGHT)
+    log_weights = log_weights.clip(min=MIN_LOG_WEIGHT)
     total, expected = running_sum(weights)[:, -1], running_sum(weights * log_weights)[:, -1]
-    closeness = _closeness(log_weights, expected / total).masked_fill_(weights == 0, -torch.inf)
-    order = closeness.sort(dim=-1, descending=True, stable=True).indices
-    ranked = weights.gather(1, order)
-    ranked.masked_fill_(~_is_in_prefix(ranked, typical_p * total), 0.0)
-    return torch.empty_like(ranked).scatter_(1, order, ranked)
+    distance = abs(log_weights - _as_dtype_of(log_weights, expected / total)[:, None])
+    # Removed tokens come last.
+    distance += _as_dtype_of(log_weights, (weights == 0) * -MIN_LOG_WEIGHT * 2)
+    order = _stable_order(distance)
+    ranked = _along(weights, order)
+    ranked *= _is_in_prefix(ranked, running_sum(ranked), typical_p * total)
+    return _along(ranked, order.argsort(1))
 
 
 def _closeness(log_weights: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
@@ -354,32 +372,69 @@ def _closeness(log_weights: torch.Tensor, expected: torch.Tensor) -> torch.Tenso
     return log_weights.sub_(expected.to(log_weights.dtype)[:, None]).abs_().neg_()
 
 
-def _is_in_prefix(weights: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
+def _is_in_prefix(weights: Array, sums: Array, mass: Array, is_limited: Array | None = None) -> Array:
     """Return bool [N, count]: whether a token is in the shortest prefix of the ranking that reaches `mass`.
 
-    A token with a weight of 0 never is.
+    A token with a weight of 0 never is. `sums` are the running sums. Rows that are not `is_limited` keep all.
     """
-    sums = running_sum(weights)
-    before = torch.cat([torch.zeros_like(sums[:, :1]), sums[:, :-1]], dim=-1)
-    return (before < mass[:, None]) & (weights > 0)
+    is_kept = weights > 0
+    is_before = sums[:, :-1] < mass[:, None]
+    is_kept[:, 1:] &= is_before if is_limited is None else is_before | ~is_limited[:, None]
+    return is_kept
 
 
-def _ends_above_last(is_kept: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def _ends_above_last(is_kept: Array, values: Array) -> Array:
     """Return bool [N]: whether the kept prefix ends above the value of the last candidate.
 
     If so, the tokens that are not candidates are not kept either.
     """
-    last = (is_kept.sum(dim=-1) - 1).clamp(min=0)
-    return values.gather(1, last[:, None])[:, 0] > values[:, -1]
+    last = (is_kept.sum(1) - 1).clip(min=0)
+    return values[arange(len(values), values), last] > values[:, -1]
 
 
-def _pick(ids: torch.Tensor, weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    return ids.gather(1, inverse_cdf(weights, uniform)[:, None])[:, 0]
+def _pick(ids: Array, order: Array, weights: Array, uniform: Array) -> Array:
+    """Return the token of each row, given the order of its ids, and its weights in that order."""
+    rows = arange(len(ids), ids)
+    return ids[rows, order[rows, inverse_cdf(weights, uniform)]]
 
 
-def _pick_of_all(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+def _pick_of_all(weights: torch.Tensor, uniform: float) -> int:
     """Return the token of one row, given the weights [vocab] of its tokens."""
-    return inverse_cdf(weights[None], uniform[None])[0]
+    return int(inverse_cdf(weights.numpy()[None], np.array([uniform]))[0])
+
+
+def _along(values: Array, order: Array) -> Array:
+    """Return the values [N, M] of each row in the order of its indices [N, M]."""
+    return values[arange(len(values), values)[:, None], order]
+
+
+def _stable_order(values: Array) -> Array:
+    if isinstance(values, np.ndarray):
+        return values.argsort(axis=1, kind="stable")
+    return values.argsort(dim=1, stable=True)
+
+
+def _exp(values: Array) -> Array:
+    # numpy's exponential has other last bits, and takes twice as long.
+    return torch.from_numpy(values).exp().numpy() if isinstance(values, np.ndarray) else values.exp()
+
+
+def _double(values: Array) -> Array:
+    return values.astype(np.float64) if isinstance(values, np.ndarray) else values.double()
+
+
+def _as_dtype_of(like: Array, values: Array) -> Array:
+    return values.astype(like.dtype) if isinstance(values, np.ndarray) else values.to(like.dtype)
+
+
+def _concatenate(parts: list[Array]) -> Array:
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else torch.cat(parts)
+
+
+def _tensor(values: Array) -> torch.Tensor:
+    return torch.from_numpy(values) if isinstance(values, np.ndarray) else values
 
 
 def _slices(num_rows: int, size: int) -> Iterator[slice]:

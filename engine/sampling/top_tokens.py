@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pagefleet.engine.sampling.row_sums import Array
+from pagefleet.engine.sampling.scratch import Scratch
+
 __all__ = ["RankedRows", "TopTokens", "keep_top_mass", "row_max"]
 
 Ids = NDArray[np.int64]
@@ -33,8 +36,8 @@ BINS_PER_NAT = 64
 class TopTokens(NamedTuple):
     """The highest tokens of some rows, in the order of the ranking; both are [N, count]."""
 
-    values: torch.Tensor
-    ids: torch.Tensor
+    values: Array
+    ids: Array
 
 
 class RankedRows:
@@ -43,29 +46,34 @@ class RankedRows:
     Args:
         rows: are read in place, not copied.
         index: [N], the rows in the order in which the methods number them. None: all rows.
-        on_host: whether numpy ranks, which takes a fraction of the time on a CPU. It does not change a token.
+        scratch: memory for a CPU, where numpy ranks in a fraction of the time. None: the methods for a device
+            are used, and rank the same.
     """
 
-    def __init__(self, rows: torch.Tensor, index: Ids | None = None, *, on_host: bool) -> None:
+    def __init__(self, rows: torch.Tensor, index: Ids | None = None, scratch: Scratch | None = None) -> None:
         self.vocab_size, self.device = rows.shape[-1], rows.device
         self.dtype = torch.promote_types(rows.dtype, torch.float32)
         self._rows = rows
         self._index = np.arange(len(rows)) if index is None else index
-        self._device_index = torch.from_numpy(self._index).to(self.device)
-        self._on_host = on_host
+        self._is_range = bool((self._index[1:] == self._index[:-1] + 1).all())
+        self._scratch = scratch
         self._maxima: torch.Tensor | None = None
 
-    def max(self) -> torch.Tensor:
-        """Return float64 [N]: the maximum of each row, NaN if the row contains one."""
-        return self._group_maxima().amax(dim=1).double()
+    def max(self) -> Array:
+        """Return [N]: the maximum of each row, in float32 or wider, NaN if the row contains one."""
+        maxima = self._group_maxima().amax(dim=1)
+        return maxima if self._scratch is None else maxima.numpy()
 
-    def take(self, some: Ids) -> torch.Tensor:
-        """Return these rows in float32 or wider. They may be views: do not change them."""
-        return self._take(some).to(self.dtype)
+    def take(self, some: Ids | slice) -> torch.Tensor:
+        """Return these rows in float32 or wider, valid until the next call. Do not change them."""
+        return self._take(some, self.dtype)
 
-    def gather(self, columns: torch.Tensor) -> torch.Tensor:
+    def gather(self, columns: Array) -> Array:
         """Return [N, M]: the numbers of the first N rows in their columns [N, M], in float32 or wider."""
-        flat = self._device_index[: len(columns), None] * self.vocab_size + columns
+        first = self._index[: len(columns), None] * self.vocab_size
+        if self._scratch is not None:
+            return self._numbers(columns + first)
+        flat = columns + torch.from_numpy(first).to(self.device)
         return self._rows.view(-1).take(flat).to(self.dtype)
 
     def top(self, some: Ids, count: int) -> TopTokens:
@@ -73,21 +81,41 @@ class RankedRows:
 
         Of several tokens that tie with the last one, any may be left out.
         """
-        return (self._top_on_host if self._on_host else self._top_on_device)(some, count)
+        return (self._top_on_device if self._scratch is None else self._top_on_host)(some, count)
 
-    def _take(self, some: Ids) -> torch.Tensor:
+    def _take(self, some: Ids | slice, dtype: torch.dtype) -> torch.Tensor:
         index = self._index[some]
-        if (index[1:] == index[:-1] + 1).all():
-            return self._rows[index[0] : index[0] + len(index)]
-        return self._rows.index_select(0, torch.from_numpy(index).to(self.device))
+        if dtype == self._rows.dtype and (len(index) == 1 or (isinstance(some, slice) and self._is_range)):
+            return self._rows[index[0] : index[-1] + 1]
+        if self._scratch is not None:
+            return self._scratch.copy_rows(self._rows, index, dtype)
+        return self._rows.index_select(0, torch.from_numpy(index).to(self.device)).to(dtype)
 
     def _group_maxima(self) -> torch.Tensor:
         """Return [N, groups]."""
         if self._maxima is None:
-            rows = np.arange(len(self._index))
-            parts = _slices(len(rows), MAX_HOST_ROWS if self._on_host else len(rows))
-            self._maxima = torch.cat([_maxima(self._take(rows[part])) for part in parts]).to(self.dtype)
+            if self._scratch is None:
+                maxima = _maxima(self._take(slice(None), self._rows.dtype))
+            else:
+                maxima = self._maxima_on_host()
+            self._maxima = maxima.to(self.dtype)
         return self._maxima
+
+    def _maxima_on_host(self) -> torch.Tensor:
+        if self._is_range:
+            rows = self._rows[self._index[0] : self._index[-1] + 1]
+            return torch.cat([_maxima(rows[part]) for part in _slices(len(rows), MAX_HOST_ROWS)])
+        first, end = int(self._index.min()), int(self._index.max()) + 1
+        if end - first > 2 * len(self._index):
+            return torch.cat([_maxima(self._rows[row : row + 1]) for row in self._index.tolist()])
+        # To read all rows of the range is quicker than to read its rows one by one.
+        rows = self._rows[first:end]
+        parts = [_maxima(rows[part]) for part in _slices(len(rows), MAX_HOST_ROWS)]
+        return torch.cat(parts)[torch.from_numpy(self._index - first)]
+
+    def _numbers(self, flat: Ids) -> NDArray[Any]:
+        """Return the numbers at some places of all rows, in float32 or wider, on a CPU."""
+        return self._rows.view(-1).take(torch.from_numpy(flat)).to(self.dtype).numpy()
 
     def _top_on_device(self, some: Ids, count: int) -> TopTokens:
         values, ids = self.take(some).topk(count, sorted=False)
@@ -112,8 +140,7 @@ class RankedRows:
             for missing in np.flatnonzero(~is_found):
                 row = self._rows[int(self._index[rows[missing]])].to(self.dtype).numpy()
                 ids[place][missing] = _top_of_row(row, maxima[rows[missing]], count)
-        flat = torch.from_numpy(self._index[some][:, None] * self.vocab_size + ids)
-        return TopTokens(self._rows.view(-1).take(flat).to(self.dtype), torch.from_numpy(ids))
+        return TopTokens(self._numbers(self._index[some][:, None] * self.vocab_size + ids), ids)
 
     def _top_in_groups(
         self, rows: Ids, maxima: NDArray[np.float32], count: int
@@ -131,15 +158,14 @@ class RankedRows:
         reaches[~is_found] = False
         place, group = np.nonzero(reaches)
         ids = group[:, None] + num_groups * np.arange(GROUP)
-        values = self._rows.view(-1).take(torch.from_numpy(rows[place][:, None] * self.vocab_size + ids))
-        values_of = values.float().numpy()
-        is_candidate = values_of >= bound[place]
+        values = self._numbers(rows[place][:, None] * self.vocab_size + ids)
+        is_candidate = values >= bound[place]
         # After the groups come the last tokens, alone: number g is the token g + (GROUP - 1) * num_groups.
         is_candidate[group >= num_groups, :-1] = False
         found = np.flatnonzero(is_candidate)
         place, ids = place[found // GROUP], ids.reshape(-1)[found]
         # Sorted as integers: first the inverted value, then the id. Adding 0.0 makes -0.0 equal to 0.0.
-        bits = (values_of.reshape(-1)[found] + np.float32(0)).view(np.int32)
+        bits = (values.reshape(-1)[found] + np.float32(0)).view(np.int32)
         key = ((~(bits ^ ((bits >> 31) & 0x7FFFFFFF))).astype(np.int64) << 32) | ids
         starts = np.searchsorted(place, np.arange(len(rows)))
         column = np.arange(len(place)) - starts[place]

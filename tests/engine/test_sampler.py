@@ -196,6 +196,40 @@ def test_a_bit_mask_comes_before_everything_else(batch, seed, num_allowed):
     assert tokens == [stated(expected[i], *batch[i]) for i in range(len(batch))]
 
 
+MIXTURE: list[dict[str, Any]] = [
+    {},
+    {"top_k": 5},
+    {"top_p": 0.8},
+    {"min_p": 0.03},
+    {"typical_p": 0.7},
+    {"top_k": 70, "top_p": 0.95, "min_p": 0.01},
+    {"top_p": 0.98, "typical_p": 0.95},
+    {"top_k": 400, "typical_p": 0.6},
+]
+# fmt: off
+TOKENS_OF_THE_MIXTURE = [
+    219, 1421, 894, 2820, 1323, 2077, 1843, 1309, 17, 2244, 2255, 1200, 1267, 41, 2596, 608, 1796,
+    1945, 1181, 1192, 2146, 737, 1514, 1239, 2425, 740, 294, 2865, 232, 2518, 127, 2459, 2604, 137,
+    1657, 1108, 1904, 1689, 1894, 2783, 2597, 1976, 79, 398, 1058, 2529, 1473, 882, 2630, 1941,
+    1327, 1218, 2782, 1887, 788, 1742, 185, 2020, 787, 1809, 2396, 521, 965, 1205, 1291, 408, 632,
+    1514, 2663, 923, 2621, 2506, 72, 2084, 2903, 2533, 1149, 149, 2897, 994, 256, 2272, 2108, 149,
+    1468, 609, 2185, 2162, 952, 512, 258, 2088, 1191, 987, 2219, 2646,
+]
+# fmt: on
+"""Drawn by the sampler that looked at one row after the other (before decision 0038)."""
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_a_mixture_gets_the_tokens_that_were_drawn_row_by_row(on_host):
+    """Given flat and steep logits, and all filters: on a CPU and by the methods for a device."""
+    num_rows = len(TOKENS_OF_THE_MIXTURE)
+    steepness = np.linspace(0.2, 4, num_rows, dtype=np.float32)[:, None]
+    logits = np.random.default_rng(0).normal(0, 1, (num_rows, 3000)).astype(np.float32) * steepness
+    batch = [row(i * i, i % 3, i, temperature=i % 5 * 0.4, **MIXTURE[i % 8]) for i in range(num_rows)]
+    sampler = ReferenceSampler(on_host=on_host)
+    assert sample(torch.from_numpy(logits), batch, sampler=sampler) == TOKENS_OF_THE_MIXTURE
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.lists(rows, min_size=1, max_size=6), st.integers(0, 10**6))
 def test_equals_are_ranked_by_their_ids(batch, logits_seed):
@@ -214,6 +248,7 @@ def test_looking_at_few_tokens_gives_the_same_token_as_ranking_all(batch, logits
     everything = sample(logits, batch, sampler=ReferenceSampler(()))
     assert sample(logits, batch, sampler=ReferenceSampler((8, 64))) == everything
     assert sample(logits, batch) == everything
+    assert sample(logits, batch, sampler=ReferenceSampler((8,), on_host=False)) == everything
 
 
 @settings(deadline=None, max_examples=30)

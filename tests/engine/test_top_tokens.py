@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pagefleet.engine.sampling import top_tokens
+from pagefleet.engine.sampling.scratch import Scratch
 from pagefleet.engine.sampling.top_tokens import RankedRows, keep_top_mass, row_max
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
@@ -28,7 +29,7 @@ def ranking_of(row: torch.Tensor) -> list[int]:
     return sorted(range(len(values)), key=lambda t: (-values[t], t))
 
 
-@pytest.mark.parametrize("on_host", [True, False])
+@pytest.mark.parametrize("scratch", [Scratch(), None], ids=["host", "device"])
 @settings(deadline=None, max_examples=30)
 @given(
     st.integers(1, 3000),
@@ -37,12 +38,12 @@ def ranking_of(row: torch.Tensor) -> list[int]:
     st.sampled_from(DTYPES),
     st.data(),
 )
-def test_the_first_of_the_ranking_are_found(on_host, vocab_size, seed, spread, dtype, data):
+def test_the_first_of_the_ranking_are_found(scratch, vocab_size, seed, spread, dtype, data):
     """Given some rows in any order: the tokens above the last one are complete and in order, by the CPU's
     method and by that of other devices."""
     count = data.draw(st.integers(1, vocab_size) | st.integers(1, min(64, vocab_size)))
     rows = some_rows(6, vocab_size, seed, spread).to(dtype)
-    ranked = RankedRows(rows, np.array([4, 1, 2, 5, 0]), on_host=on_host)
+    ranked = RankedRows(rows, np.array([4, 1, 2, 5, 0]), scratch)
     whole = [rows[4], rows[1], rows[2], rows[5], rows[0]]
     places = np.array([3, 0, 4, 1])
     found = ranked.top(places, count)
@@ -50,7 +51,8 @@ def test_the_first_of_the_ranking_are_found(on_host, vocab_size, seed, spread, d
     for some in (places, np.array([1, 2])):
         assert torch.equal(ranked.take(some), torch.stack([whole[place] for place in some]).to(ranked.dtype))
     columns = torch.randint(0, vocab_size, (3, 7), generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(ranked.gather(columns), torch.stack(whole[:3]).to(ranked.dtype).gather(1, columns))
+    gathered = torch.as_tensor(ranked.gather(columns if scratch is None else columns.numpy()))
+    assert torch.equal(gathered, torch.stack(whole[:3]).to(ranked.dtype).gather(1, columns))
     for index, place in enumerate(places):
         row, ids = whole[place], found.ids[index].tolist()
         assert found.values[index].tolist() == row[ids].tolist()
@@ -73,7 +75,7 @@ def test_thousands_of_equals_are_not_sorted(monkeypatch):
     monkeypatch.setattr(top_tokens, "_drop_ties", remember)
     row = torch.full((1, 50_000), -torch.inf)
     row[0, 4000:4010] = torch.arange(10.0)
-    found = RankedRows(row, on_host=True).top(np.array([0]), 256)
+    found = RankedRows(row, scratch=Scratch()).top(np.array([0]), 256)
     assert found.ids[0, :11].tolist() == [*range(4009, 3999, -1), 0]
     assert [len(ids) for ids in considered] == [266]
 
