@@ -3,8 +3,8 @@
 The code under ``asynchronous/`` is written by hand. Its twin under ``synchronous/`` is the same text without
 ``async`` and ``await``, with the names in ``NAMES`` replaced, and formatted by ruff. What differs by nature
 (threads or an event loop) is in hand-written modules that have the same names on both sides: the ``*_io``
-modules of ``api/protocol`` and, in ``api/client``, ``context``, ``inbox``, ``resources``, ``subscriber`` and
-``tasks``. So the rules here are general; only the store's class has a rule of its own.
+modules of ``api/protocol`` and, in ``api/client``, ``batching``, ``context``, ``inbox``, ``resources``,
+``subscriber`` and ``tasks``. So the rules here are general; only the store's class has a rule of its own.
 
 PyPI's ``unasync`` is not used: it replaces single tokens, so that docstrings, comments and module paths stay
 asynchronous, and its output would have to be formatted by hand.

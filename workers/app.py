@@ -23,7 +23,7 @@ from pagefleet.workers.observe.metrics_server import served_metrics
 from pagefleet.workers.pool import EnginePool
 from pagefleet.workers.queue.backlog import Backlog
 from pagefleet.workers.queue.lanes import take_lanes_in_order
-from pagefleet.workers.queue.unacked import UnackedMessages
+from pagefleet.workers.queue.unacked import UnackedMessages, reuse_client
 from pagefleet.workers.settings import WorkerSettings, let_threads_sleep, new_worker_id
 from pagefleet.workers.tasks import cancel_on_revoke, register_tasks
 
@@ -46,6 +46,8 @@ class AdmissionStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, consumer: Any) -> None:
         pool: EnginePool = consumer.pool
         channel, events = consumer.task_consumer.channel, consumer.event_dispatcher
+        reuse_client(channel)
+        reuse_client(events.producer.channel)
         unacked = UnackedMessages(channel, pool.hub_calls.flush_soon)
         unacked.guard()
         worker, gate, tasks = pool.worker, pool.worker.gate, pool.app.tasks
@@ -56,6 +58,7 @@ class AdmissionStep(bootsteps.StartStopStep):  # type: ignore[misc]
             pool.room,
             {lane: names[0] for lane, names in worker.queues.items()},
             worker.settings.lease_s,
+            pool.put_together,
         )
         gate.guard(channel, pool.app.amqp.queues, tasks)
         backlog.follow()

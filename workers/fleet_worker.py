@@ -118,9 +118,9 @@ class FleetWorker:
         for task in self._periodic_tasks:
             task.start()
 
-    def put(self, message: JobMessage) -> None:
-        """Take a message from the queue."""
-        self.pipeline.admission.put(message)
+    def put(self, *messages: JobMessage) -> None:
+        """Take messages from the queue."""
+        self.pipeline.admission.put(*messages)
 
     def room(self, num_held: int, num_batch: int) -> dict[Lane, int]:
         """Return how many more messages may be taken from each lane, interactive first.

@@ -6,9 +6,10 @@ shows every job separately although the engine computes them together.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
 
@@ -45,6 +46,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
         self._by_slot: dict[int, PooledMessage] = {}
         self._slots = itertools.count(_FIRST_SLOT)
         self._channel: Any = None
+        self._received: list[PooledMessage] | None = None
         # For Celery's own small tasks (backend_cleanup, chord unlocks), which do not need the engine.
         self._side_pool = ThreadPoolExecutor(2, thread_name_prefix="pagefleet-side")
 
@@ -97,7 +99,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
         message = PooledMessage(self, next(self._slots), args[2], callbacks)
         if message.refusal is not None:
             # Not looked up below: a refused message may have the id of a job that is held.
-            self.worker.put(message)
+            self._put(message)
             return message
         held = self._messages.get(message.job_id)
         if held is not None:
@@ -105,8 +107,25 @@ class EnginePool(BasePool):  # type: ignore[misc]
             return held
         self._messages[message.job_id] = message
         self._by_slot[message.slot] = message
-        self.worker.put(message)
+        self._put(message)
         return message
+
+    @contextlib.contextmanager
+    def put_together(self) -> Iterator[None]:
+        """Pass on the messages that Celery receives in this context at its end: one call claims them."""
+        self._received = []
+        try:
+            yield
+        finally:
+            messages, self._received = self._received, None
+            if messages:
+                self.worker.put(*messages)
+
+    def _put(self, message: PooledMessage) -> None:
+        if self._received is None:
+            self.worker.put(message)
+        else:
+            self._received.append(message)
 
     def terminate_job(self, pid: int, signal: object = None) -> None:
         message = self._by_slot.get(pid)

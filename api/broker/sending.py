@@ -1,4 +1,7 @@
-"""send_message: ENQUEUE (protocol line 2), the only code that sends a job's message to the broker."""
+"""send_message: ENQUEUE (protocol line 2) through Celery, for a job that exists.
+
+A client's SUBMIT sends the first message itself (``envelope.py``).
+"""
 
 from __future__ import annotations
 

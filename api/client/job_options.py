@@ -12,6 +12,8 @@ from pagefleet.api.contract.structured_outputs import StructuredOptions
 
 DEFAULT_IDLE_TIMEOUT_S: Final = 600.0
 """Seconds without a chunk after which a stream raises ``StreamTimeout``."""
+CHAT_ARGUMENTS: Final = ("tools", "tool_choice", "parallel_tool_calls")
+"""Arguments of ``chat`` that ``generate`` does not have, besides the messages."""
 
 
 class JobOptions(SamplingOptions, total=False):

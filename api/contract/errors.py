@@ -28,7 +28,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Self
 
 __all__ = [
     "ConfigurationError",
@@ -66,6 +66,12 @@ class FleetError(Exception):
         self.message = message
         self.param = param
         self.job_id = job_id
+
+    def copy(self) -> Self:
+        """Return an equal error to raise elsewhere, with the same cause."""
+        error = type(self)(self.message, param=self.param, job_id=self.job_id)
+        error.__cause__ = self.__cause__
+        return error
 
 
 class InvalidRequest(FleetError, ValueError):

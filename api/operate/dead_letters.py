@@ -53,7 +53,9 @@ class DeadLetters:
         letter = self.get(job_id)
         request = letter.request().model_copy(update={"detached": True})
         card = CardIndex(self._store.cards()).resolve(request.model)
-        prepared = PreparedRequest(str(uuid.uuid4()), request, card)
+        prepared = PreparedRequest(
+            str(uuid.uuid4()), request, card, request.model_dump_json(exclude_defaults=True)
+        )
         submission = operations.submit(
             prepared.job_id, request, queue=prepared.queue, channel="", limits=prepared.limits
         )

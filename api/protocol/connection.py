@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+import hiredis
 import redis
 import redis.asyncio
 from redis.backoff import NoBackoff
@@ -55,14 +57,40 @@ def connect(settings: FleetSettings) -> redis.Redis:
 def connect_async(settings: FleetSettings, max_connections: int = _ASYNC_CONNECTIONS) -> redis.asyncio.Redis:
     """Like ``connect``, for asyncio. Waits for a free connection if all are in use."""
     with _url_errors(settings.url):
-        pool: redis.asyncio.BlockingConnectionPool = redis.asyncio.BlockingConnectionPool.from_url(
+        pool: Any = redis.asyncio.BlockingConnectionPool.from_url(
             settings.url,
             max_connections=max_connections,
             timeout=settings.connect_timeout_s + settings.socket_timeout_s,
             retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
             **_options(settings),
         )
+        pool.connection_class = _packing_in_c(pool.connection_class)
         return redis.asyncio.Redis.from_pool(pool)
+
+
+class _Packing(redis.asyncio.connection.AbstractConnection):
+    """Packs commands with hiredis, as redis-py does without asyncio. In Python a SUBMIT takes 50 us."""
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        try:
+            # Names of two words, such as SCRIPT LOAD, are two arguments.
+            name = args[0].split() if isinstance(args[0], str) else args[:1]
+            return [hiredis.pack_command((*name, *args[1:]))]
+        except (TypeError, UnicodeEncodeError):
+            return super().pack_command(*args)
+
+    def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[bytes]:
+        return [chunk for command in commands for chunk in self.pack_command(*command)]
+
+
+@functools.cache
+def _packing_in_c(connection_class: type) -> type:
+    return type(f"Packing{connection_class.__name__}", (_Packing, connection_class), {})
+
+
+def database_of(client: Any) -> int:
+    """Return the number of the Redis database that a client uses."""
+    return int(client.connection_pool.connection_kwargs.get("db") or 0)
 
 
 def is_unreadable(error: BaseException) -> bool:

@@ -45,6 +45,15 @@ class Submitted(NamedTuple):
         return self == Submitted(created=False)
 
 
+class QueueMessage(NamedTuple):
+    """A job's message and its ``task-sent`` event in kombu's format, which SUBMIT sends with the job."""
+
+    list_name: str
+    message: str
+    event_channel: str
+    event: str
+
+
 class ClaimVerdict(StrEnum):
     CLAIMED = "claimed"
     MISSING = "missing"

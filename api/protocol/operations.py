@@ -3,7 +3,7 @@
 "Protocol line N" is the number of an operation in the protocol:
 
     1 SUBMIT    submit, resume                    10 BEAT     beat
-    2 ENQUEUE   broker/sending.py                 11 REAP     job_store.dead_workers, unlock
+    2 ENQUEUE   in submit, broker/sending.py      11 REAP     job_store.dead_workers, unlock
     3 POP       kombu, workers/queue/backlog.py  12 BLAME    in claim
     4 CLAIM     claim                             13 SWEEP    expire, due, condemn, unlock
     5 MARK      mark                              14 AUDIT    workers, with release
@@ -35,6 +35,7 @@ from pagefleet.api.protocol.operation_types import (
     DeleteVerdict,
     Limits,
     Operation,
+    QueueMessage,
     Schedule,
     StepBatch,
     StepReplies,
@@ -56,14 +57,20 @@ def submit(
     schedule: Schedule = NO_SCHEDULE,
     asked: str = "",
     again: bool = False,
+    message: QueueMessage | None = None,
+    request_json: str | None = None,
 ) -> Operation[Submitted]:
     """SUBMIT (protocol line 1): create a queued job.
 
     Args:
+        message: sent together with the job (line 2, ENQUEUE). None if the caller sends it, or if there is
+            one already.
+        request_json: the request as JSON, if the caller has it already.
         asked: hash of the caller's request. If the id exists with another hash, the reply is ``is_other``.
         again: submit a job that the server lost, unless it was deleted.
     """
-    request_json = request.model_dump_json(exclude_defaults=True)
+    if request_json is None:
+        request_json = request.model_dump_json(exclude_defaults=True)
     deadline_ms = "" if request.deadline_s is None else int(request.deadline_s * 1000)
     fields: dict[str, str | int] = {
         "request": request_json,
@@ -80,7 +87,7 @@ def submit(
         fields["charge"] = str(charge)
     fields |= {name: value for name, value in schedule._asdict().items() if value is not None}
     touched = [keys.job(job_id), keys.log(job_id), keys.open_jobs(queue), keys.recent_jobs(request.tenant)]
-    touched.append(keys.deleted(job_id))
+    touched += [keys.deleted(job_id), queue if message is None else message.list_name]
     if request.tenant is not None:
         tenant = request.tenant
         touched += [keys.tenant_jobs(queue, tenant), keys.stored_jobs(tenant), keys.stored_bytes(tenant)]
@@ -97,6 +104,7 @@ def submit(
             request.sampling.n,
             limits.max_tenant_bytes,
             reserved_bytes(request, len(request_json.encode())),
+            *(("", "", "") if message is None else message[1:]),
             *_flat(fields),
         ],
         _parse_submitted,

@@ -24,6 +24,7 @@ from pagefleet.api.protocol.operation_types import (
     Charge,
     Limits,
     Operation,
+    QueueMessage,
     Schedule,
     Submitted,
 )
@@ -38,6 +39,8 @@ class PreparedRequest:
     job_id: str
     request: GenerateRequest
     card: ModelCard
+    request_json: str
+    """The request as it is stored."""
     max_open: int | None = None
     """Limit of the tenant's open choices in this queue, if lower than the card's."""
     max_stored: int | None = None
@@ -53,8 +56,7 @@ class PreparedRequest:
     @property
     def num_reserved_bytes(self) -> int:
         """The bytes that the job counts for its tenant until it is closed."""
-        request_json = self.request.model_dump_json(exclude_defaults=True)
-        return reserved_bytes(self.request, len(request_json.encode()))
+        return reserved_bytes(self.request, len(self.request_json.encode()))
 
     @property
     def limits(self) -> Limits:
@@ -148,21 +150,25 @@ def prepare(
     # Validate before the model is resolved: errors in the fields are more useful than an unknown model.
     request = build_request({**given, "model": model or "-"})
     card = cards.resolve(model)
-    asked = _hash_of(request.model_copy(update={"model": card.name}))
+    if request.model != card.name:
+        request = request.model_copy(update={"model": card.name})
+    asked = _hash_of(request)
     # Defaults are stored with the job, so that a worker that takes it over uses the same parameters.
-    request = build_request({**card.default_sampling.fill(given), "model": card.name})
+    filled = card.default_sampling.fill(given)
+    if len(filled) > len(given):
+        request = build_request({**filled, "model": card.name})
     sampling = request.sampling
-    if sampling.seed is None:
-        sampling = sampling.model_copy(update={"seed": seed})
+    changes: dict[str, Any] = {} if sampling.seed is not None else {"seed": seed}
     if "max_tokens" not in given:
         # The default of max_tokens must not exceed a short context.
-        most = max(sampling.min_tokens, min(sampling.max_tokens, card.max_model_len))
-        sampling = sampling.model_copy(update={"max_tokens": most})
-    request = request.model_copy(update={"model": card.name, "sampling": sampling})
+        changes["max_tokens"] = max(sampling.min_tokens, min(sampling.max_tokens, card.max_model_len))
+    if changes:
+        request = request.model_copy(update={"sampling": sampling.model_copy(update=changes)})
     check_fits(request, card)
     check_limits(request, card)
-    check_size(len(request.model_dump_json(exclude_defaults=True).encode()), max_bytes)
-    return PreparedRequest(job_id or str(uuid.uuid4()), request, card, asked=asked)
+    request_json = request.model_dump_json(exclude_defaults=True)
+    check_size(len(request_json.encode()), max_bytes)
+    return PreparedRequest(job_id or str(uuid.uuid4()), request, card, request_json, asked=asked)
 
 
 def _hash_of(request: GenerateRequest) -> str:
@@ -182,6 +188,7 @@ def submit_operation(
     *,
     again: bool = False,
     schedule: Schedule = NO_SCHEDULE,
+    message: QueueMessage | None = None,
 ) -> Operation[Submitted]:
     """Return the SUBMIT of a prepared request; see :func:`operations.submit`."""
     return operations.submit(
@@ -195,4 +202,6 @@ def submit_operation(
         asked=prepared.asked,
         again=again,
         schedule=schedule,
+        message=message,
+        request_json=prepared.request_json,
     )

@@ -10,6 +10,7 @@ import redis
 
 from pagefleet.api.config.settings import FleetSettings
 from pagefleet.api.contract import keys
+from pagefleet.api.contract.errors import FleetError
 from pagefleet.api.contract.messages import ModelCard, WorkerStatus
 from pagefleet.api.protocol import operations
 from pagefleet.api.protocol.connection import connect, redis_errors
@@ -119,6 +120,38 @@ class ProducerStore:
             except redis.exceptions.NoScriptError:
                 reply = self.redis.eval(script.source, *call)
         return operation.parse(reply)
+
+    def run_together(self, calls: Sequence[Operation[T]]) -> list[T | FleetError]:
+        """Run several scripts in one round trip; they are not atomic together.
+
+        Returns:
+            For each call its result, or the error that :meth:`run` would raise.
+        """
+        try:
+            with redis_errors(self.settings.url):
+                pipeline = self.redis.pipeline(transaction=False)
+                for call in calls:
+                    sha = load_script(call.script).sha
+                    pipeline.evalsha(sha, len(call.keys), *call.keys, *call.args)
+                replies = pipeline.execute(raise_on_error=False)
+        except FleetError as error:
+            return [error.copy() for _ in calls]
+        outcomes: list[T | FleetError] = []
+        for call, reply in zip(calls, replies, strict=True):
+            try:
+                result: T = self._result(call, reply)
+                outcomes.append(result)
+            except FleetError as error:
+                outcomes.append(error)
+        return outcomes
+
+    def _result(self, call: Operation[T], reply: Any) -> T:
+        if isinstance(reply, redis.exceptions.NoScriptError):
+            return self.run(call)
+        if isinstance(reply, Exception):
+            with redis_errors(self.settings.url):
+                raise reply
+        return call.parse(reply)
 
     def close_connections(self) -> None:
         self.redis.close()

@@ -13,9 +13,10 @@ from pagefleet.api.client.asynchronous.inbox import AsyncInbox
 from pagefleet.api.client.asynchronous.tasks import AsyncTasks
 from pagefleet.api.client.asynchronous.token_stream import AsyncSource, AsyncTokenStream
 from pagefleet.api.client.events import LiveEvent, Resync
-from pagefleet.api.client.job_options import DEFAULT_IDLE_TIMEOUT_S, check_unknown
+from pagefleet.api.client.job_options import DEFAULT_IDLE_TIMEOUT_S, JobArguments, check_unknown
 from pagefleet.api.client.questions import Answer, PendingQuestion
 from pagefleet.api.client.stream import StreamState
+from pagefleet.api.contract.errors import FleetError
 from pagefleet.api.contract.fleet_status import FleetStatus
 from pagefleet.api.contract.messages import ModelCard, WorkerStatus
 from pagefleet.api.protocol.job_record import JobRecord, LogPosition
@@ -108,6 +109,17 @@ class AsyncInMemoryFleet(AsyncFleet):
         request = prepared.request
         state = StreamState(prepared.job_id, num_choices=request.sampling.n, reading=request.chat_reading)
         return AsyncTokenStream(state, source, prepared.card.name, idle_timeout)
+
+    async def _start_all(
+        self, calls: Sequence[JobArguments | FleetError]
+    ) -> list[AsyncTokenStream | FleetError]:
+        return [call if isinstance(call, FleetError) else await self._start_or_error(call) for call in calls]
+
+    async def _start_or_error(self, call: JobArguments) -> AsyncTokenStream | FleetError:
+        try:
+            return await self._start(*call)
+        except FleetError as error:
+            return error
 
 
 class AsyncFakeSource(AsyncSource):

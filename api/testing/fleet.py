@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Never
 
 from pagefleet.api.client.events import LiveEvent, Resync
-from pagefleet.api.client.job_options import DEFAULT_IDLE_TIMEOUT_S, check_unknown
+from pagefleet.api.client.job_options import DEFAULT_IDLE_TIMEOUT_S, JobArguments, check_unknown
 from pagefleet.api.client.questions import Answer, PendingQuestion
 from pagefleet.api.client.stream import StreamState
 from pagefleet.api.client.synchronous.context import opens_stream
@@ -17,6 +17,7 @@ from pagefleet.api.client.synchronous.fleet import Fleet
 from pagefleet.api.client.synchronous.inbox import Inbox
 from pagefleet.api.client.synchronous.tasks import Tasks
 from pagefleet.api.client.synchronous.token_stream import Source, TokenStream
+from pagefleet.api.contract.errors import FleetError
 from pagefleet.api.contract.fleet_status import FleetStatus
 from pagefleet.api.contract.messages import ModelCard, WorkerStatus
 from pagefleet.api.protocol.job_record import JobRecord, LogPosition
@@ -107,6 +108,15 @@ class InMemoryFleet(Fleet):
         request = prepared.request
         state = StreamState(prepared.job_id, num_choices=request.sampling.n, reading=request.chat_reading)
         return TokenStream(state, source, prepared.card.name, idle_timeout)
+
+    def _start_all(self, calls: Sequence[JobArguments | FleetError]) -> list[TokenStream | FleetError]:
+        return [call if isinstance(call, FleetError) else self._start_or_error(call) for call in calls]
+
+    def _start_or_error(self, call: JobArguments) -> TokenStream | FleetError:
+        try:
+            return self._start(*call)
+        except FleetError as error:
+            return error
 
 
 class FakeSource(Source):

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ops.chaos.proxy import Proxy
 from pagefleet.api import AsyncFleetClient, FleetClient, FleetSettings, JobState, RedisUnavailable
-from pagefleet.api.client.asynchronous import sources as async_sources
-from pagefleet.api.client.synchronous import sources
 from pagefleet.api.contract import keys
+from pagefleet.api.protocol.async_job_store import AsyncJobStore
 from pagefleet.api.testing import fake_card
 from pagefleet.workers.threads.polling import wait_until
 
 QUEUE = keys.queue("fake", "interactive")
+MESSAGES = f"{QUEUE}\x06\x164"
 TIMEOUT_S = 0.8
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -140,23 +141,34 @@ class TestTheReplyIsLost:
         await again.close()
         assert await asyncio.to_thread(nothing_open, store)
 
-    def test_a_message_that_the_broker_may_have_taken_or_not(self, fleet, store, proxy, monkeypatch):
+    def test_a_job_whose_reply_is_lost_has_its_message(self, fleet, store, proxy):
+        """The script that creates a job sends its message: neither exists without the other."""
         only_left_is_closed(store)
-        send = sources.send_message
-
-        def cut_first(*args, **options):
-            proxy.cut(to_server=False, to_client=True)
-            send(*args, **options)
-
-        monkeypatch.setattr(sources, "send_message", cut_first)
-        with pytest.raises(RedisUnavailable) as raised:
+        store.redis.delete(MESSAGES)
+        proxy.cut(to_server=False, to_client=True)
+        with pytest.raises(RedisUnavailable, match="may have been submitted") as raised:
             generate(fleet)
+        assert open_jobs(store) == {raised.value.job_id: JobState.QUEUED}
+        (message,) = store.redis.lrange(MESSAGES, 0, -1)
+        assert raised.value.job_id in message
         proxy.heal(reset=True)
-        job_id = raised.value.job_id
-        if "may have been submitted" in raised.value.message:
-            assert generate(fleet, job_id=job_id).job_id == job_id
-        else:
-            assert store.read(job_id) is None
+        assert generate(fleet, job_id=raised.value.job_id).job_id == raised.value.job_id
+        assert store.redis.llen(MESSAGES) == 1
+
+    async def test_each_of_many_errors_names_its_own_job(self, afleet, store, proxy):
+        await asyncio.to_thread(only_left_is_closed, store)
+        proxy.cut(to_server=False, to_client=True)
+        ids = [f"j{index}" for index in range(3)]
+        calls = [generate(afleet, job_id=job_id) for job_id in ids]
+        alone = await asyncio.gather(*calls, return_exceptions=True)
+        together = await afleet.submit_many(
+            [{"prompt": "Hello", "job_id": f"m{job_id}"} for job_id in ids], model="fake"
+        )
+        proxy.heal(reset=True)
+        for errors, prefix in ((alone, ""), (together, "m")):
+            assert all(isinstance(error, RedisUnavailable) for error in errors)
+            assert all("may have been submitted" in error.message for error in errors)
+            assert [error.job_id for error in errors] == [prefix + job_id for job_id in ids]
 
 
 class TestAnAttachThatFails:
@@ -213,18 +225,11 @@ class TestTheCallerIsCancelled:
         assert await asyncio.to_thread(nothing_open, store)
 
     @pytest.mark.parametrize("options", [{}, {"detached": True}, {"lane": "batch"}], ids=str)
-    async def test_between_submit_and_enqueue(self, afleet, store, monkeypatch, options):
+    async def test_before_the_submit_is_sent(self, afleet, store, monkeypatch, options):
         """Nobody else can know the id: a job that needs no reader ends too."""
         await asyncio.to_thread(only_left_is_closed, store)
         sending, go_on = threading.Event(), threading.Event()
-        send = async_sources.send_message
-
-        def wait_first(*args, **more):
-            sending.set()
-            go_on.wait(60)
-            send(*args, **more)
-
-        monkeypatch.setattr(async_sources, "send_message", wait_first)
+        delay_submits(monkeypatch, sending, lambda: go_on.wait(60))
         job = asyncio.create_task(generate(afleet, **options))
         assert await asyncio.to_thread(sending.wait, 60)
         job.cancel()
@@ -235,14 +240,7 @@ class TestTheCallerIsCancelled:
 
     async def test_whose_client_is_closed_at_once(self, near, store, monkeypatch):
         sending = threading.Event()
-        send = async_sources.send_message
-
-        def slowly(*args, **more):
-            sending.set()
-            threading.Event().wait(0.3)
-            send(*args, **more)
-
-        monkeypatch.setattr(async_sources, "send_message", slowly)
+        delay_submits(monkeypatch, sending, lambda: time.sleep(0.3))
         async with AsyncFleetClient(near) as fleet:
             job = asyncio.create_task(generate(fleet))
             assert await asyncio.to_thread(sending.wait, 60)
@@ -253,14 +251,7 @@ class TestTheCallerIsCancelled:
         """Its caller knows the id: one that needs no reader stays."""
         await asyncio.to_thread(only_left_is_closed, store)
         sending = threading.Event()
-        send = async_sources.send_message
-
-        def tell(*args, **more):
-            sending.set()
-            threading.Event().wait(0.2)
-            send(*args, **more)
-
-        monkeypatch.setattr(async_sources, "send_message", tell)
+        delay_submits(monkeypatch, sending, lambda: time.sleep(0.2))
         for job_id, options in {"alone": {}, "detached": {"detached": True}}.items():
             job = asyncio.create_task(generate(afleet, job_id=job_id, **options))
             assert await asyncio.to_thread(sending.wait, 60)
@@ -270,7 +261,8 @@ class TestTheCallerIsCancelled:
                 await job
 
         def states():
-            return [store.read(job_id, with_log=False).state for job_id in ("alone", "detached")]
+            records = [store.read(job_id, with_log=False) for job_id in ("alone", "detached")]
+            return [record and record.state for record in records]
 
         assert await asyncio.to_thread(
             wait_until, lambda: states() == [JobState.CANCELLED, JobState.QUEUED], 60
@@ -280,13 +272,28 @@ class TestTheCallerIsCancelled:
     def test_the_sync_caller_is_broken_off(self, fleet, store, monkeypatch, error):
         only_left_is_closed(store)
 
-        def break_off(*args, **options):
+        run = fleet._live.batch.run
+
+        def break_off(call):
+            run(call)
             raise error
 
-        monkeypatch.setattr(sources, "send_message", break_off)
+        monkeypatch.setattr(fleet._live.batch, "run", break_off)
         with pytest.raises(error):
             generate(fleet, detached=True)
         assert wait_until(lambda: cancelled(store) == 1, 60)
+
+
+def delay_submits(monkeypatch, sending, wait):
+    """Let submits wait before they are sent, and set ``sending`` when one waits."""
+    send = AsyncJobStore.run_together
+
+    async def slowly(store, calls):
+        sending.set()
+        await asyncio.to_thread(wait)
+        return await send(store, calls)
+
+    monkeypatch.setattr(AsyncJobStore, "run_together", slowly)
 
 
 def cancelled(store):

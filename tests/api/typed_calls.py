@@ -20,6 +20,8 @@ def synchronous(fleet: FleetClient, fake: InMemoryFleet) -> None:
     fleet.generate("Hello", lane="bulk")  # type: ignore[arg-type]
     fleet.generate("Hello", temperature="hot")  # type: ignore[arg-type]
     fleet.chat(MESSAGES, prompt_token_ids=[1])  # type: ignore[call-arg]
+    fleet.submit_many(["Hello", {"messages": MESSAGES}], lane="batch", max_tokens=3)
+    fleet.submit_many(["Hello"], max_token=3)  # type: ignore[call-arg]
     fake.chat(MESSAGES, priority="high")  # type: ignore[arg-type]
 
 

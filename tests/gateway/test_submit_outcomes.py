@@ -10,9 +10,9 @@ import pytest
 
 from ops.chaos.proxy import Proxy
 from pagefleet.api import JobState
-from pagefleet.api.client.asynchronous import sources as async_sources
 from pagefleet.api.config.settings import GatewaySettings
 from pagefleet.api.gateway.app import make_app
+from pagefleet.api.protocol.async_job_store import AsyncJobStore
 from pagefleet.api.testing import fake_card
 from pagefleet.workers.threads.polling import wait_until
 
@@ -76,14 +76,14 @@ async def test_a_reply_that_is_lost(client, store, proxy, body):
 @EACH
 async def test_a_request_that_is_cancelled_meanwhile(client, store, monkeypatch, body):
     sending = threading.Event()
-    send = async_sources.send_message
+    send = AsyncJobStore.run_together
 
-    def slowly(*args, **options):
+    async def slowly(store, calls):
         sending.set()
-        threading.Event().wait(0.2)
-        send(*args, **options)
+        await asyncio.sleep(0.2)
+        return await send(store, calls)
 
-    monkeypatch.setattr(async_sources, "send_message", slowly)
+    monkeypatch.setattr(AsyncJobStore, "run_together", slowly)
     request = asyncio.create_task(client.post("/v1/completions", json={"model": "fake", **body}))
     assert await asyncio.to_thread(sending.wait, 60)
     request.cancel()

@@ -25,7 +25,7 @@ MISTAKES = [
     ),
     Mistake(
         "SUBMIT does not count the job's bytes",
-        (Broken("submit", "count_stored(KEYS[7], KEYS[8], id .. ' ' .. ARGV[9], now + LOOK_AGAIN_MS)", ""),),
+        (Broken("submit", "count_stored(KEYS[8], KEYS[9], id .. ' ' .. ARGV[9], now + LOOK_AGAIN_MS)", ""),),
         unattended(),
         "what counts for a tenant is not what its jobs take",
     ),

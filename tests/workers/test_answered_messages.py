@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -97,13 +98,16 @@ def test_what_the_server_has_popped_is_read_although_the_room_is_gone(store):
             lanes_with_room=lambda: room,
             room=lambda: dict.fromkeys(room, 1),
             hub_calls=HubCallQueue(),
+            put_together=nullcontext,
             use_channel=lambda *_: None,
             worker=worker,
             app=names,
         )
         AdmissionStep(SimpleNamespace()).start(
             SimpleNamespace(
-                pool=pool, task_consumer=SimpleNamespace(channel=channel), event_dispatcher=SimpleNamespace()
+                pool=pool,
+                task_consumer=SimpleNamespace(channel=channel),
+                event_dispatcher=SimpleNamespace(producer=SimpleNamespace(channel=channel)),
             )
         )
         assert channel.qos.can_consume()

@@ -158,3 +158,15 @@ def test_a_user_without_the_right_takes_messages_one_by_one(consumer, monkeypatc
     consumer.send("a", "b")
     assert consumer.backlog.take() == 0
     assert not consumer.backlog._is_allowed
+
+
+def test_a_message_with_half_of_a_surrogate_pair_is_stored_and_restored(consumer, store):
+    consumer.send("a")
+    name = f"{QUEUES['interactive']}\x06\x164"
+    text = store.redis.rpop(name).replace('"lang": "py"', '"lang": "py", "x": "\\ud800"')
+    store.redis.lpush(name, text)
+    assert consumer.backlog.take() == 1
+    restore_unacked(consumer.channel, "w")
+    assert consumer.backlog.take() == 1
+    assert consumer.ids == ["a", "a"]
+    assert consumer.messages[1].headers["x"] == "\ud800"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import queue
 import secrets
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Final
 
 from pydantic import ValidationError
@@ -93,7 +95,7 @@ class Admission:
         self._retry = retry
         self._handler = handler
         self._preparation = RequestPreparation(engine, card, on_ready=self._run_job, on_error=handler.fail)
-        self._messages: queue.SimpleQueue[JobMessage | None] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[Sequence[JobMessage]] = queue.SimpleQueue()
         self._stopping = False
         self._thread = LoopThread("admission", self._run)
 
@@ -101,13 +103,14 @@ class Admission:
         self._thread.start()
         self._preparation.start()
 
-    def put(self, message: JobMessage) -> None:
-        self._messages.put(message)
+    def put(self, *messages: JobMessage) -> None:
+        """Claim jobs, those of one call together: each call wakes the thread once."""
+        self._messages.put(messages)
 
     def stop(self) -> None:
         """Stop claiming. Grammars are still compiled until :meth:`stop_preparation`."""
         self._stopping = True
-        self._messages.put(None)
+        self._messages.put(())
         self._thread.join()
 
     def stop_preparation(self) -> list[ActiveJob]:
@@ -121,13 +124,11 @@ class Admission:
                 self._claim([message for message in batch if not self._reject_refusal(message)])
 
     def _next_batch(self) -> list[JobMessage]:
-        batch = [self._messages.get()]
-        try:
+        batch = [*self._messages.get()]
+        with contextlib.suppress(queue.Empty):
             while len(batch) < _MAX_BATCH:
-                batch.append(self._messages.get_nowait())
-        except queue.Empty:
-            pass
-        return [message for message in batch if message is not None]
+                batch += self._messages.get_nowait()
+        return batch
 
     def _reject_refusal(self, message: JobMessage) -> bool:
         """Reject a message that the message gate has refused. Return whether it was one."""
@@ -192,7 +193,7 @@ class Admission:
         except FleetError as error:
             self._rejector.reject(message, error)
             return
-        self._messages.put(message)
+        self.put(message)
 
     def _admit(self, message: JobMessage, claim: Claim) -> None:
         times = JobTimes(claim.attempt, claim.taken_over, claim.waited_s)

@@ -81,8 +81,7 @@ class Finisher:
     def _run(self) -> None:
         batch = EndedBatch(self._ended)
         while (ended := batch.take()) is not None:
-            closed = self._close_together(ended) if len(ended) > 1 else [None]
-            for each, record in zip(ended, closed, strict=True):
+            for each, record in zip(ended, self._close_together(ended), strict=True):
                 if record is None:
                     self._close_alone(each)
                 else:

@@ -6,6 +6,7 @@ kombu takes one message per round trip, and stores it as unacknowledged in a sec
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ class Backlog:
         room: returns for each lane how many messages may be taken, the most urgent lane first.
         queues: the current queue of each lane. Queues of former versions have no backlog.
         lease_s: a worker that has not beaten for this long takes no messages.
+        together: a context for the delivery of messages that were taken together.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Backlog:
         room: Callable[[], Room],
         queues: Mapping[Lane, str],
         lease_s: float,
+        together: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self._channel = channel
         self._client = channel._create_client()
@@ -54,6 +57,7 @@ class Backlog:
         self._room = room
         self._queues = queues
         self._lease_ms = int(lease_s * 1000)
+        self._together = together
         self._is_allowed = True
 
     def follow(self) -> None:
@@ -81,7 +85,8 @@ class Backlog:
             for message in reversed(messages):
                 put_back(self._channel, message)
             return len(raw_messages)
-        with self._unacked.stored_together([self._channel.Message(each, self._channel) for each in messages]):
+        received = [self._channel.Message(each, self._channel) for each in messages]
+        with self._unacked.stored_together(received), self._together():
             for message in messages:
                 self._deliver_valid(message, queue)
         return len(raw_messages)

@@ -12,13 +12,13 @@ from pagefleet.api.client.asynchronous.connections import AsyncConnections
 from pagefleet.api.client.asynchronous.context import opens_stream
 from pagefleet.api.client.asynchronous.fleet import AsyncFleet
 from pagefleet.api.client.asynchronous.resources import PerProcess
-from pagefleet.api.client.asynchronous.sources import AsyncAttachedSource, AsyncOwnSource
+from pagefleet.api.client.asynchronous.sources import AsyncAttachedSource, AsyncOwnSource, submit_together
 from pagefleet.api.client.asynchronous.token_stream import AsyncTokenStream
-from pagefleet.api.client.job_options import DEFAULT_IDLE_TIMEOUT_S, check_unknown
+from pagefleet.api.client.job_options import DEFAULT_IDLE_TIMEOUT_S, JobArguments, check_unknown
 from pagefleet.api.client.questions import Answer, PendingQuestion
 from pagefleet.api.client.stream import StreamState
 from pagefleet.api.config.settings import FleetSettings
-from pagefleet.api.contract.errors import FleetError
+from pagefleet.api.contract.errors import FleetError, RedisUnavailable
 from pagefleet.api.contract.fleet_status import FleetStatus
 from pagefleet.api.contract.messages import MAX_SEED, ModelCard, WorkerStatus
 from pagefleet.api.protocol.job_errors import job_not_found, naming_job
@@ -134,7 +134,54 @@ class AsyncFleetClient(AsyncFleet):
             JobExists, JobDeleted, QueueFull, RedisUnavailable.
         """
         source = AsyncOwnSource(self._live, prepared, discard_if_interrupted=discard_if_interrupted)
-        if not await source.submit():
+        is_new = await source.submit()
+        return await self._reader(source, prepared, idle_timeout, is_new=is_new, keep=keep)
+
+    async def _start_all(
+        self, calls: Sequence[JobArguments | FleetError]
+    ) -> list[AsyncTokenStream | FleetError]:
+        prepared = [await self._prepared_or_error(call) for call in calls]
+        sources = [
+            AsyncOwnSource(self._live, each, discard_if_interrupted=call.job_id is None)
+            for call, each in zip(calls, prepared, strict=True)
+            if isinstance(call, JobArguments) and isinstance(each, PreparedRequest)
+        ]
+        outcomes = iter(zip(sources, await submit_together(self._live, sources), strict=True))
+        streams: list[AsyncTokenStream | FleetError] = []
+        for call, each in zip(calls, prepared, strict=True):
+            if isinstance(call, FleetError):
+                streams.append(call)
+                continue
+            if isinstance(each, FleetError):
+                streams.append(each)
+                continue
+            source, outcome = next(outcomes)
+            if isinstance(outcome, FleetError):
+                streams.append(outcome)
+            else:
+                streams.append(await self._reader(source, each, call.idle_timeout, is_new=outcome))
+        return streams
+
+    async def _prepared_or_error(self, call: JobArguments | FleetError) -> PreparedRequest | FleetError:
+        try:
+            return call if isinstance(call, FleetError) else await self._prepare(call.job_id, call.fields)
+        except RedisUnavailable:
+            # The same for all requests, and nothing was submitted.
+            raise
+        except FleetError as error:
+            return error
+
+    async def _reader(
+        self,
+        source: AsyncOwnSource,
+        prepared: PreparedRequest,
+        idle_timeout: float | None,
+        *,
+        is_new: bool,
+        keep: bool = True,
+    ) -> AsyncTokenStream:
+        """Return the stream of a job that this client has submitted, or that existed before."""
+        if not is_new:
             await source.close()
             return await self.attach(prepared.job_id, idle_timeout=idle_timeout, keep=keep)
         request = prepared.request

@@ -7,6 +7,8 @@ import uuid
 
 from pagefleet.api.broker.celery_app import make_celery
 from pagefleet.api.broker.closing import JobCloser
+from pagefleet.api.broker.envelope import JobMessageEncoder
+from pagefleet.api.client.asynchronous.batching import AsyncOperationBatch
 from pagefleet.api.client.asynchronous.presence import AsyncPresence
 from pagefleet.api.client.asynchronous.questions import AsyncQuestions
 from pagefleet.api.client.asynchronous.resources import blocking_store
@@ -19,6 +21,7 @@ from pagefleet.api.contract.model_cards import CardIndex
 from pagefleet.api.protocol import operations
 from pagefleet.api.protocol.async_io import Lock
 from pagefleet.api.protocol.async_job_store import AsyncJobStore
+from pagefleet.api.protocol.connection import database_of
 from pagefleet.api.protocol.job_errors import job_not_found
 from pagefleet.api.protocol.operation_types import CancelVerdict
 
@@ -32,6 +35,8 @@ class AsyncConnections:
         self.tasks = AsyncTasks()
         self.questions = AsyncQuestions(self.store, self.tasks)
         self.app = make_celery(settings)
+        self.messages = JobMessageEncoder(self.app, database_of(self.store.redis))
+        self.batch = AsyncOperationBatch(self.store)
         self.client_id = uuid.uuid4().hex
         self.channel = keys.reply_channel(self.client_id)
         self._closer = JobCloser(self.blocking_store, self.app)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Never, Unpack
 
 from pagefleet.api.chat.chat_messages import conversation_of
 from pagefleet.api.client.asynchronous.context import AsyncClientContext, opens_stream
 from pagefleet.api.client.asynchronous.token_stream import AsyncTokenStream
-from pagefleet.api.client.job_options import DEFAULT_IDLE_TIMEOUT_S, JobOptions, job_arguments
+from pagefleet.api.client.job_options import (
+    CHAT_ARGUMENTS,
+    DEFAULT_IDLE_TIMEOUT_S,
+    JobArguments,
+    JobOptions,
+    job_arguments,
+)
 from pagefleet.api.client.questions import (
     Answer,
     PendingQuestion,
@@ -17,7 +23,7 @@ from pagefleet.api.client.questions import (
     detokenize_question,
     tokenize_question,
 )
-from pagefleet.api.contract.errors import UnknownModel
+from pagefleet.api.contract.errors import FleetError, RedisUnavailable, UnknownModel
 from pagefleet.api.contract.fleet_status import FleetStatus
 from pagefleet.api.contract.messages import ChatMessage, ModelCard, WorkerStatus
 from pagefleet.api.contract.requests import as_list
@@ -78,16 +84,55 @@ class AsyncFleet(AsyncClientContext):
 
         Raises: as :meth:`generate`.
         """
+        return await self._start(
+            *await self._chat_arguments(
+                options,
+                messages,
+                tools=tools,
+                tool_choice=tool_choice,
+                parallel_tool_calls=parallel_tool_calls,
+            )
+        )
+
+    async def submit_many(
+        self, requests: Iterable[str | Mapping[str, Any]], **options: Unpack[JobOptions]
+    ) -> list[AsyncTokenStream | FleetError]:
+        """Submit many jobs with few round trips, and return their streams in the order of the requests.
+
+        A request that is invalid or refused does not stop the others: its place has the error.
+
+        Args:
+            requests: each a text to continue, or a mapping with arguments of :meth:`generate` or, if it has
+                ``messages``, of :meth:`chat`.
+            options: for all requests; a mapping's own arguments come first.
+
+        Raises:
+            RedisUnavailable: the models cannot be read, and no job was submitted.
+        """
+        return await self._start_all([await self._arguments_or_error(each, options) for each in requests])
+
+    async def _arguments_or_error(
+        self, request: str | Mapping[str, Any], options: Mapping[str, Any]
+    ) -> JobArguments | FleetError:
+        given = {**options, **({"prompt": request} if isinstance(request, str) else request)}
+        try:
+            if "messages" in given:
+                chat = {name: given.pop(name, None) for name in CHAT_ARGUMENTS}
+                return await self._chat_arguments(given, given.pop("messages"), **chat)
+            ids = as_list(given.pop("prompt_token_ids", None))
+            return job_arguments(given, prompt=given.pop("prompt", None), prompt_token_ids=ids)
+        except RedisUnavailable:
+            raise
+        except FleetError as error:
+            return error
+
+    async def _chat_arguments(
+        self, options: Mapping[str, Any], messages: Sequence[ChatMessage | Mapping[str, Any]], **tools: Any
+    ) -> JobArguments:
         # Imported here because it imports all notations of tool calls, which not every service needs.
         from pagefleet.api.chat.chat_request import chat_fields, check_chat_fields
 
-        job_id, fields, idle_timeout = job_arguments(
-            options,
-            messages=conversation_of(messages),
-            tools=tools,
-            tool_choice=tool_choice,
-            parallel_tool_calls=parallel_tool_calls,
-        )
+        job_id, fields, idle_timeout = job_arguments(options, messages=conversation_of(messages), **tools)
         model = fields.get("model")
         try:
             card = await self.card(model if isinstance(model, str) else None)
@@ -95,7 +140,12 @@ class AsyncFleet(AsyncClientContext):
             # Errors in the fields are more useful than an unknown model.
             check_chat_fields(fields)
             raise
-        return await self._start(job_id, chat_fields(fields, card), idle_timeout)
+        return JobArguments(job_id, chat_fields(fields, card), idle_timeout)
+
+    @abstractmethod
+    async def _start_all(
+        self, calls: Sequence[JobArguments | FleetError]
+    ) -> list[AsyncTokenStream | FleetError]: ...
 
     @abstractmethod
     async def _start(

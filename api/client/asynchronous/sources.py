@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
 import weakref
+from collections.abc import Sequence
 from typing import Any, Final
 
 from pagefleet.api.broker.arguments import request_repr
-from pagefleet.api.broker.sending import send_message
 from pagefleet.api.client.asynchronous.connections import AsyncConnections
 from pagefleet.api.client.asynchronous.inbox import AsyncInbox
 from pagefleet.api.client.asynchronous.token_stream import AsyncSource
@@ -18,14 +17,16 @@ from pagefleet.api.client.events import LiveEvent, Resync
 from pagefleet.api.client.last_seen import RESUBMIT_AFTER_S, LastSeen
 from pagefleet.api.client.readers import leave_when_dropped
 from pagefleet.api.client.submit_outcome import SETTLE_FOR_S, may_have_arrived, outcome_unknown
-from pagefleet.api.contract.errors import FleetError, JobNotFound, RedisUnavailable
-from pagefleet.api.protocol.async_io import in_thread, sleep
+from pagefleet.api.contract.errors import FleetError, RedisUnavailable
+from pagefleet.api.protocol.async_io import sleep
 from pagefleet.api.protocol.job_record import JobRecord, LogPosition
-from pagefleet.api.protocol.operation_types import Submitted
+from pagefleet.api.protocol.operation_types import Operation, Submitted
 from pagefleet.api.protocol.prepared import PreparedRequest, check_submitted, submit_operation
 
 _SETTLE_BASE_S: Final = 0.05
 _SETTLE_CAP_S: Final = 0.2
+_MAX_TOGETHER: Final = 128
+"""Submits in one round trip; they block the server for about 10 ms."""
 
 
 class AsyncJobSource(AsyncSource):
@@ -105,11 +106,15 @@ class AsyncOwnSource(AsyncJobSource):
             RedisUnavailable: it names the job and states whether it may have been submitted.
         """
         try:
-            return await self._live.tasks.finish_or_undo(self._send, self._undo)
+            return await self._live.tasks.finish_or_undo(self._send, self.undo)
         except FleetError as error:
-            await self.close()
-            error.job_id = error.job_id or self._prepared.job_id
-            raise
+            raise await self.failed(error) from error.__cause__
+
+    async def failed(self, error: FleetError) -> FleetError:
+        """The job was not submitted, as far as is known. Returns the error, which names the job."""
+        await self.close()
+        error.job_id = error.job_id or self._job_id
+        return error
 
     async def read(self, position: LogPosition) -> JobRecord | None:
         record = await super().read(position)
@@ -125,7 +130,7 @@ class AsyncOwnSource(AsyncJobSource):
         await self._live.tasks.finish(functools.partial(self._send, again=True))
         return True
 
-    async def _undo(self, error: BaseException | None) -> None:
+    async def undo(self, error: BaseException | None) -> None:
         """The caller was interrupted. ``error`` is what the submit failed with."""
         if error is not None and not may_have_arrived(error):
             await self.close()
@@ -136,51 +141,92 @@ class AsyncOwnSource(AsyncJobSource):
             await self.leave()
 
     async def _send(self, *, again: bool = False) -> bool:
-        submitted = await self._submit(again)
-        check_submitted(submitted, self._prepared)
-        if submitted.created:
-            await self._enqueue()
-        return submitted.created
-
-    async def _submit(self, again: bool) -> Submitted:
-        prepared, store = self._prepared, self._live.store
-        submit = submit_operation(prepared, self._live.channel, self._live.client_id, again=again)
+        submit = self.submission(again=again)
         try:
-            return await store.run(submit)
+            outcome: Submitted | FleetError = await self._live.batch.run(submit)
         except RedisUnavailable as error:
-            if not may_have_arrived(error):
-                raise
-        until, backoff = time.monotonic() + SETTLE_FOR_S, Backoff(_SETTLE_BASE_S, _SETTLE_CAP_S)
-        while True:
+            outcome = error
+        return await self.accepted(submit, outcome, time.monotonic() + SETTLE_FOR_S)
+
+    def submission(self, *, again: bool = False) -> Operation[Submitted]:
+        """Return the SUBMIT of the job, which also sends its message (ENQUEUE)."""
+        prepared, live = self._prepared, self._live
+        message = live.messages.encode(
+            prepared.job_id,
+            prepared.queue,
+            prepared.request.priority,
+            kwargs_repr=request_repr(prepared.request, live.store.settings.prompt_chars),
+        )
+        return submit_operation(prepared, live.channel, live.client_id, again=again, message=message)
+
+    async def accepted(
+        self, submit: Operation[Submitted], outcome: Submitted | FleetError, until: float
+    ) -> bool:
+        """Return whether SUBMIT created the job; False if its id existed.
+
+        Args:
+            outcome: the reply, or the error of the call.
+            until: time until which a call without a reply is repeated.
+
+        Raises:
+            FleetError: what SUBMIT refused the job with.
+        """
+        if isinstance(outcome, RedisUnavailable) and may_have_arrived(outcome):
+            outcome = await self._repeated(submit, outcome, until)
+        if isinstance(outcome, FleetError):
+            raise outcome
+        check_submitted(outcome, self._prepared)
+        return outcome.created
+
+    async def _repeated(
+        self, submit: Operation[Submitted], error: RedisUnavailable, until: float
+    ) -> Submitted:
+        store, backoff = self._live.store, Backoff(_SETTLE_BASE_S, _SETTLE_CAP_S)
+        while time.monotonic() < until:
             try:
                 submitted = await store.run(submit)
-                if submitted.exists and await store.reply_channel(prepared.job_id) == self._live.channel:
+                if submitted.exists and await store.reply_channel(self._job_id) == self._live.channel:
                     return Submitted(created=True)
                 return submitted
-            except RedisUnavailable as error:
-                if time.monotonic() > until:
-                    raise outcome_unknown(error, prepared.job_id) from error
+            except RedisUnavailable as again:
+                error = again
                 await sleep(backoff.next_s())
+        raise outcome_unknown(error, self._job_id) from error
 
-    async def _enqueue(self) -> None:
-        prepared = self._prepared
-        try:
-            await in_thread(
-                send_message,
-                self._live.app,
-                prepared.job_id,
-                prepared.queue,
-                prepared.request.priority,
-                kwargs_repr=request_repr(prepared.request, self._live.store.settings.prompt_chars),
-            )
-        except RedisUnavailable as error:
-            # The error means that nothing was enqueued: remove the job, if the store can be reached.
+
+async def submit_together(
+    live: AsyncConnections, sources: Sequence[AsyncOwnSource]
+) -> list[bool | FleetError]:
+    """Submit many jobs with few round trips. If the caller is cancelled, all are completed and then undone.
+
+    Returns:
+        For each job what :meth:`AsyncOwnSource.submit` returns or raises.
+    """
+    return await live.tasks.finish_or_undo(
+        functools.partial(_send_together, live, sources), functools.partial(_undo_together, sources)
+    )
+
+
+async def _send_together(
+    live: AsyncConnections, sources: Sequence[AsyncOwnSource]
+) -> list[bool | FleetError]:
+    outcomes: list[bool | FleetError] = []
+    for first in range(0, len(sources), _MAX_TOGETHER):
+        chunk = sources[first : first + _MAX_TOGETHER]
+        submits = [source.submission() for source in chunk]
+        replies = await live.store.run_together(submits)
+        until = time.monotonic() + SETTLE_FOR_S
+        for source, submit, reply in zip(chunk, submits, replies, strict=True):
             try:
-                with contextlib.suppress(JobNotFound):
-                    await self._live.delete(prepared.job_id)
-            except RedisUnavailable:
-                raise outcome_unknown(error, prepared.job_id) from error
-            raise
+                outcomes.append(await source.accepted(submit, reply, until))
+            except FleetError as error:
+                outcomes.append(await source.failed(error))
+    return outcomes
+
+
+async def _undo_together(sources: Sequence[AsyncOwnSource], error: BaseException | None) -> None:
+    for source in sources:
+        await source.undo(error)
 
 
 class AsyncAttachedSource(AsyncJobSource):

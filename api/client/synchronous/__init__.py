@@ -1,5 +1,5 @@
 """The synchronous client. Most of it is generated from ``asynchronous`` by ``make sync-client``.
 
-``context``, ``inbox``, ``resources``, ``subscriber`` and ``tasks`` are written by hand: they depend on
-threads, locks and forks.
+``batching``, ``context``, ``inbox``, ``resources``, ``subscriber`` and ``tasks`` are written by hand: they
+depend on threads, locks and forks.
 """

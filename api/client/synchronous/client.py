@@ -9,17 +9,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Never
 
 from pagefleet.api.broker.status import read_status
-from pagefleet.api.client.job_options import DEFAULT_IDLE_TIMEOUT_S, check_unknown
+from pagefleet.api.client.job_options import DEFAULT_IDLE_TIMEOUT_S, JobArguments, check_unknown
 from pagefleet.api.client.questions import Answer, PendingQuestion
 from pagefleet.api.client.stream import StreamState
 from pagefleet.api.client.synchronous.connections import Connections
 from pagefleet.api.client.synchronous.context import opens_stream
 from pagefleet.api.client.synchronous.fleet import Fleet
 from pagefleet.api.client.synchronous.resources import PerProcess
-from pagefleet.api.client.synchronous.sources import AttachedSource, OwnSource
+from pagefleet.api.client.synchronous.sources import AttachedSource, OwnSource, submit_together
 from pagefleet.api.client.synchronous.token_stream import TokenStream
 from pagefleet.api.config.settings import FleetSettings
-from pagefleet.api.contract.errors import FleetError
+from pagefleet.api.contract.errors import FleetError, RedisUnavailable
 from pagefleet.api.contract.fleet_status import FleetStatus
 from pagefleet.api.contract.messages import MAX_SEED, ModelCard, WorkerStatus
 from pagefleet.api.protocol.job_errors import job_not_found, naming_job
@@ -135,7 +135,52 @@ class FleetClient(Fleet):
             JobExists, JobDeleted, QueueFull, RedisUnavailable.
         """
         source = OwnSource(self._live, prepared, discard_if_interrupted=discard_if_interrupted)
-        if not source.submit():
+        is_new = source.submit()
+        return self._reader(source, prepared, idle_timeout, is_new=is_new, keep=keep)
+
+    def _start_all(self, calls: Sequence[JobArguments | FleetError]) -> list[TokenStream | FleetError]:
+        prepared = [self._prepared_or_error(call) for call in calls]
+        sources = [
+            OwnSource(self._live, each, discard_if_interrupted=call.job_id is None)
+            for call, each in zip(calls, prepared, strict=True)
+            if isinstance(call, JobArguments) and isinstance(each, PreparedRequest)
+        ]
+        outcomes = iter(zip(sources, submit_together(self._live, sources), strict=True))
+        streams: list[TokenStream | FleetError] = []
+        for call, each in zip(calls, prepared, strict=True):
+            if isinstance(call, FleetError):
+                streams.append(call)
+                continue
+            if isinstance(each, FleetError):
+                streams.append(each)
+                continue
+            source, outcome = next(outcomes)
+            if isinstance(outcome, FleetError):
+                streams.append(outcome)
+            else:
+                streams.append(self._reader(source, each, call.idle_timeout, is_new=outcome))
+        return streams
+
+    def _prepared_or_error(self, call: JobArguments | FleetError) -> PreparedRequest | FleetError:
+        try:
+            return call if isinstance(call, FleetError) else self._prepare(call.job_id, call.fields)
+        except RedisUnavailable:
+            # The same for all requests, and nothing was submitted.
+            raise
+        except FleetError as error:
+            return error
+
+    def _reader(
+        self,
+        source: OwnSource,
+        prepared: PreparedRequest,
+        idle_timeout: float | None,
+        *,
+        is_new: bool,
+        keep: bool = True,
+    ) -> TokenStream:
+        """Return the stream of a job that this client has submitted, or that existed before."""
+        if not is_new:
             source.close()
             return self.attach(prepared.job_id, idle_timeout=idle_timeout, keep=keep)
         request = prepared.request

@@ -8,7 +8,9 @@ import uuid
 
 from pagefleet.api.broker.celery_app import make_celery
 from pagefleet.api.broker.closing import JobCloser
+from pagefleet.api.broker.envelope import JobMessageEncoder
 from pagefleet.api.client.cards import CardCache
+from pagefleet.api.client.synchronous.batching import OperationBatch
 from pagefleet.api.client.synchronous.presence import Presence
 from pagefleet.api.client.synchronous.questions import Questions
 from pagefleet.api.client.synchronous.resources import blocking_store
@@ -18,6 +20,7 @@ from pagefleet.api.config.settings import FleetSettings
 from pagefleet.api.contract import keys
 from pagefleet.api.contract.model_cards import CardIndex
 from pagefleet.api.protocol import operations
+from pagefleet.api.protocol.connection import database_of
 from pagefleet.api.protocol.job_errors import job_not_found
 from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.api.protocol.operation_types import CancelVerdict
@@ -33,6 +36,8 @@ class Connections:
         self.tasks = Tasks()
         self.questions = Questions(self.store, self.tasks)
         self.app = make_celery(settings)
+        self.messages = JobMessageEncoder(self.app, database_of(self.store.redis))
+        self.batch = OperationBatch(self.store)
         self.client_id = uuid.uuid4().hex
         self.channel = keys.reply_channel(self.client_id)
         self._closer = JobCloser(self.blocking_store, self.app)

@@ -1,9 +1,11 @@
 -- SUBMIT (protocol line 1): creates a queued job, unless its id exists or a limit is reached: the depth of its queue, or
--- the choices or bytes of its tenant.
--- KEYS: job hash, log, open ledger of its queue, newest jobs of its tenant (or of all jobs without a tenant), tombstone;
+-- the choices or bytes of its tenant. With a message also ENQUEUE (line 2): a job that is created has its message.
+-- KEYS: job hash, log, open ledger of its queue, newest jobs of its tenant (or of all jobs without a tenant), tombstone,
+--       list of its message;
 --       with a tenant also: the tenant's ledger in this queue, its stored jobs, the sum of their bytes
 -- ARGV: id, max depth, max choices of the tenant's jobs, deadline in ms from now or '', '1': submits a lost job again,
 --       hash of the caller's request or '', number of choices, max bytes of the tenant, bytes of this job,
+--       message or '', channel of its event, event,
 --       then field, value, ... of the hash
 -- -> {'created'} | {'exists'} | {'other'} (the id belongs to another request) | {'deleted'} | {'full', depth}
 --    | {'tenant-full', open choices} | {'tenant-bytes', stored bytes}
@@ -11,10 +13,10 @@ local RECENT_JOBS, RECENT_MS = 500, 86400000
 local id, max_depth, max_tenant_choices, deadline = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local again, asked, num_choices = ARGV[5], ARGV[6], tonumber(ARGV[7])
 local max_bytes, bytes = tonumber(ARGV[8]), tonumber(ARGV[9])
-if not max_depth or not max_tenant_choices or (deadline ~= '' and not tonumber(deadline)) or #ARGV < 11
-  or #ARGV % 2 == 0 then
+if not max_depth or not max_tenant_choices or (deadline ~= '' and not tonumber(deadline)) or #ARGV < 14
+  or #ARGV % 2 ~= 0 then
   return redis.error_reply(
-    'ERR submit: ARGV must have an id, two depths, a deadline, a flag, a hash, three counts, then fields and values')
+    'ERR submit: ARGV must have an id, two depths, a deadline, a flag, a hash, three counts, a message, then fields and values')
 end
 if not num_choices or num_choices < 1 or num_choices > MAX_CHOICES or num_choices % 1 ~= 0
   or not max_bytes or not string.match(ARGV[9], '^%d+$') then
@@ -30,6 +32,9 @@ if again == '1' and redis.call('EXISTS', KEYS[5]) == 1 then
   return { 'deleted' }
 end
 local depth = redis.call('ZCARD', KEYS[3])
+if ARGV[10] ~= '' then
+  redis.call('LLEN', KEYS[6]) -- a list? An error must come before the first write
+end
 if depth >= max_depth then
   return { 'full', depth }
 end
@@ -67,12 +72,12 @@ local function stored_bytes(ledger, sum)
   return tonumber(redis.call('HGET', sum, 'total')) or 0
 end
 
-if KEYS[6] then
-  local num_of_tenant = open_choices(KEYS[6])
+if KEYS[7] then
+  local num_of_tenant = open_choices(KEYS[7])
   if num_of_tenant + num_choices > max_tenant_choices then
     return { 'tenant-full', num_of_tenant }
   end
-  local num_stored = stored_bytes(KEYS[7], KEYS[8])
+  local num_stored = stored_bytes(KEYS[8], KEYS[9])
   if num_stored + bytes > max_bytes then
     return { 'tenant-bytes', num_stored }
   end
@@ -81,12 +86,12 @@ if KEYS[6] then
     scored[#scored + 1] = now
     scored[#scored + 1] = place
   end
-  redis.call('ZADD', KEYS[6], unpack(scored))
-  count_stored(KEYS[7], KEYS[8], id .. ' ' .. ARGV[9], now + LOOK_AGAIN_MS)
+  redis.call('ZADD', KEYS[7], unpack(scored))
+  count_stored(KEYS[8], KEYS[9], id .. ' ' .. ARGV[9], now + LOOK_AGAIN_MS)
 end
 redis.call('HSET', KEYS[1], 'state', 'Q', 'epoch', '0', 'attempts', '0', 'num_ended', '0',
-  'num_choices', num_choices, 'tenant_ledger', KEYS[6] or '', unpack(ARGV, 10))
-if KEYS[6] then
+  'num_choices', num_choices, 'tenant_ledger', KEYS[7] or '', unpack(ARGV, 13))
+if KEYS[7] then
   redis.call('HSET', KEYS[1], 'stored', ARGV[9])
 end
 if asked ~= '' then
@@ -129,5 +134,9 @@ if resumed then
   for _, entry in ipairs(redis.call('LRANGE', 'pf:log:' .. resumed, 0, -1)) do
     redis.call('RPUSH', KEYS[2], entry)
   end
+end
+if ARGV[10] ~= '' then
+  redis.call('LPUSH', KEYS[6], ARGV[10])
+  redis.pcall('PUBLISH', ARGV[11], ARGV[12])
 end
 return { 'created' }
