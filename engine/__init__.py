@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pagefleet.engine.config import EngineConfig, NullOptions
-from pagefleet.engine.core.sequence_factory import PreparedRequest
 from pagefleet.engine.engine_request import EngineRequest
 from pagefleet.engine.errors import (
     ConfigError,
@@ -23,6 +22,7 @@ from pagefleet.engine.errors import (
 from pagefleet.engine.llm_engine import LLMEngine
 from pagefleet.engine.model_info import Fingerprint, ModelInfo
 from pagefleet.engine.outputs import EngineStats, FinishReason, SequenceOutput
+from pagefleet.engine.requests.sequence_factory import PreparedRequest
 from pagefleet.engine.sampling.sampling_params import SamplingParams
 from pagefleet.engine.structured.grammar import Grammar
 from pagefleet.engine.structured.structured_output import StructuredOutput

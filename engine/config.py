@@ -86,6 +86,9 @@ class EngineConfig:
     during warm-up, or 512 without `max_step_s`."""
     max_step_s: float | None = None
     """The time that a step should take at most, in seconds: the token budget adapts to it. None: no limit."""
+    overlap_steps: bool | None = None
+    """Whether a step is scheduled while the one before is computed. None: on an accelerator, not on a CPU,
+    whose cores the step itself needs."""
     max_model_len: int | None = None
     """The largest number of tokens of prompt and output. None: the model's context length."""
     enable_prefix_caching: bool = True

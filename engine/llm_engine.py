@@ -1,28 +1,31 @@
 """LLMEngine: accepts requests and generates their tokens and text, one step at a time.
 
 Does not know queues, jobs or environment variables. Not thread-safe: one thread adds, aborts and steps. Only
-`prepare` and `compile_grammar` can be called from any thread.
+`prepare`, `compile_grammar` and, after `end_in`, `process` can be called from another thread.
 """
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 
 from pagefleet.engine.config import EngineConfig
+from pagefleet.engine.core.batch_table import BatchTable
 from pagefleet.engine.core.block_manager import BlockManager
-from pagefleet.engine.core.output_processor import OutputProcessor, empty_output
 from pagefleet.engine.core.scheduler import Scheduler
 from pagefleet.engine.core.scheduler_output import SchedulerOutput
 from pagefleet.engine.core.sequence import Sequence, SequenceStatus
-from pagefleet.engine.core.sequence_factory import PreparedRequest, SequenceFactory
 from pagefleet.engine.core.step_budget import StepBudget, StepCost
-from pagefleet.engine.core.stop_checker import StopChecker, failed
 from pagefleet.engine.engine_request import EngineRequest
-from pagefleet.engine.errors import EngineAsleepError, EngineFailedError, InvalidRequestError
-from pagefleet.engine.execution.executor import LoadedModel, Report
+from pagefleet.engine.errors import EngineAsleepError, InvalidRequestError
+from pagefleet.engine.execution.executor import Executor, LoadedModel, Report
+from pagefleet.engine.execution.overlapped_executor import OverlappedExecutor
+from pagefleet.engine.execution.step_pipeline import StepClock, StepPipeline
 from pagefleet.engine.execution.step_tracer import StepTracer
 from pagefleet.engine.model_info import ModelInfo
-from pagefleet.engine.outputs import EngineStats, FinishReason, Sampled, SequenceOutput
+from pagefleet.engine.outputs import EngineStats, FinishReason, SequenceOutput, StepOutput
+from pagefleet.engine.requests.output_processor import OutputProcessor, StepTokens
+from pagefleet.engine.requests.sequence_factory import PreparedRequest, SequenceFactory
+from pagefleet.engine.requests.stop_checker import StopChecker, TokenEnd
 from pagefleet.engine.structured.grammar import Grammar, GrammarCompiler
 from pagefleet.engine.structured.structured_output import StructuredOutput
 from pagefleet.engine.text.tokenizer import Tokenizer
@@ -42,21 +45,25 @@ class LLMEngine:
     def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
         info = loaded.info
         self.tracer = StepTracer(config.trace_file, config.trace_steps)
-        self._executor = loaded.executor
+        overlaps = (
+            config.overlap_steps if config.overlap_steps is not None else loaded.executor.prefers_overlap
+        )
+        self._executor = _executor(loaded.executor, overlaps)
         self._executor.tracer = self.tracer
         self._tokenizer = loaded.tokenizer
         self._info = info
         self._block_manager = BlockManager(info.kv_groups, info.block_size, config.enable_prefix_caching)
         max_num_tokens = config.max_num_batched_tokens or loaded.max_num_batched_tokens
-        self._budget = StepBudget(max_num_tokens, config.max_step_s, loaded.token_s)
+        self._budget = budget = StepBudget(max_num_tokens, config.max_step_s, loaded.token_s)
         # Without a time limit, `max_num_batched_tokens` counts tokens, not their cost.
-        self._cost = StepCost(loaded.context_weight if config.max_step_s is not None else 0.0)
+        cost = StepCost(loaded.context_weight if config.max_step_s is not None else 0.0)
         self._scheduler = Scheduler(
             self._block_manager,
             config.max_num_seqs,
-            self._budget.num_tokens,
+            budget.num_tokens,
             config.num_speculative_tokens,
-            self._cost,
+            cost,
+            BatchTable(config.max_num_seqs, info.max_model_len, len(info.kv_groups), info.block_size),
         )
         self._stop_checker = StopChecker(info.eos_token_ids, info.max_model_len, info.vocab_size)
         self._sequence_factory = SequenceFactory(
@@ -67,15 +74,20 @@ class LLMEngine:
             hashes_blocks=config.enable_prefix_caching,
         )
         self._grammars = GrammarCompiler(self._tokenizer, info.vocab_size, info.eos_token_ids)
-        self._output_processor = OutputProcessor(self._stop_checker, info.vocab_size)
+        self._pipeline = StepPipeline(
+            self._executor,
+            self._scheduler,
+            self._stop_checker,
+            StepClock(self._scheduler, budget, cost),
+            max_in_flight=2 if overlaps else 1,
+            on_end=self._end,
+        )
+        self._output_processor = OutputProcessor(self._end)
         # The unfinished choices of each request.
         self._sequences: dict[str, list[Sequence]] = {}
-        # Choices that their log had already ended: the next step returns these outputs.
-        self._ended_at_add: dict[str, list[SequenceOutput]] = {}
+        # Choices that ended without a token, by request: the next step returns their outputs.
+        self._ended: dict[str, list[tuple[Sequence, TokenEnd]]] = {}
         self._is_asleep = False
-        self._num_steps = 0
-        self._num_generation_tokens = 0
-        self._last_step_num_seqs = 0
 
     @classmethod
     def from_config(cls, config: EngineConfig, report: Report | None = None) -> LLMEngine:
@@ -104,7 +116,7 @@ class LLMEngine:
 
     @property
     def has_unfinished_requests(self) -> bool:
-        return bool(self._sequences or self._ended_at_add)
+        return bool(self._sequences or self._ended)
 
     @property
     def num_free_blocks(self) -> int:
@@ -171,7 +183,7 @@ class LLMEngine:
         engine is unchanged then.
         """
         request_id = request.request_id
-        if request_id in self._sequences or request_id in self._ended_at_add:
+        if request_id in self._sequences or request_id in self._ended:
             raise InvalidRequestError(
                 f"request_id {request_id!r} is already in use: wait for that request, or choose another id.",
                 "duplicate_request",
@@ -185,8 +197,8 @@ class LLMEngine:
         if running:
             self._sequences[request_id] = running
         if len(running) < len(prepared.choices):
-            self._ended_at_add[request_id] = [
-                empty_output(new.sequence, new.ended) for new in prepared.choices if new.ended is not None
+            self._ended[request_id] = [
+                (new.sequence, new.ended) for new in prepared.choices if new.ended is not None
             ]
 
     def confirm(self, request_id: str) -> None:
@@ -199,54 +211,110 @@ class LLMEngine:
 
         Returns False if the engine does not have the request. No later step returns output for it.
         """
-        ended = self._ended_at_add.pop(request_id, None)
+        ended = self._ended.pop(request_id, None)
         running = self._sequences.pop(request_id, None)
         for sequence in running or ():
             self._scheduler.abort(sequence)
         return ended is not None or running is not None
 
     def step(self) -> list[SequenceOutput]:
-        """Advance the batch by one step; return one output for each sequence that got a token or ended."""
-        return self.execute(self.schedule())
+        """Advance the batch by one step; return one output for each sequence that got a token or ended.
+
+        If steps overlap, this starts a step and returns the outputs of the one before."""
+        step = self.schedule()
+        if len(step):
+            self.submit(step)
+            if not self.must_take:
+                return []
+        return self.outputs(self.take())
 
     def schedule(self) -> SchedulerOutput:
-        """Return the next step, which `execute` computes. Requests may be aborted between the two.
+        """Return the next step, to be submitted. Requests may be aborted between the two.
 
-        Raises EngineAsleepError between `sleep` and `wake`.
+        It has no sequence if none can be computed before `take` was called. Raises EngineAsleepError between
+        `sleep` and `wake`.
         """
         if self._is_asleep:
             raise EngineAsleepError
         with self.tracer.span("schedule"):
             return self._scheduler.schedule()
 
-    def reschedule(self, scheduler_output: SchedulerOutput) -> SchedulerOutput:
-        """Return the next step instead of one that was not executed, because requests were confirmed."""
+    def reschedule(self, step: SchedulerOutput) -> SchedulerOutput:
+        """Return the next step instead of one that was not submitted, because requests were confirmed."""
         with self.tracer.span("schedule"):
-            return self._scheduler.reschedule(scheduler_output)
+            return self._scheduler.reschedule(step)
 
-    def execute(self, scheduler_output: SchedulerOutput) -> list[SequenceOutput]:
-        """Compute a step that `schedule` returned; return the outputs in its order.
+    def submit(self, step: SchedulerOutput) -> None:
+        """Start to compute a step that `schedule` returned, without the sequences that ended since."""
+        self._pipeline.submit(step)
 
-        An exception of the executor is passed on: no sequence has changed, and the step can be computed again
-        (FaultIsolation does that). Raises EngineFailedError if the step was computed but its results could
-        not be processed.
+    @property
+    def num_in_flight(self) -> int:
+        """Steps that were submitted and not taken."""
+        return self._pipeline.num_in_flight
+
+    @property
+    def oldest_step(self) -> SchedulerOutput | None:
+        """The step that `take` waits for; None without one."""
+        return self._pipeline.oldest_step
+
+    @property
+    def must_take(self) -> bool:
+        """Whether the oldest step must be taken before the next one is submitted."""
+        return self._pipeline.is_full
+
+    def take(self) -> StepTokens:
+        """Wait for the oldest step in flight and return its tokens, for `outputs`; without one, return those
+        of requests that ended without a token.
+
+        An exception of the executor is passed on: all steps in flight are forgotten, no sequence has changed,
+        and the steps can be computed again (FaultIsolation does that). Raises EngineFailedError if the step
+        was computed but its results could not be processed.
         """
-        step = _without_finished(scheduler_output)
-        outputs: list[SequenceOutput] = []
-        with self.tracer.step(step):
-            if step.scheduled:
-                outputs = self._process(step, self._run(step))
-        self._last_step_num_seqs = len(outputs)
-        return self._take_ended_at_add() + outputs
+        tokens = self._pipeline.take() if self._pipeline.num_in_flight else StepTokens([], [], [])
+        if not self._ended:
+            return tokens
+        ended = [each for ended in self._ended.values() for each in ended]
+        self._ended.clear()
+        return StepTokens.ended(ended) + tokens
+
+    def outputs(self, tokens: StepTokens) -> list[SequenceOutput]:
+        """Return the outputs of a step that `take` returned."""
+        return list(self.process(tokens).sequence_outputs())
+
+    def process(self, tokens: StepTokens) -> StepOutput:
+        """Return the output of a step that `take` returned, as columns. Call it for each step in order.
+
+        Another thread may call it, if `end_in` was set."""
+        with self.tracer.span("output"):
+            return self._output_processor.process(tokens)
+
+    def end_in(self, post: Callable[[str, Callable[[], None]], None]) -> None:
+        """Let `process` run in another thread.
+
+        For each sequence that it ends, `post` gets the request's id and a call that the engine's thread must
+        make.
+        """
+        end = self._end
+        self._output_processor = OutputProcessor(
+            lambda sequence, reason: post(sequence.request_id, lambda: end(sequence, reason))
+        )
+
+    def execute(self, step: SchedulerOutput) -> list[SequenceOutput]:
+        """Compute a step that `schedule` returned; return the outputs of its sequences. No other step may be
+        in flight. Raises like `take`."""
+        self.submit(step)
+        return self.outputs(self.take())
 
     def has_lost_device(self, error: Exception) -> bool:
         """Return whether no step can be computed any more, because `execute` raised `error`."""
         return self._executor.has_lost_device(error)
 
-    def fail(self, sequence: Sequence, message: str) -> SequenceOutput:
-        """End an unfinished sequence with an error; return its last output, which has no tokens."""
-        self._finish(sequence, FinishReason.ERROR)
-        return empty_output(sequence, failed(message))
+    def fail(self, sequence: Sequence, message: str) -> None:
+        """End an unfinished sequence with an error; the next `take` returns that."""
+        self._end(sequence, FinishReason.ERROR)
+        end = TokenEnd(FinishReason.ERROR, message)
+        self._ended.setdefault(sequence.request_id, []).append((sequence, end))
 
     def stats(self) -> EngineStats:
         scheduler = self._scheduler
@@ -257,15 +325,15 @@ class LLMEngine:
             num_blocks=self._block_manager.num_blocks,
             kv_groups=self._block_manager.stats(),
             kv_waste=scheduler.kv_waste,
-            num_steps=self._num_steps,
-            num_generation_tokens=self._num_generation_tokens,
-            num_prompt_tokens_computed=scheduler.num_prompt_tokens_computed,
+            num_steps=self._pipeline.num_steps,
+            num_generation_tokens=self._output_processor.num_tokens,
+            num_prompt_tokens_computed=scheduler.bookings.num_prompt_tokens_computed,
             prefix_cache_queries=scheduler.prefix_cache_queries,
             prefix_cache_hits=scheduler.prefix_cache_hits,
             num_preemptions=scheduler.num_preemptions,
-            num_draft_tokens=scheduler.num_draft_tokens,
-            num_accepted_tokens=scheduler.num_accepted_tokens,
-            last_step_num_seqs=self._last_step_num_seqs,
+            num_draft_tokens=scheduler.bookings.num_draft_tokens,
+            num_accepted_tokens=scheduler.bookings.num_accepted_tokens,
+            last_step_num_seqs=self._pipeline.last_num_seqs,
         )
 
     def check_integrity(self) -> None:
@@ -286,6 +354,8 @@ class LLMEngine:
         computed again and continue with the same tokens. The contents of the prefix cache are lost.
         """
         if not self._is_asleep:
+            # Their tokens are computed again.
+            self._pipeline.forget()
             self._scheduler.preempt_all()
             self._executor.sleep()
             self._is_asleep = True
@@ -301,68 +371,16 @@ class LLMEngine:
         self.tracer.close()
         self._executor.close()
 
-    def _run(self, step: SchedulerOutput) -> list[Sampled]:
-        """Compute the step, and adapt the token budget to the time that it took."""
-        begun_at = time.monotonic()
-        sampled = self._executor.execute(step.scheduled)
-        cost = sum(
-            self._cost.of(num_new_tokens, sequence.num_computed_tokens) if num_new_tokens > 1 else 1
-            for sequence, num_new_tokens in step.scheduled
-        )
-        self._budget.observe(cost, time.monotonic() - begun_at)
-        self._scheduler.token_budget = self._budget.num_tokens
-        return sampled
-
-    def _process(self, step: SchedulerOutput, sampled: list[Sampled]) -> list[SequenceOutput]:
-        """Append the sampled tokens to their sequences; return the outputs."""
-        with self.tracer.span("advance"):
-            try:
-                outputs = self._update(step, sampled)
-            except Exception as error:
-                raise EngineFailedError(
-                    f"The results of a step could not be processed: {error!r}",
-                    [entry.sequence.request_id for entry in step.scheduled],
-                ) from error
-        self._num_steps += 1
-        self._num_generation_tokens += sum(len(output.token_ids) for output in outputs)
-        return outputs
-
-    def _update(self, step: SchedulerOutput, sampled: list[Sampled]) -> list[SequenceOutput]:
-        for entry, found in zip(step.scheduled, sampled, strict=True):
-            _store_prompt_logprobs(entry.sequence, found)
-        self._scheduler.update(step, [found.token_ids for found in sampled])
-        outputs = []
-        for entry, found in zip(step.scheduled, sampled, strict=True):
-            if found.token_ids:
-                output = self._output_processor.process(entry.sequence, found)
-                if output.finish_reason is not None:
-                    self._finish(entry.sequence, output.finish_reason)
-                outputs.append(output)
-        return outputs
-
-    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+    def _end(self, sequence: Sequence, reason: FinishReason) -> None:
+        """End a sequence, unless it has ended."""
+        if sequence.status is SequenceStatus.FINISHED:
+            return
         self._scheduler.finish(sequence, reason)
         choices = self._sequences[sequence.request_id]
         choices.remove(sequence)
         if not choices:
             del self._sequences[sequence.request_id]
 
-    def _take_ended_at_add(self) -> list[SequenceOutput]:
-        ended = [output for outputs in self._ended_at_add.values() for output in outputs]
-        self._ended_at_add.clear()
-        return ended
 
-
-def _without_finished(step: SchedulerOutput) -> SchedulerOutput:
-    """Return the step without the sequences that were aborted after they were scheduled."""
-    running = [entry for entry in step.scheduled if entry.sequence.status is SequenceStatus.RUNNING]
-    return step._replace(scheduled=running)
-
-
-def _store_prompt_logprobs(sequence: Sequence, found: Sampled) -> None:
-    """Store the prompt logprobs of this step, before `num_computed_tokens` changes.
-
-    After a preemption the prompt is computed again from its start, and its logprobs are stored again.
-    """
-    if sequence.prompt_logprobs is not None and found.prompt_logprobs:
-        sequence.prompt_logprobs[sequence.num_computed_tokens :] = found.prompt_logprobs
+def _executor(executor: Executor, overlaps: bool) -> Executor:
+    return OverlappedExecutor(executor) if overlaps and not executor.is_asynchronous else executor

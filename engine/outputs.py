@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
-__all__ = ["EngineStats", "FinishReason", "KVGroupStats", "Sampled", "SequenceOutput", "TokenLogprobs"]
+__all__ = ["EngineStats", "FinishReason", "KVGroupStats", "SequenceOutput", "StepOutput", "TokenLogprobs"]
 
 
 class FinishReason(StrEnum):
@@ -33,18 +33,6 @@ class TokenLogprobs(NamedTuple):
     """1 for the most likely token; tokens with equal probabilities have equal ranks."""
     top: tuple[tuple[int, float], ...] = ()
     """The most likely tokens and their logprobs, sorted by (logprob descending, id ascending)."""
-
-
-class Sampled(NamedTuple):
-    """The tokens and logprobs that a step computed for one scheduled sequence."""
-
-    token_ids: tuple[int, ...] = ()
-    """The next tokens, in order; empty if the step did not reach the sequence's last known token."""
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    """One for each of `token_ids`, if the request asks for logprobs."""
-    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
-    """If the request asks for prompt logprobs: those of the prompt tokens that follow the tokens of this
-    step."""
 
 
 @dataclass(frozen=True, slots=True)

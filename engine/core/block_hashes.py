@@ -5,9 +5,10 @@ Does not know which blocks exist; that is the block manager's.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Sequence as Tokens
 from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pagefleet.engine.core.sequence import Sequence
 
@@ -19,14 +20,14 @@ def hash_salt(cache_salt: str) -> bytes:
     return blake2b(cache_salt.encode("utf-8", errors="surrogatepass"), digest_size=16).digest()
 
 
-def hash_blocks(parent: bytes, token_ids: Tokens[int], block_size: int) -> list[bytes]:
+def hash_blocks(parent: bytes, token_ids: NDArray[np.int32], block_size: int) -> list[bytes]:
     """Return the hashes of the full blocks of `token_ids`: for each, a digest of 16 bytes.
 
     `parent` is the hash of the block before them, or of the salt. The hash is cryptographic, because a
     collision would show one user's text to another. The ids are hashed as little-endian int32, so a hash is
     the same in every process.
     """
-    packed = struct.pack(f"<{len(token_ids)}i", *token_ids)
+    packed = token_ids.astype("<i4").tobytes()
     num_bytes = 4 * block_size
     hashes: list[bytes] = []
     for end in range(num_bytes, len(packed) + 1, num_bytes):

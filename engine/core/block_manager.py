@@ -41,9 +41,13 @@ class BlockManager:
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
         self._pools = [BlockPool(group, block_size) for group in kv_groups]
-        self._has_windows = any(pool.window is not None for pool in self._pools)
+        self.has_windows = any(pool.window is not None for pool in self._pools)
         # The sequences that will compute the blocks with these hashes.
         self._pending: dict[bytes, Sequence] = {}
+
+    @property
+    def num_groups(self) -> int:
+        return len(self._pools)
 
     @property
     def num_blocks(self) -> int:
@@ -135,7 +139,8 @@ class BlockManager:
         return num_victims
 
     def allocate(self, sequence: Sequence) -> None:
-        """Allocate the sequence's first blocks; those found in the prefix cache count as computed.
+        """Allocate the first blocks of a sequence that has a slot in the batch table; those found in the
+        prefix cache count as computed.
 
         To be called only if `can_allocate` returns True.
         """
@@ -145,6 +150,8 @@ class BlockManager:
             pool.allocate(*self._matched(pool, sequence, num_matched), sequence.num_tokens)
             for pool in self._pools
         ]
+        for table, row in zip(sequence.block_tables, sequence.block_rows, strict=False):
+            table.copy_to(row)
         sequence.num_computed_tokens = num_matched * self.block_size
         self._count_slots(sequence)
         if self._uses_prefix_cache(sequence):
@@ -176,28 +183,29 @@ class BlockManager:
             pool.shrink(table, num_blocks)
         self._count_slots(sequence)
 
-    def advance(self, sequence: Sequence, num_computed_before: int) -> None:
-        """Cache the blocks that became full since `num_computed_before` tokens were computed, and free those
-        that its windows have passed.
+    def advance(self, sequence: Sequence, num_computed_before: int, num_computed: int) -> None:
+        """Cache the blocks that became full between these two numbers of computed tokens, and free those that
+        its windows have passed.
 
         Needed only if the tokens computed since then fill a block. To be called after a step: within it,
         its first token still reads the whole window.
         """
         if self._uses_prefix_cache(sequence):
-            self._cache_full_blocks(sequence, num_computed_before)
-        if self._has_windows:
+            self._cache_full_blocks(sequence, num_computed_before, num_computed)
+        if self.has_windows:
             for pool, table in zip(self._pools, sequence.block_tables, strict=True):
-                pool.free_passed(table, sequence.num_computed_tokens)
+                pool.free_passed(table, num_computed)
 
     def free(self, sequence: Sequence) -> None:
         """Free all blocks of the sequence. Computed ones stay in the prefix cache until they are reused."""
         if sequence.block_tables:
             for pool, table in zip(self._pools, sequence.block_tables, strict=True):
                 pool.free(table)
-            num_full = sequence.num_computed_tokens // self.block_size
+            # Blocks that a step in flight computes are still pending.
+            num_full = 0 if sequence.is_in_flight else sequence.num_computed_tokens // self.block_size
             self._remove_pending(sequence, sequence.block_hashes[num_full:])
+            sequence.num_slots = sequence.num_computed_tokens = 0
         sequence.block_tables = []
-        sequence.num_slots = sequence.num_computed_tokens = 0
 
     def reset_prefix_cache(self) -> None:
         """Remove all blocks from the prefix cache, because the KV cache lost its contents. None may be in
@@ -218,12 +226,16 @@ class BlockManager:
                 num_passed = sequence.block_tables[index].num_passed
                 assert num_passed <= pool.num_passed(sequence.num_computed_tokens), sequence.request_id
                 num_full = sequence.num_computed_tokens // self.block_size
-                assert num_passed >= pool.num_passed(num_full * self.block_size), sequence.request_id
+                if not sequence.is_in_flight:
+                    assert num_passed >= pool.num_passed(num_full * self.block_size), sequence.request_id
         for sequence in sequences:
             lengths = [len(table.block_ids) for table in sequence.block_tables]
             assert sequence.num_slots == min(lengths) * self.block_size, sequence.request_id
+            for table, row in zip(sequence.block_tables, sequence.block_rows, strict=False):
+                first = table.num_passed
+                assert row[first : len(table.block_ids)].tolist() == table.used, sequence.request_id
         for block_hash, sequence in self._pending.items():
-            num_full = sequence.num_computed_tokens // self.block_size
+            num_full = 0 if sequence.is_in_flight else sequence.num_computed_tokens // self.block_size
             assert sequence in sequences, sequence.request_id
             assert block_hash in sequence.block_hashes[num_full:], sequence.request_id
 
@@ -242,9 +254,9 @@ class BlockManager:
     def _count_slots(self, sequence: Sequence) -> None:
         sequence.num_slots = self.block_size * min(len(table.block_ids) for table in sequence.block_tables)
 
-    def _cache_full_blocks(self, sequence: Sequence, num_computed_before: int) -> None:
+    def _cache_full_blocks(self, sequence: Sequence, num_computed_before: int, num_computed: int) -> None:
         start = num_computed_before // self.block_size
-        end = sequence.num_computed_tokens // self.block_size
+        end = num_computed // self.block_size
         extend_hashes(sequence, end, self.block_size)
         hashes = sequence.block_hashes[start:end]
         self._remove_pending(sequence, hashes)

@@ -138,7 +138,7 @@ class BlockPool:
             if block.ref_count == 0:
                 del self._free[block.block_id]
             block.ref_count += 1
-            table.block_ids.append(block.block_id)
+            table.append(block.block_id)
         num_required = self.num_required(num_tokens - num_passed * self._block_size)
         self.extend(table, num_passed + num_required)
         return table
@@ -146,7 +146,7 @@ class BlockPool:
     def extend(self, table: BlockTable, num_blocks: int) -> None:
         """Append free blocks until the table has `num_blocks`, passed ones included."""
         for _ in range(num_blocks - len(table.block_ids)):
-            table.block_ids.append(self._take_free_block())
+            table.append(self._take_free_block())
 
     def shrink(self, table: BlockTable, num_blocks: int) -> None:
         """Free the blocks after the first `num_blocks`; they must not have a hash."""

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Final, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 __all__ = ["Draft", "NgramProposer"]
 
 _NGRAM_LENGTHS: Final = (3, 2)
@@ -19,6 +22,9 @@ _PRIOR_PROBABILITIES: Final = (0.4, 0.6, 0.8, 0.9)
 """The initial probability that the next draft token is right, by `_length_class` of its match."""
 _LEARNING_RATE: Final = 0.125
 """The weight of the newest result in that probability."""
+
+
+Tokens = Sequence[int] | NDArray[np.int32]
 
 
 class Draft(NamedTuple):
@@ -51,13 +57,13 @@ class NgramProposer:
         self._length = 0
         self._probabilities = list(_PRIOR_PROBABILITIES)
 
-    def propose(self, token_ids: Sequence[int], max_num_tokens: int) -> Draft:
+    def propose(self, token_ids: Tokens, max_num_tokens: int) -> Draft:
         """Return a draft of `max_num_tokens` tokens that may follow `token_ids`, or an empty one without a
         match."""
         self._observe(token_ids)
         if self._match is None:
             return Draft([], [])
-        drafted = list(token_ids[self._match : self._match + max_num_tokens])
+        drafted = [int(each) for each in token_ids[self._match : self._match + max_num_tokens]]
         # After the end of the text the draft repeats from the match.
         period = len(drafted)
         drafted += [drafted[index % period] for index in range(period, max_num_tokens)]
@@ -72,7 +78,7 @@ class NgramProposer:
         # The last prompt token is looked up like output tokens.
         return self._num_indexed >= self._num_prompt_tokens - 1
 
-    def index_prompt(self, token_ids: Sequence[int], max_num_tokens: int) -> int:
+    def index_prompt(self, token_ids: Tokens, max_num_tokens: int) -> int:
         """Index the next tokens of the prompt, at most `max_num_tokens`; return how many were indexed."""
         begin = self._num_indexed
         end = min(begin + max_num_tokens, self._num_prompt_tokens - 1)
@@ -80,30 +86,30 @@ class NgramProposer:
             return 0
         for length in _NGRAM_LENGTHS:
             first = max(0, begin - length + 1)
-            part = token_ids[first:end]
+            part = [int(each) for each in token_ids[first:end]]
             ngrams = zip(*(part[offset:] for offset in range(length)), strict=False)
             self._ends.update(zip(ngrams, count(first + length)))
         self._num_indexed = end
         return end - begin
 
-    def _observe(self, token_ids: Sequence[int]) -> None:
+    def _observe(self, token_ids: Tokens) -> None:
         self.index_prompt(token_ids, self._num_prompt_tokens)
         for index in range(self._num_indexed, len(token_ids)):
-            self._compare(token_ids[index], token_ids)
+            self._compare(int(token_ids[index]), token_ids)
             for length in _NGRAM_LENGTHS:
                 if length > index + 1:
                     continue
                 # Look the newest n-gram up before it is indexed itself.
-                ngram = tuple(token_ids[index + 1 - length : index + 1])
+                ngram = tuple(int(each) for each in token_ids[index + 1 - length : index + 1])
                 if self._match is None and ngram in self._ends:
                     self._match, self._length = self._ends[ngram], length
                 self._ends[ngram] = index + 1
         self._num_indexed = len(token_ids)
 
-    def _compare(self, token_id: int, token_ids: Sequence[int]) -> None:
+    def _compare(self, token_id: int, token_ids: Tokens) -> None:
         if self._match is None:
             return
-        is_right = token_ids[self._match] == token_id
+        is_right = bool(token_ids[self._match] == token_id)
         index = _length_class(self._length)
         self._probabilities[index] += (is_right - self._probabilities[index]) * _LEARNING_RATE
         if is_right:

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterator
 from itertools import takewhile
+from typing import Final, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pagefleet.engine.core.batch_table import BatchTable, Slots
 from pagefleet.engine.core.block_manager import BlockManager
-from pagefleet.engine.core.scheduler_output import ScheduledSequence, SchedulerOutput
+from pagefleet.engine.core.bookings import Bookings
+from pagefleet.engine.core.scheduler_output import SchedulerOutput
 from pagefleet.engine.core.sequence import Sequence, SequenceStatus
 from pagefleet.engine.core.speculation import Speculation
 from pagefleet.engine.core.step_budget import StepCost
@@ -19,6 +25,9 @@ from pagefleet.engine.errors import InvalidRequestError
 from pagefleet.engine.outputs import FinishReason
 
 __all__ = ["Scheduler"]
+
+_MAX_MODEL_LEN: Final = 8192
+"""The longest sequence, in tokens, of a scheduler that makes its own table."""
 
 
 class Scheduler:
@@ -58,17 +67,19 @@ class Scheduler:
         token_budget: int,
         max_num_drafts: int = 0,
         cost: StepCost | None = None,
+        table: BatchTable | None = None,
     ) -> None:
         assert max_num_seqs >= 1, max_num_seqs
         self.block_manager = block_manager
         self.max_num_seqs = max_num_seqs
         self.token_budget = token_budget
+        self.table = table or BatchTable(
+            max_num_seqs, _MAX_MODEL_LEN, block_manager.num_groups, block_manager.block_size
+        )
+        self.bookings = Bookings(self.table, block_manager)
         self.num_preemptions = 0
-        self.num_prompt_tokens_computed = 0
         self.prefix_cache_queries = 0
         self.prefix_cache_hits = 0
-        self.num_draft_tokens = 0
-        self.num_accepted_tokens = 0
         self._speculation = Speculation(block_manager, max_num_drafts, max_num_seqs)
         self._cost = cost or StepCost()
         self._num_arrivals = 0
@@ -76,6 +87,10 @@ class Scheduler:
         # Both are sorted by _priority_key.
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
+        # The slots of `_running`, in its order; None after it changed.
+        self._slots: Slots | None = None
+        # Running sequences that no step has computed yet.
+        self._new: list[Sequence] = []
 
     @property
     def token_budget(self) -> int:
@@ -139,11 +154,16 @@ class Scheduler:
         insort(self._waiting, sequence, key=_priority_key)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        """End a waiting or running sequence; its blocks are free at once."""
+        """End a waiting or running sequence; its blocks are free at once.
+
+        A step in flight may still write to them: steps are computed in order, so it does that before any
+        step that uses them again."""
         assert sequence.status is not SequenceStatus.FINISHED, sequence.request_id
-        line = self._running if sequence.status is SequenceStatus.RUNNING else self._waiting
-        line.remove(sequence)
-        self.block_manager.free(sequence)
+        if sequence.status is SequenceStatus.RUNNING:
+            self._running.remove(sequence)
+            self._leave(sequence)
+        else:
+            self._waiting.remove(sequence)
         sequence.status = SequenceStatus.FINISHED
         sequence.finish_reason = reason
 
@@ -152,46 +172,42 @@ class Scheduler:
         self.finish(sequence, FinishReason.ABORT)
 
     def preempt_all(self) -> None:
-        """Preempt all running sequences and reset the prefix cache, before the KV cache is dropped."""
-        output = SchedulerOutput([], [], [], [])
+        """Preempt all running sequences and reset the prefix cache, before the KV cache is dropped. No step
+        may be in flight."""
+        builder = StepBuilder()
         while self._running:
-            self._preempt_last(output)
+            self._preempt_last(builder)
         self.block_manager.reset_prefix_cache()
 
     def schedule(self) -> SchedulerOutput:
-        """Return the next step and allocate its blocks. Its tokens count as computed after `update`."""
-        output = SchedulerOutput([], [], [], [])
-        self._preempt_for_urgent(output)
-        self._admit_urgent(output)
-        num_tokens_left = self._schedule_running(output)
-        num_tokens_left = self._schedule_waiting(output, num_tokens_left)
-        self._speculation.add_drafts(output.scheduled, num_tokens_left)
-        self._withdraw_unconfirmed(output)
+        """Return the next step and allocate its blocks. Nothing else changes until it is booked."""
+        builder = StepBuilder()
+        self._preempt_for_urgent(builder)
+        self._admit_urgent(builder)
+        num_tokens_left = self._schedule_running(builder)
+        num_tokens_left = self._schedule_waiting(builder, num_tokens_left)
+        self._withdraw_unconfirmed(builder)
+        output = builder.build(self.table)
+        if self._new:
+            self._count_first_admissions(output)
+        self._speculation.add_drafts(output, num_tokens_left)
         return output
 
     def reschedule(self, output: SchedulerOutput) -> SchedulerOutput:
         """Return the next step instead of `output`, which is not computed."""
-        for sequence, _ in output.scheduled:
-            if sequence.draft_token_ids and sequence.status is SequenceStatus.RUNNING:
+        for index in output.drafts:
+            sequence = output.sequences[index]
+            if sequence.status is SequenceStatus.RUNNING:
                 self.block_manager.shrink(sequence, sequence.num_tokens)
-                sequence.draft_token_ids = []
         again = self.schedule()
         again.first_prefills[:0] = output.first_prefills
         return again
-
-    def update(self, output: SchedulerOutput, sampled: Iterable[Collection[int]]) -> None:
-        """Record that a step was computed, with the tokens sampled for each of `output.scheduled`.
-
-        Sequences that ended after they were scheduled are skipped.
-        """
-        for entry, token_ids in zip(output.scheduled, sampled, strict=True):
-            if entry.sequence.status is SequenceStatus.RUNNING:
-                self._update_sequence(entry, token_ids)
 
     def check_integrity(self) -> None:
         """Assert the invariants that hold between steps."""
         self.block_manager.check_integrity(self._running)
         assert len(self._running) <= self.max_num_seqs
+        assert self._slots is None or self._slots.tolist() == [each.slot for each in self._running]
         for line, status in (
             (self._waiting, SequenceStatus.WAITING),
             (self._running, SequenceStatus.RUNNING),
@@ -200,28 +216,7 @@ class Scheduler:
             assert all(sequence.status is status for sequence in line)
         assert not any(sequence.block_tables for sequence in self._waiting)
 
-    def _update_sequence(self, entry: ScheduledSequence, token_ids: Collection[int]) -> None:
-        sequence, block_size = entry.sequence, self.block_manager.block_size
-        assert bool(token_ids) == entry.is_sampled, sequence.request_id
-        num_drafts = len(entry.draft_token_ids)
-        num_accepted = len(token_ids) - 1 if num_drafts else 0
-        assert num_accepted <= num_drafts, sequence.request_id
-        before = sequence.num_computed_tokens
-        # The K/V of rejected drafts belong to a different text: they do not count as computed.
-        after = before + entry.num_new_tokens - num_drafts + num_accepted
-        sequence.num_computed_tokens = after
-        sequence.token_ids += token_ids
-        if before < sequence.num_prompt_tokens:
-            self.num_prompt_tokens_computed += min(after, sequence.num_prompt_tokens) - before
-        if before // block_size != after // block_size:
-            self.block_manager.advance(sequence, before)
-        if num_drafts:
-            self._speculation.release_blocks(sequence)
-            self.num_draft_tokens += num_drafts
-            self.num_accepted_tokens += num_accepted
-            sequence.num_wrong_drafts += num_drafts - num_accepted
-
-    def _preempt_for_urgent(self, output: SchedulerOutput) -> None:
+    def _preempt_for_urgent(self, builder: StepBuilder) -> None:
         """Preempt running sequences of lower priority if the first waiting one fits then.
 
         Nothing is preempted if all of them together would not free enough. Called before anything is
@@ -232,6 +227,7 @@ class Scheduler:
         urgent = self._waiting[0]
         if (
             urgent.priority <= self._running[-1].priority
+            or urgent.is_in_flight
             or self.block_manager.is_prefix_pending(urgent)
             or self._has_room_for(urgent)
         ):
@@ -241,91 +237,158 @@ class Scheduler:
         )
         num_victims = self.block_manager.num_victims(urgent, victims, num_reserved=len(self._running))
         if num_victims and not urgent.is_confirmed:
-            output.unconfirmed.append(urgent)
+            builder.unconfirmed.append(urgent)
             return
         for _ in range(num_victims):
-            self._preempt_last(output)
+            self._preempt_last(builder)
 
-    def _admit_urgent(self, output: SchedulerOutput) -> None:
+    def _admit_urgent(self, builder: StepBuilder) -> None:
         """Admit waiting sequences of higher priority than a running one, so that they get their tokens
         first."""
         if self._running:
-            for _ in self._admit(output, above=self._running[-1].priority):
+            for _ in self._admit(builder, above=self._running[-1].priority):
                 pass
 
-    def _schedule_running(self, output: SchedulerOutput) -> int:
+    def _schedule_running(self, builder: StepBuilder) -> int:
         """Schedule the running sequences in their order; return the tokens left of the budget."""
-        num_tokens_left = self._token_budget
-        num_later = len(self._running)
-        takes_turns = num_tokens_left < num_later
-        # A budget below one token per sequence: a prompt that got one token per turn would hardly advance.
-        max_chunk = num_tokens_left // 2 if takes_turns else 1
-        for sequence in sorted(self._running, key=_turn_key) if takes_turns else list(self._running):
+        running = self._schedulable()
+        if self._token_budget < len(running.sequences):
+            return self._schedule_turns(builder, running.sequences)
+        # In most steps most sequences need one token and no block. A loop runs over the others only.
+        table, slots = self.table, running.slots
+        is_full = table.num_computed[slots] >= table.num_slots[slots]
+        counts, costs = np.ones((2, len(slots)), dtype=np.int32)
+        num_running, num_spent = len(slots), 0
+        for index in np.flatnonzero(is_full | (running.num_left > 1)).tolist():
+            sequence, num_later = running.sequences[index], num_running - index - 1
+            if sequence.status is not SequenceStatus.RUNNING:
+                # It was preempted for a sequence before it, with all sequences behind it.
+                break
+            # A chunk of a prompt leaves a token for each later sequence, so that their streams do not stall.
+            max_cost = max(1, self._token_budget - index - num_spent - num_later)
+            num_left = int(running.num_left[index])
+            count, cost = self._next_chunk(sequence, num_left, max_cost, num_later)
+            if not self._allocate(sequence, sequence.num_computed_tokens + count, builder):
+                count = cost = 0
+            counts[index], costs[index] = count, cost
+            # Beyond one token for each sequence.
+            num_spent += cost - 1
+            if index + 1 + num_spent >= self._token_budget:
+                # A chunk may cost more than was left: the others come in the next step.
+                num_running = index + 1
+                break
+        sequences, slots = running.sequences[:num_running], slots[:num_running]
+        counts, costs = counts[:num_running], costs[:num_running]
+        if builder.preempted or not counts.all():
+            kept = [
+                index
+                for index, sequence in enumerate(sequences)
+                if sequence.status is SequenceStatus.RUNNING and counts[index]
+            ]
+            sequences, slots = [sequences[index] for index in kept], slots[kept]
+            counts, costs = counts[kept], costs[kept]
+        builder.add_all(sequences, slots, counts)
+        return max(0, self._token_budget - int(costs.sum()))
+
+    def _schedule_turns(self, builder: StepBuilder, running: list[Sequence]) -> int:
+        """Schedule as many sequences as the budget has tokens, those first that were computed longest ago."""
+        num_tokens_left, num_later = self._token_budget, len(running)
+        # A prompt that got one token per turn would hardly advance.
+        max_chunk = num_tokens_left // 2
+        for sequence in sorted(running, key=_turn_key):
             if num_tokens_left == 0:
                 break
             num_later -= 1
             if sequence.status is not SequenceStatus.RUNNING:
-                # It was preempted for a sequence before it.
                 continue
-            # A chunk of a prompt leaves a token for each later sequence, so that their streams do not stall.
             max_cost = max(1, min(max_chunk, num_tokens_left), num_tokens_left - num_later)
-            num_new_tokens, cost = self._next_chunk(sequence, max_cost, num_later)
-            num_tokens = sequence.num_computed_tokens + num_new_tokens
-            if num_tokens <= sequence.num_slots or self._allocate(sequence, num_tokens, output):
-                self._add(sequence, num_new_tokens, output)
+            num_new_tokens, cost = self._next_chunk(sequence, self._num_left(sequence), max_cost, num_later)
+            if self._allocate(sequence, sequence.num_computed_tokens + num_new_tokens, builder):
+                builder.add(sequence, num_new_tokens)
                 num_tokens_left = max(0, num_tokens_left - cost)
-                if takes_turns:
-                    self._record_turn(sequence)
+                self._record_turn(sequence)
         return num_tokens_left
 
-    def _schedule_waiting(self, output: SchedulerOutput, num_tokens_left: int) -> int:
+    def _schedulable(self) -> _Schedulable:
+        """Return the running sequences that the next step may compute, in their order.
+
+        Without a step in flight, these are all. A sequence that waits for its token has nothing to compute;
+        one whose booked token is its last has nothing more to compute."""
+        table = self.table
+        if self._slots is None:
+            self._slots = np.fromiter((each.slot for each in self._running), np.int32, len(self._running))
+        slots = self._slots
+        num_known = table.num_tokens[slots] + table.num_booked[slots]
+        num_left = num_known - table.num_computed[slots]
+        if not self.bookings.num_in_flight:
+            return _Schedulable(self._running.copy(), slots, num_left)
+        is_booked = table.num_booked[slots] > 0
+        has_ended = num_known >= table.max_num_tokens[slots]
+        ready = (num_left > 0) & ~(is_booked & (has_ended | table.may_draft[slots]))
+        chosen = np.flatnonzero(ready)
+        return _Schedulable(
+            [self._running[index] for index in chosen.tolist()], slots[chosen], num_left[chosen]
+        )
+
+    def _schedule_waiting(self, builder: StepBuilder, num_tokens_left: int) -> int:
         """Admit and schedule waiting sequences; return the tokens left of the budget."""
-        admitted = self._admit(output)
+        admitted = self._admit(builder)
         while num_tokens_left > 0 and (sequence := next(admitted, None)) is not None:
-            num_new_tokens, cost = self._next_chunk(sequence, num_tokens_left, len(self._running))
-            fits = self._allocate(sequence, sequence.num_computed_tokens + num_new_tokens, output)
+            num_left, num_reserved = self._num_left(sequence), len(self._running)
+            num_new_tokens, cost = self._next_chunk(sequence, num_left, num_tokens_left, num_reserved)
+            fits = self._allocate(sequence, sequence.num_computed_tokens + num_new_tokens, builder)
             assert fits, sequence.request_id
-            self._add(sequence, num_new_tokens, output)
+            builder.add(sequence, num_new_tokens)
             num_tokens_left = max(0, num_tokens_left - cost)
         return num_tokens_left
 
-    def _next_chunk(self, sequence: Sequence, max_cost: int, num_reserved: int) -> tuple[int, int]:
-        """Return how many of its next tokens cost at most `max_cost`, and their cost.
+    def _num_left(self, sequence: Sequence) -> int:
+        """Return how many of its tokens, booked ones included, are not computed."""
+        return sequence.num_tokens + int(self.table.num_booked[sequence.slot]) - sequence.num_computed_tokens
+
+    def _next_chunk(
+        self, sequence: Sequence, num_left: int, max_cost: int, num_reserved: int
+    ) -> tuple[int, int]:
+        """Return how many of its next `num_left` tokens cost at most `max_cost`, and their cost.
 
         A chunk does not preempt others: it has as many tokens, but at least one, as its blocks and the free
         ones without `num_reserved` can hold.
         """
-        num_new_tokens = len(sequence.token_ids) - sequence.num_computed_tokens
-        if num_new_tokens == 1:
+        if num_left == 1:
             return 1, 1
-        num_slots = self.block_manager.max_num_tokens(sequence, num_reserved) - sequence.num_computed_tokens
-        num_new_tokens = min(
-            num_new_tokens,
-            self._cost.max_num_tokens(max_cost, sequence.num_computed_tokens),
-            max(1, num_slots),
-        )
-        return num_new_tokens, self._cost.of(num_new_tokens, sequence.num_computed_tokens)
+        num_computed = sequence.num_computed_tokens
+        num_slots = self.block_manager.max_num_tokens(sequence, num_reserved) - num_computed
+        num_new_tokens = min(num_left, self._cost.max_num_tokens(max_cost, num_computed), max(1, num_slots))
+        return num_new_tokens, self._cost.of(num_new_tokens, num_computed)
 
-    def _allocate(self, sequence: Sequence, num_tokens: int, output: SchedulerOutput) -> bool:
+    def _allocate(self, sequence: Sequence, num_tokens: int, builder: StepBuilder) -> bool:
         """Allocate blocks for `num_tokens`, preempting later sequences if needed.
 
-        Returns False if the sequence itself had to be preempted.
+        Returns False if the sequence itself had to be preempted, or has to wait until a step in flight frees
+        blocks behind its windows.
         """
+        if num_tokens <= sequence.num_slots:
+            return True
         while not self.block_manager.grow(sequence, num_tokens):
-            if self._preempt_last(output) is sequence:
+            if self.block_manager.has_windows and sequence.is_in_flight:
+                return False
+            if self._preempt_last(builder) is sequence:
                 assert self._running, f"{sequence.request_id} has more tokens than its max_num_tokens"
                 return False
         return True
 
-    def _admit(self, output: SchedulerOutput, above: float = -math.inf) -> Iterator[Sequence]:
+    def _admit(self, builder: StepBuilder, above: float = -math.inf) -> Iterator[Sequence]:
         """Yield waiting sequences of a priority above `above`, in order; each is running when it is
         yielded."""
         index = 0
         # Skipped sequences are examined in every step: with thousands waiting, look at no more than can run.
-        while index < min(len(self._waiting), self.max_num_seqs):
+        while index < min(len(self._waiting), self.max_num_seqs) and len(self._running) < self.max_num_seqs:
             sequence = self._waiting[index]
-            # A sequence preempted in this step would only lose its blocks again.
-            if sequence in output.preempted or sequence.priority < self._waiting[0].priority:
+            # A sequence preempted in this step would only lose its blocks again. One that a step in flight
+            # computes gets a token that is not known yet.
+            if sequence in builder.preempted or sequence.is_in_flight:
+                break
+            if sequence.priority < self._waiting[0].priority:
                 break
             if sequence.priority <= above:
                 break
@@ -333,29 +396,31 @@ class Scheduler:
                 index += 1
             elif self._has_room_for(sequence):
                 del self._waiting[index]
-                self.block_manager.allocate(sequence)
-                sequence.status = SequenceStatus.RUNNING
-                insort(self._running, sequence, key=_priority_key)
-                self._record_turn(sequence)
-                if not sequence.is_confirmed and sequence not in output.unconfirmed:
-                    output.unconfirmed.append(sequence)
+                self._enter(sequence)
+                if not sequence.is_confirmed and sequence not in builder.unconfirmed:
+                    builder.unconfirmed.append(sequence)
                 yield sequence
             else:
                 break
 
-    def _add(self, sequence: Sequence, num_new_tokens: int, output: SchedulerOutput) -> None:
-        if not sequence.is_confirmed:
-            return
+    def _enter(self, sequence: Sequence) -> None:
+        """Give a waiting sequence a slot and blocks: it runs."""
+        self.table.add(sequence)
+        self.block_manager.allocate(sequence)
+        sequence.status = SequenceStatus.RUNNING
+        insort(self._running, sequence, key=_priority_key)
+        self._slots = None
+        self._record_turn(sequence)
         if not sequence.was_scheduled:
-            self._count_first_admission(sequence, output)
-        output.scheduled.append(ScheduledSequence(sequence, num_new_tokens))
+            self._new.append(sequence)
 
-    def _withdraw_unconfirmed(self, output: SchedulerOutput) -> None:
-        """Let the unconfirmed sequences of the step wait again. Their blocks are free for the next step."""
-        for sequence in output.unconfirmed:
-            if sequence.status is SequenceStatus.RUNNING:
-                self._running.remove(sequence)
-                self._wait_again(sequence)
+    def _leave(self, sequence: Sequence) -> None:
+        """Free the slot and the blocks of a sequence that does not run any more."""
+        self.block_manager.free(sequence)
+        self.table.remove(sequence)
+        self._slots = None
+        if not sequence.was_scheduled:
+            self._new.remove(sequence)
 
     def _record_turn(self, sequence: Sequence) -> None:
         """Move the sequence behind the others of its priority. Steps in which all have a turn change
@@ -373,35 +438,82 @@ class Scheduler:
         num_running = len(self._running)
         return num_running < self.max_num_seqs and self.block_manager.can_allocate(sequence, num_running)
 
-    def _count_first_admission(self, sequence: Sequence, output: SchedulerOutput) -> None:
-        sequence.was_scheduled = True
-        sequence.num_cached_tokens = sequence.num_computed_tokens
-        if self.block_manager.enable_prefix_caching and sequence.prefix_cache:
-            self.prefix_cache_queries += sequence.num_tokens
-            self.prefix_cache_hits += sequence.num_cached_tokens
-        if sequence.num_output_tokens == 0:
-            output.first_prefills.append(sequence)
+    def _count_first_admissions(self, output: SchedulerOutput) -> None:
+        for sequence in [each for each in self._new if each in output.sequences]:
+            self._new.remove(sequence)
+            sequence.was_scheduled = True
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+            if self.block_manager.enable_prefix_caching and sequence.prefix_cache:
+                self.prefix_cache_queries += sequence.num_tokens
+                self.prefix_cache_hits += sequence.num_cached_tokens
+            if sequence.num_output_tokens == 0:
+                output.first_prefills.append(sequence)
 
-    def _preempt_last(self, output: SchedulerOutput) -> Sequence:
+    def _preempt_last(self, builder: StepBuilder) -> Sequence:
         sequence = self._running.pop()
         self._wait_again(sequence)
         self.num_preemptions += 1
-        output.preempted.append(sequence)
-        self._unschedule(sequence, output)
+        builder.preempted.append(sequence)
+        builder.remove(sequence)
         return sequence
 
+    def _withdraw_unconfirmed(self, builder: StepBuilder) -> None:
+        """Let the unconfirmed sequences of the step wait again. Their blocks are free for the next step."""
+        for sequence in builder.unconfirmed:
+            if sequence.status is SequenceStatus.RUNNING:
+                self._running.remove(sequence)
+                self._wait_again(sequence)
+                builder.remove(sequence)
+
     def _wait_again(self, sequence: Sequence) -> None:
-        self.block_manager.free(sequence)
+        self._leave(sequence)
         sequence.status = SequenceStatus.WAITING
         insort(self._waiting, sequence, key=_priority_key)
 
-    def _unschedule(self, sequence: Sequence, output: SchedulerOutput) -> None:
-        """Remove a preempted sequence from the step, if its turn came before that of the one that needs
-        blocks."""
-        output.scheduled[:] = [entry for entry in output.scheduled if entry.sequence is not sequence]
-        if sequence in output.first_prefills:
-            output.first_prefills.remove(sequence)
-            sequence.was_scheduled = False
+
+class _Schedulable(NamedTuple):
+    """Running sequences that a step may compute, in their order."""
+
+    sequences: list[Sequence]
+    slots: Slots
+    num_left: NDArray[np.int32]
+    """How many tokens of each are not computed."""
+
+
+class StepBuilder:
+    """The parts of a step that is being scheduled."""
+
+    def __init__(self) -> None:
+        self.preempted: list[Sequence] = []
+        self.unconfirmed: list[Sequence] = []
+        self._sequences: list[Sequence] = []
+        self._slots: list[Slots] = []
+        self._counts: list[NDArray[np.int32]] = []
+
+    def add_all(self, sequences: list[Sequence], slots: Slots, counts: NDArray[np.int32]) -> None:
+        self._sequences += sequences
+        self._slots.append(slots)
+        self._counts.append(counts)
+
+    def add(self, sequence: Sequence, num_new_tokens: int) -> None:
+        one = np.array([sequence.slot, num_new_tokens], dtype=np.int32)
+        self.add_all([sequence], one[:1], one[1:])
+
+    def remove(self, sequence: Sequence) -> None:
+        """Remove a sequence that does not run any more, if its turn came before."""
+        if sequence in self._sequences:
+            index = self._sequences.index(sequence)
+            del self._sequences[index]
+            self._slots = [np.delete(np.concatenate(self._slots), index)]
+            self._counts = [np.delete(np.concatenate(self._counts), index)]
+
+    def build(self, table: BatchTable) -> SchedulerOutput:
+        empty = np.empty(0, dtype=np.int32)
+        slots = np.concatenate(self._slots) if len(self._slots) > 1 else (self._slots or [empty])[0]
+        counts = np.concatenate(self._counts) if len(self._counts) > 1 else (self._counts or [empty])[0]
+        output = SchedulerOutput.of(table, self._sequences, slots, counts)
+        output.preempted, output.unconfirmed = self.preempted, self.unconfirmed
+        return output
 
 
 def _priority_key(sequence: Sequence) -> tuple[int, int]:

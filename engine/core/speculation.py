@@ -7,14 +7,16 @@ free blocks, and give their blocks back after the step. So they never delay or p
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Final
 
+import numpy as np
+
 from pagefleet.engine.core.block_manager import BlockManager
-from pagefleet.engine.core.scheduler_output import ScheduledSequence
+from pagefleet.engine.core.scheduler_output import SchedulerOutput
 from pagefleet.engine.core.sequence import Sequence
 
-__all__ = ["Speculation", "num_verified"]
+__all__ = ["Speculation"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,15 +30,6 @@ _MAX_INDEXED_TOKENS: Final = 4096
 _MAX_WRONG_DRAFTS: Final = 64
 """Rejected drafts after which a sequence with a grammar gets none any more: each uses lexer memory that the
 text may need, and the lexer has a limit (ops/decisions/0010-structured-output.md)."""
-
-
-def num_verified(sampled: Collection[int], drafted: Collection[int]) -> int:
-    """Return how many sampled tokens are valid: those that equal their drafts, and the first that does
-    not."""
-    for index, (token_id, draft) in enumerate(zip(sampled, drafted, strict=False)):
-        if token_id != draft:
-            return index + 1
-    return len(sampled)
 
 
 class Speculation:
@@ -53,27 +46,26 @@ class Speculation:
         self._max_num_drafts = max_num_drafts
         self._max_num_rows = max(max_num_seqs, max_num_drafts + 1)
 
-    def add_drafts(self, scheduled: list[ScheduledSequence], num_tokens_left: int) -> None:
-        """Set `draft_token_ids` of the step's sequences, allocate blocks for them, and add them to the
-        step."""
+    def add_drafts(self, step: SchedulerOutput, num_tokens_left: int) -> None:
+        """Add drafts to the step and allocate blocks for them."""
         if not self._max_num_drafts:
             return
-        estimate = _StepEstimate(scheduled)
+        estimate = _StepEstimate(step)
         num_tokens_left = min(num_tokens_left, self._max_num_rows - estimate.num_sampled)
-        for index, entry in enumerate(scheduled):
-            if not entry.is_sampled:
+        table = step.table
+        # What follows a booked token is not known.
+        is_known = step.is_sampled & (table.num_booked[step.slots] == 0)
+        for index in np.flatnonzero(is_known).tolist():
+            sequence = step.sequences[index]
+            if sequence.proposer is None:
                 continue
-            sequence = entry.sequence
-            sequence.draft_token_ids = self._draft_or_disable(sequence, num_tokens_left, estimate)
-            if num_drafts := len(sequence.draft_token_ids):
-                has_grown = self._block_manager.grow(sequence, sequence.num_tokens + num_drafts)
+            drafts = self._draft_or_disable(sequence, num_tokens_left, estimate)
+            table.may_draft[sequence.slot] = bool(drafts)
+            if drafts:
+                has_grown = self._block_manager.grow(sequence, sequence.num_tokens + len(drafts))
                 assert has_grown, sequence.request_id
-                scheduled[index] = entry._replace(num_new_tokens=entry.num_new_tokens + num_drafts)
-                num_tokens_left -= num_drafts
-
-    def release_blocks(self, sequence: Sequence) -> None:
-        """Free the blocks that only contain drafts, after their step."""
-        self._block_manager.shrink(sequence, sequence.num_computed_tokens)
+                step.add_drafts(index, drafts)
+                num_tokens_left -= len(drafts)
 
     def _draft_or_disable(
         self, sequence: Sequence, num_tokens_left: int, estimate: _StepEstimate
@@ -91,18 +83,16 @@ class Speculation:
             return []
 
     def _draft(self, sequence: Sequence, num_tokens_left: int, estimate: _StepEstimate) -> list[int]:
-        proposer, grammar = sequence.proposer, sequence.grammar
+        proposer, grammar, token_ids = sequence.proposer, sequence.grammar, sequence.token_ids
         max_num_drafts = self._max_num_drafts_of(sequence, num_tokens_left)
         if proposer is None or max_num_drafts <= 0:
             return []
         if grammar is not None and sequence.num_wrong_drafts >= _MAX_WRONG_DRAFTS:
             return []
-        estimate.num_tokens_to_index -= proposer.index_prompt(
-            sequence.token_ids, estimate.num_tokens_to_index
-        )
+        estimate.num_tokens_to_index -= proposer.index_prompt(token_ids, estimate.num_tokens_to_index)
         if not proposer.has_indexed_prompt:
             return []
-        drafted, probabilities = proposer.propose(sequence.token_ids, max_num_drafts)
+        drafted, probabilities = proposer.propose(token_ids, max_num_drafts)
         drafted = drafted[: estimate.add_worthwhile(probabilities)]
         if grammar is not None and drafted:
             num_valid = grammar.num_valid(drafted)
@@ -123,9 +113,9 @@ class Speculation:
 class _StepEstimate:
     """The estimated cost of a step, in tokens, and the number of tokens that it is expected to find."""
 
-    def __init__(self, scheduled: list[ScheduledSequence]) -> None:
-        self._cost: float = _NUM_FREE_TOKENS + sum(entry.num_new_tokens for entry in scheduled)
-        self.num_sampled = sum(entry.is_sampled for entry in scheduled)
+    def __init__(self, step: SchedulerOutput) -> None:
+        self._cost: float = _NUM_FREE_TOKENS + step.num_tokens
+        self.num_sampled = int(step.is_sampled.sum())
         self._num_expected_tokens: float = self.num_sampled
         self.num_tokens_to_index = _MAX_INDEXED_TOKENS
 

@@ -1,4 +1,4 @@
-"""Executor: the interface between scheduling (lists and counts) and computing (tensors and a device).
+"""Executor: the interface between scheduling (numbers) and computing (tensors and a device).
 
 Does not know torch.
 """
@@ -6,40 +6,72 @@ Does not know torch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
-from pagefleet.engine.core.scheduler_output import ScheduledSequence
+import numpy as np
+from numpy.typing import NDArray
+
 from pagefleet.engine.execution.step_tracer import NO_TRACER, StepTracer
 from pagefleet.engine.model_info import ModelInfo
-from pagefleet.engine.outputs import Sampled
+from pagefleet.engine.outputs import TokenLogprobs
 from pagefleet.engine.text.tokenizer import Tokenizer
 
-__all__ = ["Executor", "LoadedModel", "Report"]
+if TYPE_CHECKING:
+    from pagefleet.engine.execution.step_input import StepInput
+
+__all__ = ["Executor", "LoadedModel", "Pending", "Report", "StepResult"]
 
 Report = Callable[[str, float], None]
 """Called after each stage of loading with its name and its seconds."""
 
 
+class StepResult(NamedTuple):
+    """What a step found: R sampled rows (see StepInput)."""
+
+    token_ids: NDArray[np.int64]
+    """[R]: the token sampled for each row. One outside of the vocabulary means that the row's logits are not
+    numbers, or that its grammar or parameters could not be applied: the engine ends this sequence only."""
+    logprobs: Mapping[int, TokenLogprobs] = {}
+    """Those of the rows that ask for them, by row."""
+    prompt_logprobs: Mapping[int, tuple[TokenLogprobs, ...]] = {}
+    """Those of the prompt tokens that follow the tokens of this step, by index of the sequence."""
+
+
+class Pending(ABC):
+    """A step that was submitted."""
+
+    @abstractmethod
+    def result(self) -> StepResult:
+        """Wait for the step and return its result, or raise why it failed. To be called once."""
+
+
 class Executor(ABC):
-    """Computes the steps of an engine; owns the weights and the KV cache."""
+    """Computes the steps of an engine, in the order in which they are submitted; owns the weights and the KV
+    cache."""
 
     tracer: StepTracer = NO_TRACER
     """Records the stages of a step; set by the engine."""
+    is_asynchronous: bool = False
+    """Whether `submit` returns before the step is computed."""
+    prefers_overlap: bool = False
+    """Whether the next step should be scheduled while this one is computed."""
+
+    def submit(self, step: StepInput) -> Pending:
+        """Start to compute a step, which may begin before the previous step is finished.
+
+        An executor that is not asynchronous computes it when its result is needed.
+        """
+        return _Deferred(self, step)
 
     @abstractmethod
-    def execute(self, scheduled: list[ScheduledSequence]) -> list[Sampled]:
+    def execute(self, step: StepInput) -> StepResult:
         """Compute one step and sample. Changes no sequence.
 
-        For each entry, writes the K/V of the tokens from `num_computed_tokens` to `num_computed_tokens +
-        num_new_tokens - 1`, including drafts, to the blocks of the sequence. Returns one `Sampled` per
-        entry, in the same order: the accepted drafts and one more token, or no tokens if the entry is not
-        sampled.
-
-        The result of an entry does not depend on the others. A token id outside the vocabulary means that the
-        entry's logits are not numbers, or that its grammar or parameters could not be applied: the engine
-        ends this sequence and continues with the others. An exception fails the whole step; the step, or
-        parts of it, can be computed again.
+        For each sequence, writes the K/V of its tokens from `context_lens` on, drafts included, to its
+        blocks. The result of a sequence does not depend on the others. An exception fails the whole step; the
+        step, or parts of it, can be computed again.
         """
 
     def has_lost_device(self, error: Exception) -> bool:
@@ -58,6 +90,16 @@ class Executor(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free the memory. The executor cannot be used any more."""
+
+
+class _Deferred(Pending):
+    """A step that is computed when its result is needed."""
+
+    def __init__(self, executor: Executor, step: StepInput) -> None:
+        self._executor, self._step = executor, step
+
+    def result(self) -> StepResult:
+        return self._executor.execute(self._step)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
-from pagefleet.engine.core.scheduler_output import ScheduledSequence
 from pagefleet.engine.outputs import TokenLogprobs
 
-__all__ = ["PromptRows", "prompt_rows", "token_logprobs"]
+__all__ = ["token_logprobs"]
 
 
 def token_logprobs(
@@ -49,35 +47,3 @@ def _top(
         if len(tops[row]) < num_top[row]:
             tops[row].append((token_id, logprob))
     return [tuple(top) for top in tops]
-
-
-class PromptRows(NamedTuple):
-    """The rows of a step whose logits are needed for prompt logprobs."""
-
-    rows: list[int]
-    """Rows of the ragged batch: the prompt tokens that are followed by a prompt token."""
-    token_ids: list[int]
-    """The token that follows each of them."""
-    num_top: list[int]
-    """How many of the most likely tokens each row needs."""
-    lengths: dict[int, int]
-    """Number of rows by index of the scheduled entry, in order; entries without prompt logprobs are
-    missing."""
-
-
-def prompt_rows(scheduled: Sequence[ScheduledSequence]) -> PromptRows:
-    """Return the rows of a step whose logits are needed for prompt logprobs."""
-    found = PromptRows([], [], [], {})
-    first_row = 0
-    for index, (sequence, num_new_tokens) in enumerate(scheduled):
-        if sequence.needs_prompt_logits:
-            begin = sequence.num_computed_tokens
-            end = min(begin + num_new_tokens, sequence.num_prompt_tokens - 1)
-            num_top = sequence.sampling_params.prompt_logprobs
-            assert num_top is not None
-            found.rows.extend(range(first_row, first_row + end - begin))
-            found.token_ids.extend(sequence.token_ids[begin + 1 : end + 1])
-            found.num_top.extend([num_top] * (end - begin))
-            found.lengths[index] = end - begin
-        first_row += num_new_tokens
-    return found

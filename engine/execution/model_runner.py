@@ -1,4 +1,4 @@
-"""ModelRunner: the executor that runs a model: scheduled sequences to a ragged batch, logits, sampled tokens.
+"""ModelRunner: the executor that runs a model: from a step's arrays to logits and sampled tokens.
 
 Does not know requests, stop conditions or text. Work on the host is vectorised: no Python loop runs over
 tokens.
@@ -9,22 +9,22 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pagefleet.engine.backends.base import RaggedBatch
-from pagefleet.engine.core.scheduler_output import ScheduledSequence
-from pagefleet.engine.execution.executor import Executor
-from pagefleet.engine.execution.logprobs import PromptRows, prompt_rows, token_logprobs
-from pagefleet.engine.execution.sampled_step import SampledStep, sampled_step
+from pagefleet.engine.execution.executor import Executor, StepResult
+from pagefleet.engine.execution.logprobs import token_logprobs
+from pagefleet.engine.execution.prompt_rows import PromptRows
+from pagefleet.engine.execution.step_input import Guests, StepInput
 from pagefleet.engine.execution.token_masks import TokenMasks
-from pagefleet.engine.execution.verification import valid_rows
 from pagefleet.engine.model_spec import ModelSpec
 from pagefleet.engine.models.model import Model
 from pagefleet.engine.models.model_source import ModelSource
-from pagefleet.engine.outputs import Sampled, TokenLogprobs
+from pagefleet.engine.outputs import TokenLogprobs
 from pagefleet.engine.sampling.sampling_batch import GrammarMasks, SamplingBatch
 
 logger = logging.getLogger(__name__)
@@ -77,35 +77,38 @@ class ModelRunner(Executor):
         self._num_blocks, self._block_size = num_blocks, block_size
         self._model.backend.allocate_kv_cache(self.spec, num_blocks, block_size)
 
+    @property
+    def prefers_overlap(self) -> bool:  # type: ignore[override]
+        """A CPU's cores are needed for the step itself (ops/decisions/0034)."""
+        return self.device.type != "cpu"
+
     @torch.inference_mode()
-    def execute(self, scheduled: list[ScheduledSequence]) -> list[Sampled]:
+    def execute(self, step: StepInput) -> StepResult:
         """See `Executor.execute`."""
-        with self.tracer.span("prepare"):
-            batch = ragged_batch(scheduled)
-            prompts = prompt_rows(scheduled)
+        guests = step.guests
         # Computed in parallel with the forward pass.
-        step = sampled_step(scheduled)
-        masks = self._masks.start(step.grammar_rows)
+        masks = self._masks.start(guests.grammar_rows) if guests.grammar_rows else None
         try:
-            with self.tracer.span("forward"):
-                rows = np.append(step.rows.logit_rows, np.array(prompts.rows, dtype=np.int64))
-                hidden = self._forward(batch, rows)
+            hidden = self._hidden(step)
         except BaseException:
             if masks is not None:
                 # Wait for the masks: the next step uses the same grammars.
                 with contextlib.suppress(Exception):
                     masks()
             raise
-        found = [Sampled()] * len(scheduled)
         num_rows = len(step.batch)
+        result = StepResult(np.empty(0, dtype=np.int64))
         if num_rows:
             with self.tracer.span("sample", num_rows=num_rows):
-                allowed = masks() if masks is not None else None
-                self._sample(found, hidden[:num_rows], step, allowed)
-        if prompts.rows:
-            with self.tracer.span("prompt_logprobs", num_rows=len(prompts.rows)):
-                self._add_prompt_logprobs(found, hidden[num_rows:], prompts)
-        return found
+                logits = self._model.logits(hidden[:num_rows])
+                batch = replace(step.batch, rules=guests.rules) if guests.rules else step.batch
+                token_ids = self._token_ids(logits, batch, masks() if masks is not None else None)
+                result = StepResult(token_ids, self._logprobs(logits, token_ids, guests))
+        if guests.prompts.rows:
+            with self.tracer.span("prompt_logprobs", num_rows=len(guests.prompts.rows)):
+                found = self._prompt_logprobs(hidden[num_rows:], guests.prompts)
+                result = result._replace(prompt_logprobs=found)
+        return result
 
     def has_lost_device(self, error: Exception) -> bool:
         """See `Executor.has_lost_device`. A fatal error on a GPU makes its context unusable for the process;
@@ -151,31 +154,33 @@ class ModelRunner(Executor):
         assert self._loaded is not None, "closed or asleep"
         return self._loaded
 
+    def _hidden(self, step: StepInput) -> torch.Tensor:
+        """Compute the layers; return the hidden states of the sampled rows, then of those for prompt
+        logprobs."""
+        with self.tracer.span("prepare"):
+            blocks = step.block_tables(self._block_size).astype(np.int64)
+            batch = RaggedBatch(step.token_ids, step.query_lens, step.context_lens, blocks)
+            rows = step.rows.logit_rows
+            if step.guests.prompts.rows:
+                rows = np.append(rows, np.array(step.guests.prompts.rows, dtype=np.int64))
+        with self.tracer.span("forward"):
+            return self._forward(batch, rows)
+
     def _forward(self, batch: RaggedBatch, rows: NDArray[np.int64]) -> torch.Tensor:
         """Return the hidden states of these rows of the batch, for `Model.logits`: [len(rows), hidden]."""
         plan = self._model.backend.begin_step(batch)
         return self._model.forward(plan, torch.from_numpy(rows).to(self.device))
 
-    def _sample(
-        self, found: list[Sampled], hidden: torch.Tensor, step: SampledStep, masks: GrammarMasks | None
-    ) -> None:
-        """Add the next tokens and their logprobs to the entries' results."""
-        logits = self._model.logits(hidden)
-        token_ids = self._token_ids(logits, step.batch, masks)
-        is_valid = valid_rows(step.rows, token_ids, step.draft_token_ids)
-        asking = np.flatnonzero(is_valid & (step.num_logprobs >= 0) & (token_ids < logits.shape[-1]))
-        logprobs: dict[int, TokenLogprobs] = {}
-        if len(asking):
-            num_top, chosen = step.num_logprobs[asking], token_ids[asking]
-            rows = torch.from_numpy(asking).to(logits.device)
-            made = token_logprobs(logits[rows], chosen.tolist(), num_top.tolist())
-            logprobs = dict(zip(asking.tolist(), made, strict=True))
-        valid = np.flatnonzero(is_valid).tolist()
-        entries = step.rows.entries[is_valid].tolist()
-        for row, entry, token_id in zip(valid, entries, token_ids[is_valid].tolist(), strict=True):
-            before = found[entry]
-            own = (logprobs[row],) if row in logprobs else ()
-            found[entry] = Sampled((*before.token_ids, token_id), before.logprobs + own)
+    def _logprobs(
+        self, logits: torch.Tensor, token_ids: NDArray[np.int64], guests: Guests
+    ) -> dict[int, TokenLogprobs]:
+        asking = [row for row in guests.num_logprobs if token_ids[row] < logits.shape[-1]]
+        if not asking:
+            return {}
+        num_top = [guests.num_logprobs[row] for row in asking]
+        return dict(
+            zip(asking, token_logprobs(logits[asking], token_ids[asking].tolist(), num_top), strict=True)
+        )
 
     def _token_ids(
         self, logits: torch.Tensor, batch: SamplingBatch, masks: GrammarMasks | None
@@ -196,38 +201,17 @@ class ModelRunner(Executor):
             logger.exception("a token of seed %d could not be sampled", batch.seed[0])
             return np.array([logits.shape[-1]])
 
-    def _add_prompt_logprobs(self, found: list[Sampled], hidden: torch.Tensor, prompts: PromptRows) -> None:
+    def _prompt_logprobs(
+        self, hidden: torch.Tensor, prompts: PromptRows
+    ) -> dict[int, tuple[TokenLogprobs, ...]]:
         logprobs: list[TokenLogprobs] = []
         # A few rows at a time: the logits of a whole long prompt would need gigabytes.
         for start in range(0, len(prompts.rows), NUM_PROMPT_ROWS):
             some = slice(start, start + NUM_PROMPT_ROWS)
             logits = self._model.logits(hidden[some])
             logprobs += token_logprobs(logits, prompts.token_ids[some], prompts.num_top[some])
-        start = 0
+        found, start = {}, 0
         for index, length in prompts.lengths.items():
-            found[index] = found[index]._replace(prompt_logprobs=tuple(logprobs[start : start + length]))
+            found[index] = tuple(logprobs[start : start + length])
             start += length
-
-
-def ragged_batch(scheduled: list[ScheduledSequence]) -> RaggedBatch:
-    """Return the tokens of a step laid end to end, with the blocks of each sequence in each KV group."""
-    token_ids: list[int] = []
-    for entry in scheduled:
-        start = entry.sequence.num_computed_tokens
-        token_ids += entry.sequence.token_ids[start : start + entry.num_new_tokens]
-        token_ids += entry.draft_token_ids
-    # For each group, the tables of all sequences.
-    groups = list(zip(*(sequence.block_tables for sequence, _ in scheduled), strict=True))
-    num_blocks = max(len(table.block_ids) for tables in groups for table in tables)
-    block_tables = np.zeros((len(groups), len(scheduled), num_blocks), dtype=np.int64)
-    for rows, tables in zip(block_tables, groups, strict=True):
-        for row, table in zip(rows, tables, strict=True):
-            first, block_ids = table.num_passed, table.block_ids
-            # A slice of the list is a copy.
-            row[first : len(block_ids)] = block_ids[first:] if first else block_ids
-    return RaggedBatch(
-        token_ids=np.array(token_ids, dtype=np.int64),
-        query_lens=np.array([num_new_tokens for _, num_new_tokens in scheduled], dtype=np.int64),
-        context_lens=np.array([sequence.num_computed_tokens for sequence, _ in scheduled], dtype=np.int64),
-        block_tables=block_tables,
-    )
+        return found

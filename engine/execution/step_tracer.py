@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
-from pagefleet.engine.core.scheduler_output import ScheduledSequence, SchedulerOutput
+from pagefleet.engine.core.scheduler_output import SchedulerOutput
 
 __all__ = ["NO_TRACER", "StepTracer"]
 
@@ -44,7 +44,7 @@ class StepTracer:
 
     def step(self, scheduler_output: SchedulerOutput) -> AbstractContextManager[None]:
         """Return a context manager that records its block as a step, with its batch."""
-        if not self._is_on or not scheduler_output.scheduled:
+        if not self._is_on or not len(scheduler_output):
             return _NOTHING
         if self._num_left == 0:
             self.close()
@@ -87,22 +87,15 @@ class StepTracer:
 NO_TRACER: Final = StepTracer(None, 0)
 
 
-def _completes_prompt(entry: ScheduledSequence) -> bool:
-    sequence = entry.sequence
-    return sequence.num_computed_tokens + entry.num_new_tokens >= sequence.num_prompt_tokens
-
-
-def _composition(scheduler_output: SchedulerOutput) -> dict[str, Any]:
-    entries = scheduler_output.scheduled
-    prefills = [
-        entry for entry in entries if entry.sequence.num_computed_tokens < entry.sequence.num_prompt_tokens
-    ]
+def _composition(step: SchedulerOutput) -> dict[str, Any]:
+    is_prefill = step.num_computed < step.num_prompt_tokens
+    is_first = is_prefill & (step.num_computed + step.num_new_tokens >= step.num_prompt_tokens)
     return {
-        "num_seqs": len(entries),
-        "num_tokens": sum(entry.num_new_tokens for entry in entries),
-        "num_prefills": len(prefills),
-        "num_prefill_tokens": sum(entry.num_new_tokens for entry in prefills),
-        "num_preempted": len(scheduler_output.preempted),
-        "context_lens": [entry.sequence.num_computed_tokens for entry in entries],
-        "first_tokens": [entry.sequence.request_id for entry in prefills if _completes_prompt(entry)],
+        "num_seqs": len(step),
+        "num_tokens": step.num_tokens,
+        "num_prefills": int(is_prefill.sum()),
+        "num_prefill_tokens": int(step.num_new_tokens[is_prefill].sum()),
+        "num_preempted": len(step.preempted),
+        "context_lens": step.num_computed.tolist(),
+        "first_tokens": [step.sequences[index].request_id for index in is_first.nonzero()[0].tolist()],
     }

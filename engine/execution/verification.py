@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pagefleet.engine.core.sequence import Sequence as EngineSequence
 from pagefleet.engine.sampling.sampling_batch import RowRules
 
-__all__ = ["SampledRows", "row_rules", "sampled_rows", "valid_rows"]
+__all__ = ["SampledRows", "row_rules", "sampled_rows"]
 
 Indices = NDArray[np.int64]
 
@@ -52,30 +52,14 @@ def sampled_rows(num_new_tokens: Indices, num_drafts: Indices, is_sampled: NDArr
     return SampledRows(ends[entries] - 1 - num_drafts[entries] + before, entries, before)
 
 
-def valid_rows(rows: SampledRows, token_ids: Indices, draft_token_ids: Indices) -> NDArray[np.bool_]:
-    """Return bool [R]: whether a row's token is one of the next tokens of its sequence, because all drafts
-    before it are right.
-
-    `token_ids` [R] are the sampled tokens; `draft_token_ids` has the drafts of all sampled entries, in order.
-    """
-    if not len(draft_token_ids):
-        return np.ones(len(token_ids), dtype=np.bool_)
-    is_draft = rows.num_drafts > 0
-    is_wrong = np.zeros(len(token_ids), dtype=np.int64)
-    # A row verifies the draft that the row after it follows.
-    is_wrong[is_draft] = token_ids[np.flatnonzero(is_draft) - 1] != draft_token_ids
-    num_wrong = np.cumsum(is_wrong)
-    first = np.maximum.accumulate(np.where(is_draft, 0, np.arange(len(token_ids))))
-    result: NDArray[np.bool_] = num_wrong == num_wrong[first]
-    return result
-
-
 def row_rules(row: int, sequence: EngineSequence, draft_token_ids: Sequence[int]) -> Iterable[RowRules]:
     """Yield the rules of a sequence's row number `row`, after its last known token, and of the rows after its
     drafts; nothing if its parameters leave the logits unchanged."""
-    rules, known = sequence.logit_rules, sequence.token_ids
+    rules = sequence.logit_rules
     if rules is None:
         return
+    # A copy: another sequence may get the slot before the step is sampled.
+    known = sequence.token_ids.tolist()
     yield RowRules(row, rules, known)
     for num_drafts in range(1, len(draft_token_ids) + 1):
         yield RowRules(row + num_drafts, rules.fork(known), [*known, *draft_token_ids[:num_drafts]])

@@ -6,10 +6,12 @@ import subprocess
 import sys
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from pagefleet.engine.core.batch_table import BatchTable
 from pagefleet.engine.core.block_hashes import hash_blocks, hash_salt
 from pagefleet.engine.core.block_manager import BlockManager
 from pagefleet.engine.core.sequence import Sequence
@@ -28,20 +30,23 @@ WINDOWS = st.sampled_from([(None,), (None,), (6,), (None, 5), (None, 9, 1), (4, 
 
 
 def make_sequence(token_ids: list[int], cache_salt: str = "") -> Sequence:
-    return Sequence(
+    sequence = Sequence(
         request_id="a",
-        token_ids=list(token_ids),
+        tokens=np.array(token_ids),
         num_prompt_tokens=len(token_ids),
         sampling_params=SamplingParams(),
         seed=0,
         cache_salt=cache_salt,
     )
+    # A table of its own: the tests of the scheduler share one.
+    BatchTable(1, 1000, num_groups=3, block_size=BLOCK_SIZE).add(sequence)
+    return sequence
 
 
 def compute_all(manager: BlockManager, sequence: Sequence) -> None:
     before = sequence.num_computed_tokens
     sequence.num_computed_tokens = sequence.num_tokens
-    manager.advance(sequence, before)
+    manager.advance(sequence, before, sequence.num_computed_tokens)
 
 
 def run_through(manager: BlockManager, token_ids: list[int], cache_salt: str = "") -> list[int]:
@@ -52,6 +57,12 @@ def run_through(manager: BlockManager, token_ids: list[int], cache_salt: str = "
     block_ids = list(blocks(sequence))
     manager.free(sequence)
     return block_ids
+
+
+def extend(sequence: Sequence, token_ids: list[int]) -> None:
+    """Append tokens as a step would."""
+    sequence.tokens[sequence.num_tokens : sequence.num_tokens + len(token_ids)] = token_ids
+    sequence._table.num_tokens[sequence.slot] += len(token_ids)
 
 
 def blocks(sequence: Sequence) -> list[int]:
@@ -97,7 +108,7 @@ def test_blocks_are_shared_only_once_they_are_computed():
 
     # One block and a half done: one block to share.
     sequence.num_computed_tokens = 6
-    manager.advance(sequence, 0)
+    manager.advance(sequence, 0, sequence.num_computed_tokens)
     assert manager.match_prefix(make_sequence(list(range(9)))) == 1
 
 
@@ -194,8 +205,8 @@ def test_the_same_tokens_computed_twice_at_once_are_known_once():
 
 def test_hashes_are_the_same_in_every_process():
     program = (
-        "from pagefleet.engine.core.block_hashes import hash_blocks; "
-        "print(hash_blocks(b'p', [1, -2, 2**30], 3)[0].hex())"
+        "import numpy as np; from pagefleet.engine.core.block_hashes import hash_blocks; "
+        "print(hash_blocks(b'p', np.array([1, -2, 2**30]), 3)[0].hex())"
     )
     outputs = {
         subprocess.run(
@@ -207,7 +218,7 @@ def test_hashes_are_the_same_in_every_process():
         ).stdout.strip()
         for seed in ("1", "2")
     }
-    assert outputs == {hash_blocks(b"p", [1, -2, 2**30], 3)[0].hex()}
+    assert outputs == {hash_blocks(b"p", np.array([1, -2, 2**30]), 3)[0].hex()}
     # Golden: a changed hash would only lose hits, but should be known.
     assert outputs == {"b76d58c87d93fa996a3d90f05637a249"}
 
@@ -237,7 +248,7 @@ def compute(manager: BlockManager, sequence: Sequence, num_tokens: int) -> None:
     before = sequence.num_computed_tokens
     assert manager.grow(sequence, before + num_tokens)
     sequence.num_computed_tokens += num_tokens
-    manager.advance(sequence, before)
+    manager.advance(sequence, before, sequence.num_computed_tokens)
 
 
 def test_a_window_holds_its_blocks_and_the_one_being_filled():
@@ -387,7 +398,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
         for position in range(before, after):
             self.check_reads(sequence, position)
         sequence.num_computed_tokens = after
-        self.manager.advance(sequence, before)
+        self.manager.advance(sequence, before, sequence.num_computed_tokens)
 
     @precondition(lambda self: self.sequences)
     @rule(data=st.data(), token_ids=st.lists(st.integers(0, 1), min_size=1, max_size=6))
@@ -400,7 +411,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
         )
         assert self.manager.grow(sequence, num_tokens) == fits
         if fits:
-            sequence.token_ids.extend(token_ids)
+            extend(sequence, token_ids)
 
     @precondition(lambda self: self.sequences)
     @rule(data=st.data())

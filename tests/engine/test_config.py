@@ -85,6 +85,7 @@ def test_the_public_names_are_these():
         "ModelInfo",
         "ModelLoadError",
         "NullOptions",
+        "PreparedRequest",
         "SamplingParams",
         "SequenceOutput",
         "StructuredOutput",

@@ -20,6 +20,7 @@ from pagefleet.engine import (
 )
 from pagefleet.engine.core.speculation import Speculation
 from pagefleet.engine.errors import EngineFailedError
+from pagefleet.engine.execution.executor import Executor
 from pagefleet.engine.execution.null_executor import NullExecutor, null_token
 from pagefleet.engine.fault_isolation import FaultIsolation
 from pagefleet.engine.loading import null_loader
@@ -56,9 +57,10 @@ def whole(name: str) -> list[Any]:
     return [*(null_token(int(name), 0, at) for at in range(NUM_TOKENS)), FinishReason.LENGTH]
 
 
+@pytest.mark.parametrize("overlaps", [False, True])
 @pytest.mark.parametrize("bad", [{0}, {17}, {39}, {3, 4}, {0, 20, 39}, set(range(1, 40))])
-def test_of_forty_only_those_that_the_step_fails_for_end(bad: set[int]):
-    engine = make_engine()
+def test_of_forty_only_those_that_the_step_fails_for_end(bad: set[int], overlaps: bool):
+    engine = make_engine(overlap_steps=overlaps)
     for index in range(40):
         add(engine, str(index), BAD if index in bad else [65])
     told = run(engine)
@@ -112,8 +114,8 @@ def test_a_lost_device_is_not_tried_again():
         add(engine, str(index), LOST if index == 3 else [65])
     executor = engine._executor
     calls = []
-    execute = executor.execute
-    executor.execute = lambda scheduled: calls.append(len(scheduled)) or execute(scheduled)
+    submit = executor.submit
+    executor.submit = lambda step: calls.append(len(step)) or submit(step)
     with pytest.raises(EngineFailedError, match="The device is lost") as raised:
         run(engine)
     assert calls == [5]
@@ -160,17 +162,17 @@ def _story(num_failures: int) -> dict[str, list[Any]]:
 def _fail(engine: LLMEngine, num_times: int) -> None:
     """The next calls of the executor raise, after they have done their work."""
     executor = engine._executor
-    execute = type(executor).execute
     left = [num_times]
 
-    def failing(scheduled: Any) -> Any:
-        sampled = execute(executor, scheduled)
+    def failing(step: Any) -> Any:
+        result = executor.finish(step)
         if left[0]:
             left[0] -= 1
             raise RuntimeError("for once")
-        return sampled
+        return result
 
     executor.execute = failing
+    executor.submit = lambda step: Executor.submit(executor, step)
 
 
 def test_the_library_s_users_lose_one_answer_and_not_all():
@@ -193,7 +195,7 @@ def calls(tiny_bytes, monkeypatch) -> list[int]:
     monkeypatch.setattr(
         type(tiny_bytes.executor),
         "execute",
-        lambda self, scheduled: calls.append(len(scheduled)) or execute(self, scheduled),
+        lambda self, step: calls.append(len(step)) or execute(self, step),
     )
     return calls
 
@@ -298,7 +300,7 @@ def test_guesses_that_cannot_be_made_cost_guesses_alone(monkeypatch):
 def test_what_a_step_found_and_cannot_be_booked_is_the_engine_s_failure(monkeypatch):
     engine = make_engine()
     add(engine, "1", [65])
-    monkeypatch.setattr(engine._scheduler, "update", lambda *_: 1 / 0)
+    monkeypatch.setattr(engine._scheduler.bookings, "commit", lambda *_: 1 / 0)
     with pytest.raises(EngineFailedError, match="could not be processed"):
         run(engine)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pagefleet.engine import EngineConfig, EngineRequest, LLMEngine, SamplingParams, llm_engine
-from pagefleet.engine.execution import warm_up
+from pagefleet.engine import EngineConfig, EngineRequest, LLMEngine, SamplingParams
+from pagefleet.engine.execution import step_pipeline, warm_up
 from pagefleet.engine.loading import loader
 
 pytestmark = pytest.mark.slow
@@ -29,7 +29,7 @@ class CpuClock:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_steps_cost_less_than_a_third_more_than_one_step_for_all(dtype: str, monkeypatch):
-    monkeypatch.setattr(llm_engine, "time", CpuClock)
+    monkeypatch.setattr(step_pipeline, "time", CpuClock)
     monkeypatch.setattr(warm_up, "time", CpuClock)
     fields: dict[str, Any] = {"model": "smollm2-135m-instruct", "dtype": dtype, "num_blocks": 500}
     fields |= {"num_threads": NUM_THREADS, "enable_prefix_caching": False}

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pagefleet.engine import (
     EngineConfig,
@@ -116,7 +116,11 @@ class MixtureMachine(RuleBasedStateMachine):
         super().__init__()
         self.stories: dict[str, Story] = {}
         self.cancelled: set[str] = set()
-        self.engine = make_engine(self.loaded, num_blocks=24)
+
+    @initialize(overlaps=st.booleans())
+    def start(self, overlaps: bool) -> None:
+        self.overlaps = overlaps
+        self.engine = make_engine(self.loaded, num_blocks=24, overlap_steps=overlaps)
 
     @rule(
         params=params,
@@ -158,7 +162,9 @@ class MixtureMachine(RuleBasedStateMachine):
     @rule(knows_ends=st.booleans())
     def take_over(self, knows_ends: bool) -> None:
         """The engine dies; another one gets the requests and their logs."""
-        self.engine = make_engine(self.loaded, num_blocks=24)
+        # Both use one model: the step in flight ends first.
+        self.engine._pipeline.forget()
+        self.engine = make_engine(self.loaded, num_blocks=24, overlap_steps=self.overlaps)
         for name in self.open():
             self.engine.add_request(self.stories[name].resumed(knows_ends=knows_ends))
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from pagefleet.engine import (
@@ -88,8 +89,8 @@ def test_everything_that_grows_with_the_prompt_is_done_before_the_request_is_add
     assert not engine.has_unfinished_requests
 
     with_log, without = (new.sequence for new in prepared.choices)
-    assert with_log.token_ids == prompt + log
-    assert with_log.block_hashes == hash_blocks(hash_salt("salt"), prompt + log, 16)
+    assert with_log.token_ids.tolist() == prompt + log
+    assert with_log.block_hashes == hash_blocks(hash_salt("salt"), np.array(prompt + log), 16)
     assert without.block_hashes == with_log.block_hashes[:62]
 
     engine.add_request(prepared)

@@ -25,9 +25,11 @@ NUM_TOKENS = 14
 PROMPT = [1, 5, 9, 40, 41, 42, 43, 44]
 
 
-def make_engine(tiny: LoadedModel, num_blocks: int = 64) -> LLMEngine:
+def make_engine(tiny: LoadedModel, num_blocks: int = 64, **options: Any) -> LLMEngine:
     info = replace(tiny.info, num_blocks=num_blocks)
-    return LLMEngine(replace(tiny, info=info), EngineConfig(model="tiny", max_num_batched_tokens=40))
+    return LLMEngine(
+        replace(tiny, info=info), EngineConfig(model="tiny", max_num_batched_tokens=40, **options)
+    )
 
 
 def run(engine: LLMEngine, *requests: EngineRequest) -> dict[str, list[int]]:
@@ -68,7 +70,7 @@ params = st.builds(
 @given(st.lists(st.tuples(params, st.integers(1, 8), st.integers(0, NUM_TOKENS)), min_size=2, max_size=6))
 def test_alone_in_company_preempted_and_resumed_it_is_the_same(tiny, mixture):
     """Given requests with any parameters: each gets the same tokens alone, in a batch of all, in one that has
-    too few blocks for all, and continued from any prefix of its log."""
+    too few blocks for all, with steps that overlap, and continued from any prefix of its log."""
     requests = [
         EngineRequest(str(index), [*PROMPT[:length], index + 10], one)
         for index, (one, length, _) in enumerate(mixture)
@@ -76,6 +78,7 @@ def test_alone_in_company_preempted_and_resumed_it_is_the_same(tiny, mixture):
     alone = {request.request_id: run(make_engine(tiny), request)[request.request_id] for request in requests}
     assert run(make_engine(tiny), *requests) == alone
     assert run(make_engine(tiny, num_blocks=8), *requests) == alone
+    assert run(make_engine(tiny, num_blocks=8, overlap_steps=True), *requests) == alone
     logs = {str(index): alone[str(index)][:cut] for index, (_, _, cut) in enumerate(mixture)}
     resumed = [replace(request, logs=[logs[request.request_id]]) for request in requests]
     rest = run(make_engine(tiny), *resumed)

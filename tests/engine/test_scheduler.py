@@ -5,20 +5,22 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from collections import deque
 from statistics import mean
 from zlib import crc32
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from numpy.typing import NDArray
 
 from pagefleet.engine.core.block_manager import BlockManager
 from pagefleet.engine.core.ngram_proposer import NgramProposer
 from pagefleet.engine.core.scheduler import Scheduler
 from pagefleet.engine.core.scheduler_output import ScheduledSequence, SchedulerOutput
 from pagefleet.engine.core.sequence import Sequence, SequenceStatus
-from pagefleet.engine.core.speculation import num_verified
 from pagefleet.engine.errors import InvalidRequestError
 from pagefleet.engine.model_info import KVGroup
 from pagefleet.engine.outputs import FinishReason
@@ -59,7 +61,7 @@ def add(
     """Add a sequence whose prompt begins like no other."""
     sequence = Sequence(
         request_id=name,
-        token_ids=[crc32(name.encode()) >> 1, *range(num_tokens - 1)],
+        tokens=np.array([crc32(name.encode()) >> 1, *range(num_tokens - 1)]),
         num_prompt_tokens=num_tokens,
         sampling_params=SamplingParams(max_tokens=max_tokens),
         seed=0,
@@ -72,12 +74,9 @@ def add(
 
 def run(scheduler: Scheduler, output: SchedulerOutput) -> None:
     """Compute a step with made-up tokens; sequences end at max_tokens."""
-    sampled = [
-        [7] if entry.sequence.num_computed_tokens + entry.num_new_tokens == entry.sequence.num_tokens else []
-        for entry in output.scheduled
-    ]
-    scheduler.update(output, sampled)
-    for sequence, _ in output.scheduled:
+    scheduler.bookings.book(output)
+    scheduler.bookings.commit(output, np.full(int(output.is_sampled.sum()), 7))
+    for sequence in output.sequences:
         if sequence.num_output_tokens == sequence.sampling_params.max_tokens:
             scheduler.finish(sequence, FinishReason.LENGTH)
     scheduler.check_integrity()
@@ -87,7 +86,7 @@ def step(scheduler: Scheduler) -> dict[str, int]:
     """One step, as the tokens that each request got."""
     output = scheduler.schedule()
     run(scheduler, output)
-    return {sequence.request_id: num_new_tokens for sequence, num_new_tokens in output.scheduled}
+    return {entry.sequence.request_id: entry.num_new_tokens for entry in output.scheduled}
 
 
 def test_a_long_prompt_is_computed_in_chunks_beside_the_running():
@@ -335,7 +334,7 @@ def test_first_prefills_name_each_fresh_sequence_once():
     scheduler = make_scheduler(token_budget=4, num_blocks=7)
     fresh = add(scheduler, "fresh", 10)
     resumed = add(scheduler, "resumed", 3)
-    resumed.token_ids.append(7)
+    resumed.append([7])
     seen = []
     while scheduler.has_unfinished_sequences:
         output = scheduler.schedule()
@@ -358,7 +357,7 @@ def test_prefix_hits_are_counted_in_tokens():
     assert sequence.num_cached_tokens == 8
     assert scheduler.prefix_cache_queries == 20
     assert scheduler.prefix_cache_hits == 8
-    assert scheduler.num_prompt_tokens_computed == 12
+    assert scheduler.bookings.num_prompt_tokens_computed == 12
 
 
 def test_slots_without_a_token_are_the_ends_of_last_blocks():
@@ -391,7 +390,7 @@ def test_a_prefix_of_512_tokens_is_computed_once_for_64_that_come_together(token
         sequence.token_ids[512:] = [index] * 5
     while scheduler.has_unfinished_sequences:
         step(scheduler)
-    assert scheduler.num_prompt_tokens_computed == 512 + 64 * 5
+    assert scheduler.bookings.num_prompt_tokens_computed == 512 + 64 * 5
     assert scheduler.num_preemptions == 0
 
 
@@ -409,7 +408,7 @@ def test_whatever_prefixes_they_share_each_block_is_computed_once(prompts, token
         num_tokens += len(token_ids) - num_full * BLOCK_SIZE
     while scheduler.has_unfinished_sequences:
         step(scheduler)
-    assert scheduler.num_prompt_tokens_computed <= len(distinct) * BLOCK_SIZE + num_tokens
+    assert scheduler.bookings.num_prompt_tokens_computed <= len(distinct) * BLOCK_SIZE + num_tokens
 
 
 def test_who_waits_for_a_prefix_holds_nobody_of_its_priority_up():
@@ -483,10 +482,11 @@ def test_the_core_imports_no_torch():
     program = (
         "import sys\n"
         "import pagefleet.engine\n"
-        "from pagefleet.engine.core import scheduler, sequence_factory, stop_checker\n"
+        "from pagefleet.engine.core import scheduler\n"
+        "from pagefleet.engine.requests import sequence_factory, stop_checker\n"
         "from pagefleet.engine.execution import executor, null_executor\n"
         "from pagefleet.engine.loading import loader, null_loader\n"
-        "heavy = {'torch', 'transformers', 'tokenizers', 'numpy', 'redis', 'celery'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'tokenizers', 'redis', 'celery'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -502,12 +502,15 @@ def token_at(position: int) -> int:
     return position.bit_count() % 2
 
 
-def found(entry: ScheduledSequence) -> list[int]:
-    if not entry.is_sampled:
-        return []
-    first, drafted = entry.sequence.num_output_tokens, entry.draft_token_ids
-    tokens = [token_at(first + index) for index in range(len(drafted) + 1)]
-    return tokens[: num_verified(tokens, drafted)]
+def sampled_rows(output: SchedulerOutput) -> NDArray[np.int64]:
+    tokens = []
+    for entry in output.scheduled:
+        if entry.is_sampled:
+            num_drafts = len(entry.draft_token_ids)
+            end = entry.num_computed_tokens + entry.num_new_tokens - num_drafts
+            first = end - entry.sequence.num_prompt_tokens
+            tokens += [token_at(first + index) for index in range(num_drafts + 1)]
+    return np.array(tokens, dtype=np.int64)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -524,10 +527,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.first_prefills: list[Sequence] = []
         # Sequences that wait for their confirmation.
         self.reported: set[Sequence] = set()
+        # Steps that were computed but whose tokens did not come yet.
+        self.in_flight: deque[SchedulerOutput] = deque()
 
-    @initialize(windows=WINDOWS, num_more=st.integers(0, 7))
-    def start(self, windows: tuple[int | None, ...], num_more: int) -> None:
+    @initialize(windows=WINDOWS, num_more=st.integers(0, 7), max_in_flight=st.integers(0, 1))
+    def start(self, windows: tuple[int | None, ...], num_more: int, max_in_flight: int) -> None:
         self.windows = windows
+        self.max_in_flight = max_in_flight
+        self.has_failed = False
         # Pools with a window have the smallest size that holds it, or a little more.
         sizes = [12 if window is None else smallest_pool(window) + num_more for window in windows]
         self.scheduler = make_scheduler(
@@ -546,7 +553,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def add(self, token_ids: list[int], max_tokens: int, priority: int, is_confirmed: bool) -> None:
         sequence = Sequence(
             request_id=str(len(self.sequences)),
-            token_ids=list(token_ids),
+            tokens=np.array(token_ids),
             num_prompt_tokens=len(token_ids),
             sampling_params=SamplingParams(max_tokens=max_tokens),
             seed=0,
@@ -584,13 +591,35 @@ class SchedulerMachine(RuleBasedStateMachine):
         if output.unconfirmed and data.draw(st.booleans()):
             # Now and then one is confirmed, and another aborted, before the step starts.
             output.unconfirmed[0].is_confirmed = True
-            if output.scheduled and data.draw(st.booleans()):
-                self.scheduler.abort(output.scheduled[0].sequence)
+            if output.sequences and data.draw(st.booleans()):
+                self.scheduler.abort(output.sequences[0])
             output = self.schedule(output)
-        # Now and then a sequence is taken back between a step's decision and its end.
-        if output.scheduled and data.draw(st.integers(0, 9)) == 0:
-            self.scheduler.abort(data.draw(st.sampled_from(output.scheduled)).sequence)
+        # Now and then a sequence is taken back between a step's decision and its start.
+        if output.sequences and data.draw(st.integers(0, 9)) == 0:
+            self.scheduler.abort(data.draw(st.sampled_from(output.sequences)))
         self.execute(output)
+        if len(self.in_flight) > self.max_in_flight:
+            self.take()
+
+    @precondition(lambda self: self.in_flight)
+    @rule()
+    def take(self) -> None:
+        step = self.in_flight.popleft()
+        self.scheduler.bookings.commit(step, sampled_rows(step))
+        for sequence in step.sequences:
+            if sequence.status is SequenceStatus.FINISHED:
+                continue
+            assert sequence.num_output_tokens <= sequence.sampling_params.max_tokens
+            if sequence.num_output_tokens == sequence.sampling_params.max_tokens:
+                self.scheduler.finish(sequence, FinishReason.LENGTH)
+
+    @precondition(lambda self: self.in_flight)
+    @rule()
+    def fail(self) -> None:
+        """The oldest step fails: the steps behind it cannot be used."""
+        self.has_failed = True
+        while self.in_flight:
+            self.scheduler.bookings.unbook(self.in_flight.pop())
 
     def schedule(self, instead_of: SchedulerOutput | None = None) -> SchedulerOutput:
         had_unfinished = self.scheduler.has_unfinished_sequences
@@ -601,7 +630,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.first_prefills = [
                 sequence for sequence in self.first_prefills if sequence not in instead_of.first_prefills
             ]
-        assert bool(output.scheduled or output.unconfirmed) == had_unfinished, "a step without progress"
+        has_work = bool(output.sequences or output.unconfirmed or self.in_flight)
+        assert has_work == (had_unfinished or bool(self.in_flight)), "a step without progress"
         self.reported |= set(output.unconfirmed)
         assert all(sequence.status is SequenceStatus.WAITING for sequence in output.unconfirmed)
         assert sum(entry.num_new_tokens for entry in output.scheduled) <= self.scheduler.token_budget
@@ -615,37 +645,46 @@ class SchedulerMachine(RuleBasedStateMachine):
         return output
 
     def execute(self, output: SchedulerOutput) -> None:
-        entries = [entry for entry in output.scheduled if entry.sequence.status is SequenceStatus.RUNNING]
-        for sequence, num_new_tokens in entries:
-            text = sequence.token_ids + sequence.draft_token_ids
+        output = output.select(np.flatnonzero(output.is_alive))
+        entries = output.scheduled
+        for entry in entries:
+            text = self.text(entry)
             for position in range(
-                sequence.num_computed_tokens, sequence.num_computed_tokens + num_new_tokens
+                entry.num_computed_tokens, entry.num_computed_tokens + entry.num_new_tokens
             ):
                 for table in range(len(self.windows)):
-                    self.kv[self.slot(sequence, table, position)] = tuple(text[: position + 1])
+                    self.kv[self.slot(entry.sequence, table, position)] = tuple(text[: position + 1])
         # Only now: no sequence of the step may have written over another one's K/V.
-        for sequence, num_new_tokens in entries:
-            text = sequence.token_ids + sequence.draft_token_ids
+        for entry in entries:
+            text, num_computed = self.text(entry), entry.num_computed_tokens
             for table, window in enumerate(self.windows):
                 # What the first token of the step reads, and all later ones.
-                first = 0 if window is None else max(0, sequence.num_computed_tokens + 1 - window)
-                for position in range(first, sequence.num_computed_tokens + num_new_tokens):
-                    assert self.kv[self.slot(sequence, table, position)] == tuple(text[: position + 1])
-        sampled = [found(entry) for entry in entries]
-        self.scheduler.update(output._replace(scheduled=entries), sampled)
-        for sequence, _ in entries:
-            assert sequence.num_output_tokens <= sequence.sampling_params.max_tokens
-            if sequence.num_output_tokens == sequence.sampling_params.max_tokens:
-                self.scheduler.finish(sequence, FinishReason.LENGTH)
+                first = 0 if window is None else max(0, num_computed + 1 - window)
+                for position in range(first, num_computed + entry.num_new_tokens):
+                    found = self.kv[self.slot(entry.sequence, table, position)]
+                    assert found == tuple(text[: position + 1])
+        self.scheduler.bookings.book(output)
+        self.in_flight.append(output)
 
     @staticmethod
-    def slot(sequence: Sequence, table: int, position: int) -> tuple[int, int, int]:
+    def text(entry: ScheduledSequence) -> list[int]:
+        """The sequence with the tokens that steps in flight will find, and its drafts."""
+        sequence, num_drafts = entry.sequence, len(entry.draft_token_ids)
+        end = entry.num_computed_tokens + entry.num_new_tokens - num_drafts
+        known = sequence.token_ids.tolist()
+        first = sequence.num_prompt_tokens
+        return [*known, *(token_at(at - first) for at in range(len(known), end)), *entry.draft_token_ids]
+
+    def slot(self, sequence: Sequence, table: int, position: int) -> tuple[int, int, int]:
         index, offset = divmod(position, BLOCK_SIZE)
-        return table, sequence.block_tables[table].block_ids[index], offset
+        return table, int(self.scheduler.table.block_tables[table, sequence.slot, index]), offset
 
     @invariant()
     def books_balance(self) -> None:
         self.scheduler.check_integrity()
+        if self.max_in_flight or self.has_failed:
+            # Steps in flight hold blocks until they end, and failed ones until they are computed again.
+            return
         # Drafts take their blocks with them.
         for sequence in self.scheduler._running:
             for table, window in zip(sequence.block_tables, self.windows, strict=True):
@@ -666,11 +705,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             (sequence.num_prompt_tokens + sequence.sampling_params.max_tokens) * (len(self.sequences) + 1)
             for sequence in self.unfinished()
         )
-        for _ in range(max_steps):
+        for _ in range(2 * max_steps):
             if not self.scheduler.has_unfinished_sequences:
                 break
             self.confirm()
             self.execute(self.schedule())
+            if len(self.in_flight) > self.max_in_flight or not len(self.in_flight[-1]):
+                self.take()
+        while self.in_flight:
+            self.take()
         assert self.unfinished() == []
         for sequence in self.sequences:
             if sequence.finish_reason is FinishReason.LENGTH:

@@ -77,11 +77,12 @@ class Seer(NgramProposer):
         return Draft(tokens, [1.0] * len(tokens))
 
 
-def make_engine(tiny: LoadedModel, num_speculative_tokens: int = 6, num_blocks: int = 64) -> LLMEngine:
+def make_engine(
+    tiny: LoadedModel, num_speculative_tokens: int = 6, num_blocks: int = 64, **options: Any
+) -> LLMEngine:
     info = replace(tiny.info, num_blocks=num_blocks)
-    config = EngineConfig(
-        model="tiny", max_num_batched_tokens=40, num_speculative_tokens=num_speculative_tokens
-    )
+    options = {"num_speculative_tokens": num_speculative_tokens} | options
+    config = EngineConfig(model="tiny", max_num_batched_tokens=40, **options)
     return LLMEngine(replace(tiny, info=info), config)
 
 
@@ -191,7 +192,8 @@ def test_with_and_without_the_same_is_told(tiny_bytes, mixture, arrivals, is_tig
         expected |= run(plain, [request])
     num_blocks = 16 if is_tight else 64
     assert run(make_engine(tiny_bytes, num_blocks=num_blocks), wanted, arrivals) == expected
-    assert run(make_engine(tiny_bytes, num_blocks=num_blocks), wanted, arrivals, expected) == expected
+    overlapped = make_engine(tiny_bytes, num_blocks=num_blocks, overlap_steps=True)
+    assert run(overlapped, wanted, arrivals, expected) == expected
 
     cuts = {str(index): cut for index, (*_, cut) in enumerate(mixture)}
     resumed = [

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Tokens
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pagefleet.engine.core import speculation
 from pagefleet.engine.core.block_manager import BlockManager
 from pagefleet.engine.core.ngram_proposer import Draft, NgramProposer
 from pagefleet.engine.core.scheduler import Scheduler
+from pagefleet.engine.core.scheduler_output import SchedulerOutput
 from pagefleet.engine.core.sequence import Sequence
 from pagefleet.engine.model_info import KVGroup
 from pagefleet.engine.sampling.sampling_params import SamplingParams
@@ -32,7 +35,7 @@ def make_scheduler(*, num_blocks: int = 20, token_budget: int = 32, max_num_seqs
 def add(scheduler: Scheduler, prompt: list[int], *, max_tokens: int = 40, is_sure: bool = True) -> Sequence:
     sequence = Sequence(
         request_id=str(prompt),
-        token_ids=list(prompt),
+        tokens=np.array(prompt),
         num_prompt_tokens=len(prompt),
         sampling_params=SamplingParams(max_tokens=max_tokens),
         seed=0,
@@ -42,11 +45,21 @@ def add(scheduler: Scheduler, prompt: list[int], *, max_tokens: int = 40, is_sur
     return sequence
 
 
+def rows_that_find(output: SchedulerOutput, found: tuple[list[int], ...]) -> NDArray[np.int64]:
+    """The sampled rows that make each sequence find these tokens: after them, no row is right."""
+    rows: list[int] = []
+    for entry, tokens in zip(output.scheduled, found, strict=True):
+        if entry.is_sampled:
+            rows += [*tokens, *[-1] * (1 + len(entry.draft_token_ids) - len(tokens))]
+    return np.array(rows, dtype=np.int64)
+
+
 def step(scheduler: Scheduler, *found: list[int]) -> list[int]:
     """One step in which this is found; the number of drafts of each sequence."""
     output = scheduler.schedule()
     num_drafts = [len(entry.draft_token_ids) for entry in output.scheduled]
-    scheduler.update(output, found)
+    scheduler.bookings.book(output)
+    scheduler.bookings.commit(output, rows_that_find(output, found))
     scheduler.check_integrity()
     return num_drafts
 
@@ -55,9 +68,9 @@ def test_what_comes_true_stays_and_the_rest_is_computed_again():
     scheduler = make_scheduler()
     sequence = add(scheduler, [1, 2, 3])
     assert step(scheduler, [7, 7, 8]) == [6]
-    assert sequence.token_ids == [1, 2, 3, 7, 7, 8]
+    assert sequence.token_ids.tolist() == [1, 2, 3, 7, 7, 8]
     assert sequence.num_computed_tokens == 5
-    assert (scheduler.num_draft_tokens, scheduler.num_accepted_tokens) == (6, 2)
+    assert (scheduler.bookings.num_draft_tokens, scheduler.bookings.num_accepted_tokens) == (6, 2)
     # The blocks of three drafts that were wrong are free again.
     assert len(sequence.block_tables[0].block_ids) == 2
     assert scheduler.block_manager.num_free_blocks == 18
@@ -103,7 +116,7 @@ def test_they_never_go_beyond_the_end():
     """Given room for three more tokens: two drafts, and the one that is found behind them."""
     scheduler = make_scheduler()
     sequence = add(scheduler, [1, 2, 3], max_tokens=3)
-    assert step(scheduler, [7, 7]) == [2]
+    assert step(scheduler, [7, 8]) == [2]
     assert step(scheduler, [7]) == [0]
     assert sequence.num_tokens == sequence.max_num_tokens
 
@@ -138,7 +151,8 @@ def test_a_step_that_is_replaced_leaves_no_blocks_of_drafts():
     output = scheduler.reschedule(output)
     assert [entry.num_new_tokens for entry in output.scheduled] == [1, 8]
     assert len(first.block_tables[0].block_ids) == 1
-    scheduler.update(output, [[7], [7]])
+    scheduler.bookings.book(output)
+    scheduler.bookings.commit(output, rows_that_find(output, ([7], [7])))
     # When a sequence with drafts has ended
     output = scheduler.schedule()
     assert output.scheduled[0].draft_token_ids

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from pagefleet.engine import EngineConfig, EngineRequest, LLMEngine, NullOptions, SamplingParams, llm_engine
+from pagefleet.engine import EngineConfig, EngineRequest, LLMEngine, NullOptions, SamplingParams
 from pagefleet.engine.core.step_budget import StepBudget, StepCost
+from pagefleet.engine.execution import step_pipeline
 from pagefleet.engine.execution.null_executor import NullExecutor
 from pagefleet.engine.loading import null_loader
 
@@ -118,10 +119,11 @@ class SlowExecutor(NullExecutor):
     def monotonic(self) -> float:
         return self.now
 
-    def execute(self, scheduled):
-        self.steps.append(sum(seconds(n, sequence.num_computed_tokens) for sequence, n in scheduled))
+    def finish(self, step):
+        lens = zip(step.query_lens.tolist(), step.context_lens.tolist(), strict=True)
+        self.steps.append(sum(seconds(num_new, num_computed) for num_new, num_computed in lens))
         self.now += self.steps[-1]
-        return super().execute(scheduled)
+        return super().finish(step)
 
 
 def test_without_a_time_limit_tokens_are_counted_and_not_their_cost():
@@ -149,7 +151,7 @@ def test_a_prompt_of_7530_tokens_takes_little_longer_in_steps_than_in_one(token_
     loaded = replace(
         null_loader.load(config), executor=executor, token_s=token_s, context_weight=CONTEXT_WEIGHT
     )
-    monkeypatch.setattr(llm_engine, "time", executor)
+    monkeypatch.setattr(step_pipeline, "time", executor)
     engine = LLMEngine(loaded, config)
     engine.add_request(EngineRequest("a", [65] * 7530, SamplingParams(max_tokens=1)))
     while engine.has_unfinished_requests:

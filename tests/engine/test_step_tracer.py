@@ -41,7 +41,7 @@ def test_the_first_steps_with_their_batches_and_no_more(tmp_path):
     assert sum(step["dur"] for step in steps) > 3000
     for step in steps:
         end = step["ts"] + step["dur"]
-        assert sum(step["ts"] <= each["ts"] <= end for each in events(file, "advance")) == 1
+        assert sum(step["ts"] <= each["ts"] <= end for each in events(file, "commit")) == 1
     assert len(events(file, "schedule")) >= 3
     assert any(event["args"]["name"] == "MainThread" for event in events(file, "thread_name"))
     size = file.stat().st_mtime_ns

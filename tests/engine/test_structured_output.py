@@ -24,8 +24,8 @@ from pagefleet.engine import (
     SamplingParams,
     StructuredOutput,
 )
-from pagefleet.engine.core.stop_checker import StopChecker
 from pagefleet.engine.execution.executor import LoadedModel
+from pagefleet.engine.requests.stop_checker import StopChecker
 from pagefleet.engine.sampling.sampling_batch import GrammarMasks
 from pagefleet.engine.structured.grammar import GrammarCompiler
 from pagefleet.engine.text.hf_tokenizer import HFTokenizer

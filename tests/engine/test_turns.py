@@ -6,10 +6,11 @@ from collections import Counter, defaultdict
 from itertools import combinations
 
 import hypothesis.strategies as st
+import numpy as np
 from hypothesis import given, settings
 
 from pagefleet.engine.core.block_manager import BlockManager
-from pagefleet.engine.core.scheduler import Scheduler
+from pagefleet.engine.core.scheduler import Scheduler, StepBuilder
 from pagefleet.engine.core.scheduler_output import SchedulerOutput
 from pagefleet.engine.core.sequence import Sequence, SequenceStatus
 from pagefleet.engine.model_info import KVGroup
@@ -30,7 +31,12 @@ def add(
     """A sequence whose prompt begins like no other."""
     prompt = [1000 + name, *range(num_tokens - 1)]
     sequence = Sequence(
-        str(name), prompt, num_tokens, SamplingParams(max_tokens=max_tokens), seed=0, priority=priority
+        str(name),
+        np.array(prompt),
+        num_tokens,
+        SamplingParams(max_tokens=max_tokens),
+        seed=0,
+        priority=priority,
     )
     scheduler.add(sequence, num_tokens + max_tokens)
     return sequence
@@ -39,8 +45,9 @@ def add(
 def step(scheduler: Scheduler) -> SchedulerOutput:
     output = scheduler.schedule()
     assert sum(entry.num_new_tokens for entry in output.scheduled) <= scheduler.token_budget
-    scheduler.update(output, [[7] if entry.is_sampled else [] for entry in output.scheduled])
-    for sequence, _ in output.scheduled:
+    scheduler.bookings.book(output)
+    scheduler.bookings.commit(output, np.full(int(output.is_sampled.sum()), 7))
+    for sequence in output.sequences:
         if sequence.num_output_tokens == sequence.sampling_params.max_tokens:
             scheduler.finish(sequence, FinishReason.LENGTH)
     scheduler.check_integrity()
@@ -124,7 +131,7 @@ def test_an_urgent_one_gets_its_tokens_though_the_budget_is_less_than_those_that
     step(scheduler)
     scheduler.token_budget = 16
     urgent = add(scheduler, 40, num_tokens=3, priority=1)
-    assert next(sequence for sequence, _ in step(scheduler).scheduled) is urgent
+    assert next(entry.sequence for entry in step(scheduler).scheduled) is urgent
     assert urgent.num_output_tokens == 1
 
 
@@ -154,7 +161,7 @@ def test_an_urgent_one_does_not_wait_for_a_prefix_that_a_less_urgent_one_has_pro
     equal = add(scheduler, 7, num_tokens=100, priority=2)
     # Then it computes the rest itself
     while urgent.num_output_tokens == 0:
-        assert urgent in [sequence for sequence, _ in step(scheduler).scheduled]
+        assert urgent in [entry.sequence for entry in step(scheduler).scheduled]
     # And one of its own priority waits for its blocks
     step(scheduler)
     assert equal.num_cached_tokens == 96
@@ -209,12 +216,12 @@ def test_the_urgent_one_is_seated_whenever_someone_gave_way_to_it(arrivals, num_
     urgent = add(scheduler, 99, num_tokens=num_tokens, max_tokens=4, priority=3)
     if is_shared:
         urgent.token_ids[0] = 1
-    output = SchedulerOutput([], [], [], [])
-    scheduler._preempt_for_urgent(output)
-    assert not output.preempted or scheduler._has_room_for(urgent)
+    builder = StepBuilder()
+    scheduler._preempt_for_urgent(builder)
+    assert not builder.preempted or scheduler._has_room_for(urgent)
     # And it was needed: without the last one's leaving there was no room.
-    if not output.preempted:
+    if not builder.preempted:
         lower = [each for each in scheduler._running if each.priority < 3]
         for _ in lower:
-            scheduler._preempt_last(output)
-        assert not lower or not scheduler._has_room_for(urgent) or len(output.preempted) == len(lower)
+            scheduler._preempt_last(builder)
+        assert not lower or not scheduler._has_room_for(urgent) or len(builder.preempted) == len(lower)

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagefleet.engine.core.speculation import num_verified
-from pagefleet.engine.execution.verification import sampled_rows, valid_rows
+from pagefleet.engine.core.bookings import right_rows
+from pagefleet.engine.execution.verification import sampled_rows
 
 entries = st.builds(
     lambda num_known, drafts, is_sampled: (num_known, drafts if is_sampled else [], is_sampled),
@@ -15,6 +15,14 @@ entries = st.builds(
     st.lists(st.integers(0, 2), max_size=4),
     st.booleans(),
 )
+
+
+def num_verified(sampled: list[int], drafted: list[int]) -> int:
+    """Tokens that equal their drafts, and the first that does not."""
+    for index, (token_id, draft) in enumerate(zip(sampled, drafted, strict=False)):
+        if token_id != draft:
+            return index + 1
+    return len(sampled)
 
 
 @given(st.lists(entries, max_size=8), st.data())
@@ -41,4 +49,5 @@ def test_rows_and_valid_tokens_are_those_of_a_loop(entries, data):
         num_valid = num_verified(own, drafts) if is_sampled else 0
         expected += [position < num_valid for position in range(len(own))]
     flat = np.array([token_id for _, drafts, _ in entries for token_id in drafts], dtype=np.int64)
-    assert valid_rows(rows, tokens, flat).tolist() == expected
+    num_drafts = np.array([len(drafts) for _, drafts, is_sampled in entries if is_sampled], dtype=np.int64)
+    assert right_rows(num_drafts, tokens, flat).tolist() == expected

@@ -275,13 +275,13 @@ def test_drain_gives_running_jobs_back_with_their_log(store):
 def test_the_first_prefill_is_marked_before_it_reaches_the_device(store, worker, monkeypatch):
     """MARK (protocol line 5): the hash has the suspect flag before the first execute."""
     seen = []
-    execute = worker._engine._executor.execute
+    submit_step = worker._engine._executor.submit
 
-    def spy(scheduled):
-        seen.extend(store.redis.hget(keys.job("a"), "suspect") for entry in scheduled)
-        return execute(scheduled)
+    def spy(step):
+        seen.extend(store.redis.hget(keys.job("a"), "suspect") for _ in step.guests.sequences)
+        return submit_step(step)
 
-    monkeypatch.setattr(worker._engine._executor, "execute", spy)
+    monkeypatch.setattr(worker._engine._executor, "submit", spy)
     message = submit(store, worker, "a", max_tokens=5)
     worker.put(message)
     message.last_answer()

@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 
+import numpy as np
 import pytest
 from harness import leave, make_worker, submit
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,9 +18,10 @@ from step_items import StepItem, step_batch
 from pagefleet.api import FleetClient
 from pagefleet.api.contract.errors import ConfigurationError
 from pagefleet.api.contract.messages import LogEntry
-from pagefleet.engine import SequenceOutput
-from pagefleet.engine.core.scheduler_output import ScheduledSequence, SchedulerOutput
+from pagefleet.engine.core.batch_table import BatchTable
+from pagefleet.engine.core.scheduler_output import SchedulerOutput
 from pagefleet.engine.execution.null_executor import null_token
+from pagefleet.engine.outputs import StepOutput
 from pagefleet.workers.job.active_job import ActiveJob
 from pagefleet.workers.local.local_stack import WorkerProcess
 from pagefleet.workers.observe.metrics import Metrics
@@ -301,19 +303,22 @@ def made_up_step(num_seqs):
     for job in jobs:
         metrics.on_started(job)
     names = [job.request_id for job in jobs]
-    plan = SchedulerOutput([ScheduledSequence(None, 1) for _ in names], [], [], [])
-    outputs = [SequenceOutput(name, 0, 5, (1,), ("x",), None, None, 0) for name in names]
-    return metrics, plan, outputs
+    ones = np.ones(num_seqs, dtype=np.int32)
+    step = SchedulerOutput.of(BatchTable(num_seqs, 8), [], np.arange(num_seqs, dtype=np.int32), ones)
+    zeros = [0] * num_seqs
+    output = StepOutput(names, zeros, [5] * num_seqs, [1] * num_seqs, [1] * num_seqs, ["x"] * num_seqs, zeros)
+    return metrics, step, output
 
 
 @pytest.mark.alone
 def test_what_a_step_of_64_costs():
-    metrics, plan, outputs = made_up_step(64)
+    metrics, step, output = made_up_step(64)
     num_steps = 2000
     # CPU time of this thread only, without other load on the machine.
     begun = time.thread_time()
     for _ in range(num_steps):
-        metrics.on_step(0.0, plan, outputs)
+        metrics.on_step(0.0, step)
+        metrics.on_output(output, 1.0)
     engine_us = (time.thread_time() - begun) / num_steps * 1e6
     begun = time.thread_time()
     metrics.fold()

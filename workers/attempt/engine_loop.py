@@ -7,13 +7,15 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from pagefleet.engine import InvalidRequestError, LLMEngine, PreparedRequest, SequenceOutput
+from pagefleet.engine import InvalidRequestError, LLMEngine, PreparedRequest
 from pagefleet.engine.core.scheduler_output import SchedulerOutput
 from pagefleet.engine.errors import EngineFailedError
 from pagefleet.engine.fault_isolation import FaultIsolation
+from pagefleet.engine.requests.output_processor import StepTokens
 from pagefleet.workers.attempt.prefill_gate import PrefillGate, has_begun
 from pagefleet.workers.threads.loop_thread import LoopThread
 
@@ -33,9 +35,11 @@ class EngineListener(Protocol):
         """The next step could begin these requests. MARK them (protocol line 5) without waiting here: each is
         computed after `EngineLoop.confirm`."""
 
-    def on_outputs(self, outputs: Sequence[SequenceOutput]) -> None: ...
+    def on_tokens(self, tokens: StepTokens) -> None:
+        """A step has found these tokens. Another thread turns them into text, in parallel with the next
+        step."""
 
-    def on_no_output(self, request_ids: Sequence[str]) -> None:
+    def on_no_token(self, request_ids: Sequence[str]) -> None:
         """A step computed a part of these requests' prompts, without a token."""
 
     def on_request_rejected(self, request_id: str, error: InvalidRequestError) -> None: ...
@@ -51,7 +55,7 @@ class EngineListener(Protocol):
 class StepMetrics(Protocol):
     """Counts steps. Called in the engine's thread, so it must not block."""
 
-    def on_step(self, started_at: float, plan: SchedulerOutput, outputs: Sequence[SequenceOutput]) -> None:
+    def on_step(self, started_at: float, step: SchedulerOutput) -> None:
         """A step has ended.
 
         Args:
@@ -88,7 +92,9 @@ class EngineLoop:
         self, engine: LLMEngine, listener: EngineListener, lease: LeaseState, metrics: StepMetrics
     ) -> None:
         self._engine = engine
+        engine.end_in(self._post_end)
         self._steps = FaultIsolation(engine)
+        self._started_at: deque[float] = deque()
         self._listener = listener
         self._lease = lease
         self._metrics = metrics
@@ -155,26 +161,29 @@ class EngineLoop:
     def _step(self) -> None:
         started_at = time.monotonic()
         plan = self._steps.schedule()
-        if (request_ids := self._mark(plan)) and plan.scheduled and self._await_marks(request_ids):
+        if (request_ids := self._mark(plan)) and len(plan) and self._await_marks(request_ids):
             plan = self._steps.reschedule(plan)
             self._mark(plan)
+        if len(plan):
+            self._steps.submit(plan)
+            self._started_at.append(started_at)
+            if not self._steps.must_take:
+                return
+        step = self._engine.oldest_step
         try:
-            outputs = self._steps.execute(plan)
+            tokens = self._steps.take()
         except EngineFailedError as error:
             self._stopping = True
             self._listener.on_engine_failed(self._gate.suspects(error.request_ids), error)
             return
         # Only requests that wait for their mark are left: wait for the next command.
-        self._is_blocked = not (plan.scheduled or outputs)
-        if self._is_blocked:
-            return
-        self._count(outputs)
-        self._metrics.on_step(started_at, plan, outputs)
-        for output in outputs:
-            self._gate.on_started(output.request_id)
-            if output.finish_reason is not None:
-                self._gate.on_ended(output.request_id)
-        self._report(plan, outputs)
+        self._is_blocked = step is None and not len(tokens)
+        if step is not None:
+            self._metrics.on_step(self._started_at.popleft(), step)
+        if not self._engine.num_in_flight:
+            # The steps behind one that failed are forgotten with it.
+            self._started_at.clear()
+        self._report(step, tokens)
 
     def _mark(self, plan: SchedulerOutput) -> list[str]:
         """Let the listener mark requests that the step has room for; return those that are new."""
@@ -205,21 +214,41 @@ class EngineLoop:
             if asked_at is not None:
                 self._mean_mark_s += _MARK_WEIGHT * (confirmed_at - asked_at - self._mean_mark_s)
 
-    def _report(self, plan: SchedulerOutput, outputs: Sequence[SequenceOutput]) -> None:
-        if outputs:
-            self._listener.on_outputs(outputs)
-        with_output = {output.request_id for output in outputs}
-        scheduled = [entry.sequence.request_id for entry in plan.scheduled]
-        without_output = [each for each in scheduled if each not in with_output]
-        if without_output:
-            self._listener.on_no_output(without_output)
+    def _report(self, step: SchedulerOutput | None, tokens: StepTokens) -> None:
+        if len(tokens):
+            self._gate_tokens(tokens)
+            self._count(tokens)
+            self._listener.on_tokens(tokens)
+        if step is not None and len(tokens) < len(step):
+            with_tokens = {sequence.request_id for sequence in tokens.sequences}
+            without = [each.request_id for each in step.sequences if each.request_id not in with_tokens]
+            if without:
+                self._listener.on_no_token(without)
 
-    def _count(self, outputs: Sequence[SequenceOutput]) -> None:
-        size = sum(1 for output in outputs if output.token_ids)
+    def _gate_tokens(self, tokens: StepTokens) -> None:
+        if self._gate.has_starting:
+            for sequence in tokens.sequences:
+                self._gate.on_started(sequence.request_id)
+        for index in tokens.ends:
+            request_id = tokens.sequences[index].request_id
+            self._gate.on_started(request_id)
+            self._gate.on_ended(request_id)
+
+    def _count(self, tokens: StepTokens) -> None:
+        size = len(tokens) if tokens.counts is None else sum(map(bool, tokens.counts))
         if size:
             batch = self.batch
-            num_tokens = batch.num_tokens + sum(len(output.token_ids) for output in outputs)
+            num_tokens = batch.num_tokens + len(tokens.token_ids)
             self.batch = BatchStats(batch.num_steps + 1, num_tokens, max(batch.max_size, size), size)
+
+    def _post_end(self, request_id: str, end: Callable[[], None]) -> None:
+        """A sequence ended because of its text, which the publisher's thread found."""
+
+        def run() -> None:
+            end()
+            self._gate.on_ended(request_id)
+
+        self._commands.put(run)
 
     def _admit(self, request: PreparedRequest) -> bool:
         try:

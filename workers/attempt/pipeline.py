@@ -17,8 +17,9 @@ from pagefleet.api.contract.messages import ModelCard
 from pagefleet.api.protocol.job_record import JobRecord
 from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.api.protocol.operation_types import StepStatus
-from pagefleet.engine import InvalidRequestError, LLMEngine, PreparedRequest, SequenceOutput
+from pagefleet.engine import InvalidRequestError, LLMEngine, PreparedRequest
 from pagefleet.engine.errors import EngineFailedError
+from pagefleet.engine.requests.output_processor import StepTokens
 from pagefleet.workers.attempt.admission import Admission, ClaimHandler
 from pagefleet.workers.attempt.attempt_endings import AttemptEndings
 from pagefleet.workers.attempt.corrupt_jobs import CorruptJobHandler
@@ -90,6 +91,7 @@ class AttemptPipeline(ClaimHandler):
             retry,
             metrics,
             endings,
+            process=engine.process,
             confirm=self.loop.confirm,
             abort=self.loop.abort,
             tracer=engine.tracer,
@@ -171,10 +173,10 @@ class AttemptPipeline(ClaimHandler):
     def before_prefill(self, request_ids: Sequence[str]) -> None:
         self.publisher.mark(request_ids)
 
-    def on_outputs(self, outputs: Sequence[SequenceOutput]) -> None:
-        self.publisher.publish(outputs)
+    def on_tokens(self, tokens: StepTokens) -> None:
+        self.publisher.publish(tokens)
 
-    def on_no_output(self, request_ids: Sequence[str]) -> None:
+    def on_no_token(self, request_ids: Sequence[str]) -> None:
         self.publisher.poll(request_ids)
 
     def on_request_rejected(self, request_id: str, error: InvalidRequestError) -> None:

@@ -40,6 +40,11 @@ class PrefillGate:
         self._waiting.append((request, solo))
         self._admit_waiting()
 
+    @property
+    def has_starting(self) -> bool:
+        """Whether `on_started` can change anything."""
+        return bool(self._starting or self._waiting)
+
     def on_started(self, request_id: str) -> None:
         """The request has its first token, has ended, or was aborted: it is no longer starting or waiting."""
         if request_id in self._starting:

@@ -17,14 +17,14 @@ from pagefleet.api.contract.errors import FleetError, JobFailed, RedisUnavailabl
 from pagefleet.api.contract.messages import JobState
 from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.api.protocol.operation_types import StepReply, StepStatus
-from pagefleet.engine import FinishReason, SequenceOutput
+from pagefleet.engine import FinishReason
 from pagefleet.engine.execution.step_tracer import NO_TRACER, StepTracer
 from pagefleet.engine.outputs import StepOutput
+from pagefleet.engine.requests.output_processor import StepTokens
 from pagefleet.workers.attempt.attempt_endings import AttemptEndings
 from pagefleet.workers.attempt.step_batches import UnsentBatch, step_batches
 from pagefleet.workers.job.active_choice import ActiveChoice
 from pagefleet.workers.job.active_job import ActiveJob
-from pagefleet.workers.job.step_columns import step_columns
 from pagefleet.workers.observe.metrics import Metrics
 from pagefleet.workers.threads.loop_thread import LoopThread
 from pagefleet.workers.threads.outage_retry import OutageRetry
@@ -52,6 +52,7 @@ class Publisher:
         metrics: Metrics,
         endings: AttemptEndings,
         *,
+        process: Callable[[StepTokens], StepOutput],
         confirm: Callable[[Sequence[str]], None],
         abort: Callable[[str], None],
         tracer: StepTracer = NO_TRACER,
@@ -62,6 +63,7 @@ class Publisher:
         self._retry = retry
         self._metrics = metrics
         self._endings = endings
+        self._process = process
         self._confirm = confirm
         self._abort = abort
         self._jobs: dict[str, ActiveJob] = {}
@@ -89,9 +91,10 @@ class Publisher:
         self._jobs[job.request_id] = job
         self._commands.put(lambda: self._queue_step([job.request_id]))
 
-    def publish(self, outputs: Sequence[SequenceOutput]) -> None:
+    def publish(self, tokens: StepTokens) -> None:
+        """Turn the tokens of a step into text and send them."""
         now = time.monotonic()
-        self._commands.put(lambda: self._add_outputs(step_columns(outputs), now))
+        self._commands.put(lambda: self._add_tokens(tokens, now))
 
     def poll(self, request_ids: Sequence[str]) -> None:
         """Send a STEP for requests without output, so that a long prefill can be cancelled."""
@@ -271,9 +274,14 @@ class Publisher:
     def _queue_step(self, request_ids: Sequence[str]) -> None:
         self._unsent |= {each: job for each in request_ids if (job := self._jobs.get(each)) is not None}
 
-    def _add_outputs(self, step: StepOutput, stepped_at: float) -> None:
+    def _add_tokens(self, tokens: StepTokens, stepped_at: float) -> None:
         if self._unsent_since is None:
             self._unsent_since = stepped_at
+        step = self._process(tokens)
+        self._metrics.on_output(step, stepped_at)
+        self._add_output(step)
+
+    def _add_output(self, step: StepOutput) -> None:
         jobs, start = self._jobs, 0
         columns = zip(
             step.request_ids, step.choices, step.offsets, step.counts, step.num_cached_tokens, strict=True

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pagefleet.engine import EngineConfig, EngineRequest, LLMEngine, NullOptions, SamplingParams
-from pagefleet.engine.core.scheduler_output import ScheduledSequence, SchedulerOutput
+from pagefleet.engine.core.scheduler_output import SchedulerOutput
+from pagefleet.engine.execution.executor import StepResult
 from pagefleet.engine.execution.null_executor import NullExecutor
+from pagefleet.engine.execution.step_input import StepInput
 from pagefleet.engine.execution.step_tracer import StepTracer
 from pagefleet.engine.loading import null_loader
 from pagefleet.engine.loading.checkpoint import resolve
-from pagefleet.engine.outputs import Sampled, SequenceOutput
+from pagefleet.engine.requests.output_processor import StepTokens
 from pagefleet.engine.text.hf_tokenizer import HFTokenizer
 from pagefleet.workers.bench.machine import StealMeter, describe_machine, describe_versions
 
@@ -62,11 +64,11 @@ class _TimedNull(NullExecutor):
 
     model_s = 0.0
 
-    def execute(self, scheduled: list[ScheduledSequence]) -> list[Sampled]:
+    def finish(self, step: StepInput) -> StepResult:
         begun_at = time.perf_counter()
-        sampled = super().execute(scheduled)
+        result = super().finish(step)
         self.model_s += time.perf_counter() - begun_at
-        return sampled
+        return result
 
 
 class _StageTimer(StepTracer):
@@ -90,18 +92,19 @@ class _StageTimer(StepTracer):
 
 
 class _Receiver:
-    """The thread that takes each step's outputs, as the worker's publisher does."""
+    """The thread that turns each step's tokens into text, as the worker's publisher does."""
 
-    def __init__(self) -> None:
-        self._steps: queue.SimpleQueue[list[SequenceOutput] | None] = queue.SimpleQueue()
+    def __init__(self, engine: LLMEngine) -> None:
+        self._engine = engine
+        self._steps: queue.SimpleQueue[StepTokens | None] = queue.SimpleQueue()
         self._is_done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="receiver")
         self.durations: list[float] = []
         self._num_chars = 0
         self._thread.start()
 
-    def put(self, outputs: list[SequenceOutput]) -> None:
-        self._steps.put(outputs)
+    def put(self, tokens: StepTokens) -> None:
+        self._steps.put(tokens)
 
     def wait(self) -> None:
         """Wait until the last step was received. On a real device, the model runs meanwhile."""
@@ -113,9 +116,10 @@ class _Receiver:
         self._thread.join()
 
     def _run(self) -> None:
-        while (outputs := self._steps.get()) is not None:
+        while (tokens := self._steps.get()) is not None:
             begun_at = time.perf_counter()
-            self._num_chars += sum(len(output.text) for output in outputs)
+            output = self._engine.process(tokens)
+            self._num_chars += sum(map(len, output.texts))
             self.durations.append(time.perf_counter() - begun_at)
             self._is_done.set()
 
@@ -170,7 +174,7 @@ def _row(name: str, values: Sequence[float | None]) -> str:
 
 def _measure(case: HostCase, tokenizer: HFTokenizer, num_steps: int) -> dict[str, Any]:
     engine, executor = _make_engine(case, tokenizer, num_steps)
-    receiver = _Receiver()
+    receiver = _Receiver(engine)
     try:
         _run_steps(engine, executor, receiver, _WARM_UP)
         receiver.durations.clear()
@@ -229,7 +233,8 @@ def _run_steps(engine: LLMEngine, executor: _TimedNull, receiver: _Receiver, num
     for _ in range(num_steps):
         model_s = executor.model_s
         begun_at = time.perf_counter()
-        receiver.put(engine.step())
+        engine.submit(engine.schedule())
+        receiver.put(engine.take())
         durations.append(time.perf_counter() - begun_at - (executor.model_s - model_s))
         receiver.wait()
     return durations

@@ -19,8 +19,8 @@ from prometheus_client.registry import Collector
 from pagefleet.api.contract.keys import LANES, Lane
 from pagefleet.api.contract.messages import JobState
 from pagefleet.api.protocol.job_record import JobRecord
-from pagefleet.engine import SequenceOutput
 from pagefleet.engine.core.scheduler_output import SchedulerOutput
+from pagefleet.engine.outputs import StepOutput
 from pagefleet.workers.job.active_job import ActiveJob
 from pagefleet.workers.observe import buckets
 from pagefleet.workers.observe.interval_histogram import IntervalHistogram
@@ -34,8 +34,12 @@ _LABELS: Final = ("model", "lane")
 class _Step(NamedTuple):
     started_at: float
     ended_at: float
-    plan: SchedulerOutput
-    outputs: Sequence[SequenceOutput]
+    step: SchedulerOutput
+
+
+class _Output(NamedTuple):
+    ended_at: float
+    output: StepOutput
 
 
 class Metrics(Collector):
@@ -49,7 +53,7 @@ class Metrics(Collector):
         self.model = model
         self.registry = CollectorRegistry()
         self.recent = RecentStats()
-        self._steps: deque[_Step] = deque()
+        self._steps: deque[_Step | _Output] = deque()
         self._jobs: dict[str, ActiveJob] = {}
         self._folding = threading.Lock()
         # Registered first, so that a scrape adds the latest steps before it reads the other metrics.
@@ -63,9 +67,13 @@ class Metrics(Collector):
 
     # Events, reported by the other parts of the worker.
 
-    def on_step(self, started_at: float, plan: SchedulerOutput, outputs: Sequence[SequenceOutput]) -> None:
+    def on_step(self, started_at: float, step: SchedulerOutput) -> None:
         """Called in the engine's thread, so it only appends."""
-        self._steps.append(_Step(started_at, time.monotonic(), plan, outputs))
+        self._steps.append(_Step(started_at, time.monotonic(), step))
+
+    def on_output(self, output: StepOutput, ended_at: float) -> None:
+        """The output of a step that ended then. Called in the publisher's thread, so it only appends."""
+        self._steps.append(_Output(ended_at, output))
 
     def on_claimed(self, job: ActiveJob) -> None:
         if job.times.taken_over:
@@ -116,32 +124,35 @@ class Metrics(Collector):
         """Add the queued steps to the metrics. Called in any thread except the engine's."""
         with self._folding:
             while self._steps:
-                self._fold_step(self._steps.popleft())
+                each = self._steps.popleft()
+                if isinstance(each, _Step):
+                    self._fold_step(each)
+                else:
+                    for lane in LANES:
+                        self._fold_output(lane, each)
 
-    def _fold_step(self, step: _Step) -> None:
-        if step.plan.scheduled:
-            self._step_time.observe(step.ended_at - step.started_at)
-            self._step_tokens.observe(sum(entry.num_new_tokens for entry in step.plan.scheduled))
-            self._step_num_seqs.observe(len(step.plan.scheduled))
-        for sequence in step.plan.first_prefills:
+    def _fold_step(self, each: _Step) -> None:
+        step = each.step
+        self._step_time.observe(each.ended_at - each.started_at)
+        self._step_tokens.observe(step.num_tokens)
+        self._step_num_seqs.observe(len(step))
+        for sequence in step.first_prefills:
             job = self._jobs.get(sequence.request_id)
             if job is not None and job.times.scheduled_at is None:
-                job.times.scheduled_at = step.started_at
-        for lane in LANES:
-            self._fold_tokens(lane, step)
+                job.times.scheduled_at = each.started_at
 
-    def _fold_tokens(self, lane: Lane, step: _Step) -> None:
-        jobs, ended_at = self._jobs, step.ended_at
+    def _fold_output(self, lane: Lane, each: _Output) -> None:
+        jobs, ended_at, output = self._jobs, each.ended_at, each.output
         num_tokens = 0
         since: dict[float, int] = {}
-        for output in step.outputs:
-            job = jobs.get(output.request_id)
-            if job is None or job.message.lane != lane or not output.token_ids:
+        for request_id, choice, count in zip(output.request_ids, output.choices, output.counts, strict=True):
+            job = jobs.get(request_id)
+            if job is None or job.message.lane != lane or not count:
                 continue
             times = job.times
-            num_tokens += len(output.token_ids)
-            last_token_at = times.last_token_at.get(output.choice)
-            times.last_token_at[output.choice] = ended_at
+            num_tokens += count
+            last_token_at = times.last_token_at.get(choice)
+            times.last_token_at[choice] = ended_at
             if times.first_token_at is None:
                 times.first_token_at = ended_at
                 self._count_first_token(job)

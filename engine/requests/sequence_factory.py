@@ -9,10 +9,11 @@ import secrets
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from pagefleet.engine.core.block_hashes import extend_hashes
 from pagefleet.engine.core.ngram_proposer import NgramProposer
 from pagefleet.engine.core.sequence import Sequence
-from pagefleet.engine.core.stop_checker import Progress, StopChecker
 from pagefleet.engine.engine_request import (
     EngineRequest,
     check_logs,
@@ -21,6 +22,8 @@ from pagefleet.engine.engine_request import (
     checked_token_ids,
 )
 from pagefleet.engine.model_info import ModelInfo
+from pagefleet.engine.requests.output_processor import progress
+from pagefleet.engine.requests.stop_checker import StopChecker, TokenEnd
 from pagefleet.engine.sampling.logit_rules import make_logit_rules
 from pagefleet.engine.text.bad_words import bad_word_token_ids
 from pagefleet.engine.text.detokenizer import IncrementalDetokenizer
@@ -33,7 +36,7 @@ class NewSequence(NamedTuple):
     """A new sequence, and the reason if its log had already ended it."""
 
     sequence: Sequence
-    ended: Progress | None
+    ended: TokenEnd | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,7 +113,7 @@ class SequenceFactory:
         ends = self._stop_checker.end_token_ids(params, has_grammar=request.grammar is not None)
         sequence = Sequence(
             request_id=request.request_id,
-            token_ids=prompt,
+            tokens=np.array(prompt, dtype=np.int32),
             num_prompt_tokens=len(prompt),
             sampling_params=params,
             seed=seed,
@@ -129,11 +132,13 @@ class SequenceFactory:
             sequence.grammar.limit(self._max_num_tokens(request, len(prompt)) - len(prompt))
         return sequence
 
-    def _replay(self, sequence: Sequence, log: list[int]) -> Progress | None:
+    def _replay(self, sequence: Sequence, log: list[int]) -> TokenEnd | None:
         """Append the output tokens of an earlier attempt; return the reason if they end the sequence."""
-        sequence.token_ids += log
-        for num_tokens in range(sequence.num_prompt_tokens + 1, sequence.num_tokens + 1):
-            progress = self._stop_checker.check(sequence, num_tokens)
-            if progress.finish_reason is not None:
-                return progress
+        for index, token_id in enumerate(log):
+            end = self._stop_checker.check(sequence, token_id, sequence.num_prompt_tokens + index + 1)
+            found = progress(sequence, token_id, end)
+            if found.end is not None:
+                sequence.append(log)
+                return found.end
+        sequence.append(log)
         return None
