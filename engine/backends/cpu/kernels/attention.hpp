@@ -120,6 +120,7 @@ private:
         const int64_t first_tile = larger(tile_of(first_key(first_position, layer_.window), layer_.block_size),
                                           index * kSpanTiles);
         const int64_t end_tile = smaller(tile_of(last_position, layer_.block_size) + 1, (index + 1) * kSpanTiles);
+        last_tile_ = end_tile - 1;
         for (int64_t tile = first_tile; tile < end_tile;) {
             // Pieces start at multiples of 4 tiles, whatever the first tile is.
             const int64_t end = smaller(end_tile, (tile / kPieceTiles + 1) * kPieceTiles);
@@ -133,13 +134,18 @@ private:
         const int64_t per_block = tiles_per_block(layer_.block_size);
         const int64_t key_size = round_up(layer_.head_dim, T::kPair) * kLanes, value_size = value_dim_ * kLanes;
         const int64_t* table = step_.block_tables + sequence * step_.table_width;
+        const Storage* keys = static_cast<const Storage*>(layer_.keys);
+        const auto place = [&](int64_t tile) {
+            return (table[tile / per_block] * layer_.num_kv_heads + head) * per_block + tile % per_block;
+        };
         Piece<T> piece;
         piece.num_tiles = end - first;
         for (int64_t tile = first; tile < end; ++tile) {
-            const int64_t block = table[tile / per_block];
-            const int64_t at = (block * layer_.num_kv_heads + head) * per_block + tile % per_block;
-            piece.keys[tile - first] = static_cast<const Storage*>(layer_.keys) + at * key_size;
+            const int64_t at = place(tile);
+            piece.keys[tile - first] = keys + at * key_size;
             piece.values[tile - first] = static_cast<const Storage*>(layer_.values) + at * value_size;
+            const int64_t further = smaller(end + tile - first, last_tile_);
+            piece.next_keys[tile - first] = reinterpret_cast<const char*>(keys + place(further) * key_size);
             piece.starts[tile - first] = tile_start(tile, layer_.block_size);
             piece.sizes[tile - first] = tile_size(tile, layer_.block_size);
         }
@@ -245,5 +251,5 @@ private:
     const Factor* queries_;
     Scratch<T> scratch_;
     int64_t group_, value_dim_;
-    int64_t num_rows_ = 0, first_token_ = 0;
+    int64_t num_rows_ = 0, first_token_ = 0, last_tile_ = 0;
 };

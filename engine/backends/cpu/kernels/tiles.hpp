@@ -21,6 +21,7 @@
 namespace pagefleet {
 
 constexpr int64_t kLanes = 16;         // tokens of a tile, and elements of a vector
+constexpr int64_t kLineBytes = 64;     // of the processor's caches
 constexpr int64_t kPieceTiles = 4;     // tiles between two updates of the softmax
 constexpr int64_t kSpanTiles = 64;     // tiles that are reduced to one partial result
 constexpr int64_t kTargetRows = 60;    // queries times heads of a group that share a pass over the keys
