@@ -125,7 +125,8 @@ async def _read(fleet: AsyncFleetClient, streams: dict[str, Arrivals], stop: asy
     ) as stream:
         async for chunk in stream:
             arrivals.add(time.perf_counter(), chunk.end)
-            streams[stream.job_id] = arrivals
+            if len(arrivals.times) == 1:
+                streams[stream.job_id] = arrivals
             if stop.is_set():
                 return
     raise RuntimeError("A stream ended before the measurement was over.")
