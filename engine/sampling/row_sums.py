@@ -29,6 +29,8 @@ __all__ = [
 Array = Any
 
 BLOCK = 256
+NUM_WIDE_BLOCKS = 192
+"""Blocks that a CPU converts to float64 at a time, so that they stay in its cache."""
 
 
 def arange(length: int, like: Array) -> Array:
@@ -85,8 +87,11 @@ def block_sums(weights: torch.Tensor, scratch: Scratch | None = None) -> torch.T
         sums = full.sum(dim=-1, dtype=torch.float64)
     else:
         # sum() would convert the rows too, but all of them into fresh memory.
-        wide = scratch.get("wide", (num_blocks, BLOCK), torch.float64)
-        sums = torch.stack([wide.copy_(row).sum(dim=-1) for row in full.unbind()])
+        wide = scratch.get("wide", (NUM_WIDE_BLOCKS, BLOCK), torch.float64)
+        starts = range(0, num_blocks, NUM_WIDE_BLOCKS)
+        parts = [row[start : start + NUM_WIDE_BLOCKS] for row in full.unbind() for start in starts]
+        sums = torch.cat([wide[:0, 0], *(wide[: len(part)].copy_(part).sum(dim=-1) for part in parts)])
+        sums = sums.view(len(weights), num_blocks)
     if end == weights.shape[-1]:
         return sums
     return torch.cat([sums, running_sum(weights[:, end:])[:, -1:]], dim=-1)

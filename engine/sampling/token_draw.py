@@ -55,6 +55,8 @@ UNDECIDED = -1
 """The token id of a row that the candidates did not decide."""
 MAX_HOST_TOKENS = 200_000
 """Tokens of all rows per pass over whole rows on a CPU, so that they stay in the processor's cache."""
+MIN_TYPICAL_ROWS = 4
+"""Rows per pass with typical_p alone, in any case: they need many small operations."""
 MAX_DEVICE_TOKENS = 2**26
 """The same on a device, to bound the memory of a pass."""
 MAX_CANDIDATES = 2**22
@@ -254,7 +256,8 @@ class TokenDraw:
 
     def _draw_typical(self, some: RowIndices, number: int) -> Array:
         """Draw from the most typical tokens of rows that have typical_p alone."""
-        parts = [self._draw_closest(some[part], number) for part in _slices(len(some), self._max_rows)]
+        max_rows = max(MIN_TYPICAL_ROWS, self._max_rows)
+        parts = [self._draw_closest(some[part], number) for part in _slices(len(some), max_rows)]
         return _concatenate(parts)
 
     def _draw_closest(self, some: RowIndices, number: int) -> Array:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sampling_rows import SamplingRow, batch_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pagefleet.engine.execution.logprobs import token_logprobs
+from pagefleet.engine.sampling.logit_rules import make_logit_rules
 from pagefleet.engine.sampling.reference_sampler import ReferenceSampler
+from pagefleet.engine.sampling.sampling_batch import GrammarMasks
 from pagefleet.engine.sampling.sampling_params import SamplingParams
 
 NUM_ROWS, VOCAB_SIZE = 256, 5003
@@ -45,14 +49,23 @@ class _Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def waits(monkeypatch: pytest.MonkeyPatch, params: list[dict[str, Any]], spread: float) -> Counter[str]:
+def waits(
+    monkeypatch: pytest.MonkeyPatch,
+    params: list[dict[str, Any]],
+    spread: float,
+    masks: GrammarMasks | None = None,
+) -> Counter[str]:
     """Return the counts of one step on a device, which computes the CPU's tensors here."""
-    rows = [SamplingRow(SamplingParams(**each), seed, 0, 5) for seed, each in enumerate(params)]
+    made = [SamplingParams(**each) for each in params]
+    rows = [
+        SamplingRow(each, seed, 0, 1, make_logit_rules(each, 3), [1, 2, 3, 4])
+        for seed, each in enumerate(made)
+    ]
     logits = torch.randn(len(rows), VOCAB_SIZE, generator=torch.Generator().manual_seed(0)) * spread
     batch, sampler = batch_of(rows), ReferenceSampler(on_host=False)
-    expected = ReferenceSampler().sample(logits, batch).tolist()
+    expected = ReferenceSampler().sample(logits, batch, masks).tolist()
     with monkeypatch.context() as patch, _Waits(patch) as counted:
-        found = sampler.sample(logits, batch)
+        found = sampler.sample(logits, batch, masks)
     assert found.tolist() == expected
     return counted.counts
 
@@ -76,6 +89,26 @@ def test_a_mixture_waits_once_too(monkeypatch):
     assert waits(monkeypatch, mixture * 30, spread=6.0) == {"cpu": 1}
 
 
+def test_rules_and_grammars_do_not_wait_longer(monkeypatch):
+    rules = [
+        {"repetition_penalty": 1.3, "frequency_penalty": 0.5},
+        {"logit_bias": {7: 3.0}, "temperature": 0.0},
+        {"allowed_token_ids": list(range(50, 90))},
+    ]
+    packed = np.full((8, -(-VOCAB_SIZE // 32)), 0x0F0F0F0F, dtype=np.int32)
+    masks = GrammarMasks(np.arange(0, 64, 8), packed)
+    assert waits(monkeypatch, [*rules, {}] * 16, spread=6.0, masks=masks) == {"cpu": 1}
+
+
 def test_rows_that_few_candidates_do_not_decide_wait_once_a_round(monkeypatch):
     """Given nearly equal logits, top_p keeps half of the vocabulary: three rounds of all rows."""
     assert waits(monkeypatch, [{"top_p": 0.5}] * 64, spread=0.01) == {"cpu": 3}
+
+
+def test_logprobs_of_all_rows_wait_twice(monkeypatch):
+    """Once for the number of candidates, and once for the result."""
+    logits = torch.randn(64, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
+    with monkeypatch.context() as patch, _Waits(patch) as counted:
+        found = token_logprobs(logits, [7] * 64, list(range(20)) * 3 + [0] * 4)
+    assert [len(each.top) for each in found[:20]] == list(range(20))
+    assert counted.counts == {"cpu": 1, "nonzero": 1}
