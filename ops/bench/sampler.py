@@ -1,7 +1,8 @@
 """The CPU time of the sampler for one step, by the number of rows, the vocabulary and the parameters.
 
 `python -m ops.bench.sampler` prints milliseconds: the minimum of many steps, in one thread, so that other
-work on the machine changes little. The logits of a row are those of a power law, steeper or flatter, in float32.
+work on the machine changes little. The logits of a row are float32, those of a power law, steeper or
+flatter.
 """
 
 from __future__ import annotations
