@@ -128,8 +128,7 @@ class Metrics(Collector):
                 if isinstance(each, _Step):
                     self._fold_step(each)
                 else:
-                    for lane in LANES:
-                        self._fold_output(lane, each)
+                    self._fold_output(each.ended_at, each.output)
 
     def _fold_step(self, each: _Step) -> None:
         step = each.step
@@ -141,27 +140,29 @@ class Metrics(Collector):
             if job is not None and job.times.scheduled_at is None:
                 job.times.scheduled_at = each.started_at
 
-    def _fold_output(self, lane: Lane, each: _Output) -> None:
-        jobs, ended_at, output = self._jobs, each.ended_at, each.output
-        num_tokens = 0
-        since: dict[float, int] = {}
+    def _fold_output(self, ended_at: float, output: StepOutput) -> None:
+        num_tokens = dict.fromkeys(LANES, 0)
+        # Most jobs got their last token in the same step, so that few times are different.
+        since: dict[tuple[Lane, float], int] = {}
         for request_id, choice, count in zip(output.request_ids, output.choices, output.counts, strict=True):
-            job = jobs.get(request_id)
-            if job is None or job.message.lane != lane or not count:
+            job = self._jobs.get(request_id)
+            if job is None or not count:
                 continue
-            times = job.times
-            num_tokens += count
+            times, lane = job.times, job.message.lane
+            num_tokens[lane] += count
             last_token_at = times.last_token_at.get(choice)
             times.last_token_at[choice] = ended_at
             if times.first_token_at is None:
                 times.first_token_at = ended_at
                 self._count_first_token(job)
             elif last_token_at is not None:
-                since[last_token_at] = since.get(last_token_at, 0) + 1
-        if num_tokens:
-            self._generation_tokens.labels(self.model, lane).inc(num_tokens)
-            self.recent.add_tokens(num_tokens, ended_at)
-        for last_token_at, count in since.items():
+                key = (lane, last_token_at)
+                since[key] = since.get(key, 0) + 1
+        for lane, count in num_tokens.items():
+            if count:
+                self._generation_tokens.labels(self.model, lane).inc(count)
+                self.recent.add_tokens(count, ended_at)
+        for (lane, last_token_at), count in since.items():
             self._inter_token.observe((self.model, lane), ended_at - last_token_at, count)
 
     def _count_first_token(self, job: ActiveJob) -> None:
