@@ -97,6 +97,7 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
         num_speculative_tokens=settings.speculate,
+        overlap_steps=settings.overlap_steps,
         max_model_len=settings.max_model_len,
         num_threads=settings.num_threads,
         cache_dir=settings.cache_dir,

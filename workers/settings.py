@@ -77,6 +77,11 @@ class WorkerSettings(FleetSettings):
         gt=0,
         description="Maximum number of tokens in one step. Default: as many as take a quarter of `lease_s`.",
     )
+    overlap_steps: bool | None = Field(
+        default=None,
+        description="Schedule a step while the previous one is computed. Default: on for accelerators, off "
+        "for a CPU, whose cores the step itself needs.",
+    )
     speculate: int = Field(
         8,
         ge=0,

@@ -76,6 +76,7 @@ def make_worker(
         backend="null",
         max_num_batched_tokens=worker_settings.max_num_batched_tokens,
         num_speculative_tokens=worker_settings.speculate,
+        overlap_steps=worker_settings.overlap_steps,
         null=NullOptions(step_time_s=step_time_s, period=worker_settings.null_period),
     )
     engine = LLMEngine.from_config(config)
