@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from pagefleet.api.contract.errors import FleetError, JobFailed, RedisUnavailable, StorageFull
@@ -123,8 +123,8 @@ class Publisher:
     def mark(self, request_ids: Sequence[str]) -> None:
         """MARK the requests as suspects (protocol line 5), then confirm them to the engine.
 
-        Everything published before is sent first: a job that had its first token in the last step must not
-        be a suspect at the same time as a job of the next step.
+        First tokens that were published before are sent first: a job that had its first token in the last
+        step must not be a suspect at the same time as a job of the next step.
         """
         self._commands.put(lambda: self._unmarked.extend(request_ids))
 
@@ -161,8 +161,8 @@ class Publisher:
     def _run(self) -> None:
         while not self._stopping:
             self._run_commands()
-            self._flush()
             self._mark_and_confirm()
+            self._flush()
         self._release_all()
 
     def _run_commands(self) -> None:
@@ -181,23 +181,28 @@ class Publisher:
             self._unsent |= {job.request_id: job for job in quiet}
 
     def _flush(self) -> None:
-        """Send all unsent tokens.
+        """Send all unsent tokens."""
+        if not self._unsent:
+            self._unsent_since = None
+            return
+        self._send_all(self._unsent)
+        if not self._storage_full:
+            self._observe_latency()
+
+    def _send_all(self, jobs: Mapping[str, ActiveJob]) -> None:
+        """Send what these jobs have not sent.
 
         A Redis at its memory limit rejects tokens, which stay unsent. It still accepts ends, so the thread
         does not wait for room.
         """
-        if not self._unsent:
-            self._unsent_since = None
-            return
-        before, self._unsent = self._unsent, {}
+        self._unsent = {name: job for name, job in self._unsent.items() if name not in jobs}
         self._storage_full = False
         try:
-            for batch in step_batches(before.values()):
+            for batch in step_batches(jobs.values()):
                 self._send(batch)
-            self._observe_latency()
         except StorageFull:
             self._storage_full = True
-            held = {name: job for name, job in before.items() if self._jobs.get(name) is job}
+            held = {name: job for name, job in jobs.items() if self._jobs.get(name) is job}
             self._unsent |= {name: job for name, job in held.items() if job.has_unsent}
 
     def _send(self, unsent: UnsentBatch) -> None:
@@ -249,12 +254,17 @@ class Publisher:
                 self._endings.lose(job, status)
 
     def _mark_and_confirm(self) -> None:
-        """MARK what is queued, in one call.
+        """Send first tokens, then MARK what is queued, in one call.
 
-        Not while Redis is at its memory limit: a job whose first token is not sent is still a suspect.
+        Redis does not wait for the other tokens: the engine may wait for the mark. While Redis is at its
+        memory limit, the jobs of unsent first tokens are still suspects, and nothing is marked.
         """
-        if not self._unmarked or self._storage_full:
+        if not self._unmarked:
             return
+        if started := {name: job for name, job in self._unsent.items() if job.has_unsent_start}:
+            self._send_all(started)
+            if self._storage_full:
+                return
         request_ids, self._unmarked = self._unmarked, []
         marked = self._mark(request_ids)
         for request_id in request_ids:

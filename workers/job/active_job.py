@@ -114,6 +114,13 @@ class ActiveJob:
         return not self.accepted_sent or any(choice.has_unsent for choice in self.choices)
 
     @property
+    def has_unsent_start(self) -> bool:
+        """Whether it has started, but is still a suspect in Redis."""
+        return any(each.has_unsent for each in self.choices) and not any(
+            each.num_sent for each in self.choices
+        )
+
+    @property
     def has_ended(self) -> bool:
         return all(choice.has_ended for choice in self.choices)
 
