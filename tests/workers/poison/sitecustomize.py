@@ -7,7 +7,7 @@ import importlib.util
 import os
 import sys
 
-POISON = list(b"poison")
+POISON = b"poison"
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -22,14 +22,14 @@ class _Finder(importlib.abc.MetaPathFinder):
 
         def exec_module(module):
             run(module)
-            execute = module.NullExecutor.execute
+            submit = module.NullExecutor.submit
 
-            def poisoned(self, scheduled):
-                if any(entry.sequence.token_ids[1 : 1 + len(POISON)] == POISON for entry in scheduled):
+            def poisoned(self, step):
+                if POISON in bytes(token_id & 0xFF for token_id in step.token_ids.tolist()):
                     os._exit(1)
-                return execute(self, scheduled)
+                return submit(self, step)
 
-            module.NullExecutor.execute = poisoned
+            module.NullExecutor.submit = poisoned
 
         spec.loader.exec_module = exec_module
         return spec
