@@ -12,9 +12,12 @@ The path of a token, in the order of the calls:
 5. logits_processor.py: `process_logits` applies the grammar's masks and the rules to the logits.
 6. top_tokens.py: `row_max` is the greedy choice; `RankedRows` and `keep_top_mass` rank only
    the part of the vocabulary that is needed.
-7. token_draw.py: `TokenDraw` applies temperature, min_p, top_k, top_p and typical_p, and draws.
+7. token_draw.py: `TokenDraw` applies temperature, min_p, top_k, top_p and typical_p, and draws; row_kinds.py:
+   which rows it draws together; prefixes.py: which candidates a filter keeps.
 8. philox.py: the uniform number of a draw, a function of (seed, choice, position).
 9. row_sums.py: float64 sums of weights, and the inverse CDF that turns the uniform number into a token.
+
+arrays.py has what tensors and numpy's arrays spell differently, scratch.py the memory of passes on a CPU.
 
 The engine's side of the path is in `engine/execution`: model_runner.py calls the sampler, verification.py
 chooses the rows, token_masks.py computes the grammars' masks and logprobs.py the log probabilities.

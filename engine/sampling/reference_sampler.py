@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from pagefleet.engine.sampling.logits_processor import process_logits
+from pagefleet.engine.sampling.row_kinds import RowKind, row_kinds
 from pagefleet.engine.sampling.sampler import Sampler
 from pagefleet.engine.sampling.sampling_batch import GrammarMasks, RowIndices, SamplingBatch
 from pagefleet.engine.sampling.scratch import Scratch
-from pagefleet.engine.sampling.token_draw import UNDECIDED, RowKind, TokenDraw, row_kinds
+from pagefleet.engine.sampling.token_draw import UNDECIDED, TokenDraw
 from pagefleet.engine.sampling.top_tokens import row_max
 
 __all__ = ["ReferenceSampler"]

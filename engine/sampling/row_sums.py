@@ -2,23 +2,19 @@
 
 There are two orders: token by token, for a few candidates; and, for a whole vocabulary, within blocks of 256
 and then over the blocks, which takes a tenth of the time. Sums are float64.
-
-An `Array` is a tensor, or an array of numpy's, whose operations on a few numbers take a third of the time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 
+from pagefleet.engine.sampling.arrays import Array, arange
 from pagefleet.engine.sampling.scratch import Scratch
 
 __all__ = [
-    "Array",
-    "arange",
     "block_sum",
     "block_sums",
     "inverse_cdf",
@@ -26,18 +22,9 @@ __all__ = [
     "running_sum",
 ]
 
-Array = Any
-
 BLOCK = 256
 NUM_WIDE_BLOCKS = 192
 """Blocks that a CPU converts to float64 at a time, so that they stay in its cache."""
-
-
-def arange(length: int, like: Array) -> Array:
-    """Return int64 0 to length - 1, as an array of the same kind."""
-    if isinstance(like, np.ndarray):
-        return np.arange(length)
-    return torch.arange(length, device=like.device)
 
 
 def running_sum(weights: Array) -> Array:

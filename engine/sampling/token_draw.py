@@ -29,16 +29,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pagefleet.engine.sampling.row_sums import (
+from pagefleet.engine.sampling.arrays import (
     Array,
+    along,
     arange,
+    concatenate,
+    exp,
+    stable_order,
+    to_dtype_of,
+    to_float64,
+    to_tensor,
+)
+from pagefleet.engine.sampling.prefixes import ends_above_last, is_in_prefix
+from pagefleet.engine.sampling.row_kinds import RowKind
+from pagefleet.engine.sampling.row_sums import (
     block_sum,
     block_sums,
     inverse_cdf,
@@ -49,7 +59,7 @@ from pagefleet.engine.sampling.sampling_batch import RowIndices, SamplingBatch
 from pagefleet.engine.sampling.scratch import Scratch
 from pagefleet.engine.sampling.top_tokens import RankedRows, keep_top_mass
 
-__all__ = ["UNDECIDED", "RowKind", "TokenDraw", "row_kinds"]
+__all__ = ["UNDECIDED", "TokenDraw"]
 
 UNDECIDED = -1
 """The token id of a row that the candidates did not decide."""
@@ -65,47 +75,6 @@ MIN_TEMPERATURE = 1e-30
 """Smaller temperatures draw the same tokens, and float32 cannot represent them."""
 MIN_LOG_WEIGHT = -1e4
 """Replaces the logarithm of a weight of 0 in sums, which must not contain an infinity."""
-
-
-class RowKind(IntEnum):
-    """How a row is drawn. Kinds that share an operation are neighbours."""
-
-    GREEDY = 0
-    FREE = 1
-    """Without a filter."""
-    MASS = 2
-    """top_p without top_k and min_p: a share of the whole vocabulary's weight."""
-    MASS_TYPICAL = 3
-    """The same, and typical_p."""
-    RANK_TYPICAL = 4
-    """top_k or min_p, maybe top_p, and typical_p."""
-    RANK = 5
-    """top_k or min_p, maybe top_p."""
-    TYPICAL = 6
-    """typical_p alone."""
-
-
-_KINDS = np.array(
-    [
-        RowKind.FREE,
-        RowKind.TYPICAL,
-        RowKind.MASS,
-        RowKind.MASS_TYPICAL,
-        *(RowKind.RANK, RowKind.RANK_TYPICAL) * 2,
-        *(RowKind.GREEDY,) * 8,
-    ]
-)
-"""By 8 * greedy + 4 * (top_k or min_p) + 2 * top_p + typical_p."""
-
-
-def row_kinds(batch: SamplingBatch, vocab_size: int) -> NDArray[np.int64]:
-    """Return the `RowKind` of each row."""
-    code = (batch.temperature == 0) * 8
-    code += ((batch.top_k < vocab_size) | (batch.min_p > 0)) * 4
-    code += (batch.top_p < 1) * 2
-    code += batch.typical_p < 1
-    kinds: NDArray[np.int64] = _KINDS[code]
-    return kinds
 
 
 class _Rows(NamedTuple):
@@ -156,7 +125,7 @@ class TokenDraw:
         self._rows = _Rows(*self._columns)
         # In the dtype of the logits [N, 1].
         self._max_logit = self._ranked.max()[:, None]
-        self._temperature = _as_dtype_of(self._max_logit, self._rows.temperature)[:, None]
+        self._temperature = to_dtype_of(self._max_logit, self._rows.temperature)[:, None]
 
     def start(self) -> torch.Tensor:
         """Return int64 [N]: the token ids, and UNDECIDED for rows that need another round.
@@ -173,13 +142,13 @@ class TokenDraw:
                 parts.append(self._draw_free(sums[:num_free]))
         if num_free < len(self._kinds):
             parts.append(self._advance(np.arange(num_free, len(self._kinds)), 0))
-        token_ids = _concatenate(parts)
+        token_ids = concatenate(parts)
         is_finite = abs(self._max_logit[:, 0]) < math.inf
-        return _tensor(token_ids * is_finite + self._vocab_size * ~is_finite)
+        return to_tensor(token_ids * is_finite + self._vocab_size * ~is_finite)
 
     def advance(self, some: RowIndices, number: int) -> torch.Tensor:
         """Return the same as `start` for some rows that need round `number`."""
-        return _tensor(self._advance(some, number))
+        return to_tensor(self._advance(some, number))
 
     def _advance(self, some: RowIndices, number: int) -> Array:
         count, batch = self._counts[number], self._batch
@@ -228,7 +197,7 @@ class TokenDraw:
         rows = slice(len(sums))
 
         def weights_of(columns: Array) -> Array:
-            return _exp(self._log_weights(self._ranked.gather(columns), rows))
+            return exp(self._log_weights(self._ranked.gather(columns), rows))
 
         return inverse_cdf_in_blocks(sums, self._rows.uniform[rows], self._vocab_size, weights_of)
 
@@ -237,20 +206,20 @@ class TokenDraw:
         count = self._counts[number]
         rows, top = self._take(some), self._ranked.top(some, count)
         log_weights = self._log_weights(top.values, self._on_device(some))
-        weights = _double(_exp(log_weights))
+        weights = to_float64(exp(log_weights))
         weights *= (arange(count, weights) < rows.top_k[:, None]) & (weights >= rows.min_p[:, None])
         # top_p is a share of the whole weight, or of what top_k and min_p leave, if that is all candidates.
         of_all = (rows.top_k == self._vocab_size) & (rows.min_p == 0)
         knows_total = of_all | (rows.top_k <= count) | (weights[:, -1] == 0)
         sums = running_sum(weights)
         total = rows.total * of_all + sums[:, -1] * ~of_all
-        is_kept = _is_in_prefix(weights, sums, rows.top_p * total, rows.top_p < 1)
-        decided = knows_total & _ends_above_last(is_kept, top.values)
+        is_kept = is_in_prefix(weights, sums, rows.top_p * total, rows.top_p < 1)
+        decided = knows_total & ends_above_last(is_kept, top.values)
         order = top.ids.argsort(1)
-        kept = _along(weights * is_kept, order)
+        kept = along(weights * is_kept, order)
         start, stop = self._kinds[some].searchsorted([RowKind.MASS_TYPICAL, RowKind.RANK]).tolist()
         if start < stop:
-            log_weights = _along(log_weights[start:stop], order[start:stop])
+            log_weights = along(log_weights[start:stop], order[start:stop])
             kept[start:stop] = _keep_typical(kept[start:stop], log_weights, rows.typical_p[start:stop])
         return self._decided(decided, _pick(top.ids, order, kept, rows.uniform), count)
 
@@ -258,7 +227,7 @@ class TokenDraw:
         """Draw from the most typical tokens of rows that have typical_p alone."""
         max_rows = max(MIN_TYPICAL_ROWS, self._max_rows)
         parts = [self._draw_closest(some[part], number) for part in _slices(len(some), max_rows)]
-        return _concatenate(parts)
+        return concatenate(parts)
 
     def _draw_closest(self, some: RowIndices, number: int) -> Array:
         rows = self._take(some)
@@ -269,11 +238,11 @@ class TokenDraw:
         def draw(index: RowIndices, count: int) -> Array:
             places = self._on_device(index)
             top = closest.top(index, count)
-            ranked = _double(all_weights[places[:, None], top.ids])
-            is_kept = _is_in_prefix(ranked, running_sum(ranked), mass[places])
+            ranked = to_float64(all_weights[places[:, None], top.ids])
+            is_kept = is_in_prefix(ranked, running_sum(ranked), mass[places])
             order = top.ids.argsort(1)
-            kept = _along(ranked * is_kept, order)
-            decided = _ends_above_last(is_kept, top.values)
+            kept = along(ranked * is_kept, order)
+            decided = ends_above_last(is_kept, top.values)
             return self._decided(decided, _pick(top.ids, order, kept, rows.uniform[places]), count)
 
         if self._scratch is None:
@@ -332,7 +301,7 @@ class TokenDraw:
         """Return the log weights of all tokens of these rows, in the scratch memory if there is one."""
         logits = self._ranked.take(some)
         index = some if isinstance(some, slice) else self._on_device(some)
-        max_logit, temperature = _tensor(self._max_logit[index]), _tensor(self._temperature[index])
+        max_logit, temperature = to_tensor(self._max_logit[index]), to_tensor(self._temperature[index])
         out = None if self._scratch is None else self._scratch.get("log weights", logits.shape, logits.dtype)
         return torch.sub(logits, max_logit, out=out).div_(temperature)
 
@@ -358,13 +327,13 @@ def _keep_typical(weights: Array, log_weights: Array, typical_p: Array) -> Array
     """
     log_weights = log_weights.clip(min=MIN_LOG_WEIGHT)
     total, expected = running_sum(weights)[:, -1], running_sum(weights * log_weights)[:, -1]
-    distance = abs(log_weights - _as_dtype_of(log_weights, expected / total)[:, None])
+    distance = abs(log_weights - to_dtype_of(log_weights, expected / total)[:, None])
     # Removed tokens come last.
-    distance += _as_dtype_of(log_weights, (weights == 0) * -MIN_LOG_WEIGHT * 2)
-    order = _stable_order(distance)
-    ranked = _along(weights, order)
-    ranked *= _is_in_prefix(ranked, running_sum(ranked), typical_p * total)
-    return _along(ranked, order.argsort(1))
+    distance += to_dtype_of(log_weights, (weights == 0) * -MIN_LOG_WEIGHT * 2)
+    order = stable_order(distance)
+    ranked = along(weights, order)
+    ranked *= is_in_prefix(ranked, running_sum(ranked), typical_p * total)
+    return along(ranked, order.argsort(1))
 
 
 def _closeness(log_weights: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
@@ -373,26 +342,6 @@ def _closeness(log_weights: torch.Tensor, expected: torch.Tensor) -> torch.Tenso
     It equals -|log w - sum(p * log w)|, because the logarithm of the total weight cancels out.
     """
     return log_weights.sub_(expected.to(log_weights.dtype)[:, None]).abs_().neg_()
-
-
-def _is_in_prefix(weights: Array, sums: Array, mass: Array, is_limited: Array | None = None) -> Array:
-    """Return bool [N, count]: whether a token is in the shortest prefix of the ranking that reaches `mass`.
-
-    A token with a weight of 0 never is. `sums` are the running sums. Rows that are not `is_limited` keep all.
-    """
-    is_kept = weights > 0
-    is_before = sums[:, :-1] < mass[:, None]
-    is_kept[:, 1:] &= is_before if is_limited is None else is_before | ~is_limited[:, None]
-    return is_kept
-
-
-def _ends_above_last(is_kept: Array, values: Array) -> Array:
-    """Return bool [N]: whether the kept prefix ends above the value of the last candidate.
-
-    If so, the tokens that are not candidates are not kept either.
-    """
-    last = (is_kept.sum(1) - 1).clip(min=0)
-    return values[arange(len(values), values), last] > values[:, -1]
 
 
 def _pick(ids: Array, order: Array, weights: Array, uniform: Array) -> Array:
@@ -404,40 +353,6 @@ def _pick(ids: Array, order: Array, weights: Array, uniform: Array) -> Array:
 def _pick_of_all(weights: torch.Tensor, uniform: float) -> int:
     """Return the token of one row, given the weights [vocab] of its tokens."""
     return int(inverse_cdf(weights.numpy()[None], np.array([uniform]))[0])
-
-
-def _along(values: Array, order: Array) -> Array:
-    """Return the values [N, M] of each row in the order of its indices [N, M]."""
-    return values[arange(len(values), values)[:, None], order]
-
-
-def _stable_order(values: Array) -> Array:
-    if isinstance(values, np.ndarray):
-        return values.argsort(axis=1, kind="stable")
-    return values.argsort(dim=1, stable=True)
-
-
-def _exp(values: Array) -> Array:
-    # numpy's exponential has other last bits, and takes twice as long.
-    return torch.from_numpy(values).exp().numpy() if isinstance(values, np.ndarray) else values.exp()
-
-
-def _double(values: Array) -> Array:
-    return values.astype(np.float64) if isinstance(values, np.ndarray) else values.double()
-
-
-def _as_dtype_of(like: Array, values: Array) -> Array:
-    return values.astype(like.dtype) if isinstance(values, np.ndarray) else values.to(like.dtype)
-
-
-def _concatenate(parts: list[Array]) -> Array:
-    if len(parts) == 1:
-        return parts[0]
-    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else torch.cat(parts)
-
-
-def _tensor(values: Array) -> torch.Tensor:
-    return torch.from_numpy(values) if isinstance(values, np.ndarray) else values
 
 
 def _slices(num_rows: int, size: int) -> Iterator[slice]:

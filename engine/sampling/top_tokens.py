@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pagefleet.engine.sampling.row_sums import Array
+from pagefleet.engine.sampling.arrays import Array
 from pagefleet.engine.sampling.scratch import Scratch
 
 __all__ = ["RankedRows", "TopTokens", "keep_top_mass", "row_max"]
