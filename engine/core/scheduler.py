@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pagefleet.engine.core.batch_table import BatchTable, Slots
 from pagefleet.engine.core.block_manager import BlockManager
 from pagefleet.engine.core.bookings import Bookings
-from pagefleet.engine.core.scheduler_output import SchedulerOutput
+from pagefleet.engine.core.scheduler_output import SchedulerOutput, StepBuilder
 from pagefleet.engine.core.sequence import Sequence, SequenceStatus
 from pagefleet.engine.core.speculation import Speculation
 from pagefleet.engine.core.step_budget import StepCost
@@ -478,42 +478,6 @@ class _Schedulable(NamedTuple):
     slots: Slots
     num_left: NDArray[np.int32]
     """How many tokens of each are not computed."""
-
-
-class StepBuilder:
-    """The parts of a step that is being scheduled."""
-
-    def __init__(self) -> None:
-        self.preempted: list[Sequence] = []
-        self.unconfirmed: list[Sequence] = []
-        self._sequences: list[Sequence] = []
-        self._slots: list[Slots] = []
-        self._counts: list[NDArray[np.int32]] = []
-
-    def add_all(self, sequences: list[Sequence], slots: Slots, counts: NDArray[np.int32]) -> None:
-        self._sequences += sequences
-        self._slots.append(slots)
-        self._counts.append(counts)
-
-    def add(self, sequence: Sequence, num_new_tokens: int) -> None:
-        one = np.array([sequence.slot, num_new_tokens], dtype=np.int32)
-        self.add_all([sequence], one[:1], one[1:])
-
-    def remove(self, sequence: Sequence) -> None:
-        """Remove a sequence that does not run any more, if its turn came before."""
-        if sequence in self._sequences:
-            index = self._sequences.index(sequence)
-            del self._sequences[index]
-            self._slots = [np.delete(np.concatenate(self._slots), index)]
-            self._counts = [np.delete(np.concatenate(self._counts), index)]
-
-    def build(self, table: BatchTable) -> SchedulerOutput:
-        empty = np.empty(0, dtype=np.int32)
-        slots = np.concatenate(self._slots) if len(self._slots) > 1 else (self._slots or [empty])[0]
-        counts = np.concatenate(self._counts) if len(self._counts) > 1 else (self._counts or [empty])[0]
-        output = SchedulerOutput.of(table, self._sequences, slots, counts)
-        output.preempted, output.unconfirmed = self.preempted, self.unconfirmed
-        return output
 
 
 def _priority_key(sequence: Sequence) -> tuple[int, int]:

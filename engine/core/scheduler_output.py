@@ -1,4 +1,4 @@
-"""SchedulerOutput: the sequences that a step computes, and how many tokens of each, as arrays."""
+"""SchedulerOutput: the sequences that a step computes, as arrays. StepBuilder: makes one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pagefleet.engine.core.batch_table import BatchTable, Slots
 from pagefleet.engine.core.sequence import Sequence
 
-__all__ = ["ScheduledSequence", "SchedulerOutput"]
+__all__ = ["ScheduledSequence", "SchedulerOutput", "StepBuilder"]
 
 
 class ScheduledSequence(NamedTuple):
@@ -121,3 +121,39 @@ class SchedulerOutput:
             self.serials[chosen],
             {places[old]: drafts for old, drafts in self.drafts.items() if old in places},
         )
+
+
+class StepBuilder:
+    """The parts of a step that is being scheduled."""
+
+    def __init__(self) -> None:
+        self.preempted: list[Sequence] = []
+        self.unconfirmed: list[Sequence] = []
+        self._sequences: list[Sequence] = []
+        self._slots: list[Slots] = []
+        self._counts: list[NDArray[np.int32]] = []
+
+    def add_all(self, sequences: list[Sequence], slots: Slots, counts: NDArray[np.int32]) -> None:
+        self._sequences += sequences
+        self._slots.append(slots)
+        self._counts.append(counts)
+
+    def add(self, sequence: Sequence, num_new_tokens: int) -> None:
+        one = np.array([sequence.slot, num_new_tokens], dtype=np.int32)
+        self.add_all([sequence], one[:1], one[1:])
+
+    def remove(self, sequence: Sequence) -> None:
+        """Remove a sequence that does not run any more, if its turn came before."""
+        if sequence in self._sequences:
+            index = self._sequences.index(sequence)
+            del self._sequences[index]
+            self._slots = [np.delete(np.concatenate(self._slots), index)]
+            self._counts = [np.delete(np.concatenate(self._counts), index)]
+
+    def build(self, table: BatchTable) -> SchedulerOutput:
+        empty = np.empty(0, dtype=np.int32)
+        slots = np.concatenate(self._slots) if len(self._slots) > 1 else (self._slots or [empty])[0]
+        counts = np.concatenate(self._counts) if len(self._counts) > 1 else (self._counts or [empty])[0]
+        output = SchedulerOutput.of(table, self._sequences, slots, counts)
+        output.preempted, output.unconfirmed = self.preempted, self.unconfirmed
+        return output

@@ -10,8 +10,8 @@ import numpy as np
 from hypothesis import given, settings
 
 from pagefleet.engine.core.block_manager import BlockManager
-from pagefleet.engine.core.scheduler import Scheduler, StepBuilder
-from pagefleet.engine.core.scheduler_output import SchedulerOutput
+from pagefleet.engine.core.scheduler import Scheduler
+from pagefleet.engine.core.scheduler_output import SchedulerOutput, StepBuilder
 from pagefleet.engine.core.sequence import Sequence, SequenceStatus
 from pagefleet.engine.model_info import KVGroup
 from pagefleet.engine.outputs import FinishReason
