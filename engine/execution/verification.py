@@ -59,10 +59,11 @@ def row_rules(row: int, sequence: EngineSequence, draft_token_ids: Sequence[int]
     if rules is None:
         return
     # A copy: another sequence may get the slot before the step is sampled.
-    known = sequence.token_ids.tolist()
+    known = sequence.token_ids.copy()
     yield RowRules(row, rules, known)
     for num_drafts in range(1, len(draft_token_ids) + 1):
-        yield RowRules(row + num_drafts, rules.fork(known), [*known, *draft_token_ids[:num_drafts]])
+        text = np.append(known, np.array(draft_token_ids[:num_drafts], dtype=known.dtype))
+        yield RowRules(row + num_drafts, rules.fork(known), text)
 
 
 def _ranges(counts: Indices) -> Indices:

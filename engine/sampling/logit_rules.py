@@ -10,8 +10,17 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from copy import copy
+from typing import TYPE_CHECKING
 
 from pagefleet.engine.sampling.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    TokenIds: TypeAlias = Sequence[int] | NDArray[np.integer]
 
 __all__ = ["LogitRules", "TokenCounts", "make_logit_rules"]
 
@@ -73,18 +82,18 @@ class LogitRules:
         # Only the repetition penalty counts tokens of the prompt.
         self._num_counted = 0 if params.repetition_penalty != 1 else num_prompt_tokens
 
-    def counts(self, token_ids: Sequence[int]) -> TokenCounts | None:
+    def counts(self, token_ids: TokenIds) -> TokenCounts | None:
         """Return the counts of these tokens, or None if the sequence has no penalties."""
         counts = self._counts
         if counts is None:
             return None
-        for index in range(self._num_counted, len(token_ids)):
-            counts.add(token_ids[index], is_output=index >= self._num_prompt_tokens)
+        for index, token_id in enumerate(map(int, token_ids[self._num_counted :]), self._num_counted):
+            counts.add(token_id, is_output=index >= self._num_prompt_tokens)
             # After each token, so that a retry after an exception does not count a token twice.
             self._num_counted = index + 1
         return counts
 
-    def fork(self, token_ids: Sequence[int]) -> LogitRules:
+    def fork(self, token_ids: TokenIds) -> LogitRules:
         """Return the same rules for drafts that follow these tokens. Counting drafts does not change `self`,
         because they may be rejected."""
         counts = self.counts(token_ids)
@@ -94,7 +103,7 @@ class LogitRules:
         forked._counts = counts.copy()
         return forked
 
-    def forbidden(self, token_ids: Sequence[int]) -> list[int]:
+    def forbidden(self, token_ids: TokenIds) -> list[int]:
         """Return the ids that must not follow `token_ids`: end tokens before `min_tokens`, and the last token
         of each bad word whose other tokens are there."""
         forbidden = []

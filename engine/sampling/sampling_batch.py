@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from pagefleet.engine.sampling.logit_rules import LogitRules
 from pagefleet.engine.sampling.philox import uniforms
 from pagefleet.engine.sampling.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from pagefleet.engine.sampling.logit_rules import TokenIds
 
 __all__ = ["GrammarMasks", "RowIndices", "RowRules", "SamplingBatch"]
 
@@ -28,7 +31,7 @@ class RowRules(NamedTuple):
 
     row: int
     rules: LogitRules
-    token_ids: Sequence[int]
+    token_ids: TokenIds
     """Prompt and output so far, as the rules read them."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from pagefleet.engine.sampling.logit_rules import LogitRules
@@ -31,7 +32,7 @@ def batch_of(rows: Sequence[SamplingRow]) -> SamplingBatch:
     for index, row in enumerate(rows):
         batch.write(index, row.params, row.seed, row.choice, row.position)
         if row.rules is not None:
-            rules.append(RowRules(index, row.rules, row.token_ids))
+            rules.append(RowRules(index, row.rules, np.array(row.token_ids, dtype=np.int32)))
     return replace(batch, rules=rules)
 
 
