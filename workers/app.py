@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import MethodType
-from typing import Any, Final
+from typing import Any
 
 import celery.signals
 from celery import Celery, bootsteps
@@ -23,14 +23,12 @@ from pagefleet.workers.observe.metrics_server import served_metrics
 from pagefleet.workers.pool import EnginePool
 from pagefleet.workers.queue.backlog import Backlog
 from pagefleet.workers.queue.lanes import take_lanes_in_order
+from pagefleet.workers.queue.task_events import batch_events
 from pagefleet.workers.queue.unacked import UnackedMessages, reuse_client
 from pagefleet.workers.settings import WorkerSettings, let_threads_sleep, new_worker_id
 from pagefleet.workers.tasks import cancel_on_revoke, register_tasks
 
 logger = logging.getLogger(__name__)
-
-_MAX_EVENTS: Final = 256
-"""Task events in one message; Celery would send 24."""
 
 Report = Callable[[str, float], None]
 
@@ -62,7 +60,7 @@ class AdmissionStep(bootsteps.StartStopStep):  # type: ignore[misc]
         )
         gate.guard(channel, pool.app.amqp.queues, tasks)
         backlog.follow()
-        events.buffer_limit = _MAX_EVENTS
+        batch_events(events)
 
         def flush() -> None:
             unacked.flush()

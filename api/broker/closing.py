@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pagefleet.api.broker.sending import send_message
@@ -85,7 +86,7 @@ class JobCloser:
 
         if record.state is JobState.DONE:
             # The other fields do not depend on the result, whose JSON pydantic writes fastest.
-            meta = {"status": SUCCESS, "traceback": None, "children": None, "date_done": self._now()}
+            meta = {"status": SUCCESS, "traceback": None, "children": None, "date_done": _now()}
             head = json.dumps({**meta, "task_id": record.job_id})[:-1]
             result_json = f'{head}, "result": {record.result().model_dump_json()}}}'
         else:
@@ -95,10 +96,6 @@ class JobCloser:
             )
             result_json = self._backend.encode({**meta, "task_id": record.job_id})
         return JobClosing(record.job_id, record.queue, result_json, record.ttl_ms)
-
-    def _now(self) -> str:
-        text: str = self._app.now().isoformat()
-        return text
 
     def _is_success(self, result_json: str | None) -> bool:
         from celery.states import SUCCESS
@@ -122,6 +119,10 @@ class JobCloser:
         self._backend.store_result(record.job_id, *_outcome(record))
         if record.ttl_ms is not None:
             self._backend.client.pexpire(self._backend.get_key_for_task(record.job_id), record.ttl_ms)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
 
 
 def _outcome(record: JobRecord) -> tuple[Any, str]:

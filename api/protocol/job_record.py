@@ -25,6 +25,8 @@ from pagefleet.api.contract.messages import (
 )
 from pagefleet.api.contract.sampling import MAX_CHOICES
 
+_MODEL_FIRST: Final = '{"model":'
+_DECODER: Final = json.JSONDecoder()
 TIMES: Final = ("enqueued_at", "claimed_at", "first_token_at", "ended_at")
 
 
@@ -188,7 +190,11 @@ class JobRecord:
     def model(self) -> str:
         """The requested model, also from a request of another version; '' if it cannot be read."""
         try:
-            return str(json.loads(self.fields["request"])["model"])
+            request = self.fields["request"]
+            if request.startswith(_MODEL_FIRST):
+                # As pagefleet writes it. A long prompt takes milliseconds to parse.
+                return str(_DECODER.raw_decode(request, len(_MODEL_FIRST))[0])
+            return str(json.loads(request)["model"])
         except (ValueError, KeyError, TypeError, RecursionError):
             return ""
 

@@ -107,7 +107,7 @@ def test_what_the_server_has_popped_is_read_although_the_room_is_gone(store):
             SimpleNamespace(
                 pool=pool,
                 task_consumer=SimpleNamespace(channel=channel),
-                event_dispatcher=SimpleNamespace(producer=SimpleNamespace(channel=channel)),
+                event_dispatcher=SimpleNamespace(producer=SimpleNamespace(channel=channel, publish=None)),
             )
         )
         assert channel.qos.can_consume()
