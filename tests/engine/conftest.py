@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -29,6 +30,8 @@ from pagefleet.engine.text.tokenizer import ByteTokenizer
 sys.path.insert(0, str(Path(__file__).parent))
 
 ROOT = Path(__file__).parents[2]
+KERNELS_VARIABLE = "TEST_KERNELS"
+"""Names a library to test instead: one that was compiled with sanitizers."""
 SMOLLM2 = "smollm2-135m-instruct"
 
 _TINY: dict[str, Any] = {
@@ -59,8 +62,10 @@ TINY_CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.fixture(scope="session")
 def kernels() -> Library:
     """The C++ library of the CPU backend, compiled again if its sources have changed."""
-    from pagefleet.engine.backends.cpu.native import load_library
+    from pagefleet.engine.backends.cpu.native import Library, load_library
 
+    if path := os.environ.get(KERNELS_VARIABLE):
+        return Library(Path(path))
     (ROOT / "build").mkdir(exist_ok=True)
     with FileLock(ROOT / "build" / "kernels.lock"):
         _compile_kernels()

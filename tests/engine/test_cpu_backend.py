@@ -3,13 +3,14 @@ any batch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pagefleet.engine.backends.base import AttentionWeights, Backend, NormWeights, RaggedBatch
@@ -46,6 +47,8 @@ SPECS = {
     "rope": replace(BASE, rope=rope_of(16)),
     "partial rope": replace(BASE, rope=rope_of(8, start=4, interleaved=True, scaling=1.2)),
     "window": replace(BASE, window=21, rope=rope_of(16)),
+    # Longer than a piece of the context.
+    "long window": replace(BASE, window=150, rope=rope_of(16)),
     "cap": replace(BASE, soft_cap=2.0),
     "sinks": replace(BASE, sinks=True, window=5),
     "short values": replace(BASE, head_dim=24, value_dim=8),
@@ -184,26 +187,43 @@ def test_attention_equals_the_reference_in_float64(library, name, data):
         torch.testing.assert_close(one.double(), other, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["rope", "window", "sinks"])
-@settings(deadline=None, max_examples=4)
-@given(data=st.data())
-def test_a_token_is_the_same_in_any_batch(library, name, dtype, data):
-    """Given texts alone in one step, and in random pieces side by side, 1 or 2 threads: equal bit for bit.
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of threads until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
-    The longest text has more than one span of the context, which is split over the threads if it is alone.
-    """
-    target = data.draw(st.sampled_from(library.targets))
-    lengths = [*data.draw(st.lists(st.integers(1, 150), max_size=3)), data.draw(st.sampled_from([30, 1200]))]
-    backend, before = CpuBackend(dtype, library, target), torch.get_num_threads()
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["rope", "long window", "sinks"])
+@settings(deadline=None, max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_token_is_the_same_in_any_batch(library, threads, name, dtype, data):
+    """Given texts alone in one step, and in random pieces side by side, 1 or 2 threads: equal bit for bit."""
+    lengths = data.draw(st.lists(st.integers(1, 400), min_size=2, max_size=4))
+    backend = CpuBackend(dtype, library, data.draw(st.sampled_from(library.targets)))
     alone = whole(backend, SPECS[name], lengths, 16, 3)
-    try:
-        torch.set_num_threads(data.draw(st.sampled_from([1, 2])))
-        found = in_pieces(backend, SPECS[name], lengths, 16, 3, data)
-    finally:
-        torch.set_num_threads(before)
+    threads(data.draw(st.sampled_from([1, 2])))
+    found = in_pieces(backend, SPECS[name], lengths, 16, 3, data)
     for one, other in zip(found, alone, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["rope", "long window", "sinks"])
+def test_a_token_of_a_long_context_is_the_same(library, threads, name, dtype):
+    """Given a text of several spans of the context, in one step, in chunks and token by token, when the
+    spans are split over the threads: equal bit for bit."""
+    backend, length = CpuBackend(dtype, library), 2100
+    [alone] = whole(backend, SPECS[name], [length], 16, 3)
+    for num_threads in (1, 2):
+        threads(num_threads)
+        batches = Batches(backend, SPECS[name], 16, 3)
+        text = batches.text(length, 3)
+        for size in (1000, 53, *[1] * 5, 1010, *[1] * 32):
+            batches.step([(text, size)])
+        assert torch.equal(torch.cat(text.outputs), alone)
 
 
 @pytest.mark.parametrize("length", [1, 16, 64, 509, 1024, 1025, 2100])

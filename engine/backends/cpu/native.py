@@ -134,6 +134,7 @@ class Library:
     """
 
     def __init__(self, path: Path) -> None:
+        _share_openmp()
         self._library = ctypes.CDLL(str(path))
         self._library.pagefleet_target.restype = c_char_p
         self._library.pagefleet_target.argtypes = [c_int64]
@@ -190,10 +191,7 @@ def find_library() -> Path | None:
 def load_library() -> Library | None:
     """Load the library; return None if it was not compiled."""
     path = find_library()
-    if path is None:
-        return None
-    _share_openmp()
-    return Library(path)
+    return None if path is None else Library(path)
 
 
 def _share_openmp() -> None:
