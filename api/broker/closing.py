@@ -15,8 +15,8 @@ from pagefleet.api.contract.errors import DeadlineExceeded, FleetError, JobFaile
 from pagefleet.api.contract.messages import JobState
 from pagefleet.api.protocol.connection import redis_errors
 from pagefleet.api.protocol.job_record import JobRecord
-from pagefleet.api.protocol.job_store import JobClosing, JobStore
-from pagefleet.api.protocol.operation_types import DeleteVerdict
+from pagefleet.api.protocol.job_store import JobStore
+from pagefleet.api.protocol.operation_types import DeleteVerdict, JobClosing
 
 if TYPE_CHECKING:
     from celery import Celery

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import redis
 
@@ -16,13 +16,13 @@ from pagefleet.api.contract.errors import ProtocolError, StorageFull
 from pagefleet.api.contract.messages import ErrorInfo, GenerateRequest, JobState, ModelCard, WorkerStatus
 from pagefleet.api.protocol import operations
 from pagefleet.api.protocol.connection import is_unreadable, redis_errors
-from pagefleet.api.protocol.job_record import JobRecord
 from pagefleet.api.protocol.operation_types import (
     NO_SCHEDULE,
     CancelVerdict,
     Claim,
     ClaimVerdict,
     DeleteVerdict,
+    JobClosing,
     Limits,
     Operation,
     Schedule,
@@ -34,9 +34,10 @@ from pagefleet.api.protocol.producer_store import ProducerStore
 from pagefleet.api.protocol.replies import (
     OPEN_JOB_FIELDS,
     DeadWorker,
+    EndedRecord,
     OpenJob,
+    parse_ended,
     parse_open_job,
-    parse_record,
     queue_read,
 )
 from pagefleet.api.protocol.scripts import load_script
@@ -166,7 +167,7 @@ class JobStore(ProducerStore):
                 pipeline.get(keys.result(job_id))
             replies = pipeline.execute(raise_on_error=False)
         rows = zip(job_ids, replies[::3], replies[1::3], replies[2::3], strict=True)
-        return [_parse_ended(*row) for row in rows]
+        return [parse_ended(*row) for row in rows]
 
     def claim_callbacks(self, job_id: str) -> bool:
         """Return true for the one caller that may run the job's links and chain (line 9, CLOSE)."""
@@ -385,34 +386,8 @@ class JobStore(ProducerStore):
         ]
 
 
-class JobClosing(NamedTuple):
-    """A job to close. ``ttl_ms`` is the job's own TTL, None for the default."""
-
-    job_id: str
-    queue: str
-    result_json: str | None = None
-    """Celery's result, None if it needs none."""
-    ttl_ms: int | None = None
-
-
 def _queue_call(pipeline: Any, call: Operation[Any]) -> None:
     pipeline.evalsha(load_script(call.script).sha, len(call.keys), *call.keys, *call.args)
-
-
-class EndedRecord(NamedTuple):
-    record: JobRecord
-    result_json: str | None
-    """Celery's result of the job, if it has one."""
-
-
-def _parse_ended(job_id: str, fields: Any, log: Any, result_json: Any) -> EndedRecord | None:
-    if any(isinstance(each, Exception) for each in (fields, log, result_json)):
-        return None
-    try:
-        record = parse_record(job_id, [fields, log])
-    except ProtocolError:
-        return None
-    return EndedRecord(record, result_json) if record is not None and record.state.is_final else None
 
 
 def _raised(reply: Any) -> Any:

@@ -139,6 +139,16 @@ StepReplies = list[int | StepReply]
 """One for each item of a STEP. A number means ``OK``: the length of the log now."""
 
 
+class JobClosing(NamedTuple):
+    """A job to close. ``ttl_ms`` is the job's own TTL, None for the default."""
+
+    job_id: str
+    queue: str
+    result_json: str | None = None
+    """Celery's result, None if it needs none."""
+    ttl_ms: int | None = None
+
+
 class CancelVerdict(StrEnum):
     ENDED = "ended"
     """By this call; the caller must close the job."""

@@ -152,6 +152,23 @@ def parse_record(job_id: str, replies: list[Any]) -> JobRecord | None:
     return _with_whole_log(record) if log else record
 
 
+class EndedRecord(NamedTuple):
+    record: JobRecord
+    result_json: str | None
+    """Celery's result of the job, if it has one."""
+
+
+def parse_ended(job_id: str, fields: Any, log: Any, result_json: Any) -> EndedRecord | None:
+    """Return an ended job; None if it is missing, has not ended or cannot be read."""
+    if any(isinstance(each, Exception) for each in (fields, log, result_json)):
+        return None
+    try:
+        record = parse_record(job_id, [fields, log])
+    except ProtocolError:
+        return None
+    return EndedRecord(record, result_json) if record is not None and record.state.is_final else None
+
+
 def _entries(job_id: str, texts: Sequence[str]) -> list[LogEntry]:
     try:
         return [LogEntry.model_validate_json(text) for text in texts]

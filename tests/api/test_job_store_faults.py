@@ -783,3 +783,15 @@ class TestBeat:
         store.remove_card("m")
         assert store.beat(status, LEASE_S) is False
         assert store.is_alive("w1")
+
+
+def test_an_epoch_below_zero_stops_no_step(store):
+    """A stranger wrote it over the job. The step of all jobs together would fail, and with it the worker."""
+    beat(store, "w1")
+    for job_id in ("broken", "whole"):
+        submit(store, job_id)
+    store.redis.hset(keys.job("broken"), "epoch", "-5")
+    epochs = {job_id: claim(store, job_id).epoch for job_id in ("broken", "whole")}
+    assert epochs == {"broken": -4, "whole": 1}
+    replies = step(store, *(item(0, 1, job_id=job_id, epoch=epoch) for job_id, epoch in epochs.items()))
+    assert [reply.status for reply in replies] == ["ok", "ok"]

@@ -17,8 +17,9 @@ local epochs, choices, bases, counts = columns.epochs, columns.choices, columns.
 local reasons, accepted = {}, {}
 local valid = pcall(function()
   for item = 1, num_items do
-    local least = math.min(epochs[item], choices[item], bases[item], counts[item])
-    if least < 0 or (counts[item] > 0 and ARGV[item + 2] == '') then
+    -- The epoch comes from the hash, where a stranger may have written a number below zero.
+    local least = math.min(choices[item], bases[item], counts[item])
+    if least < 0 or type(epochs[item]) ~= 'number' or (counts[item] > 0 and ARGV[item + 2] == '') then
       error('a number below zero, or tokens without an entry')
     end
   end
