@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from harness import leave, make_worker, submit
@@ -164,3 +165,23 @@ def test_no_job_is_marked_while_a_first_token_cannot_be_sent(store, worker, mark
     is_full.clear()
     for message, num_tokens in ((first, 400), (second, 5)):
         assert len(message.last_answer()[1].result().token_ids) == num_tokens
+
+
+def test_steps_wait_for_marks_only_while_most_are_fast(store, worker, marks):
+    loop, mark = worker.pipeline.loop, worker._store.mark
+
+    def run_jobs(prefix, num_jobs):
+        for index in range(num_jobs):
+            (message,) = put(store, worker, f"{prefix}{index}")
+            message.last_answer()
+
+    def slow_mark(*args):
+        time.sleep(0.02)
+        return mark(*args)
+
+    worker._store.mark = slow_mark
+    run_jobs("slow", 7)
+    assert not loop.awaits_marks
+    worker._store.mark = mark
+    run_jobs("fast", 30)
+    assert loop.awaits_marks

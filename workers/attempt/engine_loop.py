@@ -23,9 +23,10 @@ logger = logging.getLogger(__name__)
 
 _IDLE_S: Final = 0.1
 _MARK_S: Final = 0.005
-"""How long a step waits at most for the marks of its new requests. A Redis nearby needs about 1 ms. If the
-last marks took longer than this, steps do not wait."""
-_MARK_WEIGHT: Final = 0.2
+"""How long a step waits at most for the marks of its new requests. A Redis nearby needs about 1 ms. If most
+of the last marks took longer than this, steps do not wait."""
+_MARK_WEIGHT: Final = 0.1
+_MIN_SHARE_FAST: Final = 0.5
 
 
 class EngineListener(Protocol):
@@ -102,7 +103,8 @@ class EngineLoop:
         self._gate = PrefillGate(self._admit)
         # Requests that the listener is marking, and since when.
         self._unmarked: dict[str, float] = {}
-        self._mean_mark_s = 0.0
+        # The share of the last marks that took at most `_MARK_S`.
+        self._share_fast = 1.0
         self._is_blocked = False
         self._stopping = False
         self._thread = LoopThread("engine", self._run)
@@ -136,6 +138,11 @@ class EngineLoop:
         """End the loop after its current step and wait for the thread."""
         self._commands.put(self._stop)
         self._thread.join()
+
+    @property
+    def awaits_marks(self) -> bool:
+        """Whether a step waits for the marks of its new requests: most of the last ones were fast."""
+        return self._share_fast >= _MIN_SHARE_FAST
 
     def _run(self) -> None:
         while not self._stopping:
@@ -195,12 +202,12 @@ class EngineLoop:
         return request_ids
 
     def _await_marks(self, request_ids: Sequence[str]) -> bool:
-        """Wait a moment for the marks, if the last ones were fast; return whether one came.
+        """Wait a moment for the marks, if most of the last ones were fast; return whether one came.
 
         A request that misses this step is a suspect for a whole step longer, and its first token comes a step
         later."""
         deadline = time.monotonic() + _MARK_S
-        while self._mean_mark_s < _MARK_S and any(each in self._unmarked for each in request_ids):
+        while self.awaits_marks and any(each in self._unmarked for each in request_ids):
             try:
                 self._commands.get(timeout=max(0.0, deadline - time.monotonic()))()
             except queue.Empty:
@@ -212,7 +219,8 @@ class EngineLoop:
             self._engine.confirm(request_id)
             asked_at = self._unmarked.pop(request_id, None)
             if asked_at is not None:
-                self._mean_mark_s += _MARK_WEIGHT * (confirmed_at - asked_at - self._mean_mark_s)
+                is_fast = confirmed_at - asked_at <= _MARK_S
+                self._share_fast += _MARK_WEIGHT * (is_fast - self._share_fast)
 
     def _report(self, step: SchedulerOutput | None, tokens: StepTokens) -> None:
         if len(tokens):
