@@ -298,12 +298,10 @@ class TokenDraw:
         return log_weights
 
     def _log_weights_of_all(self, some: RowIndices | slice) -> torch.Tensor:
-        """Return the log weights of all tokens of these rows, in the scratch memory if there is one."""
-        logits = self._ranked.take(some)
+        """Return the log weights of all tokens of these rows, valid until the next call."""
         index = some if isinstance(some, slice) else self._on_device(some)
         max_logit, temperature = to_tensor(self._max_logit[index]), to_tensor(self._temperature[index])
-        out = None if self._scratch is None else self._scratch.get("log weights", logits.shape, logits.dtype)
-        return torch.sub(logits, max_logit, out=out).div_(temperature)
+        return self._ranked.minus(some, max_logit).div_(temperature)
 
     def _closeness(self, some: RowIndices) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the closeness and the weight of all tokens, both [N, vocab], and the total weight [N]."""

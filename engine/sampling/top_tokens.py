@@ -66,7 +66,21 @@ class RankedRows:
 
     def take(self, some: Ids | slice) -> torch.Tensor:
         """Return these rows in float32 or wider, valid until the next call. Do not change them."""
-        return self._take(some, self.dtype)
+        index = self._index[some]
+        if self._is_view(some):
+            return self._rows[index[0] : index[-1] + 1]
+        if self._scratch is not None:
+            return self._scratch.copy_rows(self._rows, index, self.dtype)
+        return self._rows.index_select(0, torch.from_numpy(index).to(self.device)).to(self.dtype)
+
+    def minus(self, some: Ids | slice, numbers: torch.Tensor) -> torch.Tensor:
+        """Return these rows minus a number each [N, 1], valid until the next call. The caller may change
+        them."""
+        if not self._is_view(some):
+            return self.take(some).sub_(numbers)
+        rows = self.take(some)
+        out = None if self._scratch is None else self._scratch.get("rows", rows.shape, self.dtype)
+        return torch.sub(rows, numbers, out=out)
 
     def gather(self, columns: Array) -> Array:
         """Return [N, M]: the numbers of the first N rows in their columns [N, M], in float32 or wider."""
@@ -83,19 +97,15 @@ class RankedRows:
         """
         return (self._top_on_device if self._scratch is None else self._top_on_host)(some, count)
 
-    def _take(self, some: Ids | slice, dtype: torch.dtype) -> torch.Tensor:
-        index = self._index[some]
-        if dtype == self._rows.dtype and (len(index) == 1 or (isinstance(some, slice) and self._is_range)):
-            return self._rows[index[0] : index[-1] + 1]
-        if self._scratch is not None:
-            return self._scratch.copy_rows(self._rows, index, dtype)
-        return self._rows.index_select(0, torch.from_numpy(index).to(self.device)).to(dtype)
+    def _is_view(self, some: Ids | slice) -> bool:
+        is_range = isinstance(some, slice) and self._is_range
+        return self.dtype == self._rows.dtype and (is_range or len(self._index[some]) == 1)
 
     def _group_maxima(self) -> torch.Tensor:
         """Return [N, groups]."""
         if self._maxima is None:
             if self._scratch is None:
-                maxima = _maxima(self._take(slice(None), self._rows.dtype))
+                maxima = _maxima(self.take(slice(None)))
             else:
                 maxima = self._maxima_on_host()
             self._maxima = maxima.to(self.dtype)
