@@ -7,24 +7,23 @@ decides.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from itertools import count
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pagefleet.engine.core.ngram_index import NgramIndex
+
 __all__ = ["Draft", "NgramProposer"]
 
-_NGRAM_LENGTHS: Final = (3, 2)
-"""The lengths of the n-grams that are looked up; the longest that occurred before is used."""
+Tokens = Sequence[int] | NDArray[np.int32]
+
 _PRIOR_PROBABILITIES: Final = (0.4, 0.6, 0.8, 0.9)
 """The initial probability that the next draft token is right, by `_length_class` of its match."""
 _LEARNING_RATE: Final = 0.125
 """The weight of the newest result in that probability."""
-
-
-Tokens = Sequence[int] | NDArray[np.int32]
 
 
 class Draft(NamedTuple):
@@ -45,14 +44,21 @@ class NgramProposer:
     so the probabilities, by length of the match, are learned without computing drafts.
 
     The result depends only on prompt and output. A long prompt is indexed in parts with `index_prompt`,
-    because indexing all of it would delay the step.
+    because indexing all of it would delay the step. Of a text of 65,536 tokens or more, only the last 32,768
+    or more are known (NgramIndex).
+
+    Args:
+        max_num_tokens: the largest number of tokens, prompt and output, that the text will have; None if
+            unknown.
     """
 
-    def __init__(self, num_prompt_tokens: int) -> None:
+    def __init__(self, num_prompt_tokens: int, max_num_tokens: int | None = None) -> None:
         self._num_prompt_tokens = num_prompt_tokens
+        self._max_num_tokens = max_num_tokens or sys.maxsize
         self._num_indexed = 0
-        self._ends: dict[tuple[int, ...], int] = {}
-        """The index after the last occurrence of each n-gram."""
+        # Created with the first tokens: a sequence that waits needs no memory for it.
+        self._index: NgramIndex | None = None
+        self._prompt: NDArray[np.int32] | None = None
         self._match: int | None = None
         self._length = 0
         self._probabilities = list(_PRIOR_PROBABILITIES)
@@ -60,10 +66,11 @@ class NgramProposer:
     def propose(self, token_ids: Tokens, max_num_tokens: int) -> Draft:
         """Return a draft of `max_num_tokens` tokens that may follow `token_ids`, or an empty one without a
         match."""
-        self._observe(token_ids)
+        tokens = _readable(token_ids)
+        self._observe(tokens)
         if self._match is None:
             return Draft([], [])
-        drafted = [int(each) for each in token_ids[self._match : self._match + max_num_tokens]]
+        drafted = list(tokens[self._match : self._match + max_num_tokens])
         # After the end of the text the draft repeats from the match.
         period = len(drafted)
         drafted += [drafted[index % period] for index in range(period, max_num_tokens)]
@@ -84,32 +91,34 @@ class NgramProposer:
         end = min(begin + max_num_tokens, self._num_prompt_tokens - 1)
         if end <= begin:
             return 0
-        for length in _NGRAM_LENGTHS:
-            first = max(0, begin - length + 1)
-            part = [int(each) for each in token_ids[first:end]]
-            ngrams = zip(*(part[offset:] for offset in range(length)), strict=False)
-            self._ends.update(zip(ngrams, count(first + length)))
+        if self._prompt is None:
+            self._prompt = np.asarray(token_ids[: self._num_prompt_tokens], dtype=np.int32)
+        self._made_index().add_all(_readable(token_ids), self._prompt, begin, end)
         self._num_indexed = end
+        if self.has_indexed_prompt:
+            self._prompt = None
         return end - begin
 
-    def _observe(self, token_ids: Tokens) -> None:
-        self.index_prompt(token_ids, self._num_prompt_tokens)
-        for index in range(self._num_indexed, len(token_ids)):
-            self._compare(int(token_ids[index]), token_ids)
-            for length in _NGRAM_LENGTHS:
-                if length > index + 1:
-                    continue
-                # Look the newest n-gram up before it is indexed itself.
-                ngram = tuple(int(each) for each in token_ids[index + 1 - length : index + 1])
-                if self._match is None and ngram in self._ends:
-                    self._match, self._length = self._ends[ngram], length
-                self._ends[ngram] = index + 1
-        self._num_indexed = len(token_ids)
+    def _made_index(self) -> NgramIndex:
+        if self._index is None:
+            self._index = NgramIndex(self._max_num_tokens)
+        return self._index
 
-    def _compare(self, token_id: int, token_ids: Tokens) -> None:
-        if self._match is None:
-            return
-        is_right = bool(token_ids[self._match] == token_id)
+    def _observe(self, tokens: Sequence[int]) -> None:
+        self.index_prompt(tokens, self._num_prompt_tokens)
+        index = self._made_index()
+        for end in range(self._num_indexed + 1, len(tokens) + 1):
+            if self._match is not None:
+                self._compare(tokens[end - 1], tokens[self._match])
+            found, length = index.add(tokens, end)
+            if found and self._match is None:
+                self._match, self._length = found, length
+        self._num_indexed = len(tokens)
+
+    def _compare(self, token_id: int, drafted: int) -> None:
+        """Learn whether the token that the match proposed is right."""
+        assert self._match is not None
+        is_right = token_id == drafted
         index = _length_class(self._length)
         self._probabilities[index] += (is_right - self._probabilities[index]) * _LEARNING_RATE
         if is_right:
@@ -117,6 +126,11 @@ class NgramProposer:
             self._length += 1
         else:
             self._match = None
+
+
+def _readable(token_ids: Tokens) -> Sequence[int]:
+    """Return the tokens in a form from which single ones are read fast, as ints."""
+    return token_ids.data if isinstance(token_ids, np.ndarray) else token_ids
 
 
 def _length_class(length: int) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from pagefleet.engine.config import EngineConfig
 from pagefleet.engine.core.block_pool import num_required_blocks
+from pagefleet.engine.core.ngram_index import num_index_bytes
 from pagefleet.engine.errors import ModelLoadError
 from pagefleet.engine.model_info import KVGroup
 
@@ -56,6 +57,8 @@ def fitting_kv_groups(
     """Return groups of which the first has `config.num_blocks` blocks, or as many as fit the memory and
     `max_num_seqs` full contexts can use.
 
+    On a CPU, the KV cache leaves room for the n-grams of as many sequences if there are speculative tokens.
+
     Raises ModelLoadError if not even one block of each group fits.
     """
     bytes_per_block = runner.kv_bytes_per_block(config.block_size)
@@ -77,6 +80,8 @@ def fitting_kv_groups(
         share = DEVICE_MEMORY_SHARE if runner.device.type == "cuda" else CPU_MEMORY_SHARE
         num_usable = config.max_num_seqs * -(-max_model_len // config.block_size)
         num_available = int(warmed.spare * share)
+        if runner.device.type == "cpu" and config.num_speculative_tokens:
+            num_available = max(0, num_available - config.max_num_seqs * num_index_bytes(max_model_len))
     num_blocks = bisect_right(range(1, num_usable + 1), num_available, key=num_bytes)
     if num_blocks < 1:
         raise ModelLoadError(

@@ -124,13 +124,18 @@ class SequenceFactory:
             detokenizer=IncrementalDetokenizer(self._tokenizer, params, prompt),
             logit_rules=make_logit_rules(params, len(prompt), bad_words, ends),
             grammar=request.grammar.copy() if request.grammar is not None else None,
-            proposer=NgramProposer(len(prompt)) if self._speculates and params.speculate else None,
+            proposer=self._proposer(request, len(prompt)),
             # All choices have the same prompt: only the first one computes its logprobs.
             prompt_logprobs=[] if params.prompt_logprobs is not None and choice == 0 else None,
         )
         if sequence.grammar is not None:
             sequence.grammar.limit(self._max_num_tokens(request, len(prompt)) - len(prompt))
         return sequence
+
+    def _proposer(self, request: EngineRequest, num_prompt_tokens: int) -> NgramProposer | None:
+        if not self._speculates or not request.sampling_params.speculate:
+            return None
+        return NgramProposer(num_prompt_tokens, self._max_num_tokens(request, num_prompt_tokens))
 
     def _replay(self, sequence: Sequence, log: list[int]) -> TokenEnd | None:
         """Append the output tokens of an earlier attempt; return the reason if they end the sequence."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -12,9 +13,10 @@ from tiny_gguf import write_gguf
 
 from pagefleet.engine import EngineConfig, EngineRequest, LLMEngine, SamplingParams
 from pagefleet.engine.backends.base import Backend
+from pagefleet.engine.core.ngram_index import num_index_bytes
 from pagefleet.engine.execution import warm_up
-from pagefleet.engine.execution.kv_sizing import CPU_MEMORY_SHARE
-from pagefleet.engine.execution.warm_up import peak_memory
+from pagefleet.engine.execution.kv_sizing import CPU_MEMORY_SHARE, DEVICE_MEMORY_SHARE, fitting_kv_groups
+from pagefleet.engine.execution.warm_up import WarmUp, peak_memory
 from pagefleet.engine.loading.checkpoint import resolve
 
 MIB = 2**20
@@ -88,6 +90,30 @@ def test_the_kv_cache_leaves_the_largest_step_its_room(tiny_model, monkeypatch):
     monkeypatch.setattr(warm_up, "peak_memory", lambda device, compute: compute() or 60 * MIB)
     per_block = 4096
     monkeypatch.setattr(Backend, "kv_bytes_per_block", lambda *arguments: [per_block])
-    engine = LLMEngine.from_config(EngineConfig(model=tiny_model, max_num_seqs=10_000))
+    engine = LLMEngine.from_config(
+        EngineConfig(model=tiny_model, max_num_seqs=10_000, num_speculative_tokens=0)
+    )
     assert engine.info.num_blocks == int(40 * MIB * CPU_MEMORY_SHARE) // per_block
     engine.close()
+
+
+def test_the_kv_cache_leaves_room_for_the_n_grams_of_all_sequences():
+    """On a CPU, where both are in the same memory, and with speculative tokens."""
+
+    def num_bytes(device: str = "cpu", **fields) -> int:
+        runner = SimpleNamespace(
+            device=torch.device(device),
+            spec=SimpleNamespace(kv_windows=(None,)),
+            kv_bytes_per_block=lambda block_size: [8192],
+        )
+        config = EngineConfig(model="any", max_num_seqs=64, **fields)
+        (group,) = fitting_kv_groups(runner, config, 32_768, WarmUp(400 * MIB, 512, 0.001))
+        return group.num_blocks * 8192
+
+    needed = 64 * num_index_bytes(32_768)
+    assert needed == 32 * MIB
+    without = int(400 * MIB * CPU_MEMORY_SHARE)
+    assert num_bytes(num_speculative_tokens=0) == without
+    assert num_bytes() == without - needed
+    assert num_bytes("cuda") == int(400 * MIB * DEVICE_MEMORY_SHARE) // 8192 * 8192
+    assert num_bytes(kv_memory_bytes=50 * MIB) == 50 * MIB
