@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pagefleet.workers.bench.host import HostCase, host_table, run_host_bench
+from pagefleet.workers.bench.host import CASES, HostCase, host_table, run_host_bench
 
 MODEL = "smollm2-135m-instruct"
 
@@ -49,3 +49,11 @@ def test_a_peer_s_figures_stand_beside_ours(tmp_path):
     (found,) = figures["cases"].values()
     assert found["over_vllm"] == pytest.approx((found["engine_ms"] + found["output_ms"]) / 1000, abs=1e-3)
     assert "ours / vLLM's" in host_table(figures)
+
+
+@pytest.mark.alone
+@pytest.mark.slow
+def test_a_step_takes_the_engine_s_thread_no_more_than_three_times_its_goal():
+    figures = run_host_bench(MODEL, peer=Path("missing"), progress=lambda line: None, num_steps=40)
+    for case in CASES:
+        assert figures["cases"][case.name]["engine_min_ms"] < 3 * case.goal_ms
