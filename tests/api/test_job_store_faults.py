@@ -795,3 +795,13 @@ def test_an_epoch_below_zero_stops_no_step(store):
     assert epochs == {"broken": -4, "whole": 1}
     replies = step(store, *(item(0, 1, job_id=job_id, epoch=epoch) for job_id, epoch in epochs.items()))
     assert [reply.status for reply in replies] == ["ok", "ok"]
+
+
+def test_an_epoch_that_no_number_holds_fences_each_operation(store):
+    """A job that STEP accepts and MARK refuses would wait for its first token forever."""
+    beat(store, "w1")
+    submit(store)
+    store.redis.hset(keys.job("j"), "epoch", "-78450625330237072")
+    epoch = claim(store).epoch
+    assert store.mark("w1", {"j": epoch}) == {"j"}
+    assert step(store, item(0, 1, epoch=epoch)).status == "fenced"

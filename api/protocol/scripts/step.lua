@@ -91,7 +91,8 @@ local function apply(item)
   if not job[1] then
     return { 'gone', 0 }
   end
-  local mine = job[2] == worker and tonumber(job[3]) == epochs[item]
+  -- As texts, as in MARK: two numbers beyond 2^53, which only a stranger writes, may round to the same one.
+  local mine = job[2] == worker and job[3] == string.format('%d', epochs[item])
   local n = tonumber(job[8] or '0')
   if n < 0 or n ~= math.floor(n) then
     return { 'unreadable', 0 } -- would never agree with what the worker sends
