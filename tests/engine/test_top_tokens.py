@@ -30,7 +30,7 @@ def ranking_of(row: torch.Tensor) -> list[int]:
 
 
 @pytest.mark.parametrize("scratch", [Scratch(), None], ids=["host", "device"])
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=60)
 @given(
     st.integers(1, 3000),
     st.integers(0, 10**6),
@@ -41,11 +41,14 @@ def ranking_of(row: torch.Tensor) -> list[int]:
 def test_the_first_of_the_ranking_are_found(scratch, vocab_size, seed, spread, dtype, data):
     """Given some rows in any order: the tokens above the last one are complete and in order, by the CPU's
     method and by that of other devices."""
-    count = data.draw(st.integers(1, vocab_size) | st.integers(1, min(64, vocab_size)))
-    rows = some_rows(6, vocab_size, seed, spread).to(dtype)
-    ranked = RankedRows(rows, np.array([4, 1, 2, 5, 0]), scratch)
-    whole = [rows[4], rows[1], rows[2], rows[5], rows[0]]
-    places = np.array([3, 0, 4, 1])
+    count = data.draw(st.integers(1, vocab_size) | st.integers(1, max(1, vocab_size // 40)))
+    rows = some_rows(9, vocab_size, seed, spread).to(dtype)
+    index = np.array([4, 1, 2, 5, 0, 8, 6])
+    ranked = RankedRows(rows, index, scratch)
+    whole = [rows[place] for place in index]
+    # As many as are ranked together.
+    places = np.array([3, 0, 4, 1, 6, 5])
+    assert len(places) >= top_tokens.MIN_GROUPED_ROWS
     found = ranked.top(places, count)
     assert ranked.max().tolist() == [float(each.max()) for each in whole]
     for some in (places, np.array([1, 2])):
@@ -118,3 +121,12 @@ def test_keep_top_mass_cuts_the_ranking_at_the_mass(vocab_size, seed, spread, na
     if values.max() > -torch.inf:
         assert torch.equal(keep_top_mass(values, weights, mass, nat), expected)
     assert torch.equal(weights, before), "the weights are the caller's"
+
+
+def test_zero_and_minus_zero_are_equal():
+    """Given rows that are ranked together, whose highest tokens are 0.0 and -0.0 in turn, above others."""
+    row = -torch.arange(1.0, 3201.0)
+    row[200:3200:150] = torch.tensor([0.0, -0.0] * 10)
+    rows = row.expand(top_tokens.MIN_GROUPED_ROWS, -1).contiguous()
+    found = RankedRows(rows, scratch=Scratch()).top(np.arange(len(rows)), 40)
+    assert found.ids[:, :20].tolist() == [list(range(200, 3200, 150))] * len(rows)
