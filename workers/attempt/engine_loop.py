@@ -169,8 +169,8 @@ class EngineLoop:
         started_at = time.monotonic()
         plan = self._steps.schedule()
         if (request_ids := self._mark(plan)) and len(plan) and self._await_marks(request_ids):
+            # Requests that came meanwhile are marked before the next step: now it is too early.
             plan = self._steps.reschedule(plan)
-            self._mark(plan)
         if len(plan):
             self._steps.submit(plan)
             self._started_at.append(started_at)
@@ -193,9 +193,11 @@ class EngineLoop:
         self._report(step, tokens)
 
     def _mark(self, plan: SchedulerOutput) -> list[str]:
-        """Let the listener mark requests that the step has room for; return those that are new."""
+        """Let the listener mark the requests that the step has room for, and return them.
+
+        Not while others are being marked: they begin first, and the next ones would be suspects meanwhile."""
         waiting = dict.fromkeys(sequence.request_id for sequence in plan.unconfirmed)
-        request_ids = [each for each in waiting if each not in self._unmarked]
+        request_ids = [] if self._unmarked else list(waiting)
         if request_ids:
             self._unmarked |= dict.fromkeys(request_ids, time.monotonic())
             self._listener.before_prefill(request_ids)
