@@ -6,7 +6,8 @@ memory; everything else (grammars, rules of logits, text) stays in the Sequence.
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Entries
+import contextlib
+import mmap
 from multiprocessing.shared_memory import SharedMemory
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -26,6 +27,9 @@ NUM_STOP_IDS: Final = 4
 """Stop tokens of a sequence that the table holds. The stop tokens of one with more are checked one by one."""
 
 _NO_TOP_K: Final = np.iinfo(np.int64).max
+_MAX_INT32: Final = int(np.iinfo(np.int32).max)
+_LARGE_COLUMN: Final = 2**20
+"""Bytes from which a column gets pages of its own."""
 
 _COLUMNS: Final = {
     "num_tokens": np.int32,
@@ -57,6 +61,7 @@ class _Layout(NamedTuple):
     num_slots: int
     max_model_len: int
     num_groups: int
+    block_size: int
     max_num_blocks: int
     memory: str | None
 
@@ -120,7 +125,7 @@ class BatchTable:
         is_shared: bool = False,
     ) -> None:
         max_num_blocks = -(-max_model_len // block_size) + 1
-        self._layout = _Layout(capacity, max_model_len, num_groups, max_num_blocks, None)
+        self._layout = _Layout(capacity, max_model_len, num_groups, block_size, max_num_blocks, None)
         self._memory: SharedMemory | None = None
         if is_shared:
             size = sum(_num_bytes(dtype, shape) for dtype, shape in self._shapes().values())
@@ -168,6 +173,10 @@ class BatchTable:
         self.serial[slot] = 0
         self._free.append(slot)
 
+    @property
+    def block_size(self) -> int:
+        return self._layout.block_size
+
     def rows(self, slot: int) -> list[NDArray[np.int32]]:
         """Return the slot's row of the block tables of each group."""
         return list(self.block_tables[:, slot])
@@ -185,12 +194,13 @@ class BatchTable:
 
     def _add_ends(self, slot: int, sequence: Sequence) -> None:
         params: SamplingParams = sequence.sampling_params
-        ids: Entries[int] = params.stop_token_ids
+        # A request may name tokens that no vocabulary has: they are never sampled.
+        ids = [token_id for token_id in params.stop_token_ids if token_id <= _MAX_INT32]
         self.stop_ids[slot] = -1
         self.stop_ids[slot, : min(len(ids), NUM_STOP_IDS)] = ids[:NUM_STOP_IDS]
         self.is_checked[slot] = sequence.grammar is not None or len(ids) > NUM_STOP_IDS
         self.takes_eos[slot] = not params.ignore_eos
-        self.min_num_tokens[slot] = sequence.num_prompt_tokens + params.min_tokens
+        self.min_num_tokens[slot] = min(sequence.num_prompt_tokens + params.min_tokens, _MAX_INT32)
 
     def _shapes(self) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
         layout = self._layout
@@ -207,10 +217,27 @@ class BatchTable:
         offset = 0
         for name, (dtype, shape) in self._shapes().items():
             if self._memory is None:
-                setattr(self, name, np.zeros(shape, dtype))
+                setattr(self, name, _zeros(dtype, shape))
                 continue
             setattr(self, name, np.ndarray(shape, dtype, self._memory.buf, offset))
             offset += _num_bytes(dtype, shape)
+
+
+def _zeros(dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return a column of zeros.
+
+    numpy asks for huge pages, and one of 2 MiB contains several rows of tokens: the first token of one row
+    would commit the memory of them all. So a large column is mapped without huge pages.
+    """
+    size = _num_bytes(dtype, shape)
+    if size < _LARGE_COLUMN:
+        return np.zeros(shape, dtype)
+    memory = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        # A kernel without huge pages rejects the advice.
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.ndarray(shape, dtype, memory)
 
 
 def _num_bytes(dtype: type[np.generic], shape: tuple[int, ...]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import resource
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -91,3 +92,23 @@ def test_a_table_without_shared_memory_stays_in_its_process():
     with pytest.raises(AssertionError, match="only a shared table"):
         table.__reduce__()
     table.close()
+
+
+def test_numbers_that_no_token_reaches_fit_the_columns():
+    table = BatchTable(1, 16)
+    params = SamplingParams(max_tokens=2**40, min_tokens=2**40, stop_token_ids=(2**31, 7))
+    table.add(Sequence("a", np.array([1]), 1, params, seed=0))
+    assert table.stop_ids[0].tolist() == [7, -1, -1, -1]
+    assert table.min_num_tokens[0] == 2**31 - 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_a_short_sequence_does_not_commit_the_memory_of_long_ones():
+    before = resident_mib()
+    table = BatchTable(256, 131_072)
+    table.token_ids[:, 0] = 1
+    assert resident_mib() - before < 16
+
+
+def resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
