@@ -58,7 +58,6 @@ class NgramProposer:
         self._num_indexed = 0
         # Created with the first tokens: a sequence that waits needs no memory for it.
         self._index: NgramIndex | None = None
-        self._prompt: NDArray[np.int32] | None = None
         self._match: int | None = None
         self._length = 0
         self._probabilities = list(_PRIOR_PROBABILITIES)
@@ -91,12 +90,10 @@ class NgramProposer:
         end = min(begin + max_num_tokens, self._num_prompt_tokens - 1)
         if end <= begin:
             return 0
-        if self._prompt is None:
-            self._prompt = np.asarray(token_ids[: self._num_prompt_tokens], dtype=np.int32)
-        self._made_index().add_all(_readable(token_ids), self._prompt, begin, end)
+        # Not kept until the next call: the sequence may be preempted and lose this row of the batch table.
+        prompt = np.asarray(token_ids[: self._num_prompt_tokens], dtype=np.int32)
+        self._made_index().add_all(_readable(token_ids), prompt, begin, end)
         self._num_indexed = end
-        if self.has_indexed_prompt:
-            self._prompt = None
         return end - begin
 
     def _made_index(self) -> NgramIndex:

@@ -189,3 +189,13 @@ def test_its_memory_is_what_it_says_and_at_most_a_mebibyte():
 
 def test_a_sequence_that_waits_has_no_memory_for_it():
     assert NgramProposer(1000, 2000)._index is None
+
+
+def test_an_array_that_is_overwritten_between_two_calls_does_not_matter():
+    """A preempted sequence loses its row of the batch table to another one."""
+    text = np.array([*range(2000), *range(50), 1500, 1501], dtype=np.int32)
+    row, proposer = text.copy(), NgramProposer(len(text))
+    proposer.index_prompt(row, 1000)
+    row[:] = 7
+    proposer.index_prompt(text, len(text))
+    assert proposer.propose(text, 3).token_ids == [1502, 1503, 1504]
