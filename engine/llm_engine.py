@@ -116,7 +116,8 @@ class LLMEngine:
 
     @property
     def has_unfinished_requests(self) -> bool:
-        return bool(self._sequences or self._ended)
+        """Whether `step` has something to do. A step whose sequences have all ended must still be taken."""
+        return bool(self._sequences or self._ended or self._pipeline.num_in_flight)
 
     @property
     def num_free_blocks(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from copy import copy
 from typing import Final
 
 import numpy as np
@@ -53,11 +54,16 @@ class Speculation:
         estimate = _StepEstimate(step)
         num_tokens_left = min(num_tokens_left, self._max_num_rows - estimate.num_sampled)
         table = step.table
-        # What follows a booked token is not known.
-        is_known = step.is_sampled & (table.num_booked[step.slots] == 0)
-        for index in np.flatnonzero(is_known).tolist():
+        is_booked = table.num_booked[step.slots] > 0
+        for index in np.flatnonzero(step.is_sampled).tolist():
             sequence = step.sequences[index]
             if sequence.proposer is None:
+                continue
+            if is_booked[index]:
+                # What follows the booked token is not known. If there would be a draft without it, the
+                # sequence waits for it before the next step.
+                would_draft = self._draft_or_disable(sequence, num_tokens_left, copy(estimate))
+                table.may_draft[sequence.slot] = bool(would_draft)
                 continue
             drafts = self._draft_or_disable(sequence, num_tokens_left, estimate)
             table.may_draft[sequence.slot] = bool(drafts)

@@ -159,7 +159,11 @@ class ModelRunner(Executor):
         logprobs."""
         with self.tracer.span("prepare"):
             blocks = step.block_tables(self._block_size).astype(np.int64)
-            batch = RaggedBatch(step.token_ids, step.query_lens, step.context_lens, blocks)
+            token_ids = step.token_ids
+            if step.carried is not None:
+                # The step before samples `vocab_size` for a sequence that it cannot sample.
+                token_ids = np.where(token_ids < self.spec.vocab_size, token_ids, 0)
+            batch = RaggedBatch(token_ids, step.query_lens, step.context_lens, blocks)
             rows = step.rows.logit_rows
             if step.guests.prompts.rows:
                 rows = np.append(rows, np.array(step.guests.prompts.rows, dtype=np.int64))

@@ -41,6 +41,7 @@ class OverlappedExecutor(Executor):
     def submit(self, step: StepInput) -> Pending:
         """See `Executor.submit`."""
         before = self._last if self._last is not None and not self._last.is_taken else None
+        step.keep_blocks()
         future = self._thread.submit(self._run, step, before)
         self._last = _Submitted(future)
         return self._last

@@ -68,15 +68,23 @@ class StepInput:
     """The drafts of all sequences, end to end."""
     carried: _Carried | None = None
     guests: Guests = field(default_factory=Guests)
+    kept_blocks: NDArray[np.int32] | None = None
+    """The block tables when the step was submitted; None if they are read when it is computed."""
 
     def __len__(self) -> int:
         return len(self.slots)
 
     def block_tables(self, block_size: int) -> NDArray[np.int32]:
         """Return [groups, S, blocks]: the blocks of each sequence, as many as the longest one has."""
+        if self.kept_blocks is not None:
+            return self.kept_blocks
         num_blocks = -(-int((self.context_lens + self.query_lens).max()) // block_size)
         blocks: NDArray[np.int32] = self.table.block_tables[:, self.slots, :num_blocks]
         return blocks
+
+    def keep_blocks(self) -> None:
+        """Copy the block tables: until the step is computed, another sequence may get one of its slots."""
+        self.kept_blocks = self.block_tables(self.table.block_size)
 
     def carry(self, token_ids: Indices) -> None:
         """Fill in the carried tokens, given those that the step before sampled."""
