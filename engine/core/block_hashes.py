@@ -12,12 +12,20 @@ from numpy.typing import NDArray
 
 from pagefleet.engine.core.sequence import Sequence
 
-__all__ = ["extend_hashes", "hash_blocks", "hash_salt"]
+__all__ = ["extend_hashes", "hash_block", "hash_blocks", "hash_salt"]
 
 
 def hash_salt(cache_salt: str) -> bytes:
     """Return the parent of a text's first block."""
     return blake2b(cache_salt.encode("utf-8", errors="surrogatepass"), digest_size=16).digest()
+
+
+def hash_block(parent: bytes, packed: bytes) -> bytes:
+    """Return the hash of one full block, see `hash_blocks`.
+
+    `packed` are its token ids as little-endian int32.
+    """
+    return blake2b(parent + packed, digest_size=16).digest()
 
 
 def hash_blocks(parent: bytes, token_ids: NDArray[np.int32], block_size: int) -> list[bytes]:
@@ -31,7 +39,7 @@ def hash_blocks(parent: bytes, token_ids: NDArray[np.int32], block_size: int) ->
     num_bytes = 4 * block_size
     hashes: list[bytes] = []
     for end in range(num_bytes, len(packed) + 1, num_bytes):
-        parent = blake2b(parent + packed[end - num_bytes : end], digest_size=16).digest()
+        parent = hash_block(parent, packed[end - num_bytes : end])
         hashes.append(parent)
     return hashes
 

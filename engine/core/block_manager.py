@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pagefleet.engine.core.block_hashes import extend_hashes
+import numpy as np
+from numpy.typing import NDArray
+
+from pagefleet.engine.core.block_hashes import extend_hashes, hash_block, hash_salt
 from pagefleet.engine.core.block_pool import BlockPool
 from pagefleet.engine.core.sequence import Sequence
 from pagefleet.engine.model_info import KVGroup
@@ -176,6 +179,20 @@ class BlockManager:
         self._count_slots(sequence)
         return True
 
+    def append_blocks(self, sequences: list[Sequence]) -> NDArray[np.int32] | None:
+        """Allocate one more block for each sequence; return their ids.
+
+        Return None, with no change, if too few are free or there is more than one group. The same as `grow`
+        in a tenth of the time, for steps in which many sequences begin a block. The caller writes the blocks
+        to the batch table.
+        """
+        if len(self._pools) > 1 or self._pools[0].num_free < len(sequences):
+            return None
+        block_ids = self._pools[0].take(len(sequences))
+        for sequence, block_id in zip(sequences, block_ids, strict=True):
+            sequence.block_tables[0].block_ids.append(block_id)
+        return np.array(block_ids, dtype=np.int32)
+
     def shrink(self, sequence: Sequence, num_tokens: int) -> None:
         """Free the blocks after those that hold `num_tokens`; they must not have a hash."""
         num_blocks = self._num_blocks_of(num_tokens)
@@ -195,6 +212,26 @@ class BlockManager:
         if self.has_windows:
             for pool, table in zip(self._pools, sequence.block_tables, strict=True):
                 pool.free_passed(table, num_computed)
+
+    def cache_block(self, sequence: Sequence, place: int, packed: bytes) -> None:
+        """Cache block number `place` of a sequence, which became full. The same as `advance` in less time, if
+        no group has a window.
+
+        Args:
+            packed: its token ids as little-endian int32.
+        """
+        if not self._uses_prefix_cache(sequence):
+            return
+        hashes = sequence.block_hashes
+        if len(hashes) == place:
+            hashes.append(hash_block(hashes[-1] if hashes else hash_salt(sequence.cache_salt), packed))
+        else:
+            extend_hashes(sequence, place + 1, self.block_size)
+        block_hash = hashes[place]
+        if self._pending.get(block_hash) is sequence:
+            del self._pending[block_hash]
+        for pool, table in zip(self._pools, sequence.block_tables, strict=True):
+            pool.cache_block(table.block_ids[place], block_hash)
 
     def free(self, sequence: Sequence) -> None:
         """Free all blocks of the sequence. Computed ones stay in the prefix cache until they are reused."""

@@ -148,6 +148,10 @@ class BlockPool:
         for _ in range(num_blocks - len(table.block_ids)):
             table.append(self._take_free_block())
 
+    def take(self, num_blocks: int) -> list[int]:
+        """Return free blocks for new tables or the ends of tables; there must be as many."""
+        return [self._take_free_block() for _ in range(num_blocks)]
+
     def shrink(self, table: BlockTable, num_blocks: int) -> None:
         """Free the blocks after the first `num_blocks`; they must not have a hash."""
         while len(table.block_ids) > num_blocks:
@@ -156,18 +160,21 @@ class BlockPool:
             assert block.hash is None, block
             self._release(block)
 
+    def cache_block(self, block_id: int, block_hash: bytes) -> None:
+        """Add one full block to the prefix cache, see `cache`."""
+        block = self._blocks[block_id]
+        assert block.hash is None, block
+        if self._cached.setdefault(block_hash, block_id) == block_id:
+            block.hash = block_hash
+
     def cache(self, block_ids: list[int], hashes: list[bytes]) -> None:
         """Add full blocks to the prefix cache.
 
         If two sequences computed the same tokens in parallel, the first copy is cached. The second has no
         hash and is reused first.
         """
-        cached = self._cached
         for block_id, block_hash in zip(block_ids, hashes, strict=True):
-            block = self._blocks[block_id]
-            assert block.hash is None, block
-            if cached.setdefault(block_hash, block_id) == block_id:
-                block.hash = block_hash
+            self.cache_block(block_id, block_hash)
 
     def free_passed(self, table: BlockTable, position: int) -> None:
         """Free the blocks that no query from `position` on can read."""

@@ -168,8 +168,24 @@ class Bookings:
         self.num_prompt_tokens_computed += int(np.maximum(computed, 0).sum())
         block_size = self._block_manager.block_size
         is_full = before[alive] // block_size != after[alive] // block_size
-        for index in alive[is_full].tolist():
-            self._block_manager.advance(step.sequences[index], int(before[index]), int(after[index]))
+        full = alive[is_full]
+        if self._block_manager.has_windows or (after[full] - before[full] > 1).any():
+            for index in full.tolist():
+                self._block_manager.advance(step.sequences[index], int(before[index]), int(after[index]))
+        elif len(full):
+            self._cache_blocks(step, full)
+
+    def _cache_blocks(self, step: SchedulerOutput, full: NDArray[np.int64]) -> None:
+        """Cache the blocks of sequences of which the step computed the last token of a block."""
+        block_size = self._block_manager.block_size
+        starts = step.num_computed[full] + 1 - block_size
+        columns = starts[:, None] + np.arange(block_size)
+        packed = self._table.token_ids[step.slots[full][:, None], columns].astype("<i4").tobytes()
+        num_bytes = 4 * block_size
+        places = (starts // block_size).tolist()
+        for number, (index, place) in enumerate(zip(full.tolist(), places, strict=True)):
+            tokens = packed[number * num_bytes : (number + 1) * num_bytes]
+            self._block_manager.cache_block(step.sequences[index], place, tokens)
 
     def _release_drafts(
         self, step: SchedulerOutput, after: NDArray[np.int32], num_known: NDArray[np.int32]

@@ -257,6 +257,8 @@ class Scheduler:
         # In most steps most sequences need one token and no block. A loop runs over the others only.
         table, slots = self.table, running.slots
         is_full = table.num_computed[slots] >= table.num_slots[slots]
+        if is_full.any() and running.num_left.max() == 1:
+            is_full = self._append_blocks(running, is_full)
         counts, costs = np.ones((2, len(slots)), dtype=np.int32)
         num_running, num_spent = len(slots), 0
         for index in np.flatnonzero(is_full | (running.num_left > 1)).tolist():
@@ -289,6 +291,17 @@ class Scheduler:
             counts, costs = counts[kept], costs[kept]
         builder.add_all(sequences, slots, counts)
         return max(0, self._token_budget - int(costs.sum()))
+
+    def _append_blocks(self, running: _Schedulable, is_full: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Allocate a block for each sequence that needs one for its next token; return which still do."""
+        full = np.flatnonzero(is_full)
+        block_ids = self.block_manager.append_blocks([running.sequences[index] for index in full.tolist()])
+        if block_ids is None:
+            return is_full
+        table, slots, block_size = self.table, running.slots[full], self.block_manager.block_size
+        table.block_tables[0, slots, table.num_slots[slots] // block_size] = block_ids
+        table.num_slots[slots] += block_size
+        return np.zeros_like(is_full)
 
     def _schedule_turns(self, builder: StepBuilder, running: list[Sequence]) -> int:
         """Schedule as many sequences as the budget has tokens, those first that were computed longest ago."""
