@@ -52,6 +52,16 @@ class _InFlight(NamedTuple):
     submitted_at: float
 
 
+class _Failed(Pending):
+    """A step that could not be submitted."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def result(self) -> StepResult:
+        raise self._error
+
+
 class StepPipeline:
     """Submits the steps of one scheduler to an executor, and takes their results in the same order.
 
@@ -101,11 +111,17 @@ class StepPipeline:
             step = step.select(np.flatnonzero(is_alive))
         if not len(step):
             return
-        with self._executor.tracer.span("prepare"):
-            step_input = self._step_inputs.make(step)
-            self._scheduler.bookings.book(step)
         submitted_at = time.monotonic()
-        self._in_flight.append(_InFlight(step, self._executor.submit(step_input), submitted_at))
+        pending: Pending
+        try:
+            with self._executor.tracer.span("prepare"):
+                step_input = self._step_inputs.make(step)
+            pending = self._executor.submit(step_input)
+        except Exception as error:  # noqa: BLE001
+            # It fails when it is taken, like a step that cannot be computed.
+            pending = _Failed(error)
+        self._scheduler.bookings.book(step)
+        self._in_flight.append(_InFlight(step, pending, submitted_at))
 
     def take(self) -> StepTokens:
         """Wait for the oldest step and return its tokens. See `LLMEngine.take`."""

@@ -20,6 +20,7 @@ from pagefleet.engine import (
 )
 from pagefleet.engine.core.speculation import Speculation
 from pagefleet.engine.errors import EngineFailedError
+from pagefleet.engine.execution import step_input
 from pagefleet.engine.execution.executor import Executor
 from pagefleet.engine.execution.null_executor import NullExecutor, null_token
 from pagefleet.engine.fault_isolation import FaultIsolation
@@ -222,6 +223,24 @@ def test_a_rule_that_fails_ends_its_sequence_without_a_second_forward_pass(tiny_
     assert told["1"] == [FinishReason.ERROR]
     assert [len(told[name]) for name in "023"] == [5, 5, 5]
     assert calls == [4, 3, 3, 3]
+
+
+def test_a_rule_that_cannot_be_prepared_ends_its_sequence(tiny_bytes, monkeypatch):
+    prepare = step_input.row_rules
+
+    def picky(row: int, sequence: Any, drafts: Any) -> Any:
+        if sequence.request_id == "1":
+            raise _Bad
+        return prepare(row, sequence, drafts)
+
+    monkeypatch.setattr(step_input, "row_rules", picky)
+    engine = _real_engine(tiny_bytes)
+    for name in "0123":
+        params = {"temperature": 0, "repetition_penalty": 1.1, "ignore_eos": True, "max_tokens": 4}
+        engine.add_request(EngineRequest(name, [int(name), 70], SamplingParams(**params)))
+    told = run(engine)
+    assert told["1"] == [FinishReason.ERROR]
+    assert [len(told[name]) for name in "023"] == [5, 5, 5]
 
 
 @pytest.mark.parametrize("place", ["copy", "narrow", "accept", "num_valid"])
