@@ -6,8 +6,31 @@ import pytest
 from harness import leave, make_worker, submit
 
 from pagefleet.api.contract.messages import JobState
+from pagefleet.engine import EngineConfig, EngineRequest, LLMEngine, NullOptions, SamplingParams
 from pagefleet.engine.execution.null_executor import null_token
+from pagefleet.workers.attempt.engine_loop import EngineLoop
 from pagefleet.workers.threads.polling import wait_until
+
+
+class Listener:
+    """Aborts `victim` while a step waits for the marks of others, and counts the steps of the metrics."""
+
+    loop: EngineLoop
+    victim = ""
+    valid = True
+    num_steps = 0
+
+    def before_prefill(self, _):
+        self.loop.abort(self.victim)
+
+    def on_step(self, _started_at, _step):
+        self.num_steps += 1
+
+    def tick(self): ...
+
+    def on_tokens(self, _): ...
+
+    def on_no_token(self, _): ...
 
 
 def tokens(seed: int, count: int) -> list[int]:
@@ -68,3 +91,21 @@ def test_another_worker_continues_where_it_left(store):
         assert (kind, record.attempts) == ("ended", 2)
         assert record.result().token_ids == tokens(index, 400)
     leave(second)
+
+
+def test_a_step_that_lost_all_its_sequences_is_not_timed():
+    null = NullOptions(step_time_s=0)
+    config = EngineConfig(model="null", backend="null", overlap_steps=True, null=null)
+    engine, listener = LLMEngine.from_config(config), Listener()
+    loop = listener.loop = EngineLoop(engine, listener, listener, listener)
+    engine.add_request(EngineRequest("running", [1], SamplingParams(speculate=False)))
+    loop._step()
+    engine.add_request(EngineRequest("new", [2], SamplingParams(max_tokens=3)), is_confirmed=False)
+    listener.victim = "running"
+    loop._step()
+    assert len(loop._started_at) == engine.num_in_flight == 1
+    engine.confirm("new")
+    while engine.has_unfinished_requests:
+        loop._step()
+    assert listener.num_steps == 4
+    assert not loop._started_at

@@ -172,8 +172,11 @@ class EngineLoop:
             # Requests that came meanwhile are marked before the next step: now it is too early.
             plan = self._steps.reschedule(plan)
         if len(plan):
+            num_in_flight = self._engine.num_in_flight
             self._steps.submit(plan)
-            self._started_at.append(started_at)
+            # All of its sequences may have ended while it waited for marks.
+            if self._engine.num_in_flight > num_in_flight:
+                self._started_at.append(started_at)
             if not self._steps.must_take:
                 return
         step = self._engine.oldest_step
