@@ -25,7 +25,7 @@ from pagefleet.api.contract.messages import (
 )
 from pagefleet.api.contract.sampling import MAX_CHOICES
 
-_MODEL_FIRST: Final = '{"model":'
+_MODEL_FIRST: Final = '{"model":"'
 _DECODER: Final = json.JSONDecoder()
 TIMES: Final = ("enqueued_at", "claimed_at", "first_token_at", "ended_at")
 
@@ -193,7 +193,7 @@ class JobRecord:
             request = self.fields["request"]
             if request.startswith(_MODEL_FIRST):
                 # As pagefleet writes it. A long prompt takes milliseconds to parse.
-                return str(_DECODER.raw_decode(request, len(_MODEL_FIRST))[0])
+                return str(_DECODER.raw_decode(request, len(_MODEL_FIRST) - 1)[0])
             return str(json.loads(request)["model"])
         except (ValueError, KeyError, TypeError, RecursionError):
             return ""

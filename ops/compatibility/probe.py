@@ -18,7 +18,7 @@ from pagefleet.api.protocol.job_store import JobStore
 
 Support = Literal["yes", "no", "differs"]
 SEED: Final = 7
-TEXT: Final = "f-)WMZsL2`QBIlih"
+TEXT: Final = 'zF E;@l9!Uhk= 4"'
 """The null engine's text for this seed, in the first choice."""
 
 

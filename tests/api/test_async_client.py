@@ -29,7 +29,7 @@ from pagefleet.api.client.asynchronous import inbox, subscriber
 from pagefleet.api.protocol.job_store import JobStore
 from pagefleet.workers.threads.polling import wait_until
 
-SEED_7 = "f-)WMZsL2`QBIlih"
+SEED_7 = 'zF E;@l9!Uhk= 4"'
 
 
 @pytest.fixture

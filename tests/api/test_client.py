@@ -35,7 +35,7 @@ from pagefleet.api.client.synchronous import inbox
 from pagefleet.api.contract import keys
 from pagefleet.api.protocol.job_store import JobStore
 
-SEED_7 = "f-)WMZsL2`QBIlih"
+SEED_7 = 'zF E;@l9!Uhk= 4"'
 SEED_7_IDS = list(SEED_7.encode())
 
 
@@ -111,10 +111,10 @@ class TestGenerate:
         assert (result.num_prompt_tokens, result.text) == (1 + 9 + 11, SEED_7[:4])
 
     def test_a_stop_string_ends_it(self, fleet):
-        stop_at = SEED_7.index("sL2")
-        result = fleet.generate("Hello", seed=7, max_tokens=16, stop="sL2").result()
+        stop_at = SEED_7.index("l9!")
+        result = fleet.generate("Hello", seed=7, max_tokens=16, stop="l9!").result()
         assert (result.text, result.finish_reason) == (SEED_7[:stop_at], "stop")
-        assert result.choices[0].stop_reason == "sL2"
+        assert result.choices[0].stop_reason == "l9!"
 
     def test_seeds_are_reproducible_and_a_missing_one_is_drawn(self, fleet):
         texts = [fleet.generate("Hello", max_tokens=16, seed=seed).text() for seed in (7, 7, 8, None, None)]

@@ -16,7 +16,7 @@ from celery import Celery
 
 from pagefleet.api import FleetClient
 
-SEED_7 = "f-)WMZsL2`QBIlih"
+SEED_7 = 'zF E;@l9!Uhk= 4"'
 
 
 def in_forked_child(act, timeout_s=60.0):

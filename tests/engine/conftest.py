@@ -30,8 +30,6 @@ from pagefleet.engine.text.tokenizer import ByteTokenizer
 sys.path.insert(0, str(Path(__file__).parent))
 
 ROOT = Path(__file__).parents[2]
-KERNELS_VARIABLE = "TEST_KERNELS"
-"""Names a library to test instead: one that was compiled with sanitizers."""
 SMOLLM2 = "smollm2-135m-instruct"
 
 _TINY: dict[str, Any] = {
@@ -62,6 +60,8 @@ TINY_CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.fixture(scope="session")
 def kernels() -> Library:
     """The C++ library of the CPU backend, compiled again if its sources have changed."""
+    from cpu_kernels import KERNELS_VARIABLE
+
     from pagefleet.engine.backends.cpu.native import Library, load_library
 
     if path := os.environ.get(KERNELS_VARIABLE):

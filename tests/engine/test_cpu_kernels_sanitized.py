@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import KERNELS_VARIABLE
+from cpu_kernels import KERNELS_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 HI = [{"role": "user", "content": "Hi"}]
-SEED_7 = "f-)WMZsL2`QBIlih"
+SEED_7 = 'zF E;@l9!Uhk= 4"'
 
 
 def test_an_answer(ai, fleet):
@@ -79,7 +79,7 @@ def test_logprobs(ai):
     }
     content = ai.chat.completions.create(**options).choices[0].logprobs.content
     assert [each.token for each in content] == list(SEED_7[:4])
-    assert (content[0].logprob, content[0].bytes, len(content[0].top_logprobs)) == (0.0, [ord("f")], 1)
+    assert (content[0].logprob, content[0].bytes, len(content[0].top_logprobs)) == (0.0, [ord("z")], 1)
     streamed = [
         each
         for chunk in ai.chat.completions.create(**options, stream=True)
@@ -91,23 +91,23 @@ def test_logprobs(ai):
 
 def test_a_stop_string_and_what_vllm_calls_it(ai):
     answer = ai.chat.completions.create(
-        model="null", messages=HI, max_completion_tokens=16, seed=7, stop="sL"
+        model="null", messages=HI, max_completion_tokens=16, seed=7, stop="l9"
     )
     (choice,) = answer.choices
     assert (choice.message.content, choice.finish_reason) == (SEED_7[:6], "stop")
-    assert choice.stop_reason == "sL"
+    assert choice.stop_reason == "l9"
 
 
 def test_vllms_extras(ai):
     extra = {
-        "stop_token_ids": [ord("s")],
+        "stop_token_ids": [ord("l")],
         "include_stop_str_in_output": True,
         "top_k": -1,
         "return_token_ids": True,
     }
     answer = ai.chat.completions.create(model="null", messages=HI, max_tokens=16, seed=7, extra_body=extra)
     (choice,) = answer.choices
-    assert (choice.message.content, choice.stop_reason) == (SEED_7[:7], ord("s"))
+    assert (choice.message.content, choice.stop_reason) == (SEED_7[:7], ord("l"))
     assert choice.token_ids == [ord(char) for char in SEED_7[:7]]
 
 

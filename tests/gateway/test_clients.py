@@ -17,7 +17,7 @@ import pytest
 HERE = Path(__file__).parent
 LITELLM = HERE.parents[1] / "build" / "litellm" / "bin" / "python"
 HI = [{"role": "user", "content": "Hi"}]
-SEED_7 = "f-)WMZsL2`QBIlih"
+SEED_7 = 'zF E;@l9!Uhk= 4"'
 NUM_USED = 21 + 16
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SEED_7 = "f-)WMZsL2`QBIlih"
+SEED_7 = 'zF E;@l9!Uhk= 4"'
 
 
 def test_an_answer(ai):

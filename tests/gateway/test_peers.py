@@ -10,7 +10,7 @@ from events import events_of
 
 HI = [{"role": "user", "content": "Hi"}]
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-SEED_7 = "f-)WMZsL2`QBIlih"
+SEED_7 = 'zF E;@l9!Uhk= 4"'
 ORIGIN = "https://app.example"
 BOS = 256
 

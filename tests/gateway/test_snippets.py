@@ -97,7 +97,7 @@ def without_engine(page):
     return [text for text in python_of(page) if "LLM" not in text]
 
 
-@pytest.mark.parametrize(("page", "num_blocks"), [("README.md", 1), ("docs/python.md", 11)])
+@pytest.mark.parametrize(("page", "num_blocks"), [("README.md", 1), ("docs/python.md", 12)])
 def test_python_over_a_fleet(null_stack, monkeypatch, capsys, page, num_blocks):
     """The blocks in their order, in one namespace; the null engine's answers are kept short."""
     monkeypatch.setenv("REDIS_URL", null_stack.redis_url)

@@ -73,7 +73,7 @@ MISTAKES = [
     ),
     Mistake(
         "STEP asks for the epoch alone: after a rollback two workers have the same one",
-        (Broken("step", "job[2] == worker and tonumber(job[3])", "tonumber(job[3])"),),
+        (Broken("step", "job[2] == worker and job[3] ==", "job[3] =="),),
         unattended("rollback"),
         "two workers pass the fence",
     ),

@@ -36,18 +36,18 @@ class StepLog:
         self.steps = []
         self.begun = threading.Condition()
         self._condition = self._act = None
-        self._engine, self._execute = engine, engine.execute
-        engine.execute = self._watched
+        self._engine, self._submit = engine, engine.submit
+        engine.submit = self._watched
 
     def _watched(self, plan):
         used = self._engine.stats().num_blocks - self._engine.num_free_blocks
         with self.begun:
-            self.steps.append(({job_of(entry.sequence.request_id) for entry in plan.scheduled}, used))
+            self.steps.append(({job_of(sequence.request_id) for sequence in plan.sequences}, used))
             self.begun.notify_all()
         if self._condition is not None and self._condition(*self.steps[-1]):
             self._act()
             self._condition = None
-        return self._execute(plan)
+        self._submit(plan)
 
     def act_within(self, condition, act):
         """Call ``act`` within the first step that meets the condition, before it is computed."""
