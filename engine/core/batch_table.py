@@ -80,7 +80,7 @@ class BatchTable:
         num_slots: tokens that its blocks can hold.
         max_num_tokens, min_num_tokens: prompt and output at which it ends, and before which it may not stop.
         block_tables: int32 [groups, slots, blocks], the sequence's blocks in order. Entries after its last
-            block, and those that a window has passed, are any block.
+            block, and those that a window has passed, are undefined.
         serial: differs for each sequence that ever had the slot; 0 for a free slot.
         is_guest: whether more than these columns decides its tokens: rules, a grammar, logprobs.
         may_draft: whether drafts will probably follow its next token.

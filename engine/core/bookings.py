@@ -1,6 +1,6 @@
 """Bookings: what a step changes in the batch table, when it starts and when its tokens come.
 
-Between the two a step is in flight, and the next one can be scheduled: its tokens are booked: they count
+Between the two a step is in flight, and the next one can be scheduled. Its tokens are booked: they count
 although they are not known yet.
 
     book      the step's tokens count as computed, and the next token of each sequence as booked

@@ -1,8 +1,9 @@
 """OutputProcessor: turns the tokens of a step into its output: text, stop strings, reasons.
 
-It may run in another thread, in parallel with the next step: it reads only those fields of a sequence that do
-not change, and no other code uses the detokenizers. So a stop string is found after the next step has begun:
-the sequence ends one or two steps later, and the tokens after its end are dropped here.
+It may run in another thread, in parallel with the next step: it reads only those fields of a sequence that
+do not change after its first token, and no other code uses the detokenizers and `has_ended_text`. So a stop
+string is found after the next step has begun: the sequence ends one or two steps later, and the tokens after
+its end are dropped here.
 """
 
 from __future__ import annotations
