@@ -181,7 +181,9 @@ def test_hundreds_of_refused_jobs_hold_no_seat_and_wait_for_their_weights(start)
         hashes = [keys.job(job_id) for job_id in old]
         assert wait_until(lambda: all(int(store.redis.hget(name, "backoff")) >= 4000 for name in hashes), 60)
         asked = sum("is not taken" in line for line in worker.read_log())
-        assert asked <= 4 * NUM_REFUSED
+        # Four times until the backoff is 4 s. On a slow machine the first ones are asked a fifth time before
+        # the last one has it.
+        assert asked <= 5 * NUM_REFUSED
 
         # Two of them have waited too long and are dead letters. One is requeued and continues.
         given_up = list(old)[:2]
