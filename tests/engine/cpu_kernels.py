@@ -1,6 +1,6 @@
-"""How the tests of the CPU kernels are told which library to test."""
+"""The environment variable that selects the library for the tests of the CPU kernels."""
 
 from __future__ import annotations
 
 KERNELS_VARIABLE = "TEST_KERNELS"
-"""Names a library to test instead: one that was compiled with sanitizers."""
+"""The path of a library to test instead of the installed one, for example one compiled with sanitizers."""

@@ -46,7 +46,7 @@ def add(scheduler: Scheduler, prompt: list[int], *, max_tokens: int = 40, is_sur
 
 
 def rows_that_find(output: SchedulerOutput, found: tuple[list[int], ...]) -> NDArray[np.int64]:
-    """The sampled rows that make each sequence find these tokens: after them, no row is right."""
+    """Return sampled rows that give each sequence these tokens, followed by wrong ones."""
     rows: list[int] = []
     for entry, tokens in zip(output.scheduled, found, strict=True):
         if entry.is_sampled:

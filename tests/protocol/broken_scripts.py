@@ -163,13 +163,13 @@ MISTAKES = [
         "MARK does not list the suspect",
         (Broken("mark", "redis.call('SADD', KEYS[1], id)", ""),),
         begun(),
-        "a suspect does not stand in its worker's list",
+        "a suspect is missing from its worker's list",
     ),
     Mistake(
         "MARK has no fence",
         (Broken("mark", "if job[1] == 'R' and job[2] == ARGV[1] and job[3] == epoch then", "if true then"),),
         begun("pause"),
-        "a suspect does not stand in its worker's list",
+        "a suspect is missing from its worker's list",
     ),
     Mistake(
         "STEP does not clear the suspicion with the first token",

@@ -283,7 +283,7 @@ def _of_suspicion(keyspace: Keyspace, job_id: str, fields: Mapping[str, str]) ->
     if is_suspect and not is_left and (fields["state"] != "R" or keyspace.num_tokens(job_id)):
         yield "a job is suspect although its first prefill is over"
     if is_suspect and job_id not in keyspace.members(keys.suspects(fields["owner"])):
-        yield "a suspect does not stand in its worker's list"
+        yield "a suspect is missing from its worker's list"
     given_up = (
         int(fields.get("blame", "0")) >= MAX_BLAME or int(fields.get("fruitless", "0")) >= MAX_FRUITLESS
     )

@@ -87,7 +87,9 @@ def test_a_window_that_only_a_mask_has_is_refused(transformers):
     content = {**config.to_dict(), "architectures": ["PhimoeForCausalLM"]}
     with pytest.raises(ModelLoadError, match="its sliding window cannot be given to another attention"):
         read_spec(content)
-    assert read_spec(content, max_model_len=64).layers[0].attention.window is None, "no text is longer"
+    assert read_spec(content, max_model_len=64).layers[0].attention.window is None, (
+        "the window covers all texts"
+    )
     assert read_spec(content | {"sliding_window": None}).layers
 
 
